@@ -1,0 +1,216 @@
+"""The two Triton kernels of the lookup and the tile copy they share.
+
+Equation, for every row t < num_tokens and column r < MAX_RANK:
+
+    out[t, r] = A[slot, r, id]                    if r < rank and 0 <= id < vocab_size
+              = extra[slot, id - vocab_size, r]   if r < rank and vocab_size <= id < vocab_size + num_extra
+              = 0                                 otherwise
+
+The kernels differ in how row t learns (slot, rank):
+
+tokens    from token_adapters[t] = slot << 16 | rank. The id and this word load side by side, then the row: two
+          dependent loads. A word of 0 is a row without LoRA, padding included.
+segments  from the batch structure of csgmv: segment g covers permutation[seg_indptr[g] : seg_indptr[g+1]], all of
+          slot seg_slots[g]. Bounds, permutation, id, row: four dependent loads, but it runs on SGLang's own
+          batch info as it is.
+
+Worked example, chunk size 2, ranks [2, 0], sequences of lengths [3, 1] in slots [0, 1]:
+token_adapters = [2, 2, 2, 65536], permutation = [0, 1, 2, 3], seg_indptr = [0, 2, 3, 4], seg_slots = [0, 0, 1].
+
+Invariants
+- Every element of out's num_tokens rows is written exactly once, so the caller need not clear it.
+- A table row is read only under `found`, so an id outside the table never forms a read.
+- Offsets into the tables and out are 64-bit: slot * stride passes 2^31 on real tables.
+- GROUP divides MAX_RANK, the strides and the alignment of table and out, and GROUP elements are at most 16 bytes.
+  Loads are masked by whole groups, which keeps them wide although the rank of a row is only known at run time;
+  what a group reads past the rank lies inside the row and is zeroed in registers.
+"""
+
+# Triton's DSL is untyped: parameters here are tensors of pointers and integers, checked by ops.py.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _copy_rows(
+    rows,
+    live,
+    ids,
+    slots,
+    ranks,
+    a_table,
+    extra,
+    out,
+    vocab_size,
+    num_extra,
+    a_stride_slot,
+    a_stride_rank,
+    a_stride_vocab,
+    extra_stride_slot,
+    extra_stride_token,
+    extra_stride_rank,
+    out_stride_token,
+    MAX_RANK: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+):
+    """Write out[rows, block of ranks] for the live rows; ids, slots, ranks are per row."""
+    column = tl.program_id(1) * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
+    group = (column // GROUP) * GROUP
+    wanted = group[None, :] < tl.minimum(ranks, MAX_RANK)[:, None]
+    ids = ids.to(tl.int64)
+    slots = slots.to(tl.int64)
+
+    found = live & (ids >= 0) & (ids < vocab_size)
+    row = tl.multiple_of(slots * a_stride_slot + ids * a_stride_vocab, GROUP)
+    values = tl.load(
+        a_table + (row[:, None] + column[None, :] * a_stride_rank), mask=found[:, None] & wanted, other=0.0
+    )
+    if HAS_EXTRA:
+        added = live & (ids >= vocab_size) & (ids < vocab_size + num_extra)
+        row = slots * extra_stride_slot + (ids - vocab_size) * extra_stride_token
+        pointers = extra + (row[:, None] + column[None, :].to(tl.int64) * extra_stride_rank)
+        values = tl.where(added[:, None], tl.load(pointers, mask=added[:, None] & wanted, other=0.0), values)
+    values = tl.where(column[None, :] < ranks[:, None], values, 0.0)
+
+    row = tl.multiple_of(rows.to(tl.int64) * out_stride_token, GROUP)
+    tl.store(out + (row[:, None] + column[None, :]), values, mask=live[:, None] & (group < MAX_RANK)[None, :])
+
+
+@triton.jit(do_not_specialize=["num_tokens", "vocab_size", "num_extra"])
+def embedding_lora_a_tokens_kernel(
+    input_ids,
+    token_adapters,
+    a_table,
+    extra,
+    out,
+    num_tokens,
+    vocab_size,
+    num_extra,
+    a_stride_slot,
+    a_stride_rank,
+    a_stride_vocab,
+    extra_stride_slot,
+    extra_stride_token,
+    extra_stride_rank,
+    out_stride_token,
+    MAX_RANK: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+):
+    """Grid (ceil(num_tokens / BLOCK_TOKENS), ceil(MAX_RANK / BLOCK_RANK)): a tile of tokens by ranks each."""
+    rows = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    live = rows < num_tokens
+    ids = tl.load(input_ids + rows, mask=live, other=-1)
+    word = tl.load(token_adapters + rows, mask=live, other=0)
+    _copy_rows(
+        rows,
+        live,
+        ids,
+        word >> 16,
+        word & 0xFFFF,
+        a_table,
+        extra,
+        out,
+        vocab_size,
+        num_extra,
+        a_stride_slot,
+        a_stride_rank,
+        a_stride_vocab,
+        extra_stride_slot,
+        extra_stride_token,
+        extra_stride_rank,
+        out_stride_token,
+        MAX_RANK,
+        BLOCK_RANK,
+        GROUP,
+        HAS_EXTRA,
+    )
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments", "tiles", "vocab_size", "num_extra"])
+def embedding_lora_a_segments_kernel(
+    input_ids,
+    permutation,
+    seg_indptr,
+    seg_slots,
+    slot_ranks,
+    a_table,
+    extra,
+    out,
+    num_tokens,
+    num_slots,
+    num_segments,
+    tiles,
+    vocab_size,
+    num_extra,
+    a_stride_slot,
+    a_stride_rank,
+    a_stride_vocab,
+    extra_stride_slot,
+    extra_stride_token,
+    extra_stride_rank,
+    out_stride_token,
+    MAX_RANK: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    GROUP: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+    HAS_PERMUTATION: tl.constexpr,
+):
+    """Grid (num_segments * tiles + padding, ceil(MAX_RANK / BLOCK_RANK)).
+
+    Program p < num_segments * tiles copies tile p % tiles of segment p // tiles. The programs after
+    them write the zero rows behind the last segment: padding tokens of a captured batch.
+    """
+    program = tl.program_id(0)
+    segment = program // tiles
+    if segment < num_segments:
+        end = tl.load(seg_indptr + segment + 1)
+        first = tl.load(seg_indptr + segment) + (program - segment * tiles) * BLOCK_TOKENS
+        slot = tl.load(seg_slots + segment)
+        in_table = (slot >= 0) & (slot < num_slots)
+        rank = tl.load(slot_ranks + slot, mask=in_table, other=0).to(tl.int32)
+    else:
+        first = tl.load(seg_indptr + num_segments) + (program - num_segments * tiles) * BLOCK_TOKENS
+        end = num_tokens
+        slot = 0
+        rank = 0
+    if first < end:
+        position = first + tl.arange(0, BLOCK_TOKENS)
+        live = position < end
+        if HAS_PERMUTATION:
+            rows = tl.load(permutation + position, mask=live & (segment < num_segments), other=0)
+            rows = tl.where(segment < num_segments, rows, position)
+        else:
+            rows = position
+        live = live & (rows < num_tokens)
+        ids = tl.load(input_ids + rows, mask=live, other=-1)
+        _copy_rows(
+            rows,
+            live,
+            ids,
+            tl.full((BLOCK_TOKENS,), 0, tl.int32) + slot,
+            tl.full((BLOCK_TOKENS,), 0, tl.int32) + rank,
+            a_table,
+            extra,
+            out,
+            vocab_size,
+            num_extra,
+            a_stride_slot,
+            a_stride_rank,
+            a_stride_vocab,
+            extra_stride_slot,
+            extra_stride_token,
+            extra_stride_rank,
+            out_stride_token,
+            MAX_RANK,
+            BLOCK_RANK,
+            GROUP,
+            HAS_EXTRA,
+        )
