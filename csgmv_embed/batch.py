@@ -228,7 +228,9 @@ class EmbeddingBatch:
         batch._capacity = capacity
         batch._device_buffer = device_buffer
         pinned = device.type == "cuda"
-        batch._staging = [_Staging(torch.zeros(total, dtype=torch.int32, device="cpu", pin_memory=pinned)) for _ in range(ring)]
+        batch._staging = [
+            _Staging(torch.zeros(total, dtype=torch.int32, device="cpu", pin_memory=pinned)) for _ in range(ring)
+        ]
         return batch
 
     def _fill(self, lens: Int64Array, slots: Int64Array, ranks: Int64Array) -> None:
@@ -289,8 +291,7 @@ def _checked(
 ) -> tuple[Int64Array, Int64Array, Int64Array]:
     """The three sequences as int64 arrays, or the error that names the first bad value."""
     lens, slots, slot_ranks = (
-        _integers(name, values)
-        for name, values in (("seq_lens", seq_lens), ("seq_slots", seq_slots), ("ranks", ranks))
+        _integers(name, values) for name, values in (("seq_lens", seq_lens), ("seq_slots", seq_slots), ("ranks", ranks))
     )
     if len(lens) != len(slots):
         raise ShapeError(f"seq_slots has {len(slots)} entries; expected {len(lens)}, one for each of seq_lens")

@@ -17,7 +17,8 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
 VECTOR_BYTES = 16  # the widest load of one thread
 
-_INTERPRETED = isinstance(embedding_lora_a_tokens_kernel, InterpretedFunction)
+# Host tensors make sense where nothing is launched on a GPU: in the interpreter, or in a tool that only compiles.
+accept_host_tensors = isinstance(embedding_lora_a_tokens_kernel, InterpretedFunction)
 
 
 def embedding_lora_a(
@@ -157,7 +158,7 @@ def _check_devices(
     input_ids: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, extra_embeddings: torch.Tensor | None
 ) -> None:
     device = a_table.device
-    if device.type != "cuda" and not _INTERPRETED:
+    if device.type != "cuda" and not accept_host_tensors:
         raise DeviceError(
             f"a_table is on {device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
         )

@@ -1,0 +1,1 @@
+"""The instrument: sweeps, verified points, records."""

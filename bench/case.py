@@ -1,0 +1,80 @@
+"""One point of the parameter space: a frozen, hashable value, and the only key of a measurement."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+Phase = Literal["decode", "prefill", "mixed"]
+RankMix = Literal["equal", "ladder", "gaps"]
+DType = Literal["float16", "bfloat16", "float32"]
+Cache = Literal["warm", "cold"]
+Storage = Literal["vocab_major", "rank_major"]
+ClockName = Literal["graph", "eager", "work"]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+RANK_MIXES: tuple[RankMix, ...] = get_args(RankMix)
+DTYPES: tuple[DType, ...] = get_args(DType)
+CACHES: tuple[Cache, ...] = get_args(Cache)
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+CLOCKS: tuple[ClockName, ...] = get_args(ClockName)
+VOCABS = (32000, 49152, 128256, 151936, 262144)
+ELEMENT_BYTES: dict[DType, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+# In a mixed batch one request in eight is a prefill of `seq_len` tokens, the rest decode one token.
+MIXED_PREFILL_SHARE = 8
+
+
+class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
+    """The batch and the tables of one lookup.
+
+    `batch_size` requests; in prefill they share batch_size * seq_len tokens, lengths proportional to
+    (i+1)^-skew. `adapters` slots hold an adapter; `mix` says how requests choose among them, and
+    `base_fraction` of the requests use none. Storage and chunk size are properties of a contender.
+    """
+
+    phase: Phase
+    batch_size: int
+    seq_len: int
+    rank: int
+    skew: float = 0.0
+    adapters: int = 8
+    mix: str = "uniform"
+    base_fraction: float = 0.0
+    rank_mix: RankMix = "equal"
+    vocab: int = 128256
+    dtype: DType = "bfloat16"
+    cache: Cache = "warm"
+
+    @property
+    def num_prefills(self) -> int:
+        """Requests that bring more than one token."""
+        if self.phase == "decode":
+            return 0
+        if self.phase == "prefill":
+            return self.batch_size
+        return max(1, self.batch_size // MIXED_PREFILL_SHARE)
+
+    @property
+    def num_tokens(self) -> int:
+        prefills = self.num_prefills
+        return prefills * self.seq_len + self.batch_size - prefills
+
+    @property
+    def key(self) -> str:
+        """Canonical `name=value` list, sorted by name: the identity of the case in files and on the command line."""
+        fields = sorted(msgspec.structs.asdict(self).items())
+        return ",".join(f"{name}={value}" for name, value in fields)
+
+    @property
+    def label(self) -> str:
+        """A short name for people; not unique across all axes, the key is."""
+        shape = f"{self.batch_size}" if self.phase == "decode" else f"{self.batch_size}x{self.seq_len}"
+        skew = f" skew {self.skew:g}" if self.skew else ""
+        return f"{self.phase} {shape}{skew} r{self.rank}"
+
+
+def point_name(case: Case, contender: str, clock: str) -> str:
+    """`contender|clock|case`: names a point in NVTX ranges and logs, free of the characters ncu filters treat as operators."""
+    return f"{contender}|{clock}|" + case.key.replace(",", "|")

@@ -1,0 +1,206 @@
+"""`python -m bench VERB`: one short function a verb. Torch is only imported where a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bench import config as configuration
+from bench import results as store
+from bench.case import ClockName
+from bench.config import Config, ConfigError, Plan
+from bench.environment import ROOT, collect_code, nvml_device
+from bench.results import Results, ResultsError, Run, Schema, Selection
+
+TOOL_VERSION = "0.1.0"
+RESULTS = ROOT / "results"
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Profile of bench.toml.")]
+AxisOption = Annotated[
+    list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis in every grid of the profile.")
+]
+ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager or work; default: the profile's.")]
+ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
+CaseOption = Annotated[
+    list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
+]
+ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
+
+
+@app.command()
+def sweep(
+    profile: ProfileOption = "quick",
+    axis: AxisOption = [],
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME.json.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this file, repeating nothing.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Re-layouts in a process.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes, each with its own rounds.")] = None,
+) -> None:
+    """Verify and measure every point of a profile; without a GPU, count its work."""
+    from bench.report.tables import console, summary
+
+    out = console()
+    selection = Selection(profile, axis, clock, contender, case, rounds, processes)
+    results = store.read(resume) if resume else None
+    if results is not None:
+        selection = results.run.selection
+    plan = _plan(configuration.load(config), selection)
+    path = resume or output or RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{selection.profile}.json"
+    if results is None:
+        results = _begin(plan, selection, path)
+    else:
+        _check_resumable(results, plan, path)
+    if all(point.clock == "work" for point in plan.points):
+        out.print("Work clock: what follows are counts from Triton's interpreter, not times.")
+    _run(plan, results, path)
+    out.print(summary(results))
+    out.print(f"written to {path}")
+    if any(point.contender.startswith("csgmv_embed") and point.status != "ok" for point in results.points):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(file: Annotated[Path, typer.Argument(help="Results file.")]) -> None:
+    """The tables of a results file."""
+    from bench.report.tables import console, summary
+
+    console().print(summary(store.read(file)))
+
+
+@app.command(name="list")
+def list_points(
+    profile: ProfileOption = "quick",
+    axis: AxisOption = [],
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+) -> None:
+    """The cases and contenders a sweep would measure, and the profiles there are."""
+    from bench.report.listing import listing
+    from bench.report.tables import console
+
+    loaded = configuration.load(config)
+    plan = _plan(loaded, Selection(profile, axis, clock, contender, case))
+    console().print(listing(plan, sorted(loaded.profiles)))
+
+
+@app.command(name="config")
+def show_config(config: ConfigOption = configuration.DEFAULT_PATH) -> None:
+    """The effective configuration, as JSON."""
+    loaded = configuration.load(config)
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(loaded), indent=2).decode() + "\n")
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, the GPU, what is missing and how to get it."""
+    from bench.report.doctor import diagnose
+    from bench.report.tables import console
+
+    diagnosis, usable = diagnose()
+    console().print(diagnosis)
+    if not usable:
+        raise typer.Exit(1)
+
+
+def _plan(loaded: Config, selection: Selection) -> Plan:
+    """The plan of a selection. Without a GPU and without a wish for a clock: the work clock."""
+    for name in selection.clocks:
+        if name not in configuration.CLOCKS:
+            raise ConfigError(f"--clock {name}: expected one of {', '.join(configuration.CLOCKS)}")
+    clocks: list[ClockName] = list(selection.clocks)  # type: ignore[arg-type]
+    has_gpu = nvml_device() is not None
+    if not has_gpu and any(name != "work" for name in clocks):
+        raise ConfigError(f"--clock {' '.join(clocks)}: needs an NVIDIA GPU and none was found; expected work")
+    plan = configuration.make_plan(
+        loaded,
+        selection.profile,
+        overrides=configuration.parse_axis_overrides(selection.axes),
+        clocks=clocks if clocks or has_gpu else ["work"],
+        contenders=selection.contenders,
+        cases=selection.cases,
+    )
+    measure = msgspec.structs.replace(
+        plan.measure,
+        rounds=selection.rounds or plan.measure.rounds,
+        processes=selection.processes or plan.measure.processes,
+    )
+    if all(point.clock == "work" for point in plan.points):
+        measure = msgspec.structs.replace(measure, rounds=1, processes=1)  # counts are exact: no replicates
+    return msgspec.structs.replace(plan, measure=measure)
+
+
+def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
+    from bench.sweep import argv, plan_digest
+
+    if path.exists():
+        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
+    run = Run(
+        id=str(uuid.uuid4()),
+        kind="sweep",
+        selection=selection,
+        started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=0.0,
+        argv=argv(),
+        seed=plan.measure.seed,
+        plan_sha256=plan_digest(plan),
+        tool_version=TOOL_VERSION,
+    )
+    return Results(Schema(), run, collect_code())
+
+
+def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
+    """Raises ResultsError if going on would mix two measurements in one file."""
+    from bench.sweep import plan_digest
+
+    code = collect_code()
+    for what, then, now in (
+        ("the format", results.schema.version, store.SCHEMA_VERSION),
+        ("the plan (bench.toml or the options)", results.run.plan_sha256, plan_digest(plan)),
+        ("the kernel's source", results.code.kernel_source_sha256, code.kernel_source_sha256),
+        ("the suite's measuring code", results.code.bench_version, code.bench_version),
+    ):
+        if then != now:
+            raise ResultsError(f"{path}: {what} has changed since the file was begun; expected a new sweep")
+    results.run.resumed += 1
+
+
+def _run(plan: Plan, results: Results, path: Path) -> None:
+    from bench.report.progress import follow
+    from bench.report.tables import console
+    from bench.sweep import sweep as run_sweep
+
+    events = run_sweep(plan, results, path)
+    try:
+        follow(events, console())
+    except KeyboardInterrupt:
+        events.close()
+        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def main() -> None:
+    """Run the command line; expected errors are one line and exit status 2."""
+    from bench.isolate import WorkerDied
+
+    try:
+        app()
+    except (ConfigError, ResultsError, WorkerDied) as error:
+        sys.stderr.write(f"bench: {error}\n")
+        raise SystemExit(USAGE_ERROR) from None

@@ -1,0 +1,1 @@
+"""One module a clock: a way of measuring a launch."""

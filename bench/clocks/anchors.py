@@ -1,0 +1,76 @@
+"""What the repository's code cannot change: an empty kernel, a device copy, a plain gather.
+
+The first two are floors of the lookup; all three tell whether a session's machine was the same as another's.
+"""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+from statistics import median
+
+import torch
+import triton
+
+from bench.clocks import eager, graph
+from bench.results import Anchor
+
+COPY_BYTES = 1 << 30
+GATHER_ROWS, GATHER_WIDTH = 1 << 20, 256
+GATHER_TOKENS = 4096
+BLOCKS = 9
+
+
+@triton.jit
+def empty_kernel(pointer):
+    """Does nothing: what is left is the cost of a launch."""
+
+
+def empty_graph_us(nodes: int, block_ms: float) -> float:
+    """Time of one empty kernel among `nodes` of them in a graph, us."""
+    target = torch.empty(1, device="cuda")
+
+    def launch(_: int) -> torch.Tensor:
+        empty_kernel[(1,)](target)
+        return target
+
+    captured = graph.capture(launch, index_sets=1, nodes=nodes)
+    return median(graph.sample(captured, blocks=BLOCKS, block_ms=block_ms, flush=None))
+
+
+def empty_eager_us(calls: int) -> float:
+    """Time of one empty kernel launched eagerly, back to back, us."""
+    target = torch.empty(1, device="cuda")
+
+    def launch(_: int) -> torch.Tensor:
+        empty_kernel[(1,)](target)
+        return target
+
+    return median(eager.sample(launch, index_sets=1, calls=calls, blocks=BLOCKS)[0])
+
+
+def copy_bytes_per_us() -> float:
+    """Bytes read plus written by a device-to-device copy of 1 GiB, per us."""
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    captured = graph.capture(lambda _: target.copy_(source), index_sets=1, nodes=3)
+    return 2 * COPY_BYTES / median(graph.sample(captured, blocks=BLOCKS, block_ms=1.0, flush=None))
+
+
+def gather_us() -> float:
+    """torch.index_select of 4096 rows of 512 bytes, random, in a graph, us."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    table = torch.empty(GATHER_ROWS, GATHER_WIDTH, dtype=torch.bfloat16, device="cuda").normal_(generator=generator)
+    sets = [torch.randint(0, GATHER_ROWS, (GATHER_TOKENS,), device="cuda", generator=generator) for _ in range(20)]
+    captured = graph.capture(lambda k: torch.index_select(table, 0, sets[k]), index_sets=20, nodes=60)
+    return median(graph.sample(captured, blocks=BLOCKS, block_ms=1.0, flush=None))
+
+
+def measure_anchors(nodes: int, block_ms: float, calls: int) -> list[Anchor]:
+    """All anchors of this process."""
+    return [
+        Anchor("empty_kernel_graph", "us", [empty_graph_us(nodes, block_ms)]),
+        Anchor("empty_kernel_eager", "us", [empty_eager_us(calls)]),
+        Anchor("copy_bandwidth", "bytes/us", [copy_bytes_per_us()]),
+        Anchor("gather", "us", [gather_us()]),
+    ]

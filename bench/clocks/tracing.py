@@ -1,0 +1,232 @@
+"""The work of one launch, counted in Triton's interpreter: exact, equal on every machine, and no timing."""
+
+from __future__ import annotations
+
+import bisect
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+SECTOR_BYTES = 32
+_LOAD, _STORE = np.uint8(1), np.uint8(2)
+
+_NEEDS_INTERPRETER = (
+    "counting work needs Triton's interpreter: set TRITON_INTERPRET=1 before triton and the kernels are imported"
+)
+_NEEDS_TRITON_VIZ = "counting work needs triton-viz: pip install triton-viz"
+
+
+class WorkCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the Triton kernels of one launch did; sums over its kernel launches unless said otherwise.
+
+    launches         Triton kernels launched
+    programs         programs launched
+    active_programs  programs that executed at least one store with a live lane
+    busiest_loads    load operations executed by the busiest program, the one with the most loads and stores together
+    busiest_stores   store operations executed by the same program
+    load_bytes       bytes of live load lanes, each lane counted every time
+    store_bytes      bytes of live store lanes
+    load_sectors     distinct 32-byte sectors that live load lanes touched, over the whole launch
+    store_sectors    the same for stores
+    """
+
+    launches: int
+    programs: int
+    active_programs: int
+    busiest_loads: int
+    busiest_stores: int
+    load_bytes: int
+    store_bytes: int
+    load_sectors: int
+    store_sectors: int
+
+
+def count(launch: Callable[[], object], kernels: Sequence[tuple[str, str]]) -> WorkCounts:
+    """Run `launch` once under the interpreter and count the work of the kernels named by (module, attribute).
+
+    Only Triton kernels that `launch` looks up under these names are counted: a torch kernel, such as the
+    fill of torch.zeros, is not. Sectors are numbered from the start of the storage each address lies in,
+    as a GPU allocator would align it, so the counts do not depend on where the host put the tensors.
+    Tensors must be on the CPU. The memory needed is one byte per 32 bytes of tensor that is touched.
+
+    Raises RuntimeError if the interpreter or triton-viz is missing, if a kernel is not made by a bare
+    triton.jit, if a live lane leaves the storages of the kernels' tensor arguments, and for atomics, which
+    are neither loads nor stores; the interpreter may wrap the last two in its InterpreterError.
+    """
+    triton_viz = _load_triton_viz()
+    counter = _Counter()
+    with _traced(triton_viz, counter, kernels):
+        launch()
+    return counter.counts()
+
+
+def _load_triton_viz() -> ModuleType:
+    knobs = importlib.import_module("triton.knobs")
+    if not knobs.runtime.interpret:
+        raise RuntimeError(_NEEDS_INTERPRETER)
+    try:
+        triton_viz = importlib.import_module("triton_viz")
+    except ImportError as error:
+        raise RuntimeError(_NEEDS_TRITON_VIZ) from error
+    if triton_viz.config.num_sms != 1:
+        raise RuntimeError("programs must be interpreted one after the other: unset TRITON_VIZ_NUM_SMS")
+    importlib.import_module("triton_viz.core.client").Client.register(_Counter)
+    return triton_viz
+
+
+@contextmanager
+def _traced(triton_viz: ModuleType, counter: _Counter, kernels: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Put a traced kernel in the place of each named one; on leaving, the modules hold the originals again."""
+    interpreted = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+    client = importlib.import_module("triton_viz.core.client")
+    with ExitStack() as stack:
+        stack.callback(triton_viz.clear)
+        # triton-viz 3.0 never takes back its rewriting of loops, which breaks kernels interpreted later without it.
+        stack.enter_context(_replaced(client, "patch_for_loop", lambda callbacks: None))
+        for module_name, attribute in dict.fromkeys(kernels):
+            module = importlib.import_module(module_name)
+            kernel = getattr(module, attribute)
+            if type(kernel) is not interpreted:
+                found = type(kernel).__name__
+                raise RuntimeError(f"{module_name}.{attribute} is a {found}, not a plain kernel; {_NEEDS_INTERPRETER}")
+            stack.enter_context(_replaced(module, attribute, triton_viz.trace(client=counter)(kernel)))
+        yield
+
+
+@contextmanager
+def _replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
+    original = getattr(owner, attribute)
+    setattr(owner, attribute, value)
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, original)
+
+
+class _Sectors:
+    """Which 32-byte sectors of which storage were touched, and how; a storage is known by its base address."""
+
+    def __init__(self) -> None:
+        self._bases: list[int] = []  # sorted
+        self._storages: dict[int, Any] = {}  # held, so that no later storage gets the same address
+        self._flags: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+
+    def add(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        base, size = storage.data_ptr(), storage.nbytes()
+        if size > 0 and base not in self._storages:
+            bisect.insort(self._bases, base)
+            self._storages[base] = storage
+            self._flags[base] = np.zeros(-(-size // SECTOR_BYTES), dtype=np.uint8)
+
+    def touch(self, addresses: np.ndarray[Any, Any], flag: np.uint8) -> None:
+        """Mark the sector of each address, (lanes,) uint64."""
+        while addresses.size:  # one turn for each storage the lanes lie in, so nearly always one
+            lowest = int(addresses.min())
+            position = bisect.bisect_right(self._bases, lowest) - 1
+            base = self._bases[position] if position >= 0 else 0
+            end = base + self._storages[base].nbytes() if position >= 0 else 0
+            if lowest >= end:
+                raise RuntimeError(f"a kernel accessed address {lowest:#x}, outside its tensor arguments")
+            inside = addresses < end
+            self._flags[base][(addresses[inside] - base) // SECTOR_BYTES] |= flag
+            addresses = addresses[~inside]
+
+    def count(self, flag: np.uint8) -> int:
+        return sum(int(np.count_nonzero(flags & flag)) for flags in self._flags.values())
+
+
+class _Counter:
+    """A client of triton-viz: its interface is `triton_viz.core.client.Client`, registered as such when first used."""
+
+    NAME = "work_counter"
+
+    def __init__(self) -> None:
+        self._sectors = _Sectors()
+        self._launches = self._programs = self._active_programs = 0
+        self._load_bytes = self._store_bytes = 0
+        self._busiest = (0, 0)
+        self._loads = self._stores = 0  # of the program that is running
+        self._stored = False
+
+    def counts(self) -> WorkCounts:
+        return WorkCounts(
+            launches=self._launches,
+            programs=self._programs,
+            active_programs=self._active_programs,
+            busiest_loads=self._busiest[0],
+            busiest_stores=self._busiest[1],
+            load_bytes=self._load_bytes,
+            store_bytes=self._store_bytes,
+            load_sectors=self._sectors.count(_LOAD),
+            store_sectors=self._sectors.count(_STORE),
+        )
+
+    def arg_callback(self, name: str, arg: Any, arg_cvt: Any) -> None:
+        if isinstance(arg, tuple):
+            for item in arg:
+                self.arg_callback(name, item, None)
+        tensor = getattr(arg, "base", arg)  # tensor descriptors and reinterpreted tensors wrap one
+        if hasattr(tensor, "untyped_storage"):
+            self._sectors.add(tensor)
+
+    def grid_callback(self, grid: tuple[int, ...]) -> None:
+        self._launches += 1
+
+    def grid_idx_callback(self, grid_idx: tuple[int, ...]) -> None:
+        self._programs += 1
+        self._loads = self._stores = 0
+        self._stored = False
+
+    def pre_run_callback(self, fn: Callable[..., object]) -> bool:
+        return True
+
+    def post_run_callback(self, fn: Callable[..., object]) -> bool:
+        self._active_programs += self._stored
+        operations = (self._loads, self._stores)
+        self._busiest = max(self._busiest, operations, key=lambda pair: (sum(pair), pair))
+        return True
+
+    def register_op_callback(self, op_type: type) -> Any:
+        callbacks = importlib.import_module("triton_viz.core.callbacks").OpCallbacks
+        # Unmasked, block-pointer and descriptor accesses reach the interpreter's masked load and store, too.
+        refused = dict.fromkeys(("atomic_rmw", "atomic_cas"), _refuse_atomic)
+        handlers: dict[str, Callable[..., None]] = {"load": self._load, "store": self._store, **refused}
+        return callbacks(before_callback=handlers.get(getattr(op_type, "name", "")))
+
+    def register_for_loop_callback(self) -> Any:
+        return importlib.import_module("triton_viz.core.callbacks").ForLoopCallbacks()
+
+    def pre_warmup_callback(self, jit_fn: object, *args: object, **kwargs: object) -> bool:
+        return False
+
+    def post_warmup_callback(self, jit_fn: object, ret: object) -> None: ...
+
+    def finalize(self) -> list[object]:
+        return []
+
+    def _load(self, pointers: Any, mask: Any, keys: object) -> None:
+        self._loads += 1
+        self._load_bytes += self._live_bytes(pointers, mask, _LOAD)
+
+    def _store(self, pointers: Any, mask: Any, keys: object) -> None:
+        live_bytes = self._live_bytes(pointers, mask, _STORE)
+        self._stores += 1
+        self._store_bytes += live_bytes
+        self._stored |= live_bytes > 0
+
+    def _live_bytes(self, pointers: Any, mask: Any, flag: np.uint8) -> int:
+        """Mark the sectors of the live lanes and return their bytes; `pointers` and `mask` are interpreter handles."""
+        live = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        self._sectors.touch(live, flag)
+        element_bits: int = pointers.get_element_ty().primitive_bitwidth
+        return int(live.size) * max(1, element_bits // 8)  # a bool is one bit to Triton and one byte in memory
+
+
+def _refuse_atomic(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("a kernel used an atomic, which is neither a load nor a store and is not counted")

@@ -1,0 +1,275 @@
+"""bench.toml -> typed configuration -> planned points. Unknown keys and bad values are errors that say what is allowed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from bench.case import CLOCKS, Cache, Case, ClockName, DType, Phase, RankMix, Storage, point_name
+from bench.contenders import FAMILIES, Family
+
+DEFAULT_PATH = Path(__file__).resolve().parent.parent / "bench.toml"
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Mix = Annotated[str, msgspec.Meta(pattern=r"^(one|uniform|distinct|zipf:[0-9]+(\.[0-9]+)?)$")]
+ChunkSize = Literal[16, 32, 64, 128]
+
+__all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_overrides"]
+
+CASE_AXES = tuple(Case.__struct_fields__)
+VARIANT_AXES = ("storage", "chunk_size")
+
+
+class ConfigError(ValueError):
+    """The configuration or a command-line override is wrong; the message names the place and the remedy."""
+
+
+class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Values of each axis; an axis left out is inherited."""
+
+    phase: tuple[Phase, ...] | None = None
+    batch_size: tuple[Positive, ...] | None = None
+    seq_len: tuple[Positive, ...] | None = None
+    skew: tuple[Annotated[float, msgspec.Meta(ge=0)], ...] | None = None
+    adapters: tuple[Positive, ...] | None = None
+    mix: tuple[Mix, ...] | None = None
+    base_fraction: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] | None = None
+    rank: tuple[Positive, ...] | None = None
+    rank_mix: tuple[RankMix, ...] | None = None
+    vocab: tuple[Positive, ...] | None = None
+    dtype: tuple[DType, ...] | None = None
+    cache: tuple[Cache, ...] | None = None
+    storage: tuple[Storage, ...] | None = None
+    chunk_size: tuple[ChunkSize, ...] | None = None
+
+    def over(self, base: Axes) -> Axes:
+        """These axes, and those of `base` where this leaves one out."""
+        mine = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(base, **mine)
+
+
+class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a point is measured. Times carry their unit in the name."""
+
+    seed: int
+    nodes: Positive
+    max_index_sets: Positive
+    blocks: Positive
+    block_ms: Annotated[float, msgspec.Meta(gt=0)]
+    eager_calls: Positive
+    rounds: Positive
+    processes: Positive
+    point_timeout_s: Annotated[float, msgspec.Meta(gt=0)]
+    start_timeout_s: Annotated[float, msgspec.Meta(gt=0)]
+    work_lanes: Positive
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A named selection of cases, contenders and clocks."""
+
+    clocks: tuple[ClockName, ...]
+    contenders: tuple[Family, ...]
+    grids: tuple[Axes, ...]
+    axes: Axes = Axes()
+    shuffle: bool = True
+    rounds: Positive | None = None
+    processes: Positive | None = None
+    worker_env: dict[str, str] = {}
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of bench.toml."""
+
+    measure: Measure
+    axes: Axes
+    profiles: dict[str, Profile]
+
+
+class PlannedPoint(msgspec.Struct, frozen=True):
+    """A point before it is measured."""
+
+    case: Case
+    contender: str
+    clock: ClockName
+
+    @property
+    def name(self) -> str:
+        return point_name(self.case, self.contender, self.clock)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one sweep does."""
+
+    profile: str
+    measure: Measure
+    points: tuple[PlannedPoint, ...]
+    shuffle: bool
+    worker_env: dict[str, str]
+
+
+def load(path: Path = DEFAULT_PATH) -> Config:
+    """Read and check a configuration file. Raises ConfigError."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    config = _convert(raw, Config, str(path))
+    missing = [name for name in Axes.__struct_fields__ if getattr(config.axes, name) is None]
+    if missing:
+        raise ConfigError(f"{path}: [axes] lacks {', '.join(missing)}; expected a default for every axis")
+    return config
+
+
+def parse_axis_overrides(texts: Iterable[str]) -> Axes:
+    """`rank=16,64` -> Axes. Raises ConfigError naming the axis and what it allows."""
+    values: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        if not equals or name not in Axes.__struct_fields__:
+            known = ", ".join(Axes.__struct_fields__)
+            raise ConfigError(f"--axis {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
+        values[name] = [part.strip() for part in listed.split(",")]
+    return _convert(values, Axes, "--axis", strict=False)
+
+
+def make_plan(
+    config: Config,
+    profile_name: str,
+    *,
+    overrides: Axes | None = None,
+    clocks: Sequence[ClockName] = (),
+    contenders: Sequence[str] = (),
+    cases: Sequence[str] = (),
+) -> Plan:
+    """The points of a profile after overrides and selections.
+
+    `contenders` are names or glob patterns; each of `cases` is a list of `name=value` that a case must have.
+    Raises ConfigError if the profile is unknown or a selection leaves nothing.
+    """
+    profile = config.profiles.get(profile_name)
+    if profile is None:
+        raise ConfigError(f"profile {profile_name!r} is unknown; expected one of {', '.join(sorted(config.profiles))}")
+    base = (overrides or Axes()).over(profile.axes.over(config.axes))
+    names = _select_contenders(_variants(profile.contenders, base), contenders)
+    grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
+    chosen = _select_cases(list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes))), cases)
+    points = tuple(
+        PlannedPoint(case, name, clock) for case in chosen for clock in clocks or profile.clocks for name in names
+    )
+    measure = msgspec.structs.replace(
+        config.measure,
+        rounds=profile.rounds or config.measure.rounds,
+        processes=profile.processes or config.measure.processes,
+    )
+    return Plan(profile_name, measure, points, profile.shuffle, profile.worker_env)
+
+
+def _cases(axes: Axes) -> Iterable[Case]:
+    """The product of the case axes, with what a case ignores set to one value so that equal cases are equal."""
+    for values in itertools.product(*(getattr(axes, name) for name in CASE_AXES)):
+        case = Case(**dict(zip(CASE_AXES, values, strict=True)))
+        if case.phase == "decode":
+            case = msgspec.structs.replace(case, seq_len=1, skew=0.0)
+        if case.mix == "distinct":
+            case = msgspec.structs.replace(case, adapters=case.batch_size)
+        yield case
+
+
+def _variants(families: Sequence[str], axes: Axes) -> list[str]:
+    """Contender names: a family times the values of the variant axes it has."""
+    names = []
+    for family in families:
+        options = [[_option(axis, value) for value in getattr(axes, axis)] for axis in FAMILIES[family]]
+        names += ["-".join((family, *chosen)) for chosen in itertools.product(*options)]
+    return names
+
+
+def _option(axis: str, value: object) -> str:
+    return f"chunk{value}" if axis == "chunk_size" else str(value)
+
+
+def _select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
+    if not patterns:
+        return names
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"--contender {pattern}: matches none of {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _select_cases(cases: list[Case], selections: Sequence[str]) -> list[Case]:
+    if not selections:
+        return cases
+    for selection in selections:
+        for term in selection.split(","):
+            if term.partition("=")[0] not in CASE_AXES:
+                raise ConfigError(
+                    f"--case {selection}: {term!r} is no NAME=VALUE with NAME one of {', '.join(CASE_AXES)}"
+                )
+    chosen = [case for case in cases if any(_has(case, selection) for selection in selections)]
+    if not chosen:
+        raise ConfigError(f"--case {' '.join(selections)}: no case of the profile has these values")
+    return chosen
+
+
+def _has(case: Case, selection: str) -> bool:
+    return set(selection.split(",")) <= set(case.key.split(","))
+
+
+def _convert(raw: Mapping[str, Any], kind: Any, source: str, *, strict: bool = True) -> Any:
+    """msgspec conversion whose error says where and what is allowed there."""
+    try:
+        return msgspec.convert(raw, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        where = re.search(r"at `(?:key in )?\$\.?(.*)`", message)
+        path = where.group(1) if where else ""
+        problem = message.split(" - at ")[0]
+        place = f"{source}: {path or 'top level'}"
+        raise ConfigError(f"{place}: {problem}; {_allowed(kind, path, problem)}") from error
+
+
+def _allowed(kind: Any, path: str, problem: str) -> str:
+    """What the schema expects at a path like `profiles[...].grids[0].phase[0]`."""
+    for step in re.findall(r"[A-Za-z_]\w*|\[[^\]]*\]", path):
+        kind = _strip_optional(kind)
+        if step.startswith("["):
+            kind = get_args(kind)[-1 if get_origin(kind) is dict else 0]
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            kind = get_type_hints(kind, include_extras=True)[step]
+    kind = _strip_optional(kind)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return f"allowed keys: {', '.join(kind.__struct_fields__)}"
+    if get_origin(kind) is Literal:
+        return f"allowed: {', '.join(map(str, get_args(kind)))}"
+    if kind is Mix:
+        return "allowed: one, uniform, distinct, zipf:EXPONENT"
+    return f"allowed: {_spell(kind)}"
+
+
+def _strip_optional(kind: Any) -> Any:
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    return parts[0] if type(None) in get_args(kind) else kind
+
+
+def _spell(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        meta = get_args(kind)[1]
+        bounds = [
+            f"{sign} {bound}" for sign, bound in ((">=", meta.ge), (">", meta.gt), ("<=", meta.le)) if bound is not None
+        ]
+        return f"{get_args(kind)[0].__name__} {' and '.join(bounds)}"
+    if get_origin(kind) is tuple:
+        return f"a list, each {_spell(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return getattr(kind, "__name__", str(kind))

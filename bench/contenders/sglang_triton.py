@@ -1,0 +1,25 @@
+"""SGLang's fallback: the embedding kernel of its triton backend, one segment a request in the original order."""
+
+from __future__ import annotations
+
+from bench.contenders.base import Launch
+from bench.contenders.sglang_peers import Peer, SglangLookup
+from bench.workload import Workload
+
+
+class SglangTriton(SglangLookup):
+    name = "sglang_triton"
+    peer = Peer(
+        backend=("triton_backend", "TritonLoRABackend"),
+        kernel=("embedding_lora_a", "_embedding_lora_a_kernel"),
+        launcher="embedding_lora_a_fwd",
+    )
+
+    def setup(self, workload: Workload, *, static: bool) -> Launch:
+        backend = self.peer.prepare(workload, static=static)
+        batch_info = backend.batch_info
+        if batch_info is getattr(backend, "prefill_cuda_graph_batch_info", None):
+            batch_info = backend.sgemm_batch_info or batch_info  # the engine's choice in a prefill graph (0.5.20)
+        forward = self.peer.load_launcher()
+        ids, table, vocab = workload.index_sets, workload.table("rank_major"), workload.case.vocab
+        return lambda k: forward(ids[k], table, batch_info, vocab)

@@ -1,0 +1,148 @@
+"""The fingerprint of a run: what must be equal to compare, what is only worth knowing, and which code ran."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.results import Code, Environment, Scalar
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION_PACKAGES = ("torch", "triton", "sglang")
+CODE_VARIABLES = ("CUDA_", "TRITON_", "TORCH_", "PYTORCH_", "SGLANG_", "CSGMV_")
+# The files that make inputs and take times: a change here makes old and new figures incomparable.
+BENCH_FILES = ("case.py", "workload.py", "measure.py", "clocks", "contenders")
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def collect_environment(device_type: str) -> Environment:
+    """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda."""
+    identity: dict[str, Scalar] = {name: package_version(name) for name in VERSION_PACKAGES}
+    identity["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
+    volatile: dict[str, Scalar] = {
+        "hostname": platform.node(),
+        "os": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "python_full": platform.python_version(),
+    }
+    volatile |= {name: value for name, value in sorted(os.environ.items()) if name.startswith(CODE_VARIABLES)}
+    if device_type == "cuda":
+        gpu_identity, gpu_volatile = _gpu()
+        identity |= gpu_identity
+        volatile |= gpu_volatile
+    else:
+        identity["gpu"] = None
+    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
+    return Environment(identity, digest[:16], volatile)
+
+
+def _gpu() -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    identity: dict[str, Scalar] = {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "mem_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
+    nvml = nvml_device()
+    if nvml is None:
+        return identity, {"nvml": "unavailable"}
+    module, handle = nvml
+    driver = _text(module.nvmlSystemGetDriverVersion())
+    identity["driver"] = ".".join(driver.split(".")[:2])
+    identity["mig"] = _query(lambda: bool(module.nvmlDeviceGetMigMode(handle)[0]))
+    volatile: dict[str, Scalar] = {
+        "driver_full": driver,
+        "gpu_uuid": _query(lambda: _text(module.nvmlDeviceGetUUID(handle))),
+        "pci_bus": _query(lambda: _text(module.nvmlDeviceGetPciInfo(handle).busId)),
+        "vbios": _query(lambda: _text(module.nvmlDeviceGetVbiosVersion(handle))),
+        "power_limit_w": _query(lambda: module.nvmlDeviceGetPowerManagementLimit(handle) / 1000),
+        "max_sm_mhz": _query(lambda: module.nvmlDeviceGetMaxClockInfo(handle, module.NVML_CLOCK_SM)),
+        "max_mem_mhz": _query(lambda: module.nvmlDeviceGetMaxClockInfo(handle, module.NVML_CLOCK_MEM)),
+        "ecc": _query(lambda: bool(module.nvmlDeviceGetEccMode(handle)[0])),
+        "persistence": _query(lambda: bool(module.nvmlDeviceGetPersistenceMode(handle))),
+        "temperature_c": _query(lambda: module.nvmlDeviceGetTemperature(handle, module.NVML_TEMPERATURE_GPU)),
+    }
+    return identity, volatile
+
+
+@cache
+def nvml_device() -> tuple[Any, Any] | None:
+    """(pynvml, handle of GPU 0), or None where the library or the driver is absent."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+    except Exception:  # no module, no driver, no permission: the fingerprint just lacks these fields
+        return None
+
+
+def _query(read: Any) -> Scalar:
+    try:
+        value: Scalar = read()
+    except Exception:  # NVML answers "not supported" per field and GPU
+        return None
+    return value
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def collect_code() -> Code:
+    """The commit, how the tree differs from it, and hashes of the kernel's and the suite's sources."""
+    sha = _git("rev-parse", "HEAD")
+    diff = _git("diff", "HEAD", "--", "csgmv_embed", "bench", "bench.toml")
+    return Code(
+        sha=sha,
+        short=sha[:9] if sha else None,
+        branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
+        commit_time=_git("show", "-s", "--format=%cI", "HEAD"),
+        dirty=None if diff is None else bool(diff),
+        diff_sha256=hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+        kernel_source_sha256=_hash_sources(ROOT / "csgmv_embed"),
+        bench_version=_hash_sources(*(ROOT / "bench" / name for name in BENCH_FILES))[:16],
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None  # a source archive, or no git: the hashes below still tell the code
+    return done.stdout.strip()
+
+
+def _hash_sources(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

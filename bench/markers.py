@@ -1,0 +1,39 @@
+"""NVTX: one domain, one registered range per point and one per phase of it. Silent where nvtx is absent.
+
+A point's range carries its index in the run as payload, so that a profile can be joined with the results file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+DOMAIN = "csgmv_bench"
+PHASES = ("setup", "verify", "warmup", "sample")
+
+try:
+    import nvtx
+
+    _domain: Any = nvtx.get_domain(DOMAIN)
+except ImportError:
+    _domain = None
+
+
+@contextmanager
+def span(name: str, payload: int | None = None) -> Iterator[None]:
+    """A push/pop range `name` in the domain, its string registered so that nsys can start capturing at it."""
+    if _domain is None:
+        yield
+        return
+    registered = _domain.get_registered_string(name)
+    attributes = (
+        _domain.get_event_attributes(message=registered)
+        if payload is None
+        else _domain.get_event_attributes(message=registered, payload=payload)
+    )
+    _domain.push_range(attributes)
+    try:
+        yield
+    finally:
+        _domain.pop_range()

@@ -1,0 +1,250 @@
+"""One point, in the process it is measured in: verify against the oracle, then sample. Nothing is printed."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bench import contenders, markers
+from bench.case import Case, Storage
+from bench.config import Measure, PlannedPoint
+from bench.environment import nvml_device
+from bench.results import CacheState, Check, Point, Round, Status
+from bench.workload import Workload, make_workload
+
+if TYPE_CHECKING:
+    from bench.clocks.graph import CapturedGraph
+    from bench.contenders.base import Contender, Launch
+
+COLD_FACTOR = 3  # bytes touched between reuses, in units of the L2, from which rows must come from memory again
+ORACLE = "csgmv_embed.reference"
+Tables = dict[Storage, torch.Tensor]
+
+
+class NotMeasured(Exception):
+    """A point ends here with a status and its reason."""
+
+    def __init__(self, status: Status, reason: str, check: Check | None = None) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+        self.check = check
+
+
+@dataclass
+class Bench:
+    """What a worker process keeps between points: the device, its anchors' floors, the last tables."""
+
+    device: torch.device
+    settings: Measure
+    process: int
+    floors_us: dict[str, float] = field(default_factory=dict)
+    l2_bytes: int = 0
+    _tables_key: tuple[Any, ...] | None = None
+    _tables: Tables = field(default_factory=dict)
+
+    def workload(self, case: Case, index_sets: int) -> Workload:
+        """The tensors of a case. Tables of the last case are kept: most neighbours share them."""
+        workload = make_workload(case, seed=self.settings.seed, index_sets=index_sets, device=self.device)
+        key = (workload.num_slots, case.rank, case.vocab, case.dtype)
+        if key != self._tables_key:
+            self._tables_key, self._tables = key, {}
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        workload.tables = self._tables
+        return workload
+
+
+def measure(bench: Bench, planned: PlannedPoint, index: int) -> Point:
+    """The point's record for this process. An exception that is not foreseen here is the caller's to record."""
+    point = Point(planned.case, planned.contender, planned.clock, index, "ok")
+    start = perf_counter()
+    with markers.span(planned.name, payload=index):
+        try:
+            contender = contenders.build(planned.contender)
+            if reason := contender.unavailable():
+                raise NotMeasured("skipped", reason)
+            {"graph": _graph, "eager": _eager, "work": _work}[planned.clock](bench, contender, point)
+        except NotMeasured as end:
+            point.status, point.reason, point.check = end.status, end.reason, end.check or point.check
+    point.wall_s = perf_counter() - start
+    return point
+
+
+def _graph(bench: Bench, contender: Contender, point: Point) -> None:
+    from bench.clocks import graph
+
+    settings = bench.settings
+    sets = _index_sets(bench, point.case)
+    with markers.span("setup"):
+        workload = bench.workload(point.case, sets)
+        _describe(point, contender, workload, bench)
+    cold = point.case.cache == "cold"
+    flush = graph.flush_buffer(bench.l2_bytes, bench.device) if cold else None
+    point.floor_us = [bench.floors_us["graph"]]
+    for seed in _layout_seeds(bench):
+        workload.relayout(seed)
+        with markers.span("setup"):
+            launch = contender.setup(workload, static=True)
+        with markers.span("warmup"):
+            captured = graph.capture(launch, index_sets=sets, nodes=settings.nodes)
+        point.nodes = captured.nodes
+        with markers.span("verify"):
+            point.check = _verify_graph(contender, workload, captured)
+        with markers.span("sample"):
+            blocks = graph.sample(captured, blocks=settings.blocks, block_ms=settings.block_ms, flush=flush)
+        point.rounds.append(_round(bench, seed, blocks))
+        del captured, launch
+    point.cache = _cache_state(point, sets, bench.l2_bytes, flushed=cold)
+
+
+def _eager(bench: Bench, contender: Contender, point: Point) -> None:
+    from bench.clocks import eager
+
+    settings = bench.settings
+    sets = _index_sets(bench, point.case)
+    with markers.span("setup"):
+        workload = bench.workload(point.case, sets)
+        _describe(point, contender, workload, bench)
+    point.floor_us = [bench.floors_us["eager"]]
+    for seed in _layout_seeds(bench):
+        workload.relayout(seed)
+        with markers.span("setup"):
+            launch = contender.setup(workload, static=False)
+        with markers.span("verify"):
+            point.check = _verify_eager(contender, workload, launch)
+        with markers.span("sample"):
+            blocks, host = eager.sample(launch, index_sets=sets, calls=settings.eager_calls, blocks=settings.blocks)
+        point.rounds.append(_round(bench, seed, blocks, host))
+    point.cache = _cache_state(point, sets, bench.l2_bytes, flushed=False)
+
+
+def _work(bench: Bench, contender: Contender, point: Point) -> None:
+    from bench.clocks import tracing
+    from bench.results import Work
+
+    if not contender.kernels():
+        raise NotMeasured("skipped", "the work clock counts Triton kernels; this contender launches none")
+    workload = bench.workload(point.case, 1)
+    launch = contender.setup(workload, static=True)
+    outputs: list[torch.Tensor] = []
+    counts = tracing.count(lambda: outputs.append(_poisoned(launch, 0)), contender.kernels())
+    point.check = _compare(contender, workload, outputs[:1])
+    _describe(point, contender, workload, bench)
+    point.work = Work(counts)
+
+
+def compile_point(bench: Bench, point: Point) -> None:
+    """Add the compiled figures to a counted point; for a process without TRITON_INTERPRET."""
+    from bench.clocks import compiled
+
+    assert point.work is not None
+    contender = contenders.build(point.contender)
+    launch = contender.setup(bench.workload(point.case, 1), static=True)
+    point.work.compiled = compiled.compile_launch(lambda: launch(0))
+
+
+def _index_sets(bench: Bench, case: Case) -> int:
+    """How many index sets to rotate over: warm ones fit half the L2 together, cold ones are all different."""
+    from bench.clocks.graph import set_counts
+
+    if case.cache == "cold":
+        return bench.settings.nodes
+    counts = set_counts(bench.settings.nodes, bench.settings.max_index_sets)
+    smallest = make_workload(case, seed=bench.settings.seed, index_sets=1, device=torch.device("cpu")).minimum_bytes()
+    fitting = [count for count in counts if count * smallest <= bench.l2_bytes // 2]
+    return fitting[-1] if fitting else 1
+
+
+def _cache_state(point: Point, sets: int, l2_bytes: int, *, flushed: bool) -> CacheState:
+    """What was achieved: warm if all sets stay in the L2, cold if no row can have stayed there, else mixed."""
+    touched = sets * (point.required_bytes or 0)
+    if flushed or touched >= COLD_FACTOR * l2_bytes:
+        achieved = "cold"
+    else:
+        achieved = "warm" if touched <= l2_bytes else "mixed"
+    return CacheState(achieved, sets, touched, l2_bytes, flushed)  # type: ignore[arg-type]
+
+
+def _layout_seeds(bench: Bench) -> list[int]:
+    settings = bench.settings
+    return [settings.seed + bench.process * settings.rounds + index for index in range(settings.rounds)]
+
+
+def _describe(point: Point, contender: Contender, workload: Workload, bench: Bench) -> None:
+    point.minimum_bytes = workload.minimum_bytes()
+    point.required_bytes = contender.required_bytes(workload)
+
+
+def _verify_graph(contender: Contender, workload: Workload, captured: CapturedGraph) -> Check:
+    captured.poison()
+    captured.replay()
+    torch.cuda.synchronize()
+    return _compare(contender, workload, captured.outputs)
+
+
+def _verify_eager(contender: Contender, workload: Workload, launch: Launch) -> Check:
+    return _compare(contender, workload, [_poisoned(launch, index) for index in range(len(workload.index_sets))])
+
+
+def _poisoned(launch: Launch, index_set: int) -> torch.Tensor:
+    """The output of a launch during which torch fills what it allocates uninitialised with NaN."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return launch(index_set)
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
+
+
+def _compare(contender: Contender, workload: Workload, outputs: list[torch.Tensor]) -> Check:
+    """Every output against the oracle; raises NotMeasured with status wrong if one differs by more than allowed."""
+    worst = 0.0
+    for index_set, output in enumerate(outputs):
+        expected = contender.oracle(workload, index_set)
+        if output.shape != expected.shape or output.dtype != expected.dtype:
+            raise NotMeasured(
+                "wrong",
+                f"output is {tuple(output.shape)} {output.dtype}, oracle {tuple(expected.shape)} {expected.dtype}",
+            )
+        if torch.equal(output, expected):
+            continue
+        error = (output.double() - expected.double()).abs() / expected.double().abs().amax().clamp(min=1e-30)
+        worst = max(worst, float(error.amax()) if not error.isnan().any() else float("inf"))
+    check = Check(ORACLE, worst if np.isfinite(worst) else None, contender.tolerance, worst <= contender.tolerance)
+    if not check.passed:
+        shown = f"{worst:.3g}" if np.isfinite(worst) else "NaN: elements not written"
+        allowed = f"at most {contender.tolerance:g} allowed"
+        raise NotMeasured("wrong", f"error {shown} of the oracle's largest value; {allowed}", check)
+    return check
+
+
+def _round(bench: Bench, seed: int, blocks: list[float], host: list[float] | None = None) -> Round:
+    return Round(bench.process, seed, blocks, host, *_gpu_state())
+
+
+def _gpu_state() -> tuple[int | None, list[str]]:
+    """SM clock and the active reasons for a lowered clock, right after sampling."""
+    found = nvml_device()
+    if found is None:
+        return None, []
+    nvml, handle = found
+    reasons = {
+        "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
+        "hw_slowdown": nvml.nvmlClocksThrottleReasonHwSlowdown,
+        "thermal": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
+        "hw_thermal": nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "power_brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+    }
+    try:
+        active = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        clock = int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+    except nvml.NVMLError:
+        return None, []
+    return clock, [name for name, bit in reasons.items() if active & bit]

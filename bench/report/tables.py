@@ -1,0 +1,196 @@
+"""Result files as tables: per phase our time, each peer's, the ratio and the distance from the floor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import geometric_mean
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.case import PHASES, Case, ClockName
+from bench.estimate import anchor_value, floor, point_estimate
+from bench.results import Point, Results
+
+OURS = "csgmv_embed-vocab_major"
+SHORT = {"csgmv_embed": "ours", "vocab_major": "vocab", "rank_major": "rank", "sglang_": "", "torch_": ""}
+MARKS = {"skipped": "skip", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR"}
+
+
+def short_name(contender: str) -> str:
+    """`csgmv_embed-vocab_major` -> `ours-vocab`, `sglang_csgmv-chunk16` -> `csgmv-chunk16`."""
+    for long, short in SHORT.items():
+        contender = contender.replace(long, short)
+    return contender
+
+
+def microseconds(value: float | None) -> str:
+    """A time to three significant digits, us."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def summary(results: Results) -> RenderableType:
+    """Every table of a file, its heading and the points that have no figure."""
+    parts: list[RenderableType] = [heading(results)]
+    for clock in ("graph", "eager"):
+        for phase in PHASES:
+            points = [point for point in results.points if point.clock == clock and point.case.phase == phase]
+            if points:
+                parts += [timed_table(results, points, clock, phase), Text()]
+    counted = [point for point in results.points if point.clock == "work"]
+    if counted:
+        parts += [work_table(counted), Text()]
+    parts += [ratios(results), failures(results.points)]
+    return Group(*parts)
+
+
+def heading(results: Results) -> RenderableType:
+    """What ran, where, how many points of which status."""
+    run, code, identity = results.run, results.code, results.env.identity if results.env else {}
+    gpu = identity.get("gpu") or "no GPU"
+    dirty = " + uncommitted changes" if code.dirty else ""
+    statuses = ", ".join(f"{count} {status}" for status, count in Counter(p.status for p in results.points).items())
+    versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
+    lines = [
+        f"{run.selection.profile} on {gpu}, {versions}",
+        f"commit {code.short or 'unknown'}{dirty}, {run.started_utc}, {run.duration_s:.0f} s, {statuses}",
+    ]
+    bandwidth = anchor_value(results, "copy_bandwidth")
+    if bandwidth:
+        graph, eager = anchor_value(results, "empty_kernel_graph"), anchor_value(results, "empty_kernel_eager")
+        lines.append(
+            f"floors: empty kernel {microseconds(graph)} us in a graph, {microseconds(eager)} us eager; "
+            f"copy {bandwidth / 1e6:.2f} TB/s"
+        )
+    return Text("\n".join(lines) + "\n")
+
+
+def timed_table(results: Results, points: Sequence[Point], clock: str, phase: str) -> Table:
+    """One row a case: our time and its multiple of the floor, then each other contender with its ratio to ours."""
+    by_case = _by_case(points)
+    names = _columns(points)
+    table = Table(title=f"{phase}, {clock} clock: us a call", title_justify="left", pad_edge=False)
+    table.add_column("case", no_wrap=True)
+    table.add_column("cache")
+    table.add_column("floor", justify="right")
+    for name in names:
+        table.add_column(short_name(name), justify="right")
+        table.add_column("/floor" if name == OURS else "ratio", justify="right", style="bold" if name != OURS else "")
+    bandwidth = anchor_value(results, "copy_bandwidth")
+    for case, row in by_case.items():
+        table.add_row(_case_label(case, by_case), case.cache, *_timed_cells(row, names, bandwidth))
+    return table
+
+
+def _timed_cells(row: dict[str, Point], names: Sequence[str], bandwidth: float | None) -> list[str]:
+    ours = row.get(OURS)
+    our_estimate = point_estimate(ours) if ours else None
+    lower = next((found for point in row.values() if (found := floor(point, bandwidth))), None)
+    cells = [f"{microseconds(lower.value_us)} {lower.kind[0]}" if lower else "-"]
+    for name in names:
+        point = row.get(name)
+        found = point_estimate(point) if point and point.status == "ok" else None
+        base = lower.value_us if name == OURS and lower else our_estimate.value if our_estimate else None
+        cells.append(microseconds(found.value) if found else MARKS.get(point.status, "-") if point else "-")
+        cells.append(f"{found.value / base:.2f}" if found and base else "")
+    return cells
+
+
+def work_table(points: Sequence[Point]) -> Table:
+    """Counts and compiled figures, a row a point."""
+    table = Table(title="work clock: counts of one launch, not times", title_justify="left", pad_edge=False)
+    columns = ("programs", "busiest ld/st", "loaded kB", "sectors ld", "sectors st", "regs", "spill B", "load bits")
+    for name in ("case", "contender"):
+        table.add_column(name, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for point in sorted(points, key=lambda item: (item.case, item.contender)):
+        if point.work is None:
+            continue
+        counts, compiled = point.work.counts, point.work.compiled
+        table.add_row(
+            point.case.label,
+            short_name(point.contender),
+            f"{counts.active_programs}/{counts.programs}",
+            f"{counts.busiest_loads}/{counts.busiest_stores}",
+            f"{counts.load_bytes / 1000:.1f}",
+            str(counts.load_sectors),
+            str(counts.store_sectors),
+            *(_joined(getattr(item, field) for item in compiled) for field in _COMPILED_FIELDS),
+        )
+    return table
+
+
+_COMPILED_FIELDS = ("registers", "spill_bytes", "widest_load_bits")
+
+
+def _joined(values: Iterable[int]) -> str:
+    return "+".join(map(str, values)) or "-"
+
+
+def ratios(results: Results) -> RenderableType:
+    """Geometric mean and range of each contender's time over ours, per clock, over the points both have."""
+    lines = []
+    clocks: tuple[ClockName, ...] = ("graph", "eager")
+    for clock in clocks:
+        points = [point for point in results.points if point.clock == clock and point.status == "ok"]
+        by_case = _by_case(points)
+        for name in _columns(points):
+            values = [_value(row[name]) / _value(row[OURS]) for row in by_case.values() if name in row and OURS in row]
+            if name != OURS and values:
+                lines.append(
+                    f"{clock}: {short_name(name)} takes {geometric_mean(values):.2f} times ours "
+                    f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
+                )
+    return Text("\n".join(lines) + "\n" if lines else "")
+
+
+def failures(points: Sequence[Point]) -> RenderableType:
+    """Each point that is not ok; those alike in all but the case on one line."""
+    groups = Counter((p.status, p.contender, p.clock, p.reason) for p in points if p.status != "ok")
+    labels = {
+        key: [p.case.label for p in points if (p.status, p.contender, p.clock, p.reason) == key] for key in groups
+    }
+    lines = [
+        f"{status}: {contender}, {clock} clock, {count} cases ({', '.join(labels[key][:3])}{', ...' if count > 3 else ''}): {reason}"
+        for key, count in groups.items()
+        for status, contender, clock, reason in [key]
+    ]
+    return Text("\n".join(lines))
+
+
+def _value(point: Point) -> float:
+    found = point_estimate(point)
+    assert found is not None
+    return found.value
+
+
+def _by_case(points: Sequence[Point]) -> dict[Case, dict[str, Point]]:
+    rows: dict[Case, dict[str, Point]] = {}
+    for point in sorted(points, key=lambda item: item.case):
+        rows.setdefault(point.case, {})[point.contender] = point
+    return rows
+
+
+def _columns(points: Sequence[Point]) -> list[str]:
+    """Contenders that have at least one figure or failure, ours first, in the order of the run."""
+    shown = [p for p in sorted(points, key=lambda item: item.index) if p.status != "skipped"]
+    names = list(dict.fromkeys(point.contender for point in shown))
+    return sorted(names, key=lambda name: name != OURS)
+
+
+def _case_label(case: Case, cases: Iterable[Case]) -> str:
+    """The label, with every axis that differs among these cases and is not in it."""
+    hidden = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
+    varied = [name for name in hidden if len({getattr(other, name) for other in cases}) > 1]
+    return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])
+
+
+def console() -> Console:
+    """Rich on a terminal; plain text of any needed width elsewhere."""
+    found = Console()
+    return found if found.is_terminal else Console(width=200, no_color=True, force_terminal=False)

@@ -1,0 +1,257 @@
+"""The record types, their JSON file, and the store that writes it atomically.
+
+History of the format (semver: a reader refuses another major and ignores keys a newer minor added)
+1.0.0  first version
+
+Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
+stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from bench.case import Case, ClockName
+
+SCHEMA_NAME = "csgmv-bench-results"
+SCHEMA_VERSION = "1.0.0"
+
+Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
+CacheAchieved = Literal["warm", "mixed", "cold"]
+Scalar = str | int | float | bool | None
+
+
+class ResultsError(Exception):
+    """A results file cannot be used; the message names the file, the place and what was expected."""
+
+
+class Schema(msgspec.Struct):
+    """Which format, which version of it."""
+
+    name: str = SCHEMA_NAME
+    version: str = SCHEMA_VERSION
+
+
+class Round(msgspec.Struct):
+    """Blocks taken in one memory layout of one process: the unit of replication."""
+
+    process: int
+    layout_seed: int
+    blocks_us: list[float]  # time of one call, by block
+    host_blocks_us: list[float] | None = None  # eager: host time to enqueue one call, by block
+    sm_mhz: int | None = None
+    throttle: list[str] = []
+
+
+class Check(msgspec.Struct):
+    """The comparison with the oracle. max_error is relative to the largest value of the oracle."""
+
+    reference: str
+    max_error: float | None
+    tolerance: float
+    passed: bool
+
+
+class CacheState(msgspec.Struct):
+    """What the cache saw: bytes touched between two uses of the same index set, and whether it was flushed before."""
+
+    achieved: CacheAchieved
+    index_sets: int
+    touched_bytes: int
+    l2_bytes: int
+    flushed: bool
+
+
+class WorkCounts(msgspec.Struct, frozen=True):
+    """Work of one launch counted in Triton's interpreter; independent of the machine."""
+
+    launches: int
+    programs: int
+    active_programs: int  # programs that stored anything
+    busiest_loads: int  # load operations of the program with the most
+    busiest_stores: int
+    load_bytes: int
+    store_bytes: int
+    load_sectors: int  # distinct 32-byte sectors
+    store_sectors: int
+
+
+class CompiledFigures(msgspec.Struct, frozen=True):
+    """One kernel compiled without a GPU."""
+
+    kernel: str
+    capability: int
+    num_warps: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    widest_load_bits: int
+    widest_store_bits: int
+    instructions: int
+
+
+class Work(msgspec.Struct):
+    """The work clock's record: counts, and the compiled kernels or why there are none."""
+
+    counts: WorkCounts
+    compiled: list[CompiledFigures] = []
+    compiled_reason: str | None = None
+
+
+class Point(msgspec.Struct):
+    """One (case, contender, clock): verified, then sampled; or not, and why."""
+
+    case: Case
+    contender: str
+    clock: ClockName
+    index: int  # position in the run's plan, payload of its NVTX range
+    status: Status
+    reason: str | None = None
+    check: Check | None = None
+    rounds: list[Round] = []
+    floor_us: list[float] = []  # empty kernel, same clock and node count, one value a process
+    nodes: int | None = None  # launches in one graph
+    minimum_bytes: int | None = None  # least traffic of any implementation
+    required_bytes: int | None = None  # least traffic with this contender's storage
+    cache: CacheState | None = None
+    work: Work | None = None
+    wall_s: float = 0.0
+
+    @property
+    def key(self) -> tuple[Case, str, ClockName]:
+        return (self.case, self.contender, self.clock)
+
+
+class Anchor(msgspec.Struct):
+    """Something this repository's code cannot change, measured in every process of a run."""
+
+    name: str
+    unit: str
+    values: list[float]  # one a process
+
+
+class Code(msgspec.Struct):
+    """What was measured."""
+
+    sha: str | None
+    short: str | None
+    branch: str | None
+    commit_time: str | None
+    dirty: bool | None
+    diff_sha256: str | None
+    kernel_source_sha256: str
+    bench_version: str  # hash of what makes inputs and takes times: another value starts another series
+
+
+class Environment(msgspec.Struct):
+    """identity is compared and hashed into env_key; volatile is only recorded."""
+
+    identity: dict[str, Scalar]
+    env_key: str
+    volatile: dict[str, Scalar]
+
+
+class Selection(msgspec.Struct):
+    """What the command line chose; enough to make the plan again."""
+
+    profile: str
+    axes: list[str] = []
+    clocks: list[str] = []
+    contenders: list[str] = []
+    cases: list[str] = []
+    rounds: int | None = None
+    processes: int | None = None
+
+
+class Run(msgspec.Struct):
+    """One invocation of the sweep; a resumed run keeps its id."""
+
+    id: str
+    kind: Literal["sweep"]
+    selection: Selection
+    started_utc: str
+    duration_s: float
+    argv: list[str]
+    seed: int
+    plan_sha256: str
+    tool_version: str
+    resumed: int = 0
+
+
+class Results(msgspec.Struct):
+    """A whole results file."""
+
+    schema: Schema
+    run: Run
+    code: Code
+    env: Environment | None = None  # filled in by the first worker
+    anchors: list[Anchor] = []
+    points: list[Point] = []
+
+
+def encode(results: Results) -> bytes:
+    """The file's bytes: sorted keys, 6 significant digits, no NaN or infinity."""
+    plain = _round_floats(msgspec.to_builtins(results))
+    return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
+
+
+def _round_floats(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _round_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_round_floats(item) for item in value]
+    return value
+
+
+def write(path: Path, results: Results) -> None:
+    """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(encode(results))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Results:
+    """Read a results file. Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+    _check_schema(path, data)
+    try:
+        return msgspec.json.decode(data, type=Results)
+    except msgspec.DecodeError as error:
+        raise ResultsError(f"{path}: not a valid results file: {error}") from error
+
+
+def _check_schema(path: Path, data: bytes) -> None:
+    class Head(msgspec.Struct):
+        schema: Schema
+
+    try:
+        schema = msgspec.json.decode(data, type=Head).schema
+    except msgspec.DecodeError as error:
+        raise ResultsError(f"{path}: not a results file of this suite: {error}") from error
+    if schema.name != SCHEMA_NAME:
+        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {SCHEMA_NAME!r}")
+    if schema.version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise ResultsError(f"{path}: schema.version is {schema.version}; expected {SCHEMA_VERSION.split('.')[0]}.x.y")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the file, as checked in beside this module."""
+    return msgspec.json.schema(Results)

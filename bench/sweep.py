@@ -1,0 +1,216 @@
+"""The loop: which points are left, in which order, into the store. It yields events, prints nothing, decides nothing."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+
+import msgspec
+
+from bench import results as store
+from bench.config import Plan, PlannedPoint
+from bench.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerKind, contender_names
+from bench.results import Point, Results, ResultsError
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """How many measurements are planned and how many of them an earlier run has already made."""
+
+    total: int
+    done: int
+
+
+class WorkerStarted(msgspec.Struct, frozen=True):
+    """A worker is ready; `seconds` went into imports and anchors."""
+
+    kind: WorkerKind
+    process: int
+    seconds: float
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One measurement is in the file; `point` is its record with the rounds of all processes so far."""
+
+    point: Point
+
+
+Event = Planned | WorkerStarted | Measured
+Task = tuple[int, PlannedPoint]  # index in the plan
+
+
+def plan_digest(plan: Plan) -> str:
+    """Equal for plans that measure the same points in the same way."""
+    return sha256(msgspec.json.encode(plan, order="sorted")).hexdigest()
+
+
+def sweep(plan: Plan, results: Results, path: Path) -> Iterator[Event]:
+    """Measure what `results` lacks, writing `path` after every measurement.
+
+    Raises ResultsError if the machine is not the one the file was begun on.
+    """
+    begun = time.monotonic()
+    spent_s = results.run.duration_s
+    todo = [left_of(plan, results, process) for process in range(plan.measure.processes)]
+    total = len(plan.points) * plan.measure.processes
+    yield Planned(total, total - sum(map(len, todo)))
+    for process, tasks in enumerate(todo):
+        for event in _process(plan, results, process, tasks):
+            results.run.duration_s = spent_s + time.monotonic() - begun
+            if isinstance(event, Measured):
+                store.write(path, results)
+            yield event
+    store.write(path, results)
+
+
+def left_of(plan: Plan, results: Results, process: int) -> list[Task]:
+    """The tasks of a process that the file lacks, in the order it takes them."""
+    known = {point.key: point for point in results.points}
+    tasks = []
+    for index, planned in enumerate(plan.points):
+        point = known.get((planned.case, planned.contender, planned.clock))
+        measured = point is not None and (point.status != "ok" or _covers(point, process))
+        if not measured:
+            tasks.append((index, planned))
+    if plan.shuffle:
+        random.Random(plan.measure.seed + process).shuffle(tasks)
+    return tasks
+
+
+def _covers(point: Point, process: int) -> bool:
+    return point.clock == "work" or any(item.process == process for item in point.rounds)
+
+
+def _process(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) -> Iterator[Event]:
+    """All of one process's measurements: the timed ones one after another, the counted ones in lanes."""
+    timed = [task for task in tasks if task[1].clock != "work"]
+    counted = [task for task in tasks if task[1].clock == "work"]
+    yield from _timed(plan, results, process, timed)
+    yield from _counted(plan, results, process, counted)
+
+
+def _timed(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) -> Iterator[Event]:
+    remaining = list(tasks)
+    while remaining:  # each turn is one worker's life
+        with ExitStack() as stack:
+            start = _start(plan, "gpu", process, tasks)
+            begun = time.monotonic()
+            worker = stack.enter_context(Worker(start, plan.worker_env))
+            _adopt(results, worker.hello, process)
+            yield WorkerStarted("gpu", process, time.monotonic() - begun)
+            alive = True
+            while remaining and alive:
+                index, planned = remaining.pop(0)
+                point, alive = _ask(worker, planned, index, plan.measure.point_timeout_s)
+                yield Measured(_record(results, point))
+
+
+def _ask(worker: Worker, planned: PlannedPoint, index: int, timeout_s: float) -> tuple[Point, bool]:
+    """The point's record, and whether the worker can take another."""
+    try:
+        answer = worker.ask(Ask(planned, index), timeout_s)
+    except WorkerDied as death:
+        return Point(planned.case, planned.contender, planned.clock, index, "crashed", str(death)), False
+    return answer.point, not answer.lost
+
+
+def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) -> Iterator[Event]:
+    """The work clock: interpreter workers side by side, one compiling worker between them."""
+    if not tasks:
+        return
+    lanes: SimpleQueue[Worker] = SimpleQueue()
+    lane_start = _start(plan, "interpret", process, tasks)
+    with ExitStack() as stack:
+        begun = time.monotonic()
+        pool = stack.enter_context(ThreadPoolExecutor(plan.measure.work_lanes + 1))
+        kinds: list[WorkerKind] = ["interpret"] * plan.measure.work_lanes + ["compile"]
+        starts = [pool.submit(Worker, _start(plan, kind, process, tasks), plan.worker_env) for kind in kinds]
+        workers = [stack.enter_context(future.result()) for future in starts]
+        compiler = _Shared(workers.pop())
+        for worker in workers:
+            lanes.put(worker)
+        _adopt(results, workers[0].hello, process)
+        yield WorkerStarted("interpret", process, time.monotonic() - begun)
+
+        def count(task: Task) -> Point:
+            worker = lanes.get()
+            index, planned = task
+            point, alive = _ask(worker, planned, index, plan.measure.point_timeout_s)
+            lanes.put(worker if alive else stack.enter_context(Worker(lane_start, plan.worker_env)))
+            return compiler.add(planned, point, plan.measure.point_timeout_s)
+
+        futures: list[Future[Point]] = [pool.submit(count, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield Measured(_record(results, future.result()))
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+class _Shared:
+    """The compiling worker: one point at a time, and counts stand without it should it die."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker: Worker | None = worker
+        self._lock = Lock()
+
+    def add(self, planned: PlannedPoint, point: Point, timeout_s: float) -> Point:
+        if point.status != "ok" or point.work is None:
+            return point
+        with self._lock:
+            if self._worker is None:
+                point.work.compiled_reason = "the compiling worker ended at an earlier point"
+                return point
+            try:
+                return self._worker.ask(Ask(planned, point.index, counted=point), timeout_s).point
+            except WorkerDied as death:
+                self._worker = None
+                point.work.compiled_reason = str(death)
+                return point
+
+
+def _start(plan: Plan, kind: WorkerKind, process: int, tasks: Sequence[Task]) -> Start:
+    return Start(kind, plan.measure, process, contender_names([planned for _, planned in tasks]))
+
+
+def _adopt(results: Results, hello: Hello, process: int) -> None:
+    """Take the worker's environment, or check that it is the file's; keep the anchors of a process's first worker."""
+    if results.env is None:
+        results.env = hello.env
+    elif results.env.env_key != hello.env.env_key:
+        ours, theirs = results.env.identity, hello.env.identity
+        changed = [f"{name} {ours.get(name)} -> {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
+        raise ResultsError(f"this machine is not the one the file was begun on: {', '.join(changed)}")
+    known = {anchor.name: anchor for anchor in results.anchors}
+    for anchor in hello.anchors:
+        if anchor.name not in known:
+            results.anchors.append(anchor)
+        elif len(known[anchor.name].values) <= process:
+            known[anchor.name].values += anchor.values
+
+
+def _record(results: Results, new: Point) -> Point:
+    """Merge a process's record into the file's; a failure in any process is the point's status."""
+    for point in results.points:
+        if point.key == new.key:
+            point.rounds += new.rounds
+            point.floor_us += new.floor_us
+            point.wall_s += new.wall_s
+            if new.status != "ok":
+                point.status, point.reason, point.check = new.status, new.reason, new.check or point.check
+            return point
+    results.points.append(new)
+    return new
+
+
+def argv() -> list[str]:
+    """The command line, without the path of the interpreter's file."""
+    return ["bench", *sys.argv[1:]]

@@ -1,0 +1,95 @@
+"""The worker's side of isolate.py: `python -m bench.worker READ_FD WRITE_FD`."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from multiprocessing.connection import Connection
+
+import msgspec
+import torch
+
+import csgmv_embed.ops
+
+from bench import contenders, measure
+from bench.environment import collect_environment
+from bench.isolate import Answer, Ask, Hello, Start
+from bench.results import Anchor, Point
+
+
+def serve(receiver: Connection, sender: Connection) -> None:
+    """Say hello, then answer until the parent closes the pipe or the GPU context is lost."""
+    start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
+    on_gpu = start.kind == "gpu"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    for name in start.contenders:
+        contenders.build(name).unavailable()  # imports the peer now: import time is nobody's wall time
+    csgmv_embed.ops.accept_host_tensors |= start.kind == "compile"
+    bench = measure.Bench(device, start.settings, start.process)
+    env = collect_environment(device.type)
+    anchors = _anchors(bench) if on_gpu else []
+    sender.send_bytes(msgspec.json.encode(Hello(env, anchors)))
+    while True:
+        try:
+            ask = msgspec.json.decode(receiver.recv_bytes(), type=Ask)
+        except EOFError:
+            return
+        answer = _answer(bench, ask)
+        sender.send_bytes(msgspec.json.encode(answer))
+        if answer.lost:
+            return
+
+
+def _anchors(bench: measure.Bench) -> list[Anchor]:
+    from bench.clocks.anchors import measure_anchors
+
+    settings = bench.settings
+    anchors = measure_anchors(settings.nodes, settings.block_ms, settings.eager_calls)
+    values = {anchor.name: anchor.values[0] for anchor in anchors}
+    bench.floors_us = {"graph": values["empty_kernel_graph"], "eager": values["empty_kernel_eager"]}
+    bench.l2_bytes = torch.cuda.get_device_properties(bench.device).L2_cache_size
+    return anchors
+
+
+def _answer(bench: measure.Bench, ask: Ask) -> Answer:
+    if ask.counted is not None:
+        return Answer(_compiled(bench, ask.counted))
+    try:
+        return Answer(measure.measure(bench, ask.planned, ask.index))
+    except torch.OutOfMemoryError as error:
+        point = _failed(ask, "error", f"out of GPU memory: {_first_line(error)}")
+    except Exception as error:  # whatever a contender raises is its result
+        point = _failed(ask, "error", f"{type(error).__name__}: {_first_line(error)}")
+    gc.collect()
+    if bench.device.type != "cuda":
+        return Answer(point)
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        point.status = "crashed"
+        point.reason = f"GPU context lost: {_first_line(error)}"
+        return Answer(point, lost=True)
+    return Answer(point)
+
+
+def _compiled(bench: measure.Bench, point: Point) -> Point:
+    assert point.work is not None
+    try:
+        measure.compile_point(bench, point)
+    except Exception as error:  # counts stand without compiled figures, and the record says why there are none
+        point.work.compiled_reason = f"{type(error).__name__}: {_first_line(error)}"
+    return point
+
+
+def _failed(ask: Ask, status: measure.Status, reason: str) -> Point:
+    planned = ask.planned
+    return Point(planned.case, planned.contender, planned.clock, ask.index, status, reason)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1]), writable=False), Connection(int(sys.argv[2]), readable=False))

@@ -1,0 +1,53 @@
+"""The registry names every contender, imports nothing heavy to do so, and explains an unknown name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bench import contenders
+
+
+def test_names_cover_every_variant() -> None:
+    assert set(contenders.names()) == {
+        "csgmv_embed-vocab_major",
+        "csgmv_embed-rank_major",
+        "csgmv_embed_segments-vocab_major",
+        "csgmv_embed_segments-rank_major",
+        "sglang_csgmv-chunk16",
+        "sglang_csgmv-chunk32",
+        "sglang_csgmv-chunk64",
+        "sglang_csgmv-chunk128",
+        "sglang_triton",
+        "sglang_tokens",
+        "sglang_expand",
+        "torch_gather",
+    }
+
+
+@pytest.mark.parametrize("name", contenders.names())
+def test_a_built_contender_carries_the_name_it_was_asked_for(name: str) -> None:
+    assert contenders.build(name).name == name
+
+
+def test_an_unknown_name_is_a_key_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(KeyError) as failure:
+        contenders.build("sglang_csgmv-chunk17")
+    message = str(failure.value)
+    assert "sglang_csgmv-chunk17" in message
+    assert all(name in message for name in contenders.names())
+
+
+def test_listing_names_imports_no_heavy_module() -> None:
+    code = (
+        "import sys; from bench import contenders; contenders.names(); "
+        "sys.exit(', '.join({'torch', 'triton', 'sglang'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_import_path(), check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _import_path() -> dict[str, str]:
+    return {"PYTHONPATH": ":".join(path for path in sys.path if path)}

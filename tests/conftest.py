@@ -1,0 +1,37 @@
+"""What all tests share: the interpreter where there is no GPU, the device, the `gpu` marker, hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    assert "triton" not in sys.modules, "triton reads TRITON_INTERPRET when it is imported"
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# tests/ has folders named like the packages: the checkout comes first, however pytest was started.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("local", deadline=None, max_examples=40)
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if HAS_CUDA else "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_CUDA:
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,56 @@
+"""What `import csgmv_embed` may load and touch."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = sorted((ROOT / "csgmv_embed").glob("*.py"))
+ALLOWED = {"csgmv_embed", "torch", "triton", "numpy"}
+
+IMPORT_WITHOUT_SGLANG = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("sglang", "bench"):
+            raise ImportError(f"blocked: {name}")
+
+sys.meta_path.insert(0, Blocker())
+import csgmv_embed
+import torch
+
+assert not {"sglang", "bench"} & {name.partition(".")[0] for name in sys.modules}
+assert not torch.cuda.is_initialized(), "importing the library initialised CUDA"
+for name in csgmv_embed.__all__:
+    getattr(csgmv_embed, name)
+"""
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"], ids=["compiled", "interpreted"])
+def test_import_needs_neither_sglang_nor_bench_and_leaves_cuda_alone(interpret: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": interpret}
+    command = [sys.executable, "-c", IMPORT_WITHOUT_SGLANG]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def imported_packages(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("csgmv_embed" if node.level else (node.module or "").partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
+def test_module_imports_only_torch_triton_numpy_and_the_standard_library(path: Path) -> None:
+    assert imported_packages(path.read_text()) - set(sys.stdlib_module_names) <= ALLOWED
