@@ -122,7 +122,7 @@ def load(path: Path = DEFAULT_PATH) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    config = _convert(raw, Config, str(path))
+    config: Config = _convert(raw, Config, str(path))
     missing = [name for name in Axes.__struct_fields__ if getattr(config.axes, name) is None]
     if missing:
         raise ConfigError(f"{path}: [axes] lacks {', '.join(missing)}; expected a default for every axis")
@@ -138,7 +138,8 @@ def parse_axis_overrides(texts: Iterable[str]) -> Axes:
             known = ", ".join(Axes.__struct_fields__)
             raise ConfigError(f"--axis {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
         values[name] = [part.strip() for part in listed.split(",")]
-    return _convert(values, Axes, "--axis", strict=False)
+    axes: Axes = _convert(values, Axes, "--axis", strict=False)
+    return axes
 
 
 def make_plan(
@@ -184,9 +185,9 @@ def _cases(axes: Axes) -> Iterable[Case]:
         yield case
 
 
-def _variants(families: Sequence[str], axes: Axes) -> list[str]:
+def _variants(families: Sequence[Family], axes: Axes) -> list[str]:
     """Contender names: a family times the values of the variant axes it has."""
-    names = []
+    names: list[str] = []
     for family in families:
         options = [[_option(axis, value) for value in getattr(axes, axis)] for axis in FAMILIES[family]]
         names += ["-".join((family, *chosen)) for chosen in itertools.product(*options)]

@@ -135,6 +135,8 @@ def _work(bench: Bench, contender: Contender, point: Point) -> None:
     launch = contender.setup(workload, static=True)
     outputs: list[torch.Tensor] = []
     counts = tracing.count(lambda: outputs.append(_poisoned(launch, 0)), contender.kernels())
+    if counts.launches == 0:
+        raise NotMeasured("error", f"none of {contender.kernels()} was launched; expected the kernels the launch uses")
     point.check = _compare(contender, workload, outputs[:1])
     _describe(point, contender, workload, bench)
     point.work = Work(counts)

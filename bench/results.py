@@ -68,21 +68,43 @@ class CacheState(msgspec.Struct):
 
 
 class WorkCounts(msgspec.Struct, frozen=True):
-    """Work of one launch counted in Triton's interpreter; independent of the machine."""
+    """What the Triton kernels of one launch did; sums over its kernel launches unless said otherwise.
+
+    launches         Triton kernels launched
+    programs         programs launched
+    active_programs  programs that executed at least one store with a live lane
+    busiest_loads    load operations executed by the busiest program, the one with the most loads and stores together
+    busiest_stores   store operations executed by the same program
+    load_bytes       bytes of live load lanes, each lane counted every time
+    store_bytes      bytes of live store lanes
+    load_sectors     distinct 32-byte sectors that live load lanes touched, over the whole launch
+    store_sectors    the same for stores
+    """
 
     launches: int
     programs: int
-    active_programs: int  # programs that stored anything
-    busiest_loads: int  # load operations of the program with the most
+    active_programs: int
+    busiest_loads: int
     busiest_stores: int
     load_bytes: int
     store_bytes: int
-    load_sectors: int  # distinct 32-byte sectors
+    load_sectors: int
     store_sectors: int
 
 
 class CompiledFigures(msgspec.Struct, frozen=True):
-    """One kernel compiled without a GPU."""
+    """One compiled kernel.
+
+    kernel             its name in the binary
+    capability         compute capability it was compiled for, 90 for 9.0
+    num_warps          warps a program
+    registers          registers a thread
+    spill_bytes        local memory a thread: stack frame and local, where ptxas puts spilled registers
+    shared_bytes       dynamic shared memory a program
+    widest_load_bits   widest global load of one thread (LDG, LDGSTS); 0 if there is none
+    widest_store_bits  widest global store of one thread (STG); 0 if there is none
+    instructions       SASS instructions of its binary, the NOPs that pad the end left out
+    """
 
     kernel: str
     capability: int

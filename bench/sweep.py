@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from hashlib import sha256
@@ -51,7 +51,7 @@ def plan_digest(plan: Plan) -> str:
     return sha256(msgspec.json.encode(plan, order="sorted")).hexdigest()
 
 
-def sweep(plan: Plan, results: Results, path: Path) -> Iterator[Event]:
+def sweep(plan: Plan, results: Results, path: Path) -> Generator[Event, None, None]:
     """Measure what `results` lacks, writing `path` after every measurement.
 
     Raises ResultsError if the machine is not the one the file was begun on.
@@ -130,7 +130,7 @@ def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) 
     with ExitStack() as stack:
         begun = time.monotonic()
         pool = stack.enter_context(ThreadPoolExecutor(plan.measure.work_lanes + 1))
-        kinds: list[WorkerKind] = ["interpret"] * plan.measure.work_lanes + ["compile"]
+        kinds: list[WorkerKind] = [*["interpret" for _ in range(plan.measure.work_lanes)], "compile"]
         starts = [pool.submit(Worker, _start(plan, kind, process, tasks), plan.worker_env) for kind in kinds]
         workers = [stack.enter_context(future.result()) for future in starts]
         compiler = _Shared(workers.pop())

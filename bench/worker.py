@@ -10,11 +10,10 @@ import msgspec
 import torch
 
 import csgmv_embed.ops
-
 from bench import contenders, measure
 from bench.environment import collect_environment
 from bench.isolate import Answer, Ask, Hello, Start
-from bench.results import Anchor, Point
+from bench.results import Anchor, Point, Status
 
 
 def serve(receiver: Connection, sender: Connection) -> None:
@@ -82,7 +81,7 @@ def _compiled(bench: measure.Bench, point: Point) -> Point:
     return point
 
 
-def _failed(ask: Ask, status: measure.Status, reason: str) -> Point:
+def _failed(ask: Ask, status: Status, reason: str) -> Point:
     planned = ask.planned
     return Point(planned.case, planned.contender, planned.clock, ask.index, status, reason)
 

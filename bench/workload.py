@@ -59,7 +59,7 @@ def adapter_ranks(case: Case) -> IntArray:
 
 
 def request_slots(case: Case, rng: np.random.Generator) -> IntArray:
-    """The slot of each request, by `case.mix`; the last `base_fraction` of a random order uses the slot without adapter."""
+    """The slot of each request, by `case.mix`; a random `base_fraction` of them uses the slot without adapter."""
     count, adapters = case.batch_size, case.adapters
     if case.mix == "one":
         slots = np.zeros(count, dtype=np.int64)

@@ -189,7 +189,8 @@ def _check_out(out: torch.Tensor, tokens: int, a_table: torch.Tensor) -> None:
     max_rank = a_table.shape[1]
     if tuple(out.shape) != (tokens, max_rank) or (out.numel() > 0 and out.stride(1) != 1):
         raise ShapeError(
-            f"out has shape {tuple(out.shape)}, strides {out.stride()}; expected ({tokens}, {max_rank}), rows contiguous"
+            f"out has shape {tuple(out.shape)}, strides {out.stride()}; "
+            f"expected ({tokens}, {max_rank}), rows contiguous"
         )
     if out.dtype != a_table.dtype:
         raise DtypeError(f"out is {out.dtype}; expected {a_table.dtype}, as a_table")

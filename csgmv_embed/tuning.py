@@ -31,7 +31,7 @@ SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
 
 def choose(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
-    """The configuration for a (num_tokens, max_rank) lookup in a table whose rows are contiguous (vocab-major) or not."""
+    """The configuration for num_tokens rows of max_rank columns; rows_contiguous: the table is vocab-major."""
     rank = int(triton.next_power_of_2(max_rank))
     if not rows_contiguous:
         block_rank = min(rank, SCATTERED_TILE.block_rank)

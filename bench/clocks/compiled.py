@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import msgspec
+from bench.results import CompiledFigures
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
@@ -19,31 +19,6 @@ _WIDTH = re.compile(r"[US]?(\d+)")
 _GLOBAL_LOADS = ("LDG", "LDGSTS")
 _GLOBAL_STORES = ("STG",)
 _DEFAULT_BITS = 32  # an LDG or STG without a width moves one register
-
-
-class CompiledFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One compiled kernel.
-
-    kernel             its name in the binary
-    capability         compute capability it was compiled for, 90 for 9.0
-    num_warps          warps a program
-    registers          registers a thread
-    spill_bytes        local memory a thread: stack frame and local, where ptxas puts spilled registers
-    shared_bytes       dynamic shared memory a program
-    widest_load_bits   widest global load of one thread (LDG, LDGSTS); 0 if there is none
-    widest_store_bits  widest global store of one thread (STG); 0 if there is none
-    instructions       SASS instructions of its binary, the NOPs that pad the end left out
-    """
-
-    kernel: str
-    capability: int
-    num_warps: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    widest_load_bits: int
-    widest_store_bits: int
-    instructions: int
 
 
 def compile_launch(launch: Callable[[], object], capability: int = 90) -> list[CompiledFigures]:

@@ -86,7 +86,7 @@ def _event_us(run: Callable[[], object]) -> float:
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) * 1000
+    return float(start.elapsed_time(end)) * 1000
 
 
 def set_counts(nodes: int, limit: int) -> Sequence[int]:

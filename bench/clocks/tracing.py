@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import numpy as np
+
+from bench.results import WorkCounts
 
 SECTOR_BYTES = 32
 _LOAD, _STORE = np.uint8(1), np.uint8(2)
@@ -19,31 +20,6 @@ _NEEDS_INTERPRETER = (
     "counting work needs Triton's interpreter: set TRITON_INTERPRET=1 before triton and the kernels are imported"
 )
 _NEEDS_TRITON_VIZ = "counting work needs triton-viz: pip install triton-viz"
-
-
-class WorkCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the Triton kernels of one launch did; sums over its kernel launches unless said otherwise.
-
-    launches         Triton kernels launched
-    programs         programs launched
-    active_programs  programs that executed at least one store with a live lane
-    busiest_loads    load operations executed by the busiest program, the one with the most loads and stores together
-    busiest_stores   store operations executed by the same program
-    load_bytes       bytes of live load lanes, each lane counted every time
-    store_bytes      bytes of live store lanes
-    load_sectors     distinct 32-byte sectors that live load lanes touched, over the whole launch
-    store_sectors    the same for stores
-    """
-
-    launches: int
-    programs: int
-    active_programs: int
-    busiest_loads: int
-    busiest_stores: int
-    load_bytes: int
-    store_bytes: int
-    load_sectors: int
-    store_sectors: int
 
 
 def count(launch: Callable[[], object], kernels: Sequence[tuple[str, str]]) -> WorkCounts:

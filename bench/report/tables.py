@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.case import PHASES, Case, ClockName
-from bench.estimate import anchor_value, floor, point_estimate
+from bench.estimate import Floor, anchor_value, floor, point_estimate
 from bench.results import Point, Results
 
 OURS = "csgmv_embed-vocab_major"
@@ -89,14 +89,14 @@ def timed_table(results: Results, points: Sequence[Point], clock: str, phase: st
 def _timed_cells(row: dict[str, Point], names: Sequence[str], bandwidth: float | None) -> list[str]:
     ours = row.get(OURS)
     our_estimate = point_estimate(ours) if ours else None
-    lower = next((found for point in row.values() if (found := floor(point, bandwidth))), None)
+    lower: Floor | None = next((found for point in row.values() if (found := floor(point, bandwidth))), None)
     cells = [f"{microseconds(lower.value_us)} {lower.kind[0]}" if lower else "-"]
     for name in names:
         point = row.get(name)
-        found = point_estimate(point) if point and point.status == "ok" else None
+        taken = point_estimate(point) if point and point.status == "ok" else None
         base = lower.value_us if name == OURS and lower else our_estimate.value if our_estimate else None
-        cells.append(microseconds(found.value) if found else MARKS.get(point.status, "-") if point else "-")
-        cells.append(f"{found.value / base:.2f}" if found and base else "")
+        cells.append(microseconds(taken.value) if taken else MARKS.get(point.status, "-") if point else "-")
+        cells.append(f"{taken.value / base:.2f}" if taken and base else "")
     return cells
 
 
