@@ -76,5 +76,5 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
 
 def point_name(case: Case, contender: str, clock: str) -> str:
-    """`contender|clock|case`: names a point in NVTX ranges and logs, free of the characters ncu filters treat as operators."""
+    """`contender|clock|case`: a point in NVTX ranges and logs, without the characters that are operators to ncu."""
     return f"{contender}|{clock}|" + case.key.replace(",", "|")

@@ -1,4 +1,4 @@
-"""bench.toml -> typed configuration -> planned points. Unknown keys and bad values are errors that say what is allowed."""
+"""bench.toml -> typed configuration -> planned points. Unknown keys and bad values are errors that say so."""
 
 from __future__ import annotations
 

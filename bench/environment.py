@@ -118,7 +118,7 @@ def _cpu_model() -> str | None:
 
 def collect_code() -> Code:
     """The commit, how the tree differs from it, and hashes of the kernel's and the suite's sources."""
-    sha = _git("rev-parse", "HEAD")
+    sha = _git("rev-parse", "HEAD") or os.environ.get("GIT_COMMIT")  # a tree without .git, in a container or CI
     diff = _git("diff", "HEAD", "--", "csgmv_embed", "bench", "bench.toml")
     return Code(
         sha=sha,

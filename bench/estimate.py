@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from statistics import mean, median, stdev
+from statistics import geometric_mean, mean, median, stdev
 
 from bench.results import Point, Results, Round
 
@@ -69,6 +69,13 @@ def floor(point: Point, copy_bytes_per_us: float | None) -> Floor | None:
     if copy_bytes_per_us and point.minimum_bytes and point.minimum_bytes / copy_bytes_per_us > launch:
         return Floor(point.minimum_bytes / copy_bytes_per_us, "bytes")
     return Floor(launch, "launch")
+
+
+def process_spread(point: Point) -> float | None:
+    """Standard deviation of log time between processes; None below two of them."""
+    processes = sorted({item.process for item in point.rounds})
+    of_process = [round_values([item for item in point.rounds if item.process == process]) for process in processes]
+    return log_sd([geometric_mean(values) for values in of_process])
 
 
 def log_sd(values: Sequence[float]) -> float | None:

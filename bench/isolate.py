@@ -114,15 +114,20 @@ class Worker:
             if self._receiver.poll(timeout_s):
                 return msgspec.json.decode(self._receiver.recv_bytes(), type=kind)
         except (EOFError, OSError):
-            self._process.wait(GRACE_S)
             raise WorkerDied(self._how_it_ended()) from None
         self._process.kill()
         self._process.wait()
         raise WorkerDied(f"no answer within {timeout_s:g} s: killed")
 
     def _how_it_ended(self) -> str:
-        code = self._process.returncode
-        ending = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
+        try:
+            code = self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:  # closed its pipe and lives on
+            self._process.kill()
+            code = self._process.wait()
+        if self._log.closed:
+            return "worker was closed"
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         self._log.seek(0)
         words = " ".join(self._log.read().decode(errors="replace").split())
         return f"worker ended with {ending}" + (f": ...{words[-LAST_WORDS:]}" if words else "")

@@ -14,7 +14,7 @@ from bench import contenders, markers
 from bench.case import Case, Storage
 from bench.config import Measure, PlannedPoint
 from bench.environment import nvml_device
-from bench.results import CacheState, Check, Point, Round, Status
+from bench.results import CacheAchieved, CacheState, Check, Point, Round, Status
 from bench.workload import Workload, make_workload
 
 if TYPE_CHECKING:
@@ -167,11 +167,10 @@ def _index_sets(bench: Bench, case: Case) -> int:
 def _cache_state(point: Point, sets: int, l2_bytes: int, *, flushed: bool) -> CacheState:
     """What was achieved: warm if all sets stay in the L2, cold if no row can have stayed there, else mixed."""
     touched = sets * (point.required_bytes or 0)
+    achieved: CacheAchieved = "warm" if touched <= l2_bytes else "mixed"
     if flushed or touched >= COLD_FACTOR * l2_bytes:
         achieved = "cold"
-    else:
-        achieved = "warm" if touched <= l2_bytes else "mixed"
-    return CacheState(achieved, sets, touched, l2_bytes, flushed)  # type: ignore[arg-type]
+    return CacheState(achieved, sets, touched, l2_bytes, flushed)
 
 
 def _layout_seeds(bench: Bench) -> list[int]:

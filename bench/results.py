@@ -241,7 +241,7 @@ def write(path: Path, results: Results) -> None:
             file.write(encode(results))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""The loop: which points are left, in which order, into the store. It yields events, prints nothing, decides nothing."""
+"""The loop: which points are left, in which order, into the store. Yields events, prints nothing, decides nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event as ThreadEvent
 from threading import Lock
 
 import msgspec
@@ -127,10 +128,12 @@ def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) 
         return
     lanes: SimpleQueue[Worker] = SimpleQueue()
     lane_start = _start(plan, "interpret", process, tasks)
+    stopping = ThreadEvent()
     with ExitStack() as stack:
         begun = time.monotonic()
         pool = stack.enter_context(ThreadPoolExecutor(plan.measure.work_lanes + 1))
-        kinds: list[WorkerKind] = [*["interpret" for _ in range(plan.measure.work_lanes)], "compile"]
+        lanes_kind: WorkerKind = "interpret"
+        kinds: list[WorkerKind] = [lanes_kind] * plan.measure.work_lanes + ["compile"]
         starts = [pool.submit(Worker, _start(plan, kind, process, tasks), plan.worker_env) for kind in kinds]
         workers = [stack.enter_context(future.result()) for future in starts]
         compiler = _Shared(workers.pop())
@@ -143,6 +146,9 @@ def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) 
             worker = lanes.get()
             index, planned = task
             point, alive = _ask(worker, planned, index, plan.measure.point_timeout_s)
+            if stopping.is_set():
+                lanes.put(worker)  # killed by now; wakes the next thread, which ends here too
+                return point
             lanes.put(worker if alive else stack.enter_context(Worker(lane_start, plan.worker_env)))
             return compiler.add(planned, point, plan.measure.point_timeout_s)
 
@@ -151,6 +157,7 @@ def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) 
             for future in as_completed(futures):
                 yield Measured(_record(results, future.result()))
         finally:
+            stopping.set()
             for future in futures:
                 future.cancel()
 

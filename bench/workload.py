@@ -131,10 +131,13 @@ class Workload:
             self.case.vocab,
         )
 
-    def distinct_rows(self, index_set: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Distinct slot * vocab + id of the tokens that read anything."""
+    def distinct_rows(self, ids_together: int = 1) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Distinct slot * vocab + id of the tokens of index set 0 that read anything.
+
+        Ids in one aligned group of `ids_together` count as one: those that share a sector in a rank-major table.
+        """
         slots = self.token_slots().astype(np.int64)
-        ids = self.index_sets[index_set].cpu().numpy()
+        ids = self.index_sets[0].cpu().numpy() // ids_together * ids_together
         return np.unique((slots * self.case.vocab + ids)[self.ranks[slots] > 0])
 
     def minimum_bytes(self) -> int:

@@ -41,7 +41,7 @@ def capture(launch: Launch, *, index_sets: int, nodes: int) -> CapturedGraph:
     with torch.cuda.stream(stream):
         for index in range(WARMUP_LAUNCHES):
             launch(index % index_sets)
-        call_us = _event_us(lambda: [launch(0) for _ in range(3)]) / 3
+        call_us = event_us(lambda: [launch(0) for _ in range(3)]) / 3
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     if call_us > SLOW_CALL_US * 3:  # eager calls include host time: only clearly slow kernels take fewer nodes
@@ -59,7 +59,7 @@ def sample(captured: CapturedGraph, *, blocks: int, block_ms: float, flush: torc
     """Time of one launch, us, by block. With `flush`, each block is one replay after reading that buffer through L2."""
     captured.replay()
     torch.cuda.synchronize()
-    replay_us = _event_us(captured.replay)
+    replay_us = event_us(captured.replay)
     replays = 1 if flush is not None else max(1, round(block_ms * 1000 / replay_us))
     events = []
     for _ in range(blocks):
@@ -80,7 +80,8 @@ def flush_buffer(l2_bytes: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(L2_FLUSH_FACTOR * l2_bytes // 4, dtype=torch.float32, device=device)
 
 
-def _event_us(run: Callable[[], object]) -> float:
+def event_us(run: Callable[[], object]) -> float:
+    """GPU time of whatever `run` enqueues, us."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()

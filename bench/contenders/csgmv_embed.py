@@ -57,7 +57,8 @@ class CsgmvEmbed:
     def required_bytes(self, workload: Workload) -> int:
         """Ids (8 B a token), distinct rows in whole sectors, output; the plan is negligible beside them."""
         element = ELEMENT_BYTES[workload.case.dtype]
-        ranks = workload.ranks[workload.distinct_rows() // workload.case.vocab].astype("int64")
+        together = 1 if self.storage == "vocab_major" else SECTOR_BYTES // element
+        ranks = workload.ranks[workload.distinct_rows(together) // workload.case.vocab].astype("int64")
         row_sectors = -(-ranks * element // SECTOR_BYTES) if self.storage == "vocab_major" else ranks
         output = workload.num_tokens * workload.case.rank * element
         return workload.num_tokens * 8 + int(row_sectors.sum()) * SECTOR_BYTES + output

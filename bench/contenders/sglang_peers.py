@@ -144,11 +144,11 @@ class SglangLookup(ABC):
 def rank_major_bytes(workload: Workload, *, zero_fills: bool) -> int:
     """Bytes of a lookup in the rank-major table: ids, table, output; batch metadata is negligible beside them.
 
-    An id costs 8 bytes; each distinct (slot, rank, id) element read costs one 32-byte sector. The output is written
+    An id costs 8 bytes; each distinct sector of a (slot, rank) line costs 32. The output is written
     once, and where the launcher zero-fills, the live elements are written a second time.
     """
     element = ELEMENT_BYTES[workload.case.dtype]
-    row_slots = workload.distinct_rows() // workload.case.vocab
+    row_slots = workload.distinct_rows(SECTOR_BYTES // element) // workload.case.vocab
     table = int(workload.ranks[row_slots].sum()) * SECTOR_BYTES
     live = int(workload.ranks[workload.token_slots()].sum()) if zero_fills else 0
     return workload.num_tokens * 8 + table + (workload.num_tokens * workload.case.rank + live) * element

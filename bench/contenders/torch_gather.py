@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from bench.case import ELEMENT_BYTES
 from bench.contenders.base import KernelRef, Launch
@@ -31,10 +31,10 @@ class TorchGather:
         slots = torch.from_numpy(workload.token_slots()).to(workload.device)
         offsets = slots.long() * case.vocab
         if not _needs_clearing(workload):
-            return lambda k: F.embedding(ids[k] + offsets, rows)
+            return lambda k: functional.embedding(ids[k] + offsets, rows)
         token_ranks = torch.from_numpy(workload.ranks).to(workload.device)[slots]
         beyond = torch.arange(case.rank, device=workload.device) >= token_ranks[:, None]
-        return lambda k: F.embedding(ids[k] + offsets, rows).masked_fill_(beyond, 0)
+        return lambda k: functional.embedding(ids[k] + offsets, rows).masked_fill_(beyond, 0)
 
     def required_bytes(self, workload: Workload) -> int:
         """Ids and offsets added into row numbers and read again (4 x 8 bytes a token), rows, output.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bench.case import PHASES, Case, ClockName
-from bench.estimate import Floor, anchor_value, floor, point_estimate
+from bench.estimate import Floor, anchor_value, floor, point_estimate, process_spread
 from bench.results import Point, Results
 
 OURS = "csgmv_embed-vocab_major"
@@ -146,20 +146,23 @@ def ratios(results: Results) -> RenderableType:
                     f"{clock}: {short_name(name)} takes {geometric_mean(values):.2f} times ours "
                     f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
                 )
+        spreads = [spread for point in points if (spread := process_spread(point)) is not None]
+        if spreads:
+            middle, worst = f"{100 * median(spreads):.2f} %", f"{100 * max(spreads):.2f} %"
+            lines.append(f"{clock}: between processes the log time varies by {middle} (median sd), {worst} at worst")
     return Text("\n".join(lines) + "\n" if lines else "")
 
 
 def failures(points: Sequence[Point]) -> RenderableType:
-    """Each point that is not ok; those alike in all but the case on one line."""
-    groups = Counter((p.status, p.contender, p.clock, p.reason) for p in points if p.status != "ok")
-    labels = {
-        key: [p.case.label for p in points if (p.status, p.contender, p.clock, p.reason) == key] for key in groups
-    }
-    lines = [
-        f"{status}: {contender}, {clock} clock, {count} cases ({', '.join(labels[key][:3])}{', ...' if count > 3 else ''}): {reason}"
-        for key, count in groups.items()
-        for status, contender, clock, reason in [key]
-    ]
+    """Each point that is not ok, with its reason; those alike in all but the case on one line."""
+    groups: dict[tuple[str, str, str, str | None], list[str]] = {}
+    for point in points:
+        if point.status != "ok":
+            groups.setdefault((point.status, point.contender, point.clock, point.reason), []).append(point.case.label)
+    lines = []
+    for (status, contender, clock, reason), labels in groups.items():
+        shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
+        lines.append(f"{status}: {contender}, {clock} clock, {len(labels)} cases ({shown}): {reason}")
     return Text("\n".join(lines))
 
 
