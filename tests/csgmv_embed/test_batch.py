@@ -1,0 +1,214 @@
+"""EmbeddingBatch: csgmv's structure, token words, static buffers, views of SGLang's batch infos."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csgmv_embed import CapacityError, EmbeddingBatch, ShapeError, SlotError, embedding_lora_a
+from csgmv_embed.batch import BatchCapacity
+
+ARRAYS = ("token_adapters", "permutation", "seg_indptr", "seg_slots", "ranks")
+
+
+@st.composite
+def batches(draw, max_len=40):
+    slots = draw(st.integers(1, 5))
+    sequences = draw(st.lists(st.tuples(st.integers(0, max_len), st.integers(0, slots - 1)), max_size=8))
+    ranks = draw(st.lists(st.sampled_from([0, 1, 16, 64]), min_size=slots, max_size=slots))
+    return [length for length, _ in sequences], [slot for _, slot in sequences], ranks
+
+
+def model(lens, slots, ranks, chunk_size):
+    """The same plan, one token after another."""
+    token_slots = [slot for length, slot in zip(lens, slots, strict=True) for _ in range(length)]
+    permutation = sorted(range(len(token_slots)), key=lambda token: token_slots[token])
+    segments: list[tuple[int, int, int]] = []
+    for position, token in enumerate(permutation):
+        slot = token_slots[token]
+        if segments and segments[-1][0] == slot and position - segments[-1][1] < chunk_size:
+            segments[-1] = (slot, segments[-1][1], position + 1)
+        else:
+            segments.append((slot, position, position + 1))
+    words = [slot << 16 | ranks[slot] if ranks[slot] else 0 for slot in token_slots]
+    return words, permutation, segments
+
+
+@given(batches(), st.sampled_from([1, 2, 16, 128]))
+def test_the_plan_equals_a_token_by_token_model(batch_input, chunk_size):
+    lens, slots, ranks = batch_input
+    batch = EmbeddingBatch.build(lens, slots, ranks, chunk_size=chunk_size, device="cpu")
+    words, permutation, segments = model(lens, slots, ranks, chunk_size)
+    assert batch.token_adapters.tolist() == words
+    assert batch.permutation.tolist() == permutation
+    count = len(segments)
+    assert batch.seg_slots.tolist()[:count] == [slot for slot, _, _ in segments]
+    assert batch.seg_indptr.tolist()[:count] == [start for _, start, _ in segments]
+    assert set(batch.seg_indptr.tolist()[count:]) == {sum(lens)}
+    assert batch.ranks.tolist() == ranks
+    assert (batch.num_tokens, batch.max_rank) == (sum(lens), max(ranks))
+
+
+@given(batches(), st.sampled_from([1, 3, 16]))
+def test_max_segments_is_enough_for_every_batch_that_fits(batch_input, chunk_size):
+    lens, slots, ranks = batch_input
+    capacity = BatchCapacity(sum(lens), len(lens), len(ranks), chunk_size)
+    assert len(model(lens, slots, ranks, chunk_size)[2]) <= capacity.max_segments
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("chunk_size", [16, 32])
+def test_the_segments_are_those_of_sglang(chunk_size):
+    backend_module = pytest.importorskip("sglang.srt.lora.backend.chunked_backend")
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    backend = backend_module.ChunkedSgmvLoRABackend
+    lens, slots = [5, 70, 1, 33, 16, 2], [2, 0, 2, 1, 0, 1]
+    forward_batch = SimpleNamespace(
+        forward_mode=ForwardMode.EXTEND,
+        batch_size=len(lens),
+        extend_seq_lens=torch.tensor(lens, dtype=torch.int32),
+        extend_seq_lens_cpu=lens,
+    )
+    real = {name: getattr(torch, name) for name in ("empty", "tensor")}
+    unpinned = {name: lambda *a, _f=f, pin_memory=False, **k: _f(*a, **k) for name, f in real.items()}
+    with mock.patch.multiple(torch, **unpinned):
+        permutation, reordered = backend._get_permutation(slots, forward_batch)
+        seg_slots, seg_indptr = backend._get_segments_info(None, reordered, chunk_size)
+    batch = EmbeddingBatch.build(lens, slots, [8, 8, 8], chunk_size=chunk_size, device="cpu")
+    assert batch.permutation.tolist() == permutation.tolist()
+    assert batch.seg_slots.tolist()[: len(seg_slots)] == seg_slots.tolist()
+    assert batch.seg_indptr.tolist()[: len(seg_indptr)] == seg_indptr.tolist()
+
+
+def test_a_refill_keeps_addresses_and_leaves_nothing_of_the_batch_before():
+    static = EmbeddingBatch.allocate(max_tokens=100, slots=3, device="cpu")
+    addresses = [getattr(static, name).data_ptr() for name in ARRAYS]
+    static.refill([60, 40], [2, 1], [4, 5, 6])
+    static.refill([3], [1], [4, 5, 6])
+    fresh = EmbeddingBatch.allocate(max_tokens=100, slots=3, device="cpu")
+    fresh.refill([3], [1], [4, 5, 6])
+    assert [getattr(static, name).data_ptr() for name in ARRAYS] == addresses
+    for name in ARRAYS:
+        assert torch.equal(getattr(static, name), getattr(fresh, name)), name
+    assert static.token_adapters.tolist()[3:] == [0] * 97
+    assert set(static.seg_indptr.tolist()[1:]) == {3}
+
+
+@pytest.mark.parametrize(
+    ("lens", "slots", "ranks", "words"),
+    [
+        ([9], [0], [8, 8], "9 tokens; expected at most 8"),
+        ([1] * 4, [0] * 4, [8, 8], "4 sequences; expected at most 3"),
+        ([1], [0], [8, 8, 8], "3 slots; expected 2"),
+    ],
+)
+def test_a_batch_over_capacity_changes_nothing(lens, slots, ranks, words):
+    static = EmbeddingBatch.allocate(max_tokens=8, max_sequences=3, slots=2, device="cpu")
+    static.refill([5, 2], [1, 0], [8, 4])
+    before = [getattr(static, name).clone() for name in ARRAYS]
+    with pytest.raises(CapacityError, match=words):
+        static.refill(lens, slots, ranks)
+    assert all(torch.equal(getattr(static, name), old) for name, old in zip(ARRAYS, before, strict=True))
+    assert static.num_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        (([1, 2], [0], [8]), ShapeError, "seq_slots has 1 entries; expected 2"),
+        (([1], [1], [8]), SlotError, r"seq_slots\[0\] is 1; expected a value in \[0, 0\]"),
+        (([1], [-1], [8]), SlotError, r"seq_slots\[0\] is -1"),
+        (([3, -2], [0, 0], [8]), SlotError, r"seq_lens\[1\] is -2"),
+        (([1], [0], [-8]), SlotError, r"ranks\[0\] is -8"),
+        (([1], [0], [1 << 16]), SlotError, r"ranks\[0\] is 65536"),
+        (([1], [0], [8] * 32769), SlotError, "32769 slots; expected at most 32768"),
+        (([1.5], [0], [8]), ShapeError, "seq_lens is 1-D of float64; expected a 1-D sequence of integers"),
+        (([[1]], [0], [8]), ShapeError, "seq_lens is 2-D"),
+        (([True], [0], [8]), ShapeError, "seq_lens is 1-D of bool"),
+    ],
+)
+def test_bad_values_are_named(arguments, kind, words):
+    with pytest.raises(kind, match=words):
+        EmbeddingBatch.build(*arguments, device="cpu")
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(SlotError, match="chunk_size is 0"):
+        EmbeddingBatch.build([1], [0], [8], chunk_size=0, device="cpu")
+    with pytest.raises(SlotError, match="max_tokens=-1"):
+        EmbeddingBatch.allocate(max_tokens=-1, slots=2, device="cpu")
+    with pytest.raises(CapacityError, match=r"EmbeddingBatch\.allocate"):
+        EmbeddingBatch.build([1], [0], [8], device="cpu").refill([1], [0], [8])
+
+
+def test_a_foreign_default_device_does_not_move_the_buffers():
+    with torch.device("meta"):
+        static = EmbeddingBatch.allocate(max_tokens=4, slots=1, device="cpu")
+        static.refill([2], [0], [8])
+    assert static.token_adapters.tolist() == [8, 8, 0, 0]
+
+
+def sglang_info(device, **changes):
+    """What SGLang's csgmv backend prepares for lengths [3, 2] in slots [1, 0], chunk size 16."""
+    ints = {"dtype": torch.int32, "device": device}
+    fields = {
+        "use_cuda_graph": False,
+        "bs": 2,
+        "num_segments": 2,
+        "max_len": 16,
+        "seg_indptr": torch.tensor([0, 2, 5], **ints),
+        "weight_indices": torch.tensor([0, 1], **ints),
+        "lora_ranks": torch.tensor([8, 4], **ints),
+        "permutation": torch.tensor([3, 4, 0, 1, 2], **ints),
+    }
+    return SimpleNamespace(**(fields | changes))
+
+
+INFOS = {
+    "csgmv eager": {},
+    "csgmv graph": {
+        "use_cuda_graph": True,
+        "seg_indptr": torch.tensor([0, 2, 5, 5, 5], dtype=torch.int32),
+        "weight_indices": torch.tensor([0, 1, 0, 0], dtype=torch.int32),
+        "permutation": torch.tensor([3, 4, 0, 1, 2, 9, 9], dtype=torch.int32),
+    },
+    "triton eager": {
+        "permutation": None,
+        "max_len": 3,
+        "seg_indptr": torch.tensor([0, 3, 5], dtype=torch.int32),
+        "weight_indices": torch.tensor([1, 0], dtype=torch.int32),
+        "lora_ranks": torch.tensor([8, 4], dtype=torch.int64),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", INFOS)
+def test_sglangs_batch_infos_drive_the_lookup_as_they_are(kind, device):
+    changes = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in INFOS[kind].items()}
+    table = torch.randn(2, 8, 20, device=device)
+    padding = 2 if kind == "csgmv graph" else 0
+    ids = torch.arange(5 + padding, device=device)
+    out = embedding_lora_a(ids, table, EmbeddingBatch.from_sglang(sglang_info(device, **changes)), 20)
+    expected = torch.zeros(5 + padding, 8, device=device)
+    expected[:3, :4] = table[1, :4, :3].T
+    expected[3:5] = table[0, :, 3:5].T
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("field", ["seg_indptr", "weight_indices", "lora_ranks", "max_len"])
+def test_a_batch_info_that_was_not_prepared_is_refused(field):
+    with pytest.raises(ShapeError, match=f"batch_info.{field} is None or missing"):
+        EmbeddingBatch.from_sglang(sglang_info("cpu", **{field: None}))
+
+
+def test_numpy_and_list_input_plan_alike():
+    from_lists = EmbeddingBatch.build([3, 2], [1, 0], [8, 4], device="cpu")
+    from_arrays = EmbeddingBatch.build(np.array([3, 2]), np.array([1, 0], np.int32), np.array([8, 4]), device="cpu")
+    assert all(torch.equal(getattr(from_lists, name), getattr(from_arrays, name)) for name in ARRAYS)

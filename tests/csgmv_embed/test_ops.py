@@ -1,0 +1,251 @@
+"""The op keeps its promises: bit for bit the oracle, whole output, no stray read, clear errors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csgmv_embed import (
+    CapacityError,
+    DeviceError,
+    DtypeError,
+    EmbeddingBatch,
+    ShapeError,
+    embedding_lora_a,
+    embedding_lora_a_reference,
+    ops,
+    to_storage,
+)
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+EXTREME_IDS = {torch.int32: [-(2**31), 2**31 - 1], torch.int64: [-(2**62), 2**62]}
+
+
+def make_table(slots: int, rank: int, columns: int, dtype: torch.dtype, storage: str, device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(slots * 1000 + rank)
+    table = torch.randn(slots, rank, columns, generator=generator).to(device=device, dtype=dtype)
+    if storage == "strided":
+        wide = table.new_full((slots, 2 * rank, columns), float("nan"))
+        wide[:, ::2] = table
+        return wide[:, ::2]
+    if storage == "padded_rows":
+        wide = table.new_full((slots, columns, rank + 3), float("nan"))
+        wide[:, :, :rank] = table.transpose(1, 2)
+        return wide[:, :, :rank].transpose(1, 2)
+    return to_storage(table, storage)  # type: ignore[arg-type]
+
+
+@st.composite
+def lookups(draw):
+    """A batch, its table and ids, with everything the promise speaks of."""
+    slots = draw(st.integers(1, 4))
+    rank = draw(st.sampled_from([1, 5, 8, 12, 16, 24, 40]))
+    vocab, added = draw(st.integers(0, 30)), draw(st.integers(0, 3))
+    extra_tokens = draw(st.sampled_from([None, 0, 1, 4]))
+    sequences = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, slots - 1)), max_size=5))
+    lens, seq_slots = [length for length, _ in sequences], [slot for _, slot in sequences]
+    id_dtype = draw(st.sampled_from([torch.int32, torch.int64]))
+    ranks = draw(st.lists(st.integers(0, rank), min_size=slots, max_size=slots))
+    padding = draw(st.sampled_from([None, 0, 7]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    total = sum(lens) + (padding or 0)
+    ids = torch.from_numpy(rng.integers(-4, vocab + 8, total)).to(id_dtype)
+    strange = rng.random(total) < 0.1
+    ids[torch.from_numpy(strange)] = EXTREME_IDS[id_dtype][int(rng.integers(2))]
+    return SimpleNamespace(
+        slots=slots,
+        rank=rank,
+        vocab=vocab,
+        columns=vocab + added,
+        extra_tokens=extra_tokens,
+        lens=lens,
+        seq_slots=seq_slots,
+        ranks=ranks,
+        ids=ids,
+        padding=padding,
+        dtype=draw(st.sampled_from(DTYPES)),
+        storage=draw(st.sampled_from(["rank_major", "vocab_major", "strided", "padded_rows"])),
+        plan=draw(st.sampled_from(["tokens", "segments"])),
+        chunk_size=draw(st.sampled_from([1, 2, 16, 128])),
+        out=draw(st.sampled_from(["none", "poisoned", "padded"])),
+    )
+
+
+def make_batch(case, device) -> EmbeddingBatch:
+    if case.padding is None:
+        batch = EmbeddingBatch.build(case.lens, case.seq_slots, case.ranks, chunk_size=case.chunk_size, device=device)
+    else:
+        batch = EmbeddingBatch.allocate(
+            max_tokens=len(case.ids), max_sequences=8, slots=case.slots, chunk_size=case.chunk_size, device=device
+        )
+        batch.refill(case.lens, case.seq_slots, case.ranks)
+    return batch if case.plan == "tokens" else batch.without_token_words()
+
+
+def make_out(case, device) -> torch.Tensor | None:
+    if case.out == "none":
+        return None
+    width = case.rank + (5 if case.out == "padded" else 0)
+    return torch.full((len(case.ids), width), float("nan"), dtype=case.dtype, device=device)[:, : case.rank]
+
+
+@given(lookups())
+def test_the_lookup_equals_the_oracle_bit_for_bit(device, case):
+    table = make_table(case.slots, case.rank, case.columns, case.dtype, case.storage, device)
+    extra = None
+    if case.extra_tokens is not None:
+        extra = torch.randn(case.slots, 2 * case.extra_tokens, case.rank, device=device).to(case.dtype)[:, ::2]
+    ids = case.ids.to(device)
+    out = embedding_lora_a(ids, table, make_batch(case, device), case.vocab, extra, make_out(case, device))
+    token_slots = torch.from_numpy(np.repeat(case.seq_slots, case.lens).astype(np.int64)).to(device)
+    tokens = len(token_slots)
+    ranks = torch.tensor(case.ranks, device=device)
+    expected = embedding_lora_a_reference(ids[:tokens], table, token_slots, ranks, case.vocab, extra)
+    assert torch.equal(out[:tokens], expected)
+    assert torch.equal(out[tokens:], torch.zeros_like(out[tokens:]))
+
+
+@pytest.mark.parametrize("plan", ["tokens", "segments"])
+@pytest.mark.parametrize("storage", ["rank_major", "vocab_major"])
+def test_no_address_outside_the_tensors_is_read(monkeypatch, storage, plan):
+    if torch.cuda.is_available():
+        pytest.skip("reads are watched in the interpreter")
+    from triton.runtime import interpreter
+
+    table = make_table(3, 12, 20, torch.float32, storage, "cpu")
+    extra = torch.randn(3, 2, 12)
+    ids = torch.tensor([-1, 0, 19, 20, 21, 22, 23, 2**40, -(2**40), 18, 17] * 3)
+    batch = EmbeddingBatch.build([20, 13], [2, 1], [12, 7, 12], device="cpu")
+    batch = batch if plan == "tokens" else batch.without_token_words()
+    arrays = [batch.token_adapters, batch.permutation, batch.seg_indptr, batch.seg_slots, batch.ranks]
+    known = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in (ids, table, extra, *arrays) if t is not None]
+    real = interpreter._interpreter
+    seen = 0
+
+    def load(pointers, mask, other, dtype):
+        nonlocal seen
+        for address in np.broadcast_to(pointers, mask.shape)[mask].ravel().tolist():
+            seen += 1
+            assert any(low <= address < high for low, high in known), hex(address)
+        return real.load(pointers, mask, other, dtype)
+
+    stand_in = SimpleNamespace(**{name: getattr(real, name) for name in dir(real) if not name.startswith("_")})
+    stand_in.load = load
+    monkeypatch.setattr(interpreter, "_interpreter", stand_in)
+    embedding_lora_a(ids, table, batch, 20, extra)
+    assert seen > 0
+
+
+class CountedKernel:
+    """A kernel that notes its launches."""
+
+    def __init__(self, kernel, name, launches):
+        self.kernel, self.name, self.launches = kernel, name, launches
+
+    def __getitem__(self, grid):
+        self.launches.append(self.name)
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("plan", ["tokens", "segments"])
+def test_one_kernel_is_launched_and_nothing_is_cleared_first(monkeypatch, plan, device):
+    table, ids = torch.randn(1, 8, 20, device=device), torch.arange(5, device=device)
+    batch = EmbeddingBatch.build([5], [0], [8], device=device)
+    batch = batch if plan == "tokens" else batch.without_token_words()
+    launches: list[str] = []
+    for name in ("tokens", "segments"):
+        attribute = f"embedding_lora_a_{name}_kernel"
+        monkeypatch.setattr(ops, attribute, CountedKernel(getattr(ops, attribute), name, launches))
+
+    def refuse(*_, **__):
+        raise AssertionError("the output was cleared by a launch of its own")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    embedding_lora_a(ids, table, batch, 20)
+    assert launches == [plan]
+
+
+def test_no_tokens_give_an_empty_output_without_a_launch(device):
+    table = torch.randn(2, 8, 20, device=device)
+    batch = EmbeddingBatch.build([], [], [8, 8], device=device)
+    out = embedding_lora_a(torch.zeros(0, dtype=torch.int64, device=device), table, batch, 20)
+    assert out.shape == (0, 8)
+
+
+def test_ranks_and_slots_of_a_foreign_batch_beyond_the_table_read_nothing_outside(device):
+    table = torch.randn(2, 8, 20, device=device)
+    info = SimpleNamespace(
+        use_cuda_graph=False,
+        num_segments=2,
+        max_len=16,
+        seg_indptr=torch.tensor([0, 2, 4], dtype=torch.int32, device=device),
+        weight_indices=torch.tensor([1, 7], dtype=torch.int32, device=device),
+        lora_ranks=torch.tensor([8, 99], dtype=torch.int32, device=device),
+        permutation=torch.arange(4, dtype=torch.int32, device=device),
+    )
+    out = embedding_lora_a(torch.arange(4, device=device), table, EmbeddingBatch.from_sglang(info), 20)
+    assert torch.equal(out[:2], table[1, :, :2].T)
+    assert torch.equal(out[2:], torch.zeros(2, 8, device=device))
+
+
+def call(**changes):
+    """A correct call with some arguments replaced."""
+    arguments = {
+        "input_ids": torch.zeros(4, dtype=torch.int64),
+        "a_table": torch.zeros(2, 8, 20),
+        "batch": EmbeddingBatch.build([4], [0], [8, 8], device="cpu"),
+        "vocab_size": 20,
+        "extra_embeddings": None,
+        "out": None,
+    }
+    return embedding_lora_a(**(arguments | changes))
+
+
+def static_batch(tokens: int) -> EmbeddingBatch:
+    return EmbeddingBatch.allocate(max_tokens=tokens, slots=2, device="cpu")
+
+
+ERRORS = [
+    ({"input_ids": torch.zeros(2, 2, dtype=torch.int64)}, ShapeError, r"input_ids .*expected contiguous \(tokens,\)"),
+    ({"input_ids": torch.zeros(8, dtype=torch.int64)[::2]}, ShapeError, "input_ids .*strides"),
+    ({"input_ids": torch.zeros(4)}, DtypeError, "input_ids is torch.float32; expected torch.int32 or torch.int64"),
+    ({"input_ids": torch.zeros(5, dtype=torch.int64)}, ShapeError, "5 tokens; expected 4"),
+    (
+        {"input_ids": torch.zeros(4, dtype=torch.int64, device="meta")},
+        DeviceError,
+        "input_ids is on meta; expected cpu",
+    ),
+    ({"a_table": torch.zeros(8, 20)}, ShapeError, r"a_table .*expected \(slots, max_rank, vocab\)"),
+    ({"a_table": torch.zeros(2, 8, 20, dtype=torch.float64)}, DtypeError, "a_table is torch.float64; expected one of"),
+    ({"a_table": torch.zeros(1, 8, 20)}, ShapeError, "2 slots; expected at most 1"),
+    ({"a_table": torch.zeros(2, 4, 20)}, ShapeError, "rank 8; expected at most 4"),
+    ({"vocab_size": 21}, ShapeError, "vocab_size is 21; expected 0 to 20"),
+    ({"vocab_size": -1}, ShapeError, "vocab_size is -1"),
+    ({"extra_embeddings": torch.zeros(2, 8)}, ShapeError, r"extra_embeddings .*expected \(2, extra, 8\)"),
+    ({"extra_embeddings": torch.zeros(2, 3, 7)}, ShapeError, r"extra_embeddings .*expected \(2, extra, 8\)"),
+    ({"extra_embeddings": torch.zeros(2, 3, 8).half()}, DtypeError, "extra_embeddings is torch.float16; expected"),
+    ({"extra_embeddings": torch.zeros(2, 3, 8, device="meta")}, DeviceError, "extra_embeddings is on meta"),
+    ({"out": torch.zeros(4, 7)}, ShapeError, r"out has shape \(4, 7\).*expected \(4, 8\)"),
+    ({"out": torch.zeros(8, 4).T}, ShapeError, "rows contiguous"),
+    ({"out": torch.zeros(4, 8).half()}, DtypeError, "out is torch.float16; expected torch.float32"),
+    ({"out": torch.zeros(4, 8, device="meta")}, DeviceError, "out is on meta; expected cpu"),
+    ({"batch": static_batch(3)}, CapacityError, "4 tokens; expected at most 3"),
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")
+@pytest.mark.parametrize(("changes", "kind", "words"), ERRORS)
+def test_bad_input_is_named_with_what_would_be_right(changes, kind, words):
+    with pytest.raises(kind, match=words):
+        call(**changes)
+
+
+def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch):
+    monkeypatch.setattr(ops, "accept_host_tensors", False)
+    with pytest.raises(DeviceError, match="expected a CUDA device"):
+        call()
