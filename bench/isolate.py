@@ -81,7 +81,12 @@ class Worker:
         for fd in theirs:
             os.close(fd)
         self._receiver, self._sender = Connection(ours[0], writable=False), Connection(ours[1], readable=False)
-        self.hello = self._exchange(start, Hello, start.settings.start_timeout_s)
+        try:
+            self.hello = self._exchange(start, Hello, start.settings.start_timeout_s)
+        except BaseException:
+            self._process.kill()
+            self.close()
+            raise
 
     def ask(self, ask: Ask, timeout_s: float) -> Answer:
         """The worker's answer, within the time limit."""

@@ -1,0 +1,50 @@
+"""NVTX ranges never disturb a measurement, with the library or without."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from bench import markers
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_span_runs_its_body_and_lets_errors_through(monkeypatch, absent):
+    if absent:
+        monkeypatch.setitem(sys.modules, "nvtx", None)
+    module = importlib.reload(markers)
+    assert (module._domain is None) == absent
+    ran = []
+    with module.span("point|graph|rank=16", payload=3), module.span("sample"):
+        ran.append(1)
+    assert ran == [1]
+    with pytest.raises(ValueError, match="inside"), module.span("setup"):
+        raise ValueError("inside")
+
+
+class Domain:
+    def __init__(self):
+        self.calls = []
+
+    def get_registered_string(self, name):
+        return f"registered {name}"
+
+    def get_event_attributes(self, **attributes):
+        return attributes
+
+    def push_range(self, attributes):
+        self.calls.append(attributes)
+
+    def pop_range(self):
+        self.calls.append("pop")
+
+
+def test_a_range_is_registered_and_carries_its_index(monkeypatch):
+    domain = Domain()
+    monkeypatch.setattr(markers, "_domain", domain)
+    with markers.span("point", payload=7), markers.span("sample"):
+        pass
+    registered = {"message": "registered point", "payload": 7}
+    assert domain.calls == [registered, {"message": "registered sample"}, "pop", "pop"]
