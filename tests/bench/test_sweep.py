@@ -54,7 +54,15 @@ def started(file: Path, log: Path) -> subprocess.Popen[bytes]:
     """A sweep of many points in its own process group."""
     command = [sys.executable, "-m", "bench", "sweep", *MANY, "-o", str(file)]
     with log.open("wb") as output:
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            # A job in the background of a shell ignores SIGINT and would hand that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def wait_for_points(file: Path, process: subprocess.Popen[bytes]) -> None:
@@ -138,7 +146,7 @@ def test_a_resume_with_another_plan_is_refused(
 ) -> None:
     before, edited = finished[0].read_bytes(), tmp_path / "edited.toml"
     text = config.DEFAULT_PATH.read_text(encoding="utf-8")
-    edited.write_text(text.replace("seed = 1 ", "seed = 2 ", 1), encoding="utf-8")
+    edited.write_text(text.replace("seed = 1\n", "seed = 2\n", 1), encoding="utf-8")
     assert edited.read_text(encoding="utf-8") != text
     done = bench("sweep", "--resume", finished[0], "--config", edited)
     assert done.returncode == 2
