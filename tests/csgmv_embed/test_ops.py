@@ -177,22 +177,6 @@ def test_no_tokens_give_an_empty_output_without_a_launch(device):
     assert out.shape == (0, 8)
 
 
-def test_ranks_and_slots_of_a_foreign_batch_beyond_the_table_read_nothing_outside(device):
-    table = torch.randn(2, 8, 20, device=device)
-    info = SimpleNamespace(
-        use_cuda_graph=False,
-        num_segments=2,
-        max_len=16,
-        seg_indptr=torch.tensor([0, 2, 4], dtype=torch.int32, device=device),
-        weight_indices=torch.tensor([1, 7], dtype=torch.int32, device=device),
-        lora_ranks=torch.tensor([8, 99], dtype=torch.int32, device=device),
-        permutation=torch.arange(4, dtype=torch.int32, device=device),
-    )
-    out = embedding_lora_a(torch.arange(4, device=device), table, EmbeddingBatch.from_sglang(info), 20)
-    assert torch.equal(out[:2], table[1, :, :2].T)
-    assert torch.equal(out[2:], torch.zeros(2, 8, device=device))
-
-
 def call(**changes):
     """A correct call with some arguments replaced."""
     arguments = {
