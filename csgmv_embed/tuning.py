@@ -1,8 +1,8 @@
 """Launch configurations of the kernels.
 
-Chosen from 182 tiles timed once on an NVIDIA H200 (bf16, 8 slots, vocab 128256, ranks 8 to 256, 1 to 16384 tokens, graphs of
-60 launches, 20 rotating index sets): the rule below is within 4 % of the best tile from rank 16 on when rows are
-contiguous (15 % at rank 8), and within 16 % when they are not. Another GPU may want others.
+Chosen from 182 tiles timed once on an NVIDIA H200 (bf16, 8 slots, vocab 128256, ranks 8 to 256, 1 to 16384 tokens,
+graphs of 60 launches, 20 rotating index sets): the rule below is within 4 % of the best tile from rank 16 on when
+rows are contiguous (15 % at rank 8), and within 16 % when they are not. Another GPU may want others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LaunchConfig:
 ROW_TILES = ((1 << 17, 512), (1 << 19, 1024), (1 << 62, 2048))
 
 # Scattered elements: tall tiles of few ranks, ranks in the outer grid axis, so that programs running together read
-# neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 78 us; rows of all ranks: 103).
+# neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 85 us, the worst tile 103).
 SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
 
