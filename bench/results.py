@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ SCHEMA_VERSION = "1.0.0"
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
 Scalar = str | int | float | bool | None
+Document = TypeVar("Document")
 
 
 class ResultsError(Exception):
@@ -215,7 +216,7 @@ class Results(msgspec.Struct):
     points: list[Point] = []
 
 
-def encode(results: Results) -> bytes:
+def encode(results: msgspec.Struct) -> bytes:
     """The file's bytes: sorted keys, 6 significant digits, no NaN or infinity."""
     plain = _round_floats(msgspec.to_builtins(results))
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
@@ -231,7 +232,7 @@ def _round_floats(value: Any) -> Any:
     return value
 
 
-def write(path: Path, results: Results) -> None:
+def write(path: Path, results: msgspec.Struct) -> None:
     """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -248,18 +249,23 @@ def write(path: Path, results: Results) -> None:
 
 def read(path: Path) -> Results:
     """Read a results file. Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
+    return read_document(path, Results, SCHEMA_NAME, SCHEMA_VERSION)
+
+
+def read_document(path: Path, kind: type[Document], name: str, version: str) -> Document:
+    """Read a file of this or another format of the suite; each has a `schema` with a name and a version."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    _check_schema(path, data)
+    _check_schema(path, data, name, version)
     try:
-        return msgspec.json.decode(data, type=Results)
+        return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
         raise ResultsError(f"{path}: not a valid results file: {error}") from error
 
 
-def _check_schema(path: Path, data: bytes) -> None:
+def _check_schema(path: Path, data: bytes, name: str, version: str) -> None:
     class Head(msgspec.Struct):
         schema: Schema
 
@@ -267,10 +273,10 @@ def _check_schema(path: Path, data: bytes) -> None:
         schema = msgspec.json.decode(data, type=Head).schema
     except msgspec.DecodeError as error:
         raise ResultsError(f"{path}: not a results file of this suite: {error}") from error
-    if schema.name != SCHEMA_NAME:
-        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {SCHEMA_NAME!r}")
-    if schema.version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise ResultsError(f"{path}: schema.version is {schema.version}; expected {SCHEMA_VERSION.split('.')[0]}.x.y")
+    if schema.name != name:
+        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}")
+    if schema.version.split(".")[0] != version.split(".")[0]:
+        raise ResultsError(f"{path}: schema.version is {schema.version}; expected {version.split('.')[0]}.x.y")
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""The tests of the gate, on arrays: screen, confirm, the smallest slowdown that can be seen. Pure.
+
+An observation is a log ratio of two round values, log(B / A): a slowdown is positive. Rows are points, columns
+observations that are independent of each other. Every test is one of scipy or statsmodels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log1p, sqrt
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+CONFIDENCE = 0.95
+# Observations that agree to this are equal: what is left is rounding, and a t statistic of it would be noise.
+EQUAL = 1e-12
+
+
+def log_limit(percent: float) -> float:
+    """A change in percent as a log ratio."""
+    return log1p(percent / 100)
+
+
+def flagged(observations: Array, limit_pct: float) -> Bools:
+    """Screen: (points,) whether the mean differs from 0 by more than the limit, in either direction."""
+    limit = log_limit(limit_pct)
+    mean: Array = observations.mean(axis=1)
+    return np.asarray((mean > limit) | (mean < -limit))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One row of `confirm`; mean, low and high are log ratios, the interval is two-sided."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    rejected: bool
+
+
+def confirm(observations: Array, *, alpha: float, slower: bool = True) -> list[Tested]:
+    """One-sided one-sample t test of each row against 0, Holm over all rows given.
+
+    The rows must be fresh observations of points that other observations chose: then the family-wise error is at
+    most alpha, whatever chose them.
+    """
+    if not len(observations):
+        return []
+    means, lows, highs = intervals(observations)
+    p = _one_sample(observations, slower)
+    return _with_holm(means, lows, highs, p, alpha)
+
+
+def compare_unpaired(before: list[Array], after: list[Array], *, alpha: float, slower: bool = True) -> list[Tested]:
+    """One-sided Welch test of each pair of log values, Holm over all pairs given; shapes may differ by pair."""
+    rows = [welch(old, new, slower=slower) for old, new in zip(before, after, strict=True)]
+    if not rows:
+        return []
+    means, lows, highs, p = (np.array(column) for column in zip(*rows, strict=True))
+    return _with_holm(means, lows, highs, p, alpha)
+
+
+def _with_holm(means: Array, lows: Array, highs: Array, p: Array, alpha: float) -> list[Tested]:
+    rejected, adjusted, _, _ = multipletests(p, alpha=alpha, method="holm")
+    columns = zip(means, lows, highs, p, adjusted, rejected, strict=True)
+    return [Tested(*map(float, row[:5]), bool(row[5])) for row in columns]
+
+
+def intervals(observations: Array) -> tuple[Array, Array, Array]:
+    """(mean, low, high) of each row: Student's 95 % interval."""
+    count = observations.shape[1]
+    means: Array = observations.mean(axis=1)
+    if count < 2:
+        return means, np.full_like(means, -np.inf), np.full_like(means, np.inf)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * observations.std(axis=1, ddof=1) / sqrt(count)
+    return means, means - half, means + half
+
+
+def _one_sample(observations: Array, slower: bool) -> Array:
+    means = observations.mean(axis=1)
+    constant = np.ptp(observations, axis=1) < EQUAL
+    p = np.where((means > 0) == slower, 0.0, 1.0)  # of rows without any spread; those of no change at all:
+    p[np.abs(means) < EQUAL] = 1.0
+    varied = ~constant
+    if varied.any():
+        side = "greater" if slower else "less"
+        p[varied] = stats.ttest_1samp(observations[varied], 0.0, axis=1, alternative=side).pvalue
+    return np.asarray(p)
+
+
+def welch(before: Array, after: Array, *, slower: bool = True) -> tuple[float, float, float, float]:
+    """(difference of means, low, high, one-sided p) of two independent samples of log values."""
+    difference = float(after.mean() - before.mean())
+    if len(before) < 2 or len(after) < 2:
+        return difference, -np.inf, np.inf, 1.0
+    if np.ptp(before) < EQUAL and np.ptp(after) < EQUAL:
+        certain = abs(difference) > EQUAL and (difference > 0) == slower
+        return difference, difference, difference, 0.0 if certain else 1.0
+    side = "greater" if slower else "less"
+    test = stats.ttest_ind(after, before, equal_var=False, alternative=side)
+    both = stats.ttest_ind(after, before, equal_var=False).confidence_interval(CONFIDENCE)
+    return difference, float(both.low), float(both.high), float(test.pvalue)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What decides how small a slowdown is still found: independent observations, limits, error rates."""
+
+    screen_observations: int
+    confirm_observations: int
+    screen_pct: float
+    floor_pct: float
+    alpha: float
+    power: float
+
+
+def detectable(sd: Array, design: Design) -> Array:
+    """The smallest log slowdown found with the design's power, for points of this sd of an observation; inf for NaN.
+
+    Three hurdles must be cleared, each granted a third of the misses: the screen's limit and the floor, which the
+    mean must exceed, and the t test, for which one true slowdown is assumed. The sd is taken as exact.
+    """
+    each = 1 - (1 - design.power) / 3
+    z = stats.norm.ppf(each)
+    screen = log_limit(design.screen_pct) + z * sd / sqrt(design.screen_observations)
+    floor = log_limit(design.floor_pct) + z * sd / sqrt(design.confirm_observations)
+    standardized = TTestPower().solve_power(
+        nobs=design.confirm_observations, alpha=design.alpha, power=each, alternative="larger"
+    )
+    least = np.maximum(np.maximum(screen, floor), float(standardized) * sd)
+    return np.where(np.isnan(least), np.inf, least)
