@@ -45,7 +45,8 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
         call_us = event_us(lambda: [launch(0) for _ in range(3)]) / 3
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    if not exact and call_us > SLOW_CALL_US * 3:  # eager calls include host time: only clearly slow kernels take fewer nodes
+    # Eager calls include host time: only clearly slow kernels take fewer nodes.
+    if not exact and call_us > SLOW_CALL_US * 3:
         nodes = max(1, nodes // 3)
     graph = torch.cuda.CUDAGraph()
     outputs: dict[int, torch.Tensor] = {}

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bench.case import ClockName
-from bench.config import Gate
+from bench.config import Gate, PlannedPoint
 from bench.estimate import log_sd, round_values
 from bench.gate import comparable, statistics
 from bench.gate.comparable import Match, Shift
@@ -21,12 +21,21 @@ from bench.gate.verdict import Report, Subject, Verdict, VerdictStatus
 from bench.results import Code, Point, Results
 
 TIMED: tuple[ClockName, ...] = ("graph", "eager")
+Wanted = Callable[[Point | PlannedPoint], bool]
 
 
-def wanted(gate: Gate, clocks: Sequence[str], patterns: Sequence[str] = ()) -> Callable[[Point], bool]:
-    """Whether the gate judges a point."""
-    chosen = patterns or gate.contenders
-    return lambda point: point.clock in clocks and any(fnmatchcase(point.contender, name) for name in chosen)
+def wanted(clocks: Sequence[str], patterns: Sequence[str], cases: Sequence[str] = ()) -> Wanted:
+    """Whether a point has one of these clocks, a contender of these patterns, and the terms of one of the cases."""
+
+    def chosen(point: Point | PlannedPoint) -> bool:
+        terms = set(point.case.key.split(","))
+        return (
+            point.clock in clocks
+            and any(fnmatchcase(point.contender, pattern) for pattern in patterns)
+            and (not cases or any(set(case.split(",")) <= terms for case in cases))
+        )
+
+    return chosen
 
 
 # --- interleaved pairs ---------------------------------------------------------------------------------------------
@@ -171,12 +180,18 @@ def refusals(before: Results, after: Results, gate: Gate, match: Match) -> list[
     found += comparable.instrument_refusals(before, after)
     if not match.both:
         found.append("no point of the baseline was measured")
-    for clock in dict.fromkeys(old.clock for old, _ in match.both):
-        shift = comparable.anchor_shift(before.anchors, after.anchors, clock)
-        found += comparable.anchor_refusals(shift, clock, gate.anchor_limit_pct)
+    found += _anchors_moved(before, after, gate, [old for old, _ in match.both])
     for name, points in (("baseline", [old for old, _ in match.both]), ("result", [new for _, new in match.both])):
         if reasons := comparable.throttled(points):
             found.append(f"the GPU lowered its clock while the {name} was measured: {', '.join(reasons)}")
+    return found
+
+
+def _anchors_moved(before: Results, after: Results, gate: Gate, points: Sequence[Point]) -> list[str]:
+    found = []
+    for clock in dict.fromkeys(point.clock for point in points):
+        shift = comparable.anchor_shift(before.anchors, after.anchors, clock)
+        found += comparable.anchor_refusals(shift, clock, gate.anchor_limit_pct)
     return found
 
 
@@ -197,6 +212,10 @@ def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fr
         started_utc=after.run.started_utc,
         duration_s=after.run.duration_s,
     )
+    if fresh is not None:
+        report.refusals += _anchors_moved(before, fresh, gate, fresh.points)
+        if reasons := comparable.throttled(fresh.points):
+            report.refusals.append(f"the GPU lowered its clock during the fresh rounds: {', '.join(reasons)}")
     if before.code.kernel_source_sha256 == after.code.kernel_source_sha256:
         report.notes.append("both sides have the same kernel source")
     for point in match.missing:
@@ -206,7 +225,8 @@ def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fr
     for clock in TIMED:
         pairs = [pair for pair in match.both if pair[0].clock == clock]
         shift = comparable.anchor_shift(before.anchors, after.anchors, clock)
-        report.verdicts += _baseline_of_clock(pairs, shift, gate, clock, fresh)
+        again = comparable.anchor_shift(before.anchors, fresh.anchors, clock) if fresh else None
+        report.verdicts += _baseline_of_clock(pairs, shift, gate, fresh, again)
         if shift is not None and pairs:
             report.notes.append(f"{clock} clock: corrected by {100 * shift.log_shift:+.2f} % from the anchors")
     return report
@@ -239,44 +259,51 @@ def unusable(old: Point, new: Point, gate: Gate) -> tuple[VerdictStatus, str] | 
 
 
 def _screened(old: Point, new: Point, shift: Shift, gate: Gate) -> bool:
-    difference = float(np.mean(_logs(new)) - np.mean(_logs(old))) - shift.log_shift
+    difference = float(np.mean(log_values(new)) - np.mean(log_values(old))) - shift.log_shift
     return abs(difference) > log_limit(gate.limits(old.clock).screen_pct)
 
 
 def _baseline_of_clock(
-    pairs: Sequence[tuple[Point, Point]], shift: Shift | None, gate: Gate, clock: ClockName, fresh: Results | None
+    pairs: Sequence[tuple[Point, Point]], shift: Shift | None, gate: Gate, fresh: Results | None, again: Shift | None
 ) -> list[Verdict]:
     renewed = {point.key: point for point in fresh.points if point.status == "ok"} if fresh else {}
     usable = [pair for pair in pairs if unusable(*pair, gate) is None] if shift else []
     flagged = [pair for pair in usable if shift and _screened(*pair, shift, gate)]
-    shift_log = shift.log_shift if shift else 0.0
-    old = [_logs(pair[0]) for pair in flagged]
-    new = [_logs(renewed.get(pair[1].key, pair[1])) - shift_log for pair in flagged]
+    shifts = dict.fromkeys(renewed, again.log_shift) if again else {}
+    first = shift.log_shift if shift else 0.0
+    old = [log_values(pair[0]) for pair in flagged]
+    new = [log_values(renewed.get(pair[1].key, pair[1])) - shifts.get(pair[1].key, first) for pair in flagged]
     slow = statistics.compare_unpaired(old, new, alpha=gate.alpha)
     fast = statistics.compare_unpaired(old, new, alpha=gate.alpha, slower=False)
     tests = {pair[0].key: both for pair, both in zip(flagged, zip(slow, fast, strict=True), strict=True)}
-    return [_baseline_verdict(pair, shift_log, gate, tests.get(pair[0].key), renewed) for pair in pairs]
+    return [
+        _baseline_verdict(
+            pair[0],
+            pair[1],
+            gate,
+            tests.get(pair[0].key),
+            renewed.get(pair[1].key, pair[1]),
+            shifts.get(pair[1].key, first),
+        )
+        for pair in pairs
+    ]
 
 
 def _baseline_verdict(
-    pair: tuple[Point, Point],
-    shift: float,
-    gate: Gate,
-    tests: tuple[Tested, Tested] | None,
-    renewed: dict[comparable.Key, Point],
+    old: Point, new: Point, gate: Gate, tests: tuple[Tested, Tested] | None, latest: Point, shift: float
 ) -> Verdict:
-    old, new = pair
+    """`latest` is the point with the rounds that decide: fresh ones, where there are any."""
     base = _plain(old, "pass", "")
-    if reason := unusable(old, new, gate):
-        return _but(base, *reason)
-    new = renewed.get(new.key, new)
-    mean, low, high, _ = statistics.welch(_logs(old), _logs(new) - shift)
+    if unfit := unusable(old, new, gate):
+        return _but(base, *unfit)
+    new = latest
+    mean, low, high, _ = statistics.welch(log_values(old), log_values(new) - shift)
     floor_pct = gate.limits(old.clock).unconfirmed_floor_pct
     base = msgspec.structs.replace(
         base,
-        before_us=exp(float(np.mean(_logs(old)))),
-        after_us=exp(float(np.mean(_logs(new)))),
-        rounds=len(_logs(new)),
+        before_us=exp(float(np.mean(log_values(old)))),
+        after_us=exp(float(np.mean(log_values(new)))),
+        rounds=len(log_values(new)),
         floor=1 + floor_pct / 100,
         ratio=exp(mean),
         low=exp(low) if np.isfinite(low) else None,
@@ -291,7 +318,7 @@ def _baseline_verdict(
     return msgspec.structs.replace(decided, reason=reason, confirmed=False)
 
 
-def _logs(point: Point) -> statistics.Array:
+def log_values(point: Point) -> statistics.Array:
     """Independent log round values: one a process if there are three or more, else one a round."""
     processes = sorted({item.process for item in point.rounds})
     if len(processes) < 3:
@@ -325,7 +352,7 @@ def baseline_faults(results: Results, gate: Gate) -> list[str]:
                 f"expected {gate.baseline_rounds} of {gate.baseline_processes} or more"
             )
             continue
-        spread = log_sd([exp(value) for value in _logs(point)]) or 0.0
+        spread = log_sd([exp(value) for value in log_values(point)]) or 0.0
         if 100 * spread > gate.unstable_pct:
             limit = f"at most {gate.unstable_pct:g} % allowed"
             faults.append(f"{_name(point)} is unstable: {100 * spread:.1f} % between its processes, {limit}")

@@ -50,10 +50,10 @@ class PairWorker(Worker):
 
     def tell(self, request: Request, kind: type[T], timeout_s: float) -> T:
         """The answer. Raises WorkerDied if the process, SideLost if only its measuring child is gone."""
-        answer = self._exchange(request, kind | Ended, timeout_s)  # type: ignore[arg-type]
-        if isinstance(answer, Ended) and kind is not Ended:
-            raise SideLost(answer.reason or "measuring process ended unasked")
-        return answer
+        answer: T | Ended = self._exchange(request, kind | Ended, timeout_s)  # type: ignore[arg-type]
+        if isinstance(answer, kind):
+            return answer
+        raise SideLost(getattr(answer, "reason", None) or "measuring process ended unasked")
 
 
 class WorkerSide:

@@ -25,7 +25,7 @@ class Begun(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Lay out, capture and, on a process's first layout of a point, verify. `extra_share`: more launches, as a share."""
+    """Lay out, capture and, for a process's first layout, verify. `extra_share`: more launches, as a share."""
 
     planned: PlannedPoint
     layout_seed: int

@@ -1,7 +1,8 @@
 """The tests of the gate, on arrays: screen, confirm, the smallest slowdown that can be seen. Pure.
 
 An observation is a log ratio of two round values, log(B / A): a slowdown is positive. Rows are points, columns
-observations that are independent of each other. Every test is one of scipy or statsmodels.
+observations that are independent of each other. Every test is one of scipy or statsmodels, imported when first used:
+they take longer to import than the command line to answer.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from math import log1p, sqrt
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -69,13 +67,20 @@ def compare_unpaired(before: list[Array], after: list[Array], *, alpha: float, s
 
 
 def _with_holm(means: Array, lows: Array, highs: Array, p: Array, alpha: float) -> list[Tested]:
+    from statsmodels.stats.multitest import multipletests
+
     rejected, adjusted, _, _ = multipletests(p, alpha=alpha, method="holm")
     columns = zip(means, lows, highs, p, adjusted, rejected, strict=True)
-    return [Tested(*map(float, row[:5]), bool(row[5])) for row in columns]
+    return [
+        Tested(float(mean), float(low), float(high), float(raw), float(holm), bool(reject))
+        for mean, low, high, raw, holm, reject in columns
+    ]
 
 
 def intervals(observations: Array) -> tuple[Array, Array, Array]:
     """(mean, low, high) of each row: Student's 95 % interval."""
+    from scipy import stats
+
     count = observations.shape[1]
     means: Array = observations.mean(axis=1)
     if count < 2:
@@ -85,6 +90,8 @@ def intervals(observations: Array) -> tuple[Array, Array, Array]:
 
 
 def _one_sample(observations: Array, slower: bool) -> Array:
+    from scipy import stats
+
     means = observations.mean(axis=1)
     constant = np.ptp(observations, axis=1) < EQUAL
     p = np.where((means > 0) == slower, 0.0, 1.0)  # of rows without any spread; those of no change at all:
@@ -98,6 +105,8 @@ def _one_sample(observations: Array, slower: bool) -> Array:
 
 def welch(before: Array, after: Array, *, slower: bool = True) -> tuple[float, float, float, float]:
     """(difference of means, low, high, one-sided p) of two independent samples of log values."""
+    from scipy import stats
+
     difference = float(after.mean() - before.mean())
     if len(before) < 2 or len(after) < 2:
         return difference, -np.inf, np.inf, 1.0
@@ -128,6 +137,9 @@ def detectable(sd: Array, design: Design) -> Array:
     Three hurdles must be cleared, each granted a third of the misses: the screen's limit and the floor, which the
     mean must exceed, and the t test, for which one true slowdown is assumed. The sd is taken as exact.
     """
+    from scipy import stats
+    from statsmodels.stats.power import TTestPower
+
     each = 1 - (1 - design.power) / 3
     z = stats.norm.ppf(each)
     screen = log_limit(design.screen_pct) + z * sd / sqrt(design.screen_observations)

@@ -26,7 +26,7 @@ class Exit(IntEnum):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A counted figure that differs. `worse` is None if it neither gained nor lost, by its own direction."""
+    """A counted figure that differs; of load and store widths less is worse, of everything else more."""
 
     figure: str
     before: int

@@ -22,7 +22,7 @@ import torch
 
 import csgmv_embed
 from bench import contenders, measure
-from bench.contenders.base import Launch
+from bench.contenders.base import Contender, Launch
 from bench.environment import collect_environment
 from bench.gate.protocol import Begin, Begun, Ended, Finish, Prepare, Prepared, Request, Visit, Visited
 from bench.isolate import Hello, Start, WorkerKind
@@ -140,7 +140,7 @@ class Session:
         prepare = self._graph if self.kind == "gpu" and ask.planned.clock == "graph" else self._calls
         return prepare(contender, ask)
 
-    def _graph(self, contender: contenders.Contender, ask: Prepare) -> Prepared:
+    def _graph(self, contender: Contender, ask: Prepare) -> Prepared:
         from bench.clocks import graph
 
         settings, case = self.bench.settings, ask.planned.case
@@ -160,7 +160,7 @@ class Session:
         self._ready = _Ready(sample, captured.nodes / settings.nodes)
         return Prepared("ok", nodes=captured.nodes, minimum_bytes=workload.minimum_bytes())
 
-    def _calls(self, contender: contenders.Contender, ask: Prepare) -> Prepared:
+    def _calls(self, contender: Contender, ask: Prepare) -> Prepared:
         """Eager calls; without a GPU, calls of the interpreter on the host's clock, which only tests ask for."""
         from bench.clocks import eager
 
