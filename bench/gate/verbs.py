@@ -29,9 +29,9 @@ WORK_BASELINE = BASELINES / "work.json"
 RENEW_WORK = "python -m bench baseline --clock work"
 TIMED: tuple[ClockName, ...] = ("graph", "eager")
 
-ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Profile; default: that of [gate].")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Profile; default: the gate's.")]
 AxisOption = Annotated[list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis.")]
-ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager or work; default: [gate] clocks.")]
+ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager or work; default: the gate's.")]
 ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or pattern; may repeat.")]
 CaseOption = Annotated[list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
