@@ -122,23 +122,20 @@ def _pair_verdict(point: PairPoint, gate: Gate, design: Design, tests: tuple[Tes
         if not screen_flag(point, gate):
             return _but(base, "pass", _quiet(base, gate))
         return _but(base, "inconclusive", "flagged by the screen, but the confirming rounds are incomplete")
-    return _decide(base, tests, limits.floor_pct, gate)
+    return _decide(base, tests, limits.floor_pct)
 
 
-def _decide(base: Verdict, tests: tuple[Tested, Tested], floor_pct: float, gate: Gate) -> Verdict:
+def _decide(base: Verdict, tests: tuple[Tested, Tested], floor_pct: float) -> Verdict:
     slow, fast = tests
-    limit = log_limit(floor_pct)
-    if slow.rejected and slow.mean > limit:
-        reason = f"slower than the floor of {floor_pct:g} % on fresh rounds, p = {slow.p_holm:.2g} (Holm)"
-        return msgspec.structs.replace(_but(base, "slow", reason), p=slow.p_holm, confirmed=True)
-    if fast.rejected and fast.mean < -limit:
-        reason = f"faster on fresh rounds, p = {fast.p_holm:.2g} (Holm)"
-        return msgspec.structs.replace(_but(base, "fast", reason), p=fast.p_holm, confirmed=True)
-    if slow.mean > limit:
-        reason = f"past the floor of {floor_pct:g} %, but too noisy to tell: p = {slow.p_holm:.2g} (Holm)"
-        return msgspec.structs.replace(_but(base, "inconclusive", reason), p=slow.p_holm)
-    reason = "flagged by the screen, not confirmed on fresh rounds"
-    return msgspec.structs.replace(_but(base, "pass", reason), p=slow.p_holm)
+    status = statistics.outcome(slow, fast, floor_pct)
+    p = fast.p_holm if status == "fast" else slow.p_holm
+    reason = {
+        "slow": f"slower than the floor of {floor_pct:g} %, p = {p:.2g} (Holm)",
+        "fast": f"faster, p = {p:.2g} (Holm)",
+        "inconclusive": f"past the floor of {floor_pct:g} %, but too noisy to tell: p = {p:.2g} (Holm)",
+        "pass": "flagged by the screen, not confirmed",
+    }[status]
+    return msgspec.structs.replace(_but(base, status, reason), p=p, confirmed=status in ("slow", "fast"))
 
 
 def _detectable(values: Sequence[float], design: Design) -> float | None:
@@ -311,7 +308,7 @@ def _baseline_verdict(
     )
     if tests is None:
         return _but(base, "pass", "no change seen")
-    decided = _decide(base, tests, floor_pct, gate)
+    decided = _decide(base, tests, floor_pct)
     if decided.status not in ("slow", "fast"):
         return decided
     reason = f"unconfirmed: {decided.reason}; only an interleaved run of both commits can confirm it"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log1p, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Outcome = Literal["slow", "fast", "inconclusive", "pass"]
 CONFIDENCE = 0.95
 # Observations that agree to this are equal: what is left is rounding, and a t statistic of it would be noise.
 EQUAL = 1e-12
@@ -55,6 +56,16 @@ def confirm(observations: Array, *, alpha: float, slower: bool = True) -> list[T
     means, lows, highs = intervals(observations)
     p = _one_sample(observations, slower)
     return _with_holm(means, lows, highs, p, alpha)
+
+
+def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
+    """What the two tests of a confirmed point say: a change must be significant and past the floor."""
+    limit = log_limit(floor_pct)
+    if slow.rejected and slow.mean > limit:
+        return "slow"
+    if fast.rejected and fast.mean < -limit:
+        return "fast"
+    return "inconclusive" if slow.mean > limit else "pass"
 
 
 def compare_unpaired(before: list[Array], after: list[Array], *, alpha: float, slower: bool = True) -> list[Tested]:

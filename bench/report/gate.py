@@ -162,6 +162,8 @@ def summary(report: Report) -> str:
     blind = [item.detectable for item in report.verdicts if item.detectable is not None]
     if report.use == "self-check" and blind:
         tail += f"; every slowdown from {percent(max(blind))} on would be seen, from {percent(min(blind))} at best"
+    noisy = sum("too noisy" in item.reason for item in report.verdicts if item.status == "pass")
+    tail += f"; {noisy} too noisy to see the target" if noisy else ""
     reason = f": {report.refusals[0]}" if report.refusals else ""
     points = len(report.verdicts)
     each = f", {report.duration_s / points:.2f} s a point" if points and report.duration_s else ""
