@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -18,6 +19,9 @@ from bench.gate.pairs import PairEvent, StageStarted
 from bench.gate.verdict import Change, Exit, GateError, Report, Verdict
 from bench.report import exports
 from bench.report.tables import console, microseconds, short_name
+
+if TYPE_CHECKING:
+    from bench.gate.selftest import Repeat
 
 QUIET_ROWS = 10  # passing points that the table still shows, the slowest first
 STYLES = {"slow": "bold red", "error": "red", "inconclusive": "yellow", "fast": "green"}
@@ -250,3 +254,33 @@ def follow_pairs(events: Iterable[PairEvent]) -> None:
         if time.monotonic() - said >= SAY_EVERY_S or done == total:
             out.print(f"{event.stage}: {done}/{total}")
             said = time.monotonic()
+
+
+def show_repeat(repeat: Repeat, report: Report) -> None:
+    """Print one run of the gate's own test: its figures, and every verdict that is not a plain pass."""
+    out = console()
+    found = ", ".join(f"{100 * float(share):g} %: {hit} of {total}" for share, (hit, total) in repeat.found.items())
+    out.print(
+        f"{repeat.file}: exit {repeat.exit_code}, {repeat.verdicts}, worst {percent(repeat.worst_ratio)}, "
+        f"sees {percent(repeat.median_detectable)} (median) {percent(repeat.largest_detectable)} (worst), "
+        f"{repeat.duration_s:.1f} s, {repeat.start_s:.1f} of it starts, {repeat.seconds_a_point:.2f} s a point"
+        + (f"; found {found}" if found else "")
+    )
+    expected = "slow" if repeat.found else "pass"
+    for item in worst_first(report.verdicts):
+        if item.status not in (expected, "skipped"):
+            planted = f" planted {100 * item.extra_share:g} %" if item.extra_share else ""
+            name = f"{item.case.label} {item.case.cache} {short_name(item.contender)}"
+            out.print(f"  {item.status}{planted}: {name}: {percent(item.ratio)} ({interval(item)}): {item.reason}")
+
+
+def show_repeats(name: str, done: Sequence[Repeat], wanted: int) -> None:
+    """Print what all runs came to."""
+    shares = sorted({share for repeat in done for share in repeat.found}, key=float)
+    for share in shares:
+        tallies = [repeat.found[share] for repeat in done if share in repeat.found]
+        hit, total = sum(tally[0] for tally in tallies), sum(tally[1] for tally in tallies)
+        console().print(f"{name}: {100 * float(share):g} % found {hit} of {total}")
+    quiet = sum(repeat.exit_code == 0 for repeat in done)
+    left = f"; {wanted - len(done)} left: run the same command again" if len(done) < wanted else ""
+    console().print(f"{name}: {len(done)} runs, {quiet} with exit 0{left}")
