@@ -99,13 +99,13 @@ def planned(point: Point) -> PlannedPoint:
 def point_refusal(before: Point, after: Point) -> str | None:
     """Why this one point was not measured in the same way on both sides."""
     for name, old, new in (
-        ("launches in a graph", before.nodes, after.nodes),
-        ("least bytes of the workload", before.minimum_bytes, after.minimum_bytes),
+        ("nodes", before.nodes, after.nodes),
+        ("least bytes", before.minimum_bytes, after.minimum_bytes),
         ("index sets", before.cache and before.cache.index_sets, after.cache and after.cache.index_sets),
         ("cache flush", before.cache and before.cache.flushed, after.cache and after.cache.flushed),
     ):
         if old != new:
-            return f"measured differently: {name} {new}, in the baseline {old}"
+            return f"measured differently: {name} {new}, baseline {old}"
     return None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +18,7 @@ from bench.gate.compare import Comparison, Row
 from bench.gate.pairs import PairEvent, StageStarted
 from bench.gate.verdict import Change, Exit, GateError, Report, Verdict
 from bench.report import exports
-from bench.report.tables import console, microseconds, short_name
+from bench.report.tables import case_label, console, microseconds, short_name
 
 if TYPE_CHECKING:
     from bench.gate.selftest import Repeat
@@ -82,7 +82,8 @@ def table_text(report: Report) -> str:
     """The terminal's report as text; with colours only where standard output is a terminal."""
     out = console()
     with out.capture() as captured:
-        out.print(Group(*_parts(report)))
+        for part in _parts(report):
+            out.print(part, soft_wrap=isinstance(part, Text))  # a command must stay one line
     return str(captured.get())
 
 
@@ -90,10 +91,10 @@ def _parts(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = []
     rows = _rows(report)
     if rows:
-        parts += [_work_table(rows) if report.use == "work" else _timed_table(report, rows), Text()]
+        parts += [_work_table(report, rows) if report.use == "work" else _timed_table(report, rows), Text()]
     parts += [Text(f"note: {note}") for note in report.notes]
     parts += [Text(f"refused: {reason}", style="red") for reason in report.refusals]
-    parts += [Text(f"again: {command}", overflow="fold") for command in commands(report)]
+    parts += [Text(f"again: {command}") for command in commands(report)]
     parts.append(Text(summary(report), style="bold"))
     return parts
 
@@ -113,10 +114,11 @@ def _timed_table(report: Report, rows: Sequence[Verdict]) -> Table:
     for name in ("before us", "after us", "change", "95 %", "floor", "sees"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason")
+    cases = {item.case for item in report.verdicts}
     for item in rows:
         table.add_row(
             Text(item.status, style=STYLES.get(item.status, "")),
-            f"{item.case.label} {item.case.cache}",
+            f"{case_label(item.case, cases)} {item.case.cache}",
             short_name(item.contender),
             item.clock,
             microseconds(item.before_us),
@@ -130,7 +132,8 @@ def _timed_table(report: Report, rows: Sequence[Verdict]) -> Table:
     return table
 
 
-def _work_table(rows: Sequence[Verdict]) -> Table:
+def _work_table(report: Report, rows: Sequence[Verdict]) -> Table:
+    cases = {item.case for item in report.verdicts}
     table = Table(title="counted work: not times", title_justify="left", pad_edge=False)
     for name in ("verdict", "case", "contender"):
         table.add_column(name, no_wrap=True)
@@ -139,7 +142,8 @@ def _work_table(rows: Sequence[Verdict]) -> Table:
     for item in rows:
         shown = ", ".join(change_text(change) for change in item.changes)
         style = STYLES.get(item.status, "")
-        table.add_row(Text(item.status, style=style), item.case.label, short_name(item.contender), shown, item.reason)
+        label = case_label(item.case, cases)
+        table.add_row(Text(item.status, style=style), label, short_name(item.contender), shown, item.reason)
     return table
 
 
@@ -170,8 +174,8 @@ def summary(report: Report) -> str:
     tail += f"; {noisy} too noisy to see the target" if noisy else ""
     reason = f": {report.refusals[0]}" if report.refusals else ""
     points = len(report.verdicts)
-    each = f", {report.duration_s / points:.2f} s a point" if points and report.duration_s else ""
-    return f"gate {report.use}: {MEANING[report.exit_code]}{reason} ({counts}{tail}; {report.duration_s:.0f} s{each})"
+    spent = f"; {report.duration_s:.0f} s, {report.duration_s / points:.2f} s a point" if points else ""
+    return f"gate {report.use}: {MEANING[report.exit_code]}{reason} ({counts}{tail}{spent})"
 
 
 def commands(report: Report) -> list[str]:
@@ -205,10 +209,13 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the table of `compare`."""
-    console().print(Group(*_comparison_parts(comparison)))
+    out = console()
+    for part in _comparison_parts(comparison):
+        out.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
+    cases = {row.before.case for row in comparison.rows}
     heading = f"{comparison.before.label} -> {comparison.after.label}"
     table = Table(title=heading, title_justify="left", pad_edge=False)
     for name in ("case", "contender", "clock"):
@@ -220,7 +227,7 @@ def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
         said = [change_text(change) for change in row.changes] + ([row.note] if row.note else [])
         point = row.before
         p = "-" if row.p is None else f"{row.p:.2g}"
-        label = f"{point.case.label} {point.case.cache}"
+        label = f"{case_label(point.case, cases)} {point.case.cache}"
         table.add_row(
             label, short_name(point.contender), point.clock, percent(row.ratio), interval(row), p, ", ".join(said)
         )

@@ -127,6 +127,7 @@ class FakeGpu:
     def instrument(self, **changes: object) -> Instrument:
         made = Instrument(
             has_gpu=lambda: True,
+            sweep=self.sweep,  # type: ignore[arg-type]
             open_side=self.open_side,
             open_trees=fake_trees,
             knows_commit=lambda sha: False,
