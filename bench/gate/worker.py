@@ -39,9 +39,11 @@ def serve(receiver: Connection, sender: Connection) -> None:
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     while True:
         try:
-            begin = msgspec.json.decode(receiver.recv_bytes(), type=Begin)
+            begin = msgspec.json.decode(receiver.recv_bytes(), type=Request)
         except EOFError:
             return
+        if not isinstance(begin, Begin):
+            continue  # was meant for a child that died before it could read it
         if begin.fork:
             reason = _in_child(lambda begin=begin: _measure(start, begin, receiver, sender))  # type: ignore[misc]
         else:

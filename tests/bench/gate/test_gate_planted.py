@@ -1,4 +1,4 @@
-"""The work gate against regressions planted in a copy of the tree: each is caught, by the command line, without a GPU."""
+"""The work gate against regressions planted in a copy of the tree: each caught by the command line without a GPU."""
 
 from __future__ import annotations
 
