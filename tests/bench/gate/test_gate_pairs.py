@@ -246,18 +246,38 @@ def test_a_self_check_of_real_workers_runs_to_its_report(tmp_path: Path, tree_pa
 
 
 def test_planted_work_is_in_the_times_of_side_b_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the work, found by the script that runs on a GPU; a second call makes nothing again."""
+    """Ten times the work, for a busy host's clock; a second call of the script makes nothing again."""
     monkeypatch.setattr(selftest.configuration, "load", lambda: TINY)
     monkeypatch.setattr(selftest, "_points", lambda config, profile, contenders: planned(config, *ONE)[:1])
-    arguments = ["planted", "-o", str(tmp_path), "--share", "200"]
+    arguments = ["planted", "-o", str(tmp_path), "--share", "900"]
     for _ in range(2):
         with pytest.raises(SystemExit) as end:
             selftest.main(arguments, MACHINE)
         assert end.value.code == 0
     (repeat,) = json.loads((tmp_path / "planted.json").read_bytes())
-    assert repeat["found"] == {"2": [1, 1]}
+    assert {share: total for share, (_, total) in repeat["found"].items()} == {"9": 1}
     (point,) = records.read(tmp_path / "planted-1.json").points
-    assert min(item.log_ratio for item in point.rounds) > log(1.5)
+    assert min(item.log_ratio for item in point.rounds) > log(2.5)
+
+
+def test_the_script_counts_what_was_found_by_share(tmp_path: Path) -> None:
+    arguments = ["planted", "-o", str(tmp_path), "--share", "1", "--share", "5", "--share", "10", "--repeats", "2"]
+    with pytest.raises(SystemExit) as end:
+        selftest.main(arguments, FakeGpu().instrument())
+    assert end.value.code == 0
+    for repeat in json.loads((tmp_path / "planted.json").read_bytes()):
+        assert repeat["found"] == {"0.01": [0, 32], "0.05": [32, 32], "0.1": [32, 32]}
+        assert repeat["exit_code"] == 1 and repeat["points"] == 96
+        assert repeat["seconds_a_point"] == pytest.approx(repeat["duration_s"] / 96)
+
+
+def test_the_script_begins_nothing_that_may_not_end_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        selftest.main(["self-check", "-o", str(tmp_path), "--seconds", "0"], FakeGpu().instrument())
+    assert "5 left: run the same command again" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        selftest.main(["self-check", "-o", str(tmp_path)], FakeGpu().instrument())
+    assert "5 runs, 5 with exit 0" in capsys.readouterr().out
 
 
 def test_the_script_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
