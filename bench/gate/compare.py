@@ -79,7 +79,7 @@ def _timed(old: Point, new: Point, shift: Shift | None) -> Row:
         ratio=exp(mean),
         low=exp(low) if bounded else None,
         high=exp(high) if bounded else None,
-        p=2 * min(p, 1 - p) if bounded else None,
+        p=p if bounded else None,
     )
 
 

@@ -114,7 +114,7 @@ def _pair_verdict(point: PairPoint, gate: Gate, design: Design, tests: tuple[Tes
         rounds=len(stage),
         floor=1 + limits.floor_pct / 100,
         detectable=_detectable(observations(stage), design),
-        **_interval([item.log_ratio for item in stage] if tests is None else tests[0]),
+        **_interval(observations(stage)),
     )
     if throttle := sorted({reason for item in point.rounds for reason in item.throttle}):
         return _but(base, "inconclusive", f"the GPU lowered its clock: {', '.join(throttle)}")
@@ -144,11 +144,8 @@ def _detectable(values: Sequence[float], design: Design) -> float | None:
     return exp(float(statistics.detectable(np.array([stdev(values)]), design)[0]))
 
 
-def _interval(measured: Sequence[float] | Tested) -> dict[str, float | None]:
-    if isinstance(measured, Tested):
-        mean, low, high = measured.mean, measured.low, measured.high
-    else:
-        mean, low, high = (float(item[0]) for item in statistics.intervals(np.array([measured])))
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    mean, low, high = statistics.interval(np.array(values))
     bounded = np.isfinite(low)
     return {"ratio": exp(mean), "low": exp(low) if bounded else None, "high": exp(high) if bounded else None}
 

@@ -35,11 +35,9 @@ def flagged(observations: Array, limit_pct: float) -> Bools:
 
 @dataclass(frozen=True)
 class Tested:
-    """One row of `confirm`; mean, low and high are log ratios, the interval is two-sided."""
+    """One row of a family: its mean log ratio, its p value, that after Holm, and whether that rejects."""
 
     mean: float
-    low: float
-    high: float
     p: float
     p_holm: float
     rejected: bool
@@ -53,9 +51,15 @@ def confirm(observations: Array, *, alpha: float, slower: bool = True) -> list[T
     """
     if not len(observations):
         return []
-    means, lows, highs = intervals(observations)
-    p = _one_sample(observations, slower)
-    return _with_holm(means, lows, highs, p, alpha)
+    from scipy import stats
+
+    means = observations.mean(axis=1)
+    p = _certain(means, slower)
+    varied = np.ptp(observations, axis=1) > EQUAL
+    if varied.any():
+        side = "greater" if slower else "less"
+        p[varied] = stats.ttest_1samp(observations[varied], 0.0, axis=1, alternative=side).pvalue
+    return _with_holm(means, p, alpha)
 
 
 def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
@@ -69,65 +73,65 @@ def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
 
 
 def compare_unpaired(before: list[Array], after: list[Array], *, alpha: float, slower: bool = True) -> list[Tested]:
-    """One-sided Welch test of each pair of log values, Holm over all pairs given; shapes may differ by pair."""
-    rows = [welch(old, new, slower=slower) for old, new in zip(before, after, strict=True)]
-    if not rows:
+    """One-sided Welch test of each pair of samples of log values, Holm over all pairs; sizes may differ by pair."""
+    if not before:
         return []
-    means, lows, highs, p = (np.array(column) for column in zip(*rows, strict=True))
-    return _with_holm(means, lows, highs, p, alpha)
+    from scipy import stats
+
+    old, new = _moments(before), _moments(after)
+    means = new[0] - old[0]
+    p = _certain(means, slower)
+    varied = (old[1] > EQUAL) | (new[1] > EQUAL)
+    side = "greater" if slower else "less"
+    sides = (*(part[varied] for part in new), *(part[varied] for part in old))
+    p[varied] = stats.ttest_ind_from_stats(*sides, equal_var=False, alternative=side).pvalue
+    p[(old[2] < 2) | (new[2] < 2)] = 1.0  # no spread to judge by
+    return _with_holm(means, p, alpha)
 
 
-def _with_holm(means: Array, lows: Array, highs: Array, p: Array, alpha: float) -> list[Tested]:
+def _moments(samples: list[Array]) -> tuple[Array, Array, Array]:
+    """(means, sds, sizes); the sd of a single value is given as 0."""
+    sds = [item.std(ddof=1) if len(item) > 1 else 0.0 for item in samples]
+    return np.array([item.mean() for item in samples]), np.array(sds), np.array([float(len(item)) for item in samples])
+
+
+def _certain(means: Array, slower: bool) -> Array:
+    """The p values of rows without any spread: what is seen is so."""
+    return np.where((np.abs(means) > EQUAL) & ((means > 0) == slower), 0.0, 1.0)
+
+
+def _with_holm(means: Array, p: Array, alpha: float) -> list[Tested]:
     from statsmodels.stats.multitest import multipletests
 
     rejected, adjusted, _, _ = multipletests(p, alpha=alpha, method="holm")
-    columns = zip(means, lows, highs, p, adjusted, rejected, strict=True)
-    return [
-        Tested(float(mean), float(low), float(high), float(raw), float(holm), bool(reject))
-        for mean, low, high, raw, holm, reject in columns
-    ]
+    columns = zip(means, p, adjusted, rejected, strict=True)
+    return [Tested(float(mean), float(raw), float(holm), bool(reject)) for mean, raw, holm, reject in columns]
 
 
-def intervals(observations: Array) -> tuple[Array, Array, Array]:
-    """(mean, low, high) of each row: Student's 95 % interval."""
+def interval(observations: Array) -> tuple[float, float, float]:
+    """(mean, low, high): Student's 95 % interval, infinite for a single observation."""
+    mean = float(observations.mean())
+    if len(observations) < 2 or np.ptp(observations) < EQUAL:
+        width = 0.0 if len(observations) > 1 else np.inf
+        return mean, mean - width, mean + width
     from scipy import stats
 
-    count = observations.shape[1]
-    means: Array = observations.mean(axis=1)
-    if count < 2:
-        return means, np.full_like(means, -np.inf), np.full_like(means, np.inf)
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * observations.std(axis=1, ddof=1) / sqrt(count)
-    return means, means - half, means + half
+    low, high = stats.ttest_1samp(observations, 0.0).confidence_interval(CONFIDENCE)
+    return mean, float(low), float(high)
 
 
-def _one_sample(observations: Array, slower: bool) -> Array:
-    from scipy import stats
-
-    means = observations.mean(axis=1)
-    constant = np.ptp(observations, axis=1) < EQUAL
-    p = np.where((means > 0) == slower, 0.0, 1.0)  # of rows without any spread; those of no change at all:
-    p[np.abs(means) < EQUAL] = 1.0
-    varied = ~constant
-    if varied.any():
-        side = "greater" if slower else "less"
-        p[varied] = stats.ttest_1samp(observations[varied], 0.0, axis=1, alternative=side).pvalue
-    return np.asarray(p)
-
-
-def welch(before: Array, after: Array, *, slower: bool = True) -> tuple[float, float, float, float]:
-    """(difference of means, low, high, one-sided p) of two independent samples of log values."""
-    from scipy import stats
-
+def welch(before: Array, after: Array) -> tuple[float, float, float, float]:
+    """(difference of means, low, high, two-sided p) of two independent samples of log values; Welch, 95 %."""
     difference = float(after.mean() - before.mean())
     if len(before) < 2 or len(after) < 2:
         return difference, -np.inf, np.inf, 1.0
     if np.ptp(before) < EQUAL and np.ptp(after) < EQUAL:
-        certain = abs(difference) > EQUAL and (difference > 0) == slower
-        return difference, difference, difference, 0.0 if certain else 1.0
-    side = "greater" if slower else "less"
-    test = stats.ttest_ind(after, before, equal_var=False, alternative=side)
-    both = stats.ttest_ind(after, before, equal_var=False).confidence_interval(CONFIDENCE)
-    return difference, float(both.low), float(both.high), float(test.pvalue)
+        return difference, difference, difference, float(abs(difference) <= EQUAL)
+    from scipy import stats
+
+    test = stats.ttest_ind(after, before, equal_var=False)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return difference, float(low), float(high), float(test.pvalue)
 
 
 @dataclass(frozen=True)

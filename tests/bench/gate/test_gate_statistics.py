@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gate_support import GATE
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from bench.gate import statistics
 from bench.gate.judge import pair_design
@@ -36,7 +37,7 @@ def test_confirmation_is_a_one_sided_t_test_with_holm_over_its_rows() -> None:
     assert [item.p_holm for item in tested] == pytest.approx(holm)
     assert [item.rejected for item in tested] == [p < 0.005 for p in holm]
     low, high = stats.t.interval(0.95, 11, rows[0].mean(), stats.sem(rows[0]))
-    assert (tested[0].low, tested[0].high) == pytest.approx((low, high))
+    assert statistics.interval(rows[0]) == pytest.approx((tested[0].mean, low, high))
 
 
 def test_more_flagged_points_make_each_of_them_harder_to_reject() -> None:
@@ -67,14 +68,27 @@ def test_welch_is_scipys_and_takes_sides() -> None:
     before, after = RNG.normal(0.0, 0.01, 6), RNG.normal(0.03, 0.02, 12)
     difference, low, high, p = welch(before, after)
     assert difference == pytest.approx(after.mean() - before.mean())
-    assert p == pytest.approx(stats.ttest_ind(after, before, equal_var=False, alternative="greater").pvalue)
+    assert p == pytest.approx(stats.ttest_ind(after, before, equal_var=False).pvalue)
     assert low < difference < high
-    assert welch(after, before)[3] == pytest.approx(1 - p)
     assert welch(before, after[:1]) == (after[0] - before.mean(), -np.inf, np.inf, 1.0)
+    assert welch(before[:1].repeat(3), before[:1].repeat(3))[3] == 1.0
+
+
+def test_unpaired_samples_of_any_size_are_compared_on_one_side_with_holm() -> None:
+    before = [RNG.normal(0.0, 0.01, size) for size in (3, 6, 4, 1)] + [np.zeros(3), np.zeros(3)]
+    after = [RNG.normal(0.03, 0.02, size) for size in (12, 4, 5, 9)] + [np.full(4, 0.1), np.zeros(4)]
+    slow = statistics.compare_unpaired(before, after, alpha=0.005)
+    for index in range(3):
+        expected = stats.ttest_ind(after[index], before[index], equal_var=False, alternative="greater").pvalue
+        assert slow[index].p == pytest.approx(expected)
+    assert [item.p for item in slow[3:]] == [1.0, 0.0, 1.0], "one value, equal values that differ, equal values"
+    assert [item.p_holm for item in slow] == pytest.approx(multipletests([item.p for item in slow], method="holm")[1])
+    fast = statistics.compare_unpaired(before, after, alpha=0.005, slower=False)
+    assert fast[0].p == pytest.approx(1 - slow[0].p)
 
 
 def one_row(mean: float, rejected: bool) -> statistics.Tested:
-    return statistics.Tested(mean, mean - 0.01, mean + 0.01, 0.001, 0.001, rejected)
+    return statistics.Tested(mean, 0.001, 0.001, rejected)
 
 
 @pytest.mark.parametrize(
