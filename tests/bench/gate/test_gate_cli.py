@@ -54,6 +54,28 @@ def test_a_slowdown_of_a_peer_is_not_ours_to_judge(run: Run, tmp_path: Path) -> 
     assert run("gate", "--baseline", AA, saved(tmp_path / "b.json", after)).code == 0
 
 
+def slower_machine(results: Results, factor: float) -> Results:
+    """The anchors of a machine that takes `factor` times as long."""
+    for anchor in results.anchors:
+        anchor.values = [
+            value / factor if anchor.name == "copy_bandwidth" else value * factor for value in anchor.values
+        ]
+    return results
+
+
+def test_a_session_that_is_slower_as_a_whole_is_corrected_by_its_anchors(run: Run, tmp_path: Path) -> None:
+    after = slower_machine(scaled(jittered(aa()), 1.025), 1.025)
+    done = run("gate", "--baseline", AA, saved(tmp_path / "b.json", after))
+    assert done.code == 0, done.out
+    assert "16 pass" in done.out and "corrected by +2.4" in done.out and "flagged" not in done.out
+
+
+def test_a_slowdown_of_every_point_is_not_taken_for_the_machines(run: Run, tmp_path: Path) -> None:
+    done = run("gate", "--baseline", AA, saved(tmp_path / "b.json", scaled(jittered(aa()), 1.10)))
+    assert done.code == 3
+    assert "16 slow" in done.out
+
+
 def identity(**changes: object) -> Callable[[Results], None]:
     def change(results: Results) -> None:
         assert results.env is not None
@@ -309,6 +331,13 @@ def test_a_point_that_is_wrong_on_one_side_is_3(run: Run, tmp_path: Path) -> Non
     done = run("gate", "--against", "HEAD", *QUICK, "-o", tmp_path / "r.json", instrument=gpu.instrument())
     assert done.code == 3
     assert "wrong on side B: error 1 of the oracle" in done.out
+
+
+def test_a_run_in_which_every_point_is_skipped_judged_nothing(run: Run, tmp_path: Path) -> None:
+    gpu = FakeGpu(prepared=lambda side, planned, process: Prepared("skipped", "not installed"))
+    done = run("gate", "--self-check", *QUICK, "-o", tmp_path / "r.json", instrument=gpu.instrument())
+    assert done.code == 3
+    assert "CANNOT JUDGE" in done.out and "skipped" in done.out
 
 
 def test_throttling_on_a_pair_is_3(run: Run, tmp_path: Path) -> None:
