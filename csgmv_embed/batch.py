@@ -2,9 +2,10 @@
 
 A batch has two descriptions of the same thing, and the kernels read either:
 
+token words         token_adapters[t] = slot << 16 | rank; 0 where the token has no LoRA. All the lookup needs.
 csgmv's structure   `permutation` groups the tokens by slot, stable; each group is cut into segments of at most
                     `chunk_size` tokens; segment g is permutation[seg_indptr[g] : seg_indptr[g+1]], slot seg_slots[g].
-token words         token_adapters[t] = slot << 16 | rank; 0 where the token has no LoRA.
+                    Costs a sort and three more arrays, so it is planned on request.
 
 All arrays are int32 and lie in one buffer, so a refill is one transfer.
 """
@@ -23,6 +24,7 @@ from csgmv_embed.errors import CapacityError, ShapeError, SlotError
 
 MAX_SLOTS = 1 << 15
 MAX_RANK = (1 << 16) - 1
+MAX_TOKENS = (1 << 31) - 1  # the arrays are int32
 ALIGN = 16  # elements: every array starts on 64 bytes, so Triton compiles one alignment only
 RING = 2  # staging buffers: the host fills one while the copy out of the other is in flight
 
@@ -33,60 +35,80 @@ Int32Array = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class BatchCapacity:
-    """What static buffers can hold."""
+    """What the buffers of a batch can hold; `segments`: csgmv's structure beside the token words."""
 
     max_tokens: int
     max_sequences: int
     slots: int
     chunk_size: int
+    segments: bool
 
     @property
     def max_segments(self) -> int:
         """Most segments any batch can need: full chunks, and one ragged chunk for each slot in use."""
         return self.max_tokens // self.chunk_size + min(self.slots, self.max_sequences, self.max_tokens)
 
+    @property
+    def section_sizes(self) -> tuple[int, ...]:
+        """Elements of token_adapters, and with segments of permutation, seg_indptr, seg_slots and ranks."""
+        if not self.segments:
+            return (self.max_tokens,)
+        return (self.max_tokens, self.max_tokens, self.max_segments + 1, self.max_segments, self.slots)
+
 
 @dataclass
 class _Staging:
-    """One host buffer and the event after which it may be overwritten."""
+    """A host buffer cut into the arrays of a batch, and the event after which it may be overwritten."""
 
     buffer: torch.Tensor
+    sections: list[Int32Array]
     copied: torch.cuda.Event | None = None
+
+
+@dataclass
+class _Contents:
+    """What the host knows of the tokens in the buffers; one object for every view of them."""
+
+    num_tokens: int | None  # None: not known on the host
+    max_rank: int | None  # largest rank in use; None: not known on the host
 
 
 class EmbeddingBatch:
     """The adapters of a batch of tokens, on `device`.
 
-    Made by `build` (exact size), `allocate` + `refill` (static buffers of a CUDA graph), or
-    `from_sglang` (a view of SGLang's LoRABatchInfo). Device arrays, all int32 unless from SGLang:
-    permutation (tokens,), seg_indptr (segments + 1,), seg_slots (segments,), ranks (slots,) and
-    token_adapters (tokens,), which is None for a batch that came from SGLang.
+    Made by `build` (exact size), `allocate` + `refill` (static buffers of a CUDA graph), or `from_sglang` (a view of
+    SGLang's LoRABatchInfo). Device arrays, all int32 unless from SGLang: token_adapters (tokens,), None if from
+    SGLang; permutation (tokens,), seg_indptr (segments + 1,), seg_slots (segments,) and ranks (slots,), None unless
+    planned with segments=True or from SGLang, whose triton backend has no permutation.
     """
 
     def __init__(
         self,
         *,
-        permutation: torch.Tensor | None,
-        seg_indptr: torch.Tensor,
-        seg_slots: torch.Tensor,
-        ranks: torch.Tensor,
         token_adapters: torch.Tensor | None,
+        permutation: torch.Tensor | None,
+        seg_indptr: torch.Tensor | None,
+        seg_slots: torch.Tensor | None,
+        ranks: torch.Tensor | None,
+        slots: int,
         chunk_size: int,
-        num_tokens: int | None,
         max_tokens: int | None,
         num_segments: int,
-        max_rank: int | None,
+        contents: _Contents,
     ) -> None:
+        self.token_adapters = token_adapters
         self.permutation = permutation
         self.seg_indptr = seg_indptr
         self.seg_slots = seg_slots
         self.ranks = ranks
-        self.token_adapters = token_adapters
+        self.slots = slots
         self.chunk_size = chunk_size
-        self.num_tokens = num_tokens  # None: not known on the host
         self.max_tokens = max_tokens  # None: not a static batch
         self.num_segments = num_segments
-        self.max_rank = max_rank  # largest rank in use; None: not known on the host
+        first = token_adapters if token_adapters is not None else seg_indptr
+        assert first is not None
+        self.device = first.device
+        self._contents = contents
         self._capacity: BatchCapacity | None = None
         self._device_buffer: torch.Tensor | None = None
         self._staging: list[_Staging] = []
@@ -98,8 +120,14 @@ class EmbeddingBatch:
         return self.max_tokens is not None
 
     @property
-    def device(self) -> torch.device:
-        return self.seg_indptr.device
+    def num_tokens(self) -> int | None:
+        """Tokens in the batch; None if only the device knows (a static batch of SGLang)."""
+        return self._contents.num_tokens
+
+    @property
+    def max_rank(self) -> int | None:
+        """Largest rank of a slot; None if only the device knows (SGLang)."""
+        return self._contents.max_rank
 
     @classmethod
     def build(
@@ -108,20 +136,23 @@ class EmbeddingBatch:
         seq_slots: Ints,
         ranks: Ints,
         *,
+        segments: bool = False,
         chunk_size: int = 16,
         device: torch.device | str = "cuda",
     ) -> EmbeddingBatch:
         """Plan one batch into buffers of exactly its size.
 
-        seq_lens, seq_slots (sequences,): tokens and slot of each sequence; ranks (slots,), 0 = no LoRA.
-        Raises ShapeError, SlotError on bad values.
+        seq_lens, seq_slots (sequences,): tokens and slot of each sequence; ranks (slots,), 0 = no LoRA; all on the
+        host. segments: plan csgmv's structure too. Raises ShapeError, SlotError, CapacityError on bad values.
         """
-        lens, slots, slot_ranks = _checked(seq_lens, seq_slots, ranks, chunk_size)
-        capacity = BatchCapacity(int(lens.sum()), len(lens), len(slot_ranks), chunk_size)
+        lens, slots, slot_ranks = _checked(seq_lens, seq_slots, ranks)
+        _check_chunk_size(chunk_size)
+        capacity = BatchCapacity(int(lens.sum()), len(lens), len(slot_ranks), chunk_size, segments)
         batch = cls._with_buffers(capacity, torch.device(device), ring=1)
         batch._fill(lens, slots, slot_ranks)
         batch.max_tokens = None
         batch._capacity = None
+        batch._staging = []  # pinned memory is kept by torch until the copy is done
         return batch
 
     @classmethod
@@ -131,17 +162,21 @@ class EmbeddingBatch:
         max_tokens: int,
         slots: int,
         max_sequences: int | None = None,
+        segments: bool = False,
         chunk_size: int = 16,
         device: torch.device | str = "cuda",
     ) -> EmbeddingBatch:
-        """Static buffers for a CUDA graph; empty until the first `refill`, which must come before a launch counts."""
-        if max_tokens < 0 or slots < 0 or chunk_size < 1:
-            raise SlotError(
-                f"allocate(max_tokens={max_tokens}, slots={slots}, chunk_size={chunk_size}): "
-                "expected max_tokens >= 0, slots >= 0 and chunk_size >= 1"
-            )
+        """Static buffers for a CUDA graph, empty until the first `refill`. max_sequences: max_tokens if not given."""
         sequences = max_tokens if max_sequences is None else max_sequences
-        capacity = BatchCapacity(max_tokens, sequences, slots, chunk_size)
+        for name, value, high in (
+            ("max_tokens", max_tokens, MAX_TOKENS),
+            ("slots", slots, MAX_SLOTS),
+            ("max_sequences", sequences, MAX_TOKENS),
+        ):
+            if not 0 <= value <= high:
+                raise SlotError(f"{name} is {value}; expected a value in [0, {high}]")
+        _check_chunk_size(chunk_size)
+        capacity = BatchCapacity(max_tokens, sequences, slots, chunk_size, segments)
         batch = cls._with_buffers(capacity, torch.device(device), ring=RING)
         nothing = np.zeros(0, dtype=np.int64)
         batch._fill(nothing, nothing, np.zeros(slots, dtype=np.int64))
@@ -160,30 +195,30 @@ class EmbeddingBatch:
         static = bool(batch_info.use_cuda_graph)
         # Captured csgmv launches cover every segment the buffers can hold: later replays may need more than now.
         capacity_segments = static and permutation is not None
-        segments = batch_info.weight_indices.shape[0] if capacity_segments else batch_info.num_segments
         tokens = None if permutation is None else permutation.shape[0]
         return cls(
+            token_adapters=None,
             permutation=permutation,
             seg_indptr=batch_info.seg_indptr,
             seg_slots=batch_info.weight_indices,
             ranks=batch_info.lora_ranks,
-            token_adapters=None,
+            slots=batch_info.lora_ranks.shape[0],
             chunk_size=batch_info.max_len,
-            num_tokens=None if static else tokens,
             max_tokens=tokens if static else None,
-            num_segments=segments,
-            max_rank=None,
+            num_segments=batch_info.weight_indices.shape[0] if capacity_segments else batch_info.num_segments,
+            contents=_Contents(None if static else tokens, None),
         )
 
     def refill(self, seq_lens: Ints, seq_slots: Ints, ranks: Ints) -> None:
         """Write another batch into the static buffers, in place, in the order of the current stream.
 
         Takes what `build` takes. Raises CapacityError if it does not fit; the buffers are then unchanged.
+        One copy to the device; waits for the GPU only if it is RING refills behind.
         """
-        if self._capacity is None:
-            raise CapacityError("this batch has no static buffers; expected one made by EmbeddingBatch.allocate")
-        lens, slots, slot_ranks = _checked(seq_lens, seq_slots, ranks, self.chunk_size)
         capacity = self._capacity
+        if capacity is None:
+            raise CapacityError("this batch has no static buffers; expected one made by EmbeddingBatch.allocate")
+        lens, slots, slot_ranks = _checked(seq_lens, seq_slots, ranks)
         if len(slot_ranks) != capacity.slots:
             raise CapacityError(f"ranks has {len(slot_ranks)} slots; expected {capacity.slots}, as allocated")
         if len(lens) > capacity.max_sequences:
@@ -193,136 +228,148 @@ class EmbeddingBatch:
         self._fill(lens, slots, slot_ranks)
 
     def without_token_words(self) -> EmbeddingBatch:
-        """The same batch seen through csgmv's structure alone; shares the device arrays."""
+        """The same batch seen through csgmv's structure alone; shares the device arrays and follows refills.
+
+        Raises ShapeError if the batch was planned without segments.
+        """
+        if self.seg_indptr is None:
+            raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
         return EmbeddingBatch(
+            token_adapters=None,
             permutation=self.permutation,
             seg_indptr=self.seg_indptr,
             seg_slots=self.seg_slots,
             ranks=self.ranks,
-            token_adapters=None,
+            slots=self.slots,
             chunk_size=self.chunk_size,
-            num_tokens=self.num_tokens,
             max_tokens=self.max_tokens,
             num_segments=self.num_segments,
-            max_rank=self.max_rank,
+            contents=self._contents,
         )
 
     @classmethod
     def _with_buffers(cls, capacity: BatchCapacity, device: torch.device, ring: int) -> EmbeddingBatch:
-        sizes = _section_sizes(capacity)
+        sizes = capacity.section_sizes
         total = sum(_padded(size) for size in sizes)
         device_buffer = torch.empty(total, dtype=torch.int32, device=device)
-        words, permutation, seg_indptr, seg_slots, ranks = _sections(device_buffer, sizes)
+        words, *structure = _sections(device_buffer, sizes)
+        permutation, seg_indptr, seg_slots, ranks = structure or [None] * 4
         batch = cls(
+            token_adapters=words,
             permutation=permutation,
             seg_indptr=seg_indptr,
             seg_slots=seg_slots,
             ranks=ranks,
-            token_adapters=words,
+            slots=capacity.slots,
             chunk_size=capacity.chunk_size,
-            num_tokens=0,
             max_tokens=capacity.max_tokens,
             num_segments=capacity.max_segments,
-            max_rank=0,
+            contents=_Contents(0, 0),
         )
         batch._capacity = capacity
         batch._device_buffer = device_buffer
-        pinned = device.type == "cuda"
-        batch._staging = [
-            _Staging(torch.zeros(total, dtype=torch.int32, device="cpu", pin_memory=pinned)) for _ in range(ring)
-        ]
+        for _ in range(ring):
+            host = torch.zeros(total, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
+            batch._staging.append(_Staging(host, [section.numpy() for section in _sections(host, sizes)]))
         return batch
 
     def _fill(self, lens: Int64Array, slots: Int64Array, ranks: Int64Array) -> None:
         """Plan into the next staging buffer and copy it to the device."""
-        assert self._capacity is not None and self._device_buffer is not None
+        assert self._device_buffer is not None
         staging = self._staging[self._turn]
         self._turn = (self._turn + 1) % len(self._staging)
         if staging.copied is not None:
             staging.copied.synchronize()  # returns at once unless the GPU is RING refills behind
-        host = [section.numpy() for section in _sections(staging.buffer, _section_sizes(self._capacity))]
-        self.num_tokens = _plan(lens, slots, ranks, self.chunk_size, *host)
-        self.max_rank = int(ranks.max(initial=0))
+        words, *structure = staging.sections
+        tokens = _plan_words(lens, slots, ranks, words)
+        if structure:
+            _plan_segments(lens, slots, ranks, self.chunk_size, tokens, *structure)
+        self._contents.num_tokens = tokens
+        self._contents.max_rank = int(ranks.max(initial=0))
         self._device_buffer.copy_(staging.buffer, non_blocking=True)
-        if self._device_buffer.is_cuda:
+        if self._device_buffer.is_cuda and len(self._staging) > 1:
             staging.copied = staging.copied or torch.cuda.Event()
-            staging.copied.record()
+            staging.copied.record(torch.cuda.current_stream(self.device))
 
 
-def _plan(
+def _plan_words(lens: Int64Array, slots: Int64Array, ranks: Int64Array, words: Int32Array) -> int:
+    """Write the token words and a tail of zeros; returns the number of tokens."""
+    word_of_slot = np.where(ranks > 0, np.arange(len(ranks)) << 16 | ranks, 0).astype(np.int32)
+    word_of_sequence = word_of_slot[slots]
+    if len(lens) > 0 and lens.max() == lens.min() == 1:
+        tokens = len(lens)
+        words[:tokens] = word_of_sequence  # decode: one token a sequence
+    else:
+        of_token = word_of_sequence.repeat(lens)
+        tokens = len(of_token)
+        words[:tokens] = of_token
+    words[tokens:] = 0
+    return tokens
+
+
+def _plan_segments(
     lens: Int64Array,
     slots: Int64Array,
     ranks: Int64Array,
     chunk_size: int,
-    words: Int32Array,
+    tokens: int,
     permutation: Int32Array,
     seg_indptr: Int32Array,
     seg_slots: Int32Array,
     rank_out: Int32Array,
-) -> int:
-    """Write the plan and neutral tails into the given arrays; returns the number of tokens."""
-    tokens = int(lens.sum())
-    words[:tokens] = np.repeat(np.where(ranks[slots] > 0, slots << 16 | ranks[slots], 0), lens)
-    words[tokens:] = 0
-
-    order = np.argsort(slots, kind="stable")
-    starts = np.cumsum(lens) - lens
+) -> None:
+    """Write csgmv's structure and neutral tails into the given arrays."""
+    order = slots.astype(np.int16).argsort(kind="stable")  # 16-bit integers are sorted by radix
+    starts = lens.cumsum() - lens
     sorted_lens = lens[order]
-    sorted_starts = np.cumsum(sorted_lens) - sorted_lens
-    permutation[:tokens] = np.repeat(starts[order] - sorted_starts, sorted_lens) + np.arange(tokens)
+    shift = starts[order] - (sorted_lens.cumsum() - sorted_lens)  # from a token's place in the group order to the token
+    np.add(shift.astype(np.int32).repeat(sorted_lens), np.arange(tokens, dtype=np.int32), out=permutation[:tokens])
     permutation[tokens:] = 0
 
     group_tokens = np.bincount(slots, weights=lens, minlength=len(ranks)).astype(np.int64)
     group_segments = -(-group_tokens // chunk_size)
     segments = int(group_segments.sum())
-    first_segment = np.cumsum(group_segments) - group_segments
-    group_start = np.cumsum(group_tokens) - group_tokens
-    index_in_group = np.arange(segments) - np.repeat(first_segment, group_segments)
-    seg_indptr[:segments] = np.repeat(group_start, group_segments) + index_in_group * chunk_size
+    first_segment = group_segments.cumsum() - group_segments
+    group_start = group_tokens.cumsum() - group_tokens
+    # segment g of a group starts at group_start + (g - first_segment) * chunk_size
+    base = group_start - first_segment * chunk_size
+    seg_indptr[:segments] = base.repeat(group_segments) + np.arange(segments) * chunk_size
     seg_indptr[segments:] = tokens  # segments of the tail are empty
-    seg_slots[:segments] = np.repeat(np.arange(len(ranks)), group_segments)
+    seg_slots[:segments] = np.arange(len(ranks)).repeat(group_segments)
     seg_slots[segments:] = 0
     rank_out[:] = ranks
-    return tokens
 
 
-def _checked(
-    seq_lens: Ints, seq_slots: Ints, ranks: Ints, chunk_size: int
-) -> tuple[Int64Array, Int64Array, Int64Array]:
+def _checked(seq_lens: Ints, seq_slots: Ints, ranks: Ints) -> tuple[Int64Array, Int64Array, Int64Array]:
     """The three sequences as int64 arrays, or the error that names the first bad value."""
-    lens, slots, slot_ranks = (
-        _integers(name, values) for name, values in (("seq_lens", seq_lens), ("seq_slots", seq_slots), ("ranks", ranks))
-    )
-    if len(lens) != len(slots):
-        raise ShapeError(f"seq_slots has {len(slots)} entries; expected {len(lens)}, one for each of seq_lens")
-    if chunk_size < 1:
-        raise SlotError(f"chunk_size is {chunk_size}; expected at least 1")
+    slot_ranks = _integers("ranks", ranks, MAX_RANK)
     if len(slot_ranks) > MAX_SLOTS:
         raise SlotError(f"ranks has {len(slot_ranks)} slots; expected at most {MAX_SLOTS}")
-    for name, values, low, high in (
-        ("seq_lens", lens, 0, np.iinfo(np.int32).max),
-        ("seq_slots", slots, 0, len(slot_ranks) - 1),
-        ("ranks", slot_ranks, 0, MAX_RANK),
-    ):
-        wrong = (values < low) | (values > high)
-        if wrong.any():
-            at = int(wrong.argmax())
-            raise SlotError(f"{name}[{at}] is {values[at]}; expected a value in [{low}, {high}]")
+    lens = _integers("seq_lens", seq_lens, MAX_TOKENS)
+    slots = _integers("seq_slots", seq_slots, len(slot_ranks) - 1)
+    if len(lens) != len(slots):
+        raise ShapeError(f"seq_slots has {len(slots)} entries; expected {len(lens)}, one for each of seq_lens")
+    if (total := int(lens.sum())) > MAX_TOKENS:
+        raise CapacityError(f"seq_lens sum to {total} tokens; expected at most {MAX_TOKENS}")
     return lens, slots, slot_ranks
 
 
-def _integers(name: str, values: Ints) -> Int64Array:
+def _check_chunk_size(chunk_size: int) -> None:
+    if chunk_size < 1:
+        raise SlotError(f"chunk_size is {chunk_size}; expected at least 1")
+
+
+def _integers(name: str, values: Ints, high: int) -> Int64Array:
+    """A 1-D int64 array of values in [0, high]."""
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ShapeError(f"{name} is {array.ndim}-D of {array.dtype}; expected a 1-D sequence of integers")
-    return array.astype(np.int64)
-
-
-def _section_sizes(capacity: BatchCapacity) -> tuple[int, ...]:
-    tokens, segments = capacity.max_tokens, capacity.max_segments
-    return (tokens, tokens, segments + 1, segments, capacity.slots)
+    if array.size and (array.max() > high or array.min() < 0):
+        at = int(((array < 0) | (array > high)).argmax())
+        raise SlotError(f"{name}[{at}] is {array[at]}; expected a value in [0, {high}]")
+    return array.astype(np.int64, copy=False)
 
 
 def _padded(size: int) -> int:

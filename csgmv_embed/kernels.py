@@ -66,9 +66,8 @@ def _copy_rows(
 
     found = live & (ids >= 0) & (ids < vocab_size)
     row = tl.multiple_of(slots * a_stride_slot + ids * a_stride_vocab, GROUP)
-    values = tl.load(
-        a_table + (row[:, None] + column[None, :] * a_stride_rank), mask=found[:, None] & wanted, other=0.0
-    )
+    pointers = a_table + (row[:, None] + column[None, :].to(tl.int64) * a_stride_rank)
+    values = tl.load(pointers, mask=found[:, None] & wanted, other=0.0)
     if HAS_EXTRA:
         added = live & (ids >= vocab_size) & (ids < vocab_size + num_extra)
         row = slots * extra_stride_slot + (ids - vocab_size) * extra_stride_token
@@ -165,28 +164,32 @@ def embedding_lora_a_segments_kernel(
 ):
     """Grid (num_segments * tiles + padding, ceil(MAX_RANK / BLOCK_RANK)).
 
-    Program p < num_segments * tiles copies tile p % tiles of segment p // tiles. The programs after
-    them write the zero rows behind the last segment: padding tokens of a captured batch.
+    Program p < num_segments * tiles copies tiles p % tiles, p % tiles + tiles, ... of segment p // tiles: one of
+    them, unless a replay brings longer segments than the capture saw. The programs after them write the zero rows
+    behind the last segment: padding tokens of a captured batch.
     """
     program = tl.program_id(0)
     segment = program // tiles
-    if segment < num_segments:
+    in_batch = segment < num_segments
+    if in_batch:
         end = tl.load(seg_indptr + segment + 1)
         first = tl.load(seg_indptr + segment) + (program - segment * tiles) * BLOCK_TOKENS
         slot = tl.load(seg_slots + segment)
         in_table = (slot >= 0) & (slot < num_slots)
         rank = tl.load(slot_ranks + slot, mask=in_table, other=0).to(tl.int32)
+        step = tiles * BLOCK_TOKENS
     else:
-        first = tl.load(seg_indptr + num_segments) + (program - num_segments * tiles) * BLOCK_TOKENS
         end = num_tokens
+        first = tl.load(seg_indptr + num_segments) + (program - num_segments * tiles) * BLOCK_TOKENS
         slot = 0
         rank = 0
-    if first < end:
-        position = first + tl.arange(0, BLOCK_TOKENS)
+        step = num_tokens
+    for start in range(first, end, step):
+        position = start + tl.arange(0, BLOCK_TOKENS)
         live = position < end
         if HAS_PERMUTATION:
-            rows = tl.load(permutation + position, mask=live & (segment < num_segments), other=0)
-            rows = tl.where(segment < num_segments, rows, position)
+            rows = tl.load(permutation + position, mask=live & in_batch, other=0)
+            rows = tl.where(in_batch, rows, position)
         else:
             rows = position
         live = live & (rows < num_tokens)

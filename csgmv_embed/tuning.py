@@ -8,6 +8,7 @@ rows are contiguous (15 % at rank 8), and within 16 % when they are not. Another
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import triton
 
@@ -31,6 +32,7 @@ ROW_TILES = ((1 << 17, 512), (1 << 19, 1024), (1 << 62, 2048))
 SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
 
+@lru_cache(maxsize=4096)
 def choose(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
     """The configuration for num_tokens rows of max_rank columns; rows_contiguous: the table is vocab-major."""
     rank = int(triton.next_power_of_2(max_rank))

@@ -39,6 +39,7 @@ class CsgmvEmbed:
 
     def _batch(self, workload: Workload, static: bool) -> EmbeddingBatch:
         plan = (workload.seq_lens, workload.seq_slots, workload.ranks)
+        segments = self.plan == "segments"
         if static:
             decode = workload.case.phase == "decode"
             sequences = max(DECODE_GRAPH_CAPACITY, workload.case.batch_size)
@@ -46,13 +47,14 @@ class CsgmvEmbed:
                 max_tokens=sequences if decode else workload.num_tokens,
                 max_sequences=sequences,
                 slots=workload.num_slots,
+                segments=segments,
                 chunk_size=CHUNK_SIZE,
                 device=workload.device,
             )
             batch.refill(*plan)
         else:
-            batch = EmbeddingBatch.build(*plan, chunk_size=CHUNK_SIZE, device=workload.device)
-        return batch if self.plan == "tokens" else batch.without_token_words()
+            batch = EmbeddingBatch.build(*plan, segments=segments, chunk_size=CHUNK_SIZE, device=workload.device)
+        return batch.without_token_words() if segments else batch
 
     def required_bytes(self, workload: Workload) -> int:
         """Ids (8 B a token), distinct rows in whole sectors, output; the plan is negligible beside them."""

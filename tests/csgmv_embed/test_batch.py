@@ -43,7 +43,7 @@ def model(lens, slots, ranks, chunk_size):
 @given(batches(), st.sampled_from([1, 2, 16, 128]))
 def test_the_plan_equals_a_token_by_token_model(batch_input, chunk_size):
     lens, slots, ranks = batch_input
-    batch = EmbeddingBatch.build(lens, slots, ranks, chunk_size=chunk_size, device="cpu")
+    batch = EmbeddingBatch.build(lens, slots, ranks, chunk_size=chunk_size, segments=True, device="cpu")
     words, permutation, segments = model(lens, slots, ranks, chunk_size)
     assert batch.token_adapters.tolist() == words
     assert batch.permutation.tolist() == permutation
@@ -58,7 +58,7 @@ def test_the_plan_equals_a_token_by_token_model(batch_input, chunk_size):
 @given(batches(), st.sampled_from([1, 3, 16]))
 def test_max_segments_is_enough_for_every_batch_that_fits(batch_input, chunk_size):
     lens, slots, ranks = batch_input
-    capacity = BatchCapacity(sum(lens), len(lens), len(ranks), chunk_size)
+    capacity = BatchCapacity(sum(lens), len(lens), len(ranks), chunk_size, segments=True)
     assert len(model(lens, slots, ranks, chunk_size)[2]) <= capacity.max_segments
 
 
@@ -81,19 +81,19 @@ def test_the_segments_are_those_of_sglang(chunk_size):
     with mock.patch.multiple(torch, **unpinned):
         permutation, reordered = backend._get_permutation(slots, forward_batch)
         seg_slots, seg_indptr = backend._get_segments_info(None, reordered, chunk_size)
-    batch = EmbeddingBatch.build(lens, slots, [8, 8, 8], chunk_size=chunk_size, device="cpu")
+    batch = EmbeddingBatch.build(lens, slots, [8, 8, 8], chunk_size=chunk_size, segments=True, device="cpu")
     assert batch.permutation.tolist() == permutation.tolist()
     assert batch.seg_slots.tolist()[: len(seg_slots)] == seg_slots.tolist()
     assert batch.seg_indptr.tolist()[: len(seg_indptr)] == seg_indptr.tolist()
 
 
 def test_a_refill_keeps_addresses_and_leaves_nothing_of_the_batch_before():
-    static = EmbeddingBatch.allocate(max_tokens=100, slots=3, device="cpu")
+    static = EmbeddingBatch.allocate(max_tokens=100, slots=3, segments=True, device="cpu")
     addresses = [getattr(static, name).data_ptr() for name in ARRAYS]
     for _ in range(RING):  # each staging buffer has held the larger batch
         static.refill([60, 40], [2, 1], [4, 5, 6])
     static.refill([3], [1], [4, 5, 6])
-    fresh = EmbeddingBatch.allocate(max_tokens=100, slots=3, device="cpu")
+    fresh = EmbeddingBatch.allocate(max_tokens=100, slots=3, segments=True, device="cpu")
     fresh.refill([3], [1], [4, 5, 6])
     assert [getattr(static, name).data_ptr() for name in ARRAYS] == addresses
     for name in ARRAYS:
@@ -111,7 +111,7 @@ def test_a_refill_keeps_addresses_and_leaves_nothing_of_the_batch_before():
     ],
 )
 def test_a_batch_over_capacity_changes_nothing(lens, slots, ranks, words):
-    static = EmbeddingBatch.allocate(max_tokens=8, max_sequences=3, slots=2, device="cpu")
+    static = EmbeddingBatch.allocate(max_tokens=8, max_sequences=3, slots=2, segments=True, device="cpu")
     static.refill([5, 2], [1, 0], [8, 4])
     before = [getattr(static, name).clone() for name in ARRAYS]
     with pytest.raises(CapacityError, match=words):
@@ -137,21 +137,29 @@ def test_a_batch_over_capacity_changes_nothing(lens, slots, ranks, words):
 )
 def test_bad_values_are_named(arguments, kind, words):
     with pytest.raises(kind, match=words):
-        EmbeddingBatch.build(*arguments, device="cpu")
+        EmbeddingBatch.build(*arguments, segments=True, device="cpu")
 
 
 def test_bad_sizes_are_named():
     with pytest.raises(SlotError, match="chunk_size is 0"):
-        EmbeddingBatch.build([1], [0], [8], chunk_size=0, device="cpu")
-    with pytest.raises(SlotError, match="max_tokens=-1"):
+        EmbeddingBatch.build([1], [0], [8], chunk_size=0, segments=True, device="cpu")
+    with pytest.raises(SlotError, match=r"max_tokens is -1; expected a value in \[0, 2147483647\]"):
         EmbeddingBatch.allocate(max_tokens=-1, slots=2, device="cpu")
+    with pytest.raises(SlotError, match=r"slots is 32769; expected a value in \[0, 32768\]"):
+        EmbeddingBatch.allocate(max_tokens=1, slots=32769, device="cpu")
+    with pytest.raises(SlotError, match="max_sequences is -1"):
+        EmbeddingBatch.allocate(max_tokens=1, slots=2, max_sequences=-1, device="cpu")
+    with pytest.raises(CapacityError, match="seq_lens sum to 2147483648 tokens; expected at most 2147483647"):
+        EmbeddingBatch.build([2**30, 2**30], [0, 0], [8], device="cpu")
+    with pytest.raises(ShapeError, match="planned without csgmv's structure; expected one made with segments=True"):
+        EmbeddingBatch.build([1], [0], [8], device="cpu").without_token_words()
     with pytest.raises(CapacityError, match=r"EmbeddingBatch\.allocate"):
-        EmbeddingBatch.build([1], [0], [8], device="cpu").refill([1], [0], [8])
+        EmbeddingBatch.build([1], [0], [8], segments=True, device="cpu").refill([1], [0], [8])
 
 
 def test_a_foreign_default_device_does_not_move_the_buffers():
     with torch.device("meta"):
-        static = EmbeddingBatch.allocate(max_tokens=4, slots=1, device="cpu")
+        static = EmbeddingBatch.allocate(max_tokens=4, slots=1, segments=True, device="cpu")
         static.refill([2], [0], [8])
     assert static.token_adapters.tolist() == [8, 8, 0, 0]
 
@@ -210,6 +218,24 @@ def test_a_batch_info_that_was_not_prepared_is_refused(field):
 
 
 def test_numpy_and_list_input_plan_alike():
-    from_lists = EmbeddingBatch.build([3, 2], [1, 0], [8, 4], device="cpu")
-    from_arrays = EmbeddingBatch.build(np.array([3, 2]), np.array([1, 0], np.int32), np.array([8, 4]), device="cpu")
+    from_lists = EmbeddingBatch.build([3, 2], [1, 0], [8, 4], segments=True, device="cpu")
+    from_arrays = EmbeddingBatch.build(
+        np.array([3, 2]), np.array([1, 0], np.int32), np.array([8, 4]), segments=True, device="cpu"
+    )
     assert all(torch.equal(getattr(from_lists, name), getattr(from_arrays, name)) for name in ARRAYS)
+
+
+def test_a_view_follows_the_refills_of_its_batch():
+    static = EmbeddingBatch.allocate(max_tokens=10, slots=2, segments=True, device="cpu")
+    view = static.without_token_words()
+    static.refill([3, 2], [1, 0], [4, 64])
+    assert (view.num_tokens, view.max_rank) == (5, 64)
+    with pytest.raises(ShapeError, match="rank 64; expected at most 8"):
+        embedding_lora_a(torch.zeros(5, dtype=torch.int64), torch.zeros(2, 8, 20), view, 20)
+
+
+def test_without_segments_the_words_are_the_same_and_the_structure_is_absent():
+    arguments = ([3, 0, 2], [1, 0, 0], [4, 64])
+    alone, full = (EmbeddingBatch.build(*arguments, segments=segments, device="cpu") for segments in (False, True))
+    assert alone.token_adapters.tolist() == full.token_adapters.tolist()
+    assert [alone.permutation, alone.seg_indptr, alone.seg_slots, alone.ranks] == [None] * 4
