@@ -253,7 +253,7 @@ class EmbeddingBatch:
         total = sum(_padded(size) for size in sizes)
         device_buffer = torch.empty(total, dtype=torch.int32, device=device)
         words, *structure = _sections(device_buffer, sizes)
-        permutation, seg_indptr, seg_slots, ranks = structure or [None] * 4
+        permutation, seg_indptr, seg_slots, ranks = structure or (None, None, None, None)
         batch = cls(
             token_adapters=words,
             permutation=permutation,

@@ -19,7 +19,7 @@ import triton
 from triton import knobs
 from triton.runtime.driver import driver
 
-# The versions whose CompiledKernel.run takes what is passed below; others go through the JIT front, which is slower.
+# The versions whose launcher takes what `_direct` passes; others go through the JIT front, which is slower.
 DIRECT_VERSIONS = ("3.6",)
 DIRECT = ".".join(triton.__version__.split(".")[:2]) in DIRECT_VERSIONS
 ALIGNMENT = 16  # bytes: what Triton specialises pointers on
@@ -75,12 +75,16 @@ def variant_key(
 
 def _direct(kernel: Any, compiled: Any, constants: Constants) -> Callable[..., None]:
     """Launches `compiled` with what its variant fixes; keeps `kernel` alive, whose id is in the key."""
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    launcher = compiled.run
+    if launcher.global_scratch_size or launcher.profile_scratch_size:
+        raise RuntimeError(f"{compiled.name} wants scratch memory; expected a kernel that needs none")
+    run, function, metadata = launcher.launch, compiled.function, compiled.packed_metadata
+    fixed = (function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None, metadata, None, None, None)
 
     def launch_compiled(
         grid: Grid, stream: int, pointers: Sequence[int], counts: tuple[int, ...], _kept: Any = kernel
     ) -> None:
-        run(*grid, stream, function, metadata, None, None, None, *pointers, *counts, *constants)
+        run(*grid, stream, *fixed, *pointers, *counts, *constants)
 
     return launch_compiled
 

@@ -51,7 +51,7 @@ def embedding_lora_a(
     tokens = input_ids.shape[0]
     _check_batch(tokens, layout, batch)
     if out is None:
-        out = a_table.new_empty((tokens, layout.max_rank))
+        out = a_table.new_empty(tokens, layout.max_rank)
     else:
         _check_out(out, tokens, a_table)
     if tokens > 0 and layout.max_rank > 0:

@@ -7,14 +7,13 @@ rows are contiguous (15 % at rank 8), and within 16 % when they are not. Another
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import triton
 
 
-@dataclass(frozen=True)
-class LaunchConfig:
+class LaunchConfig(NamedTuple):
     """One program copies a tile of block_tokens rows by block_rank columns with num_warps warps."""
 
     block_tokens: int
