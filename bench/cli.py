@@ -28,7 +28,9 @@ ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Profile of 
 AxisOption = Annotated[
     list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis in every grid of the profile.")
 ]
-ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager or work; default: the profile's.")]
+ClockOption = Annotated[
+    list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
+]
 ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")

@@ -64,6 +64,7 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blocks: Positive
     block_ms: Annotated[float, msgspec.Meta(gt=0)]
     eager_calls: Positive
+    prepare_calls: Positive
     rounds: Positive
     processes: Positive
     point_timeout_s: Annotated[float, msgspec.Meta(gt=0)]

@@ -12,15 +12,17 @@ All arrays are int32 and lie in one buffer, so a refill is one transfer.
 
 from __future__ import annotations
 
+import operator
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.errors import CapacityError, ShapeError, SlotError
+from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError, SlotError
 
 MAX_SLOTS = 1 << 15
 MAX_RANK = (1 << 16) - 1
@@ -113,6 +115,12 @@ class EmbeddingBatch:
         self._device_buffer: torch.Tensor | None = None
         self._staging: list[_Staging] = []
         self._turn = 0
+        self._ranks = _Ranks()
+        self._stream: tuple[int, torch.cuda.Stream] | None = None
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        # A copy would have host views and device buffers that no longer belong together.
+        raise TypeError("an EmbeddingBatch cannot be copied or pickled; expected another one, built or allocated")
 
     @property
     def static(self) -> bool:
@@ -132,7 +140,7 @@ class EmbeddingBatch:
     @classmethod
     def build(
         cls,
-        seq_lens: Ints,
+        seq_lens: Ints | None,
         seq_slots: Ints,
         ranks: Ints,
         *,
@@ -142,14 +150,18 @@ class EmbeddingBatch:
     ) -> EmbeddingBatch:
         """Plan one batch into buffers of exactly its size.
 
-        seq_lens, seq_slots (sequences,): tokens and slot of each sequence; ranks (slots,), 0 = no LoRA; all on the
-        host. segments: plan csgmv's structure too. Raises ShapeError, SlotError, CapacityError on bad values.
+        seq_lens, seq_slots (sequences,): tokens and slot of each sequence, seq_lens None for one token each (decode);
+        ranks (slots,), 0 = no LoRA; all on the host. segments: plan csgmv's structure too.
+        Raises ShapeError, SlotError, CapacityError on bad values.
         """
-        lens, slots, slot_ranks = _checked(seq_lens, seq_slots, ranks)
-        _check_chunk_size(chunk_size)
-        capacity = BatchCapacity(int(lens.sum()), len(lens), len(slot_ranks), chunk_size, segments)
+        known = _Ranks()
+        known.update(ranks)
+        lens, slots, tokens = _checked(seq_lens, seq_slots, len(known.values))
+        chunk_size = _size("chunk_size", chunk_size, 1)
+        capacity = BatchCapacity(tokens, len(slots), len(known.values), chunk_size, segments)
         batch = cls._with_buffers(capacity, torch.device(device), ring=1)
-        batch._fill(lens, slots, slot_ranks)
+        batch._ranks = known
+        batch._fill(lens, slots, tokens)
         batch.max_tokens = None
         batch._capacity = None
         batch._staging = []  # pinned memory is kept by torch until the copy is done
@@ -167,34 +179,32 @@ class EmbeddingBatch:
         device: torch.device | str = "cuda",
     ) -> EmbeddingBatch:
         """Static buffers for a CUDA graph, empty until the first `refill`. max_sequences: max_tokens if not given."""
-        sequences = max_tokens if max_sequences is None else max_sequences
-        for name, value, high in (
-            ("max_tokens", max_tokens, MAX_TOKENS),
-            ("slots", slots, MAX_SLOTS),
-            ("max_sequences", sequences, MAX_TOKENS),
-        ):
-            if not 0 <= value <= high:
-                raise SlotError(f"{name} is {value}; expected a value in [0, {high}]")
-        _check_chunk_size(chunk_size)
-        capacity = BatchCapacity(max_tokens, sequences, slots, chunk_size, segments)
+        capacity = BatchCapacity(
+            max_tokens=_size("max_tokens", max_tokens, 0),
+            max_sequences=_size("max_sequences", max_tokens if max_sequences is None else max_sequences, 0),
+            slots=_size("slots", slots, 0, MAX_SLOTS),
+            chunk_size=_size("chunk_size", chunk_size, 1),
+            segments=segments,
+        )
         batch = cls._with_buffers(capacity, torch.device(device), ring=RING)
-        nothing = np.zeros(0, dtype=np.int64)
-        batch._fill(nothing, nothing, np.zeros(slots, dtype=np.int64))
+        batch.refill([], [], [0] * capacity.slots)
         return batch
 
     @classmethod
     def from_sglang(cls, batch_info: Any) -> EmbeddingBatch:
         """A view of an SGLang LoRABatchInfo, of the csgmv backend or of the triton backend; nothing is copied.
 
-        Raises ShapeError if a field the lookup needs is missing.
+        Take another view after each `prepare_lora_batch`, which may replace the arrays. Raises ShapeError, DtypeError,
+        DeviceError if a field the lookup needs is missing or is not what the kernels read.
         """
         for name in ("seg_indptr", "weight_indices", "lora_ranks", "max_len"):
             if getattr(batch_info, name, None) is None:
                 raise ShapeError(f"batch_info.{name} is None or missing; expected SGLang's LoRABatchInfo, prepared")
-        permutation = batch_info.permutation
+        permutation = getattr(batch_info, "permutation", None)
+        _check_foreign(batch_info, permutation)
         static = bool(batch_info.use_cuda_graph)
         # Captured csgmv launches cover every segment the buffers can hold: later replays may need more than now.
-        capacity_segments = static and permutation is not None
+        capacity_segments = static and (permutation is not None or batch_info.num_segments is None)
         tokens = None if permutation is None else permutation.shape[0]
         return cls(
             token_adapters=None,
@@ -203,29 +213,35 @@ class EmbeddingBatch:
             seg_slots=batch_info.weight_indices,
             ranks=batch_info.lora_ranks,
             slots=batch_info.lora_ranks.shape[0],
-            chunk_size=batch_info.max_len,
+            chunk_size=_size("batch_info.max_len", batch_info.max_len, 0),
             max_tokens=tokens if static else None,
-            num_segments=batch_info.weight_indices.shape[0] if capacity_segments else batch_info.num_segments,
+            num_segments=batch_info.weight_indices.shape[0]
+            if capacity_segments
+            else _size("batch_info.num_segments", batch_info.num_segments, 0),
             contents=_Contents(None if static else tokens, None),
         )
 
-    def refill(self, seq_lens: Ints, seq_slots: Ints, ranks: Ints) -> None:
+    def refill(self, seq_lens: Ints | None, seq_slots: Ints, ranks: Ints) -> None:
         """Write another batch into the static buffers, in place, in the order of the current stream.
 
         Takes what `build` takes. Raises CapacityError if it does not fit; the buffers are then unchanged.
-        One copy to the device; waits for the GPU only if it is RING refills behind.
+        One copy to the device; waits for the GPU only if it is RING refills behind. Not while a graph is captured,
+        which would record the copy (DeviceError): refill before a replay.
         """
         capacity = self._capacity
         if capacity is None:
             raise CapacityError("this batch has no static buffers; expected one made by EmbeddingBatch.allocate")
-        lens, slots, slot_ranks = _checked(seq_lens, seq_slots, ranks)
-        if len(slot_ranks) != capacity.slots:
-            raise CapacityError(f"ranks has {len(slot_ranks)} slots; expected {capacity.slots}, as allocated")
-        if len(lens) > capacity.max_sequences:
-            raise CapacityError(f"the batch has {len(lens)} sequences; expected at most {capacity.max_sequences}")
-        if (total := int(lens.sum())) > capacity.max_tokens:
-            raise CapacityError(f"the batch has {total} tokens; expected at most {capacity.max_tokens}")
-        self._fill(lens, slots, slot_ranks)
+        self._ranks.update(ranks)
+        if len(self._ranks.values) != capacity.slots:
+            raise CapacityError(f"ranks has {len(self._ranks.values)} slots; expected {capacity.slots}, as allocated")
+        lens, slots, tokens = _checked(seq_lens, seq_slots, capacity.slots)
+        if len(slots) > capacity.max_sequences:
+            raise CapacityError(f"the batch has {len(slots)} sequences; expected at most {capacity.max_sequences}")
+        if tokens > capacity.max_tokens:
+            raise CapacityError(f"the batch has {tokens} tokens; expected at most {capacity.max_tokens}")
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise DeviceError("refill while a CUDA graph is captured; expected it before the capture or a replay")
+        self._fill(lens, slots, tokens)
 
     def without_token_words(self) -> EmbeddingBatch:
         """The same batch seen through csgmv's structure alone; shares the device arrays and follows refills.
@@ -251,7 +267,8 @@ class EmbeddingBatch:
     def _with_buffers(cls, capacity: BatchCapacity, device: torch.device, ring: int) -> EmbeddingBatch:
         sizes = capacity.section_sizes
         total = sum(_padded(size) for size in sizes)
-        device_buffer = torch.empty(total, dtype=torch.int32, device=device)
+        with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
+            device_buffer = torch.empty(total, dtype=torch.int32, device=device)
         words, *structure = _sections(device_buffer, sizes)
         permutation, seg_indptr, seg_slots, ranks = structure or (None, None, None, None)
         batch = cls(
@@ -273,7 +290,7 @@ class EmbeddingBatch:
             batch._staging.append(_Staging(host, [section.numpy() for section in _sections(host, sizes)]))
         return batch
 
-    def _fill(self, lens: Int64Array, slots: Int64Array, ranks: Int64Array) -> None:
+    def _fill(self, lens: Int64Array | None, slots: Int64Array, tokens: int) -> None:
         """Plan into the next staging buffer and copy it to the device."""
         assert self._device_buffer is not None
         staging = self._staging[self._turn]
@@ -281,30 +298,47 @@ class EmbeddingBatch:
         if staging.copied is not None:
             staging.copied.synchronize()  # returns at once unless the GPU is RING refills behind
         words, *structure = staging.sections
-        tokens = _plan_words(lens, slots, ranks, words)
+        of_sequence = self._ranks.words[slots]
+        words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)
+        words[tokens:] = 0
         if structure:
-            _plan_segments(lens, slots, ranks, self.chunk_size, tokens, *structure)
+            lens = np.ones_like(slots) if lens is None else lens
+            _plan_segments(lens, slots, self._ranks.values, self.chunk_size, tokens, *structure)
         self._contents.num_tokens = tokens
-        self._contents.max_rank = int(ranks.max(initial=0))
+        self._contents.max_rank = self._ranks.largest
         self._device_buffer.copy_(staging.buffer, non_blocking=True)
         if self._device_buffer.is_cuda and len(self._staging) > 1:
             staging.copied = staging.copied or torch.cuda.Event()
-            staging.copied.record(torch.cuda.current_stream(self.device))
+            staging.copied.record(self._current_stream())
+
+    def _current_stream(self) -> torch.cuda.Stream:
+        """torch.cuda.current_stream, which costs more than planning a small batch, only when the stream has changed."""
+        raw: int = torch._C._cuda_getCurrentRawStream(self.device.index)
+        if self._stream is None or self._stream[0] != raw:
+            self._stream = raw, torch.cuda.current_stream(self.device)
+        return self._stream[1]
 
 
-def _plan_words(lens: Int64Array, slots: Int64Array, ranks: Int64Array, words: Int32Array) -> int:
-    """Write the token words and a tail of zeros; returns the number of tokens."""
-    word_of_slot = np.where(ranks > 0, np.arange(len(ranks)) << 16 | ranks, 0).astype(np.int32)
-    word_of_sequence = word_of_slot[slots]
-    if len(lens) > 0 and lens.max() == lens.min() == 1:
-        tokens = len(lens)
-        words[:tokens] = word_of_sequence  # decode: one token a sequence
-    else:
-        of_token = word_of_sequence.repeat(lens)
-        tokens = len(of_token)
-        words[:tokens] = of_token
-    words[tokens:] = 0
-    return tokens
+class _Ranks:
+    """The ranks of the slots and what follows from them alone; they change when adapters do, not with every batch."""
+
+    def __init__(self) -> None:
+        self.given: list[int] | None = None
+        self.values: Int64Array = np.zeros(0, dtype=np.int64)
+        self.words: Int32Array = np.zeros(0, dtype=np.int32)  # slot << 16 | rank of each slot, 0 without LoRA
+        self.largest = 0
+
+    def update(self, ranks: Ints) -> None:
+        """Take these ranks; raises ShapeError, SlotError."""
+        if type(ranks) is list and ranks == self.given:
+            return
+        values = _integers("ranks", ranks, MAX_RANK)
+        if len(values) > MAX_SLOTS:
+            raise SlotError(f"ranks has {len(values)} slots; expected at most {MAX_SLOTS}")
+        self.given = list(ranks) if type(ranks) is list else None
+        self.values = values.copy()  # the caller may write into its array later
+        self.words = np.where(values > 0, np.arange(len(values)) << 16 | values, 0).astype(np.int32)
+        self.largest = int(values.max(initial=0))
 
 
 def _plan_segments(
@@ -340,36 +374,77 @@ def _plan_segments(
     rank_out[:] = ranks
 
 
-def _checked(seq_lens: Ints, seq_slots: Ints, ranks: Ints) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """The three sequences as int64 arrays, or the error that names the first bad value."""
-    slot_ranks = _integers("ranks", ranks, MAX_RANK)
-    if len(slot_ranks) > MAX_SLOTS:
-        raise SlotError(f"ranks has {len(slot_ranks)} slots; expected at most {MAX_SLOTS}")
+def _checked(seq_lens: Ints | None, seq_slots: Ints, num_slots: int) -> tuple[Int64Array | None, Int64Array, int]:
+    """Lengths (None: all one) and slots as int64 arrays and the tokens, or the error that names the first bad value."""
+    slots = _integers("seq_slots", seq_slots, num_slots - 1)
+    if seq_lens is None:
+        return None, slots, len(slots)
     lens = _integers("seq_lens", seq_lens, MAX_TOKENS)
-    slots = _integers("seq_slots", seq_slots, len(slot_ranks) - 1)
     if len(lens) != len(slots):
         raise ShapeError(f"seq_slots has {len(slots)} entries; expected {len(lens)}, one for each of seq_lens")
-    if (total := int(lens.sum())) > MAX_TOKENS:
-        raise CapacityError(f"seq_lens sum to {total} tokens; expected at most {MAX_TOKENS}")
-    return lens, slots, slot_ranks
+    if (tokens := int(lens.sum())) > MAX_TOKENS:
+        raise CapacityError(f"seq_lens sum to {tokens} tokens; expected at most {MAX_TOKENS}")
+    return lens, slots, tokens
 
 
-def _check_chunk_size(chunk_size: int) -> None:
-    if chunk_size < 1:
-        raise SlotError(f"chunk_size is {chunk_size}; expected at least 1")
+def _check_foreign(batch_info: Any, permutation: torch.Tensor | None) -> None:
+    """The kernels read these arrays by their addresses."""
+    device = batch_info.seg_indptr.device
+    arrays = {name: getattr(batch_info, name) for name in ("seg_indptr", "weight_indices", "lora_ranks")}
+    if permutation is not None:
+        arrays["permutation"] = permutation
+    for name, tensor in arrays.items():
+        if tensor.ndim != 1 or not tensor.is_contiguous():
+            raise ShapeError(
+                f"batch_info.{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}; "
+                "expected 1-D, contiguous"
+            )
+        if tensor.dtype not in (torch.int32, torch.int64):
+            raise DtypeError(f"batch_info.{name} is {tensor.dtype}; expected torch.int32 or torch.int64")
+        if tensor.device != device:
+            raise DeviceError(f"batch_info.{name} is on {tensor.device}; expected {device}, where seg_indptr is")
+
+
+def _size(name: str, value: object, low: int, high: int = MAX_TOKENS) -> int:
+    """A plain int in [low, high]."""
+    try:
+        size = int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise ShapeError(f"{name} is {value!r}; expected an integer") from None
+    if not low <= size <= high:
+        raise SlotError(f"{name} is {size}; expected a value in [{low}, {high}]")
+    return size
 
 
 def _integers(name: str, values: Ints, high: int) -> Int64Array:
     """A 1-D int64 array of values in [0, high]."""
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ShapeError(f"{name} is {array.ndim}-D of {array.dtype}; expected a 1-D sequence of integers")
-    if array.size and (array.max() > high or array.min() < 0):
-        at = int(((array < 0) | (array > high)).argmax())
-        raise SlotError(f"{name}[{at}] is {array[at]}; expected a value in [0, {high}]")
-    return array.astype(np.int64, copy=False)
+    found: npt.NDArray[Any]
+    try:
+        # From a list, array.array takes a third of the time of np.asarray.
+        found = np.asarray(array("q", values) if type(values) is list else values)
+    except (TypeError, ValueError, OverflowError):  # ragged, on a GPU, not integers, beyond 64 bits
+        found = _object_array(values)
+    if found.size == 0:
+        found = found.astype(np.int64)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ShapeError(f"{name} is {_shown(values, found)}; expected a 1-D sequence of integers on the host")
+    # As unsigned, a negative value is larger than any that is allowed: one pass checks both ends.
+    unsigned = found.astype(np.int64, copy=False).view(np.uint64)
+    if found.size and (high < 0 or unsigned.max() > high):
+        at = int(((found < 0) | (found > high)).argmax())
+        raise SlotError(f"{name}[{at}] is {found[at]}; expected a value in [0, {high}]")
+    return found.astype(np.int64, copy=False)
+
+
+def _object_array(values: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):
+        return np.empty((), dtype=object)
+
+
+def _shown(values: object, found: npt.NDArray[Any]) -> str:
+    return f"{found.ndim}-D of {found.dtype}" if found.ndim else f"a {type(values).__name__}"
 
 
 def _padded(size: int) -> int:

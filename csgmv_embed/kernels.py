@@ -21,6 +21,8 @@ Invariants
 - Every element of out's num_tokens rows is written exactly once, so the caller need not clear it.
 - A table row is read only under `found`, so an id outside the table never forms a read.
 - Offsets into the tables and out are 64-bit: slot * stride passes 2^31 on real tables.
+- With PDL nothing is read or written before gdc_wait, which returns when all earlier kernels of the stream have ended
+  and their writes are visible. A kernel launched early after this one has to wait likewise.
 - GROUP divides MAX_RANK, the strides and the alignment of table and out, and GROUP elements are at most 16 bytes.
   Loads are masked by whole groups, which keeps them wide although the rank of a row is only known at run time;
   what a group reads past the rank lies inside the row and is zeroed in registers.
@@ -31,6 +33,14 @@ Invariants
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _overlap_launches():
+    """Programmatic dependent launch: the next kernel may be set up now, this one reads only after those before it."""
+    gdc_launch_dependents()
+    gdc_wait()
 
 
 @triton.jit
@@ -69,7 +79,7 @@ def _copy_rows(
     pointers = a_table + (row[:, None] + column[None, :].to(tl.int64) * a_stride_rank)
     values = tl.load(pointers, mask=found[:, None] & wanted, other=0.0)
     if HAS_EXTRA:
-        added = live & (ids >= vocab_size) & (ids < vocab_size + num_extra)
+        added = live & (ids >= vocab_size) & (ids - vocab_size < num_extra)
         row = slots * extra_stride_slot + (ids - vocab_size) * extra_stride_token
         pointers = extra + (row[:, None] + column[None, :].to(tl.int64) * extra_stride_rank)
         values = tl.where(added[:, None], tl.load(pointers, mask=added[:, None] & wanted, other=0.0), values)
@@ -101,8 +111,11 @@ def embedding_lora_a_tokens_kernel(
     BLOCK_RANK: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (ceil(num_tokens / BLOCK_TOKENS), ceil(MAX_RANK / BLOCK_RANK)): a tile of tokens by ranks each."""
+    if PDL:
+        _overlap_launches()
     rows = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     live = rows < num_tokens
     ids = tl.load(input_ids + rows, mask=live, other=-1)
@@ -160,6 +173,7 @@ def embedding_lora_a_segments_kernel(
     BLOCK_RANK: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
+    PDL: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
 ):
     """Grid (num_segments * tiles + padding, ceil(MAX_RANK / BLOCK_RANK)).
@@ -168,19 +182,21 @@ def embedding_lora_a_segments_kernel(
     them, unless a replay brings longer segments than the capture saw. The programs after them write the zero rows
     behind the last segment: padding tokens of a captured batch.
     """
+    if PDL:
+        _overlap_launches()
     program = tl.program_id(0)
     segment = program // tiles
     in_batch = segment < num_segments
     if in_batch:
-        end = tl.load(seg_indptr + segment + 1)
-        first = tl.load(seg_indptr + segment) + (program - segment * tiles) * BLOCK_TOKENS
-        slot = tl.load(seg_slots + segment)
+        end = tl.load(seg_indptr + segment + 1).to(tl.int32)
+        first = tl.load(seg_indptr + segment).to(tl.int32) + (program - segment * tiles) * BLOCK_TOKENS
+        slot = tl.load(seg_slots + segment).to(tl.int32)
         in_table = (slot >= 0) & (slot < num_slots)
         rank = tl.load(slot_ranks + slot, mask=in_table, other=0).to(tl.int32)
         step = tiles * BLOCK_TOKENS
     else:
         end = num_tokens
-        first = tl.load(seg_indptr + num_segments) + (program - num_segments * tiles) * BLOCK_TOKENS
+        first = tl.load(seg_indptr + num_segments).to(tl.int32) + (program - num_segments * tiles) * BLOCK_TOKENS
         slot = 0
         rank = 0
         step = num_tokens

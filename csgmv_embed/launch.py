@@ -12,12 +12,14 @@ declare `do_not_specialize`. A key that forgot one would run another variant's b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 from triton import knobs
 from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
 
 # The versions whose launcher takes what `_direct` passes; others go through the JIT front, which is slower.
 DIRECT_VERSIONS = ("3.6",)
@@ -34,33 +36,63 @@ _variants: dict[Key, Callable[..., None]] = {}
 
 
 def launch(
-    kernel: Any, grid: Grid, tensors: Tensors, counts: tuple[int, ...], constants: Constants, num_warps: int
+    kernel: Any,
+    grid: Grid,
+    tensors: Tensors,
+    counts: tuple[int, ...],
+    constants: Constants,
+    num_warps: int,
+    pdl: bool = False,
 ) -> None:
     """Launch `kernel` on the current stream of the device where all its tensors are.
 
     The kernel's parameters are tensors, then counts, then constants. Counts change from call to call and are declared
-    `do_not_specialize`; constants are all others, tl.constexpr ones included.
+    `do_not_specialize`; constants are all others, tl.constexpr ones included. pdl: let it be set up while the kernel
+    before it still runs, for a kernel that waits (overlaps_launches); the constants must say so too.
     """
     device = tensors[0].device
+    options = {"num_warps": num_warps, "launch_pdl": True} if pdl else {"num_warps": num_warps}
     if not DIRECT or device.type != "cuda" or _hooked():
-        kernel[grid](*tensors, *counts, *constants, num_warps=num_warps)
+        kernel[grid](*tensors, *counts, *constants, **options)
         return
-    current: int = driver.active.get_current_device()
+    current = driver.active.get_current_device()
     if device.index != current:
+        if not isinstance(current, int):  # a stand-in that compiles and launches nothing
+            kernel[grid](*tensors, *counts, *constants, **options)
+            return
         with torch.cuda.device(device):
-            launch(kernel, grid, tensors, counts, constants, num_warps)
+            launch(kernel, grid, tensors, counts, constants, num_warps, pdl)
         return
     pointers = [tensor.data_ptr() for tensor in tensors]
     key = variant_key(kernel, tensors, pointers, constants, num_warps, current)
     run = _variants.get(key)
     if run is None:
         # The first call of a variant goes through the front, which launches it and hands over what it compiled.
-        compiled = kernel[grid](*tensors, *counts, *constants, num_warps=num_warps)
-        if len(_variants) >= MAX_VARIANTS:
-            _variants.clear()
-        _variants[key] = _direct(kernel, compiled, constants)
+        compiled = kernel[grid](*tensors, *counts, *constants, **options)
+        direct = _direct(kernel, compiled, constants) if isinstance(kernel, JITFunction) else None
+        if direct is not None:
+            if len(_variants) >= MAX_VARIANTS:
+                _variants.clear()
+            _variants[key] = direct
         return
     run(grid, driver.active.get_current_stream(current), pointers, counts)
+
+
+def overlaps_launches(device: torch.device) -> bool:
+    """Whether kernels for this device may wait for their predecessors themselves: compute capability 9.0 and later.
+
+    On the CPU, where kernels are interpreted or only compiled, the driver's target decides.
+    """
+    if not DIRECT:
+        return False
+    if device.type == "cuda":
+        return _capability(device.index) >= 9
+    return not knobs.runtime.interpret and bool(driver.active.get_current_target().arch >= 90)
+
+
+@lru_cache
+def _capability(device: int) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def variant_key(
@@ -73,11 +105,14 @@ def variant_key(
     return (id(kernel), misaligned, num_warps, device, constants, *[tensor.dtype for tensor in tensors])
 
 
-def _direct(kernel: Any, compiled: Any, constants: Constants) -> Callable[..., None]:
-    """Launches `compiled` with what its variant fixes; keeps `kernel` alive, whose id is in the key."""
+def _direct(kernel: Any, compiled: Any, constants: Constants) -> Callable[..., None] | None:
+    """Launches `compiled` with what its variant fixes; keeps `kernel` alive, whose id is in the key.
+
+    None if the binary wants scratch memory, an instrumented one for example: the front provides it.
+    """
     launcher = compiled.run
     if launcher.global_scratch_size or launcher.profile_scratch_size:
-        raise RuntimeError(f"{compiled.name} wants scratch memory; expected a kernel that needs none")
+        return None
     run, function, metadata = launcher.launch, compiled.function, compiled.packed_metadata
     fixed = (function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None, metadata, None, None, None)
 

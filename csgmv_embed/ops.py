@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from csgmv_embed import tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
 from csgmv_embed.kernels import embedding_lora_a_segments_kernel, embedding_lora_a_tokens_kernel
-from csgmv_embed.launch import launch
+from csgmv_embed.launch import launch, overlaps_launches
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
@@ -44,9 +45,13 @@ def embedding_lora_a(
     out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
                       element is written. Allocated if None.
 
-    Returns out. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a static
-    batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
+    static batch. On compute capability 9.0 and later it is a programmatic dependent launch: it may be set up while
+    the kernel before it still runs, and waits for that kernel before it reads. Raises ShapeError, DtypeError,
+    DeviceError, CapacityError.
     """
+    if type(vocab_size) is not int:
+        vocab_size = _integer("vocab_size", vocab_size)
     layout = _layout(input_ids, a_table, vocab_size, extra_embeddings)
     tokens = input_ids.shape[0]
     _check_batch(tokens, layout, batch)
@@ -130,17 +135,18 @@ def _launch(
     tokens, max_rank = input_ids.shape[0], layout.max_rank
     config = tuning.choose(tokens, max_rank, layout.rows_contiguous)
     extra = a_table if extra_embeddings is None else extra_embeddings
-    constants = _constants(layout, a_table, out, config)
+    pdl = overlaps_launches(layout.device)
+    constants = _constants(layout, a_table, out, config, pdl)
     tiles = -(-tokens // config.block_tokens)
     rank_blocks = -(-max_rank // config.block_rank)
     if batch.token_adapters is not None:
         tensors = (input_ids, batch.token_adapters, a_table, extra, out)
         grid = (tiles, rank_blocks, 1)
-        launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), constants, config.num_warps)
+        launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), constants, config.num_warps, pdl)
         return
     permutation, seg_indptr, seg_slots, ranks = batch.permutation, batch.seg_indptr, batch.seg_slots, batch.ranks
     assert seg_indptr is not None and seg_slots is not None and ranks is not None
-    segment_tiles = -(-batch.chunk_size // config.block_tokens)
+    segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // config.block_tokens))
     # Rows behind the last segment: none if the batch was built for these tokens, any number at some later replay.
     padding_tiles = 0 if not batch.static and batch.num_tokens == tokens else tiles
     launch(
@@ -159,16 +165,17 @@ def _launch(
         (tokens, min(layout.slots, batch.slots), batch.num_segments, segment_tiles),
         (*constants, permutation is not None),
         config.num_warps,
+        pdl,
     )
 
 
 def _constants(
-    layout: _Layout, a_table: torch.Tensor, out: torch.Tensor, config: tuning.LaunchConfig
+    layout: _Layout, a_table: torch.Tensor, out: torch.Tensor, config: tuning.LaunchConfig, pdl: bool
 ) -> tuple[object, ...]:
     """The kernel's parameters from vocab_size on."""
     stride = out.stride(0)
     group = _vector_group(layout, stride, a_table.data_ptr() | out.data_ptr())
-    key = (stride, group, config)
+    key = (stride, group, config, pdl)
     found = layout.constants.get(key)
     if found is None:
         found = layout.constants[key] = (
@@ -179,6 +186,7 @@ def _constants(
             config.block_rank,
             group,
             layout.has_extra,
+            pdl,
         )
     return found
 
@@ -189,6 +197,13 @@ def _vector_group(layout: _Layout, out_stride: int, addresses: int) -> int:
     while group > 1 and (out_stride % group or addresses % (group * size)):
         group //= 2
     return group
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise ShapeError(f"{name} is {value!r}; expected an integer") from None
 
 
 def _check(
@@ -251,10 +266,11 @@ def _check_batch(tokens: int, layout: _Layout, batch: EmbeddingBatch) -> None:
 
 def _check_out(out: torch.Tensor, tokens: int, a_table: torch.Tensor) -> None:
     max_rank = a_table.shape[1]
-    if tuple(out.shape) != (tokens, max_rank) or (out.numel() > 0 and out.stride(1) != 1):
+    contiguous = max_rank <= 1 or (out.ndim == 2 and out.stride(1) == 1)
+    if tuple(out.shape) != (tokens, max_rank) or not contiguous or (tokens > 1 and out.stride(0) < max_rank):
         raise ShapeError(
             f"out has shape {tuple(out.shape)}, strides {out.stride()}; "
-            f"expected ({tokens}, {max_rank}), rows contiguous"
+            f"expected ({tokens}, {max_rank}), rows contiguous and apart"
         )
     if out.dtype != a_table.dtype:
         raise DtypeError(f"out is {out.dtype}; expected {a_table.dtype}, as a_table")

@@ -70,7 +70,7 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
         ("skew = [0.0]\n", "", ("[axes] lacks skew", "a default for every axis")),
         ("[profiles.full.axes]", "[profiles.full.axes]\nwarps = [4]", ("axes:", "warps", "allowed keys: phase")),
         ('"csgmv_embed", "sglang_csgmv"', '"csgmv", "sglang_csgmv"', ("contenders[0]:", "'csgmv'", "torch_gather")),
-        ('clocks = ["graph", "eager"]', 'clocks = ["graf"]', ("clocks[0]:", "graph, eager, work")),
+        ('clocks = ["graph", "eager"]', 'clocks = ["graf"]', ("clocks[0]:", "graph, eager, prepare, work")),
         ("[measure]", "[measure", ("not TOML", "line 3")),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from types import SimpleNamespace
 from unittest import mock
 
@@ -11,7 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csgmv_embed import CapacityError, EmbeddingBatch, ShapeError, SlotError, embedding_lora_a
+from csgmv_embed import (
+    CapacityError,
+    DeviceError,
+    DtypeError,
+    EmbeddingBatch,
+    ShapeError,
+    SlotError,
+    embedding_lora_a,
+)
 from csgmv_embed.batch import RING, BatchCapacity
 
 ARRAYS = ("token_adapters", "permutation", "seg_indptr", "seg_slots", "ranks")
@@ -132,7 +142,13 @@ def test_a_batch_over_capacity_changes_nothing(lens, slots, ranks, words):
         (([1], [0], [8] * 32769), SlotError, "32769 slots; expected at most 32768"),
         (([1.5], [0], [8]), ShapeError, "seq_lens is 1-D of float64; expected a 1-D sequence of integers"),
         (([[1]], [0], [8]), ShapeError, "seq_lens is 2-D"),
-        (([True], [0], [8]), ShapeError, "seq_lens is 1-D of bool"),
+        ((np.array([True]), [0], [8]), ShapeError, "seq_lens is 1-D of bool"),
+        (([[1], [2, 3]], [0], [8]), ShapeError, "seq_lens is a list; expected a 1-D sequence of integers on the host"),
+        (([1, 2**70], [0, 0], [8]), ShapeError, "seq_lens is 1-D of object"),
+        ((np.array([1, 2**64 - 1], dtype=np.uint64), [0, 0], [8]), SlotError, r"seq_lens\[1\] is 18446744073709551615"),
+        ((torch.ones(1, device="meta"), [0], [8]), ShapeError, "seq_lens is a Tensor; expected .* on the host"),
+        ((None, [0, 1], [8]), SlotError, r"seq_slots\[1\] is 1; expected a value in \[0, 0\]"),
+        (([1], [0], []), SlotError, r"seq_slots\[0\] is 0; expected a value in \[0, -1\]"),
     ],
 )
 def test_bad_values_are_named(arguments, kind, words):
@@ -239,3 +255,91 @@ def test_without_segments_the_words_are_the_same_and_the_structure_is_absent():
     alone, full = (EmbeddingBatch.build(*arguments, segments=segments, device="cpu") for segments in (False, True))
     assert alone.token_adapters.tolist() == full.token_adapters.tolist()
     assert [alone.permutation, alone.seg_indptr, alone.seg_slots, alone.ranks] == [None] * 4
+
+
+def test_without_lengths_every_sequence_has_one_token():
+    for segments in (False, True):
+        batch, same = (
+            EmbeddingBatch.build(lens, [1, 0, 1], [4, 64], segments=segments, device="cpu") for lens in (None, [1] * 3)
+        )
+        for name in ARRAYS:
+            mine, theirs = getattr(batch, name), getattr(same, name)
+            assert (mine is None and theirs is None) or mine.tolist() == theirs.tolist()
+        assert batch.num_tokens == 3
+
+
+def test_ranks_changed_in_place_are_seen():
+    static = EmbeddingBatch.allocate(max_tokens=2, slots=2, device="cpu")
+    for ranks in ([4, 8], np.array([4, 8])):
+        static.refill(None, [0, 1], ranks)
+        ranks[1] = 2
+        static.refill(None, [0, 1], ranks)
+        assert static.token_adapters.tolist() == [4, 1 << 16 | 2]
+        assert static.max_rank == 4
+
+
+def test_sizes_may_be_numpy_integers_and_nothing_else():
+    batch = EmbeddingBatch.allocate(max_tokens=np.int64(4), slots=np.int32(2), chunk_size=np.int64(16), device="cpu")
+    assert {type(size) for size in (batch.max_tokens, batch.slots, batch.chunk_size, batch.num_segments)} == {int}
+    with pytest.raises(ShapeError, match=r"max_tokens is 4\.0; expected an integer"):
+        EmbeddingBatch.allocate(max_tokens=4.0, slots=2, device="cpu")
+
+
+def test_a_batch_made_in_inference_mode_is_refilled_outside_it():
+    with torch.inference_mode():
+        static = EmbeddingBatch.allocate(max_tokens=2, slots=1, device="cpu")
+    static.refill([2], [0], [8])
+    assert static.token_adapters.tolist() == [8, 8]
+
+
+def test_a_batch_is_not_copied():
+    batch = EmbeddingBatch.build([1], [0], [8], device="cpu")
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or pickled; expected another one"):
+            duplicate(batch)
+
+
+def foreign(**changes):
+    arrays = {
+        "seg_indptr": torch.tensor([0, 2, 4]),
+        "weight_indices": torch.tensor([1, 0]),
+        "lora_ranks": torch.tensor([8, 8]),
+        "permutation": torch.arange(4),
+    }
+    arrays = {name: tensor.int() for name, tensor in arrays.items()}
+    return SimpleNamespace(**({"use_cuda_graph": False, "num_segments": 2, "max_len": 16} | arrays | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        (
+            {"permutation": torch.zeros(8, dtype=torch.int32)[::2]},
+            ShapeError,
+            "has shape .4,., strides .2,.",
+        ),
+        ({"seg_indptr": torch.zeros(3)}, DtypeError, "seg_indptr is torch.float32; expected torch.int32 or"),
+        ({"lora_ranks": torch.zeros(2, 1, dtype=torch.int32)}, ShapeError, r"lora_ranks has shape \(2, 1\)"),
+        (
+            {"weight_indices": torch.zeros(2, dtype=torch.int32, device="meta")},
+            DeviceError,
+            "weight_indices is on meta; expected cpu",
+        ),
+        ({"num_segments": None}, ShapeError, "num_segments is None; expected an integer"),
+        ({"max_len": -1}, SlotError, "max_len is -1"),
+    ],
+)
+def test_a_foreign_batch_that_the_kernels_cannot_read_is_refused(changes, kind, words):
+    with pytest.raises(kind, match=words):
+        EmbeddingBatch.from_sglang(foreign(**changes))
+
+
+def test_a_foreign_batch_may_hold_64_bit_integers_no_permutation_and_empty_sequences():
+    table, ids = torch.randn(2, 8, 20), torch.arange(4)
+    wide = {name: getattr(foreign(), name).long() for name in ("seg_indptr", "weight_indices", "lora_ranks")}
+    out = embedding_lora_a(ids, table, EmbeddingBatch.from_sglang(foreign(**wide)), 20)
+    assert torch.equal(out, torch.cat([table[1, :, :2].T, table[0, :, 2:4].T]))
+    info = foreign(max_len=0, seg_indptr=torch.zeros(3, dtype=torch.int32), permutation=None)
+    del info.permutation  # the triton backend of older versions
+    out = embedding_lora_a(ids, table, EmbeddingBatch.from_sglang(info), 20, out=torch.full((4, 8), float("nan")))
+    assert torch.equal(out, torch.zeros(4, 8))

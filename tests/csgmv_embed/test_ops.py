@@ -223,6 +223,8 @@ ERRORS = [
     ({"extra_embeddings": torch.zeros(2, 3, 8, device="meta")}, DeviceError, "extra_embeddings is on meta"),
     ({"out": torch.zeros(4, 7)}, ShapeError, r"out has shape \(4, 7\).*expected \(4, 8\)"),
     ({"out": torch.zeros(8, 4).T}, ShapeError, "rows contiguous"),
+    ({"out": torch.zeros(8).expand(4, 8)}, ShapeError, "rows contiguous and apart"),
+    ({"vocab_size": 20.0}, ShapeError, r"vocab_size is 20\.0; expected an integer"),
     ({"out": torch.zeros(4, 8).half()}, DtypeError, "out is torch.float16; expected torch.float32"),
     ({"out": torch.zeros(4, 8, device="meta")}, DeviceError, "out is on meta; expected cpu"),
     ({"batch": static_batch(3)}, CapacityError, "4 tokens; expected at most 3"),
@@ -267,6 +269,31 @@ def test_the_checks_of_one_layout_are_not_taken_for_another(monkeypatch):
     call(vocab_size=19)
     call(a_table=torch.zeros(2, 20, 8).transpose(1, 2))
     assert len(ops._layouts) >= 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")
+def test_a_vocab_size_from_numpy_is_as_good_as_an_int(monkeypatch):
+    monkeypatch.setattr(ops, "_layouts", {})
+    call(vocab_size=np.int64(19))
+    assert [type(value) for layout in ops._layouts.values() for value in layout.placing] == [int] * 8
+
+
+def test_an_output_of_one_column_may_have_any_column_stride(device):
+    table = torch.randn(1, 1, 20, device=device)
+    out = torch.empty(1, 4, device=device).T
+    batch = EmbeddingBatch.build([4], [0], [1], device=device)
+    assert torch.equal(embedding_lora_a(torch.arange(4, device=device), table, batch, 20, out=out), table[0, :, :4].T)
+
+
+def test_extra_tokens_behind_the_largest_vocabulary_are_found(device):
+    vocab = 2**31 - 1
+    table = torch.randn(1, 8, 1, device=device).expand(1, 8, vocab)
+    extra = torch.randn(1, 4, 8, device=device)
+    ids = torch.tensor([vocab - 1, vocab, vocab + 3, vocab + 4], device=device)
+    batch = EmbeddingBatch.build([4], [0], [8], device=device)
+    out = embedding_lora_a(ids, table, batch, vocab, extra)
+    expected = [table[0, :, 0], extra[0, 0], extra[0, 3], torch.zeros(8, device=device)]
+    assert torch.equal(out, torch.stack(expected))
 
 
 def sglang_batch(device, seg_indptr, slots, ranks, permutation, *, chunk_size=16, static=False):
