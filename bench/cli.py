@@ -121,6 +121,32 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def tune(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
+    ] = None,
+) -> None:
+    """Time launch configurations on this GPU and write the library's table for it."""
+    if nvml_device() is None:
+        raise ConfigError("tune: needs an NVIDIA GPU and none was found")
+    import torch
+
+    from bench.report.progress import tuned
+    from bench.report.tables import console
+    from bench.tune import ADAPTERS, VOCAB, TunedTable
+    from bench.tune import tune as run_tune
+    from csgmv_embed import tuning
+
+    gpu = torch.cuda.get_device_name()
+    rows = tuned(run_tune(), console())
+    code = collect_code()
+    table = TunedTable(gpu, code.sha, "python -m bench tune", VOCAB, ADAPTERS, rows)
+    path = output or tuning.table_path(gpu)
+    store.write_bytes(path, msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+    console().print(f"written to {path}")
+
+
 def _plan(loaded: Config, selection: Selection) -> Plan:
     """The plan of a selection. Without a GPU and without a wish for a clock: the work clock."""
     for name in selection.clocks:

@@ -233,11 +233,16 @@ def _round_floats(value: Any) -> Any:
 
 def write(path: Path, results: Results) -> None:
     """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part."""
+    write_bytes(path, encode(results))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write` for any file of the suite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(encode(results))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

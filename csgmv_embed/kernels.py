@@ -23,7 +23,8 @@ Invariants
 - Offsets into the tables and out are 64-bit: slot * stride passes 2^31 on real tables.
 - With PDL nothing is read or written before gdc_wait, which returns when all earlier kernels of the stream have ended
   and their writes are visible. A kernel launched early after this one has to wait likewise.
-- GROUP divides MAX_RANK, the strides and the alignment of table and out, and GROUP elements are at most 16 bytes.
+- GROUP divides MAX_RANK, the strides and the alignment of the table, OUT_GROUP those of out, and either is at most 16
+  bytes of elements.
   Loads are masked by whole groups, which keeps them wide although the rank of a row is only known at run time;
   what a group reads past the rank lies inside the row and is zeroed in registers.
 """
@@ -65,6 +66,7 @@ def _copy_rows(
     MAX_RANK: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     GROUP: tl.constexpr,
+    OUT_GROUP: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
 ):
     """Write out[rows, block of ranks] for the live rows; ids, slots, ranks are per row."""
@@ -85,8 +87,9 @@ def _copy_rows(
         values = tl.where(added[:, None], tl.load(pointers, mask=added[:, None] & wanted, other=0.0), values)
     values = tl.where(column[None, :] < ranks[:, None], values, 0.0)
 
-    row = tl.multiple_of(rows.to(tl.int64) * out_stride_token, GROUP)
-    tl.store(out + (row[:, None] + column[None, :]), values, mask=live[:, None] & (group < MAX_RANK)[None, :])
+    row = tl.multiple_of(rows.to(tl.int64) * out_stride_token, OUT_GROUP)
+    inside = (column // OUT_GROUP) * OUT_GROUP < MAX_RANK
+    tl.store(out + (row[:, None] + column[None, :]), values, mask=live[:, None] & inside[None, :])
 
 
 @triton.jit(do_not_specialize=["num_tokens", "vocab_size", "num_extra"])
@@ -110,6 +113,7 @@ def embedding_lora_a_tokens_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     GROUP: tl.constexpr,
+    OUT_GROUP: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -141,6 +145,7 @@ def embedding_lora_a_tokens_kernel(
         MAX_RANK,
         BLOCK_RANK,
         GROUP,
+        OUT_GROUP,
         HAS_EXTRA,
     )
 
@@ -172,6 +177,7 @@ def embedding_lora_a_segments_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     GROUP: tl.constexpr,
+    OUT_GROUP: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     PDL: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
@@ -231,5 +237,6 @@ def embedding_lora_a_segments_kernel(
             MAX_RANK,
             BLOCK_RANK,
             GROUP,
+            OUT_GROUP,
             HAS_EXTRA,
         )

@@ -86,16 +86,16 @@ def test_calls_with_one_key_are_one_binary_to_triton(kernel, data):
 def test_each_part_of_a_key_matters():
     kernel = ops.embedding_lora_a_tokens_kernel
     tensors = (torch.zeros(8, dtype=torch.int64), *(torch.zeros(8) for _ in range(4)))
-    call = (tensors, (5,), (1,) * 16, 4)
+    call = (tensors, (5,), (1,) * 17, 4)
     keys = {key_of(kernel, call)}
     for position in range(5):
         for other in (tensors[position][1:], tensors[position].half()):
             keys.add(key_of(kernel, ((*tensors[:position], other, *tensors[position + 1 :]), *call[1:])))
-    for position in range(16):
-        keys.add(key_of(kernel, (tensors, (5,), (*(1,) * position, 16, *(1,) * (15 - position)), 4)))
+    for position in range(17):
+        keys.add(key_of(kernel, (tensors, (5,), (*(1,) * position, 16, *(1,) * (16 - position)), 4)))
     keys |= {key_of(kernel, (*call[:3], 8)), key_of(ops.embedding_lora_a_segments_kernel, call)}
     keys.add(launch.variant_key(kernel, tensors, [0] * 5, call[2], 4, 1))
-    assert len(keys) == 1 + 2 * 5 + 16 + 2 + 1
+    assert len(keys) == 1 + 2 * 5 + 17 + 2 + 1
 
 
 @pytest.mark.gpu
