@@ -284,22 +284,26 @@ class FakeWorker:
     """Answers ok, but for what `script` says of (process, batch size)."""
 
     script: dict[tuple[int, int], str] = {}
+    stillborn: set[tuple[str, int]] = set()  # (kind, how many of the kind came before it)
     lives: list[tuple[str, int, list[int]]] = []  # kind, process, batch sizes it was asked for
-    open_workers = 0
+    running: list[FakeWorker] = []
     env_key = "key"
 
     def __init__(self, start: Start, environment: dict[str, str]) -> None:
         self.start, self.asked, self.dead = start, list[int](), False
+        before = [kind for kind, _, _ in FakeWorker.lives].count(start.kind)
         FakeWorker.lives.append((start.kind, start.process, self.asked))
+        if (start.kind, before) in self.stillborn:
+            raise WorkerDied("worker ended with exit status 1")
         identity = {"gpu": None, "torch": "1" if self.env_key == "key" else "2"}
         self.hello = Hello(Environment(identity, self.env_key, {}), [Anchor("copy", "B/us", [1.0 + start.process])])
+        FakeWorker.running.append(self)
 
     def __enter__(self) -> FakeWorker:
-        FakeWorker.open_workers += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        FakeWorker.open_workers -= 1
+        FakeWorker.running.remove(self)
 
     def ask(self, ask: Ask, timeout_s: float) -> Answer:
         assert not self.dead, "a dead worker was asked"
@@ -310,6 +314,8 @@ class FakeWorker:
         if fate == f"die {self.start.kind}" or fate == "die":
             self.dead = True
             raise WorkerDied("worker ended with signal SIGSEGV")
+        if fate == "fault in the suite":
+            raise ZeroDivisionError(fate)
         point = ask.counted or Point(case, ask.planned.contender, ask.planned.clock, ask.index, "ok")
         if ask.planned.clock == "work":
             point.work = Work(COUNTS, compiled_reason="asked" if ask.counted else None)
@@ -326,14 +332,16 @@ class FakeWorker:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     monkeypatch.setattr(loop, "Worker", FakeWorker)
-    for name, value in (("script", {}), ("lives", []), ("open_workers", 0), ("env_key", "key")):
+    for name, value in (("script", {}), ("stillborn", set()), ("lives", []), ("running", []), ("env_key", "key")):
         monkeypatch.setattr(FakeWorker, name, value)
     yield FakeWorker
-    assert FakeWorker.open_workers == 0, "a worker was left open"
+    assert FakeWorker.running == [], "a worker was left open"
 
 
-def plan_of(batch_sizes: list[int], *, processes: int = 1, clock: str = "graph", shuffle: bool = False) -> Plan:
-    measure = msgspec.structs.replace(SETTINGS, processes=processes)
+def plan_of(
+    batch_sizes: list[int], *, processes: int = 1, clock: str = "graph", shuffle: bool = False, lanes: int = 1
+) -> Plan:
+    measure = msgspec.structs.replace(SETTINGS, processes=processes, work_lanes=lanes)
     return Plan("p", measure, tuple(planned(size, clock=clock) for size in batch_sizes), shuffle, {})
 
 
@@ -374,6 +382,37 @@ def test_a_crash_while_counting_is_a_result_and_a_new_lane_counts_the_rest(
     lanes = [asked for kind, _, asked in fake.lives if kind == "interpret"]
     assert len(lanes) == 2 and sorted(functools.reduce(operator.iadd, lanes, [])) == [1, 2, 3, 4]
     assert all(point.work.compiled_reason == "asked" for point in results.points if point.work)
+
+
+@pytest.mark.timeout(20)
+def test_the_last_lane_that_cannot_be_replaced_ends_the_sweep(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.script, fake.stillborn = {(0, 2): "die interpret"}, {("interpret", 1)}
+    with pytest.raises(WorkerDied, match="exit status 1"):
+        swept(plan_of([1, 2, 3, 4], clock="work"), tmp_path)
+    assert statuses(store.read(tmp_path / "r.json")) == {1: "ok", 2: "crashed"}
+
+
+@pytest.mark.timeout(20)
+def test_a_lane_that_cannot_be_replaced_leaves_the_rest_to_the_others(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.script, fake.stillborn = {(0, 2): "die interpret"}, {("interpret", 2)}
+    results = swept(plan_of([1, 2, 3, 4], clock="work", lanes=2), tmp_path)
+    assert statuses(results) == {1: "ok", 2: "crashed", 3: "ok", 4: "ok"}
+
+
+@pytest.mark.timeout(20)
+def test_a_fault_of_the_suite_in_a_lane_ends_the_sweep(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.script = {(0, 2): "fault in the suite"}
+    with pytest.raises(ZeroDivisionError):
+        swept(plan_of(list(range(1, 30)), clock="work"), tmp_path)
+
+
+@pytest.mark.parametrize("stillborn", [("interpret", 0), ("interpret", 1), ("compile", 0)])
+def test_workers_are_closed_when_another_cannot_start(
+    fake: type[FakeWorker], tmp_path: Path, stillborn: tuple[str, int]
+) -> None:
+    fake.stillborn = {stillborn}
+    with pytest.raises(WorkerDied, match="exit status 1"):
+        swept(plan_of([1, 2], clock="work", lanes=2), tmp_path)
 
 
 def test_counts_stand_when_the_compiling_worker_dies(fake: type[FakeWorker], tmp_path: Path) -> None:
