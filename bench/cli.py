@@ -191,7 +191,7 @@ def _run(plan: Plan, results: Results, path: Path) -> None:
         follow(events, console())
     except KeyboardInterrupt:
         events.close()
-        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}")
+        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -22,7 +22,10 @@ from bench.results import Point, Results, ResultsError
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """How many measurements are planned and how many of them an earlier run has already made."""
+    """At the start of each process: how many measurements the run has, and how many of them need not be made.
+
+    Done are those in the file, and those of later processes whose point has already failed.
+    """
 
     total: int
     done: int
@@ -52,17 +55,19 @@ def plan_digest(plan: Plan) -> str:
 
 
 def sweep(plan: Plan, results: Results, path: Path) -> Generator[Event, None, None]:
-    """Measure what `results` lacks, writing `path` after every measurement.
+    """Measure what `results` lacks, writing `path` at the start and after every measurement.
 
     Raises ResultsError if the machine is not the one the file was begun on.
     """
     begun = time.monotonic()
     spent_s = results.run.duration_s
-    todo = [left_of(plan, results, process) for process in range(plan.measure.processes)]
+    if not path.exists():  # whenever the sweep ends, there is a file to go on with
+        store.write(path, results)
     total = len(plan.points) * plan.measure.processes
-    yield Planned(total, total - sum(map(len, todo)))
-    for process, tasks in enumerate(todo):
-        for event in _process(plan, results, process, tasks):
+    for process in range(plan.measure.processes):
+        left = [left_of(plan, results, later) for later in range(process, plan.measure.processes)]
+        yield Planned(total, total - sum(map(len, left)))
+        for event in _process(plan, results, process, left[0]):
             results.run.duration_s = spent_s + time.monotonic() - begun
             if isinstance(event, Measured):
                 store.write(path, results)

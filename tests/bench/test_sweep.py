@@ -67,7 +67,7 @@ def started(file: Path, log: Path) -> subprocess.Popen[bytes]:
 
 def wait_for_points(file: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
-    while not file.exists():
+    while not (file.exists() and raw_points(file)):
         assert process.poll() is None, "the sweep ended before its first point"
         assert time.monotonic() < deadline, "no point within 60 s"
         time.sleep(0.005)
@@ -192,6 +192,24 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_a_valid_file(tmp_path
     assert "Traceback" not in said
     assert 1 <= len(store.read(file).points) < MANY_POINTS
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_sweep_interrupted_before_its_first_point_can_be_resumed(tmp_path: Path) -> None:
+    file, log = tmp_path / "results.json", tmp_path / "log"
+    process = started(file, log)
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text(encoding="utf-8")
+    assert f"--resume {file}" in said and "Traceback" not in said
+    assert store.read(file).points == []
 
 
 # The parent's side of a worker, against a script in the place of the interpreter.
@@ -467,6 +485,32 @@ def test_what_is_left_are_points_without_a_record_or_without_rounds_of_the_proce
     assert [index for index, _ in loop.left_of(plan, results, 1)] == [0, 2]
 
 
+@pytest.mark.parametrize("clock", ["graph", "work"])
+def test_what_a_process_settled_is_not_asked_again_and_the_plan_still_comes_to_its_end(
+    fake: type[FakeWorker], tmp_path: Path, clock: str
+) -> None:
+    fake.script = {(0, 2): "die interpret" if clock == "work" else "differs by 3"}
+    plan, done = plan_of([1, 2, 3], processes=3, clock=clock), 0
+    for event in loop.sweep(plan, empty(), tmp_path / "r.json"):
+        if isinstance(event, loop.Planned):
+            assert event.total == 9 and event.done >= done
+            done = event.done
+        done += isinstance(event, loop.Measured)
+    assert done == 9
+    asked = [(process, sizes) for kind, process, sizes in fake.lives if kind == "gpu"]
+    assert asked == ([(0, [1, 2, 3]), (1, [1, 3]), (2, [1, 3])] if clock == "graph" else [])
+    assert {process for kind, process, _ in fake.lives if kind == "interpret"} <= {0}
+
+
+def test_there_is_a_file_to_go_on_with_before_the_first_worker_starts(fake: type[FakeWorker], tmp_path: Path) -> None:
+    plan, file = plan_of([1, 2]), tmp_path / "new folder" / "r.json"
+    events = loop.sweep(plan, empty(), file)
+    assert next(events) == loop.Planned(2, 0)
+    events.close()
+    assert fake.lives == [] and store.read(file) == empty()
+    assert statuses(swept(plan, file.parent, store.read(file))) == {1: "ok", 2: "ok"}
+
+
 def test_counted_points_need_no_rounds() -> None:
     plan, results = plan_of([1, 2], clock="work"), empty()
     results.points = [Point(plan.points[0].case, "torch_gather", "work", 0, "ok", work=Work(COUNTS))]
@@ -484,7 +528,7 @@ def test_each_process_has_its_own_order_and_the_same_one_every_time() -> None:
 def test_a_resumed_sweep_takes_what_is_left_of_each_process(fake: type[FakeWorker], tmp_path: Path) -> None:
     plan, results = plan_of([1, 2, 3], processes=2), empty()
     events = loop.sweep(plan, results, tmp_path / "r.json")
-    for _ in range(7):  # the plan, process 0 with three points, process 1 with one
+    for _ in range(8):  # the plan, process 0 with three points; the plan, process 1 with one
         last = next(events)
     events.close()
     assert isinstance(last, loop.Measured)
