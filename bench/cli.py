@@ -149,7 +149,11 @@ def _plan(loaded: Config, selection: Selection) -> Plan:
 def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
     from bench.sweep import argv, plan_digest
 
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
+    if exists:
         raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
     run = Run(
         id=str(uuid.uuid4()),

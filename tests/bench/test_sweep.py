@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 
@@ -98,6 +100,16 @@ def test_a_sweep_counts_every_point_and_says_that_counts_are_not_times(
         assert point.work is not None and point.check is not None and point.check.passed
         assert point.work.counts.store_bytes == point.case.num_tokens * point.case.rank * 2
         assert point.rounds == []
+
+
+def test_the_file_of_a_sweep_is_of_today_and_fits_the_schema(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    data = json.loads(finished[0].read_bytes())
+    jsonschema.validate(data, json.loads((ROOT / "bench" / "results.schema.json").read_bytes()))
+    age = datetime.now(UTC) - datetime.fromisoformat(data["run"]["started_utc"])
+    assert timedelta(0) <= age < timedelta(hours=1)
+    assert data["schema"] == {"name": store.SCHEMA_NAME, "version": store.SCHEMA_VERSION}
 
 
 def test_show_prints_the_table_of_a_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
