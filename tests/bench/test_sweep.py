@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import operator
@@ -581,6 +582,23 @@ def test_every_measurement_is_in_the_file_when_its_event_comes(fake: type[FakeWo
         if isinstance(event, loop.Measured)
     ]
     assert counted == [1, 2, 3]
+
+
+@pytest.mark.parametrize("clock", ["graph", "work"])
+def test_a_disk_that_fills_up_ends_the_sweep_and_keeps_what_is_written(
+    fake: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    def fills_up(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    synced: list[int] = []
+    monkeypatch.setattr(store.os, "fsync", fills_up)
+    with pytest.raises(ResultsError, match=r"r\.json: cannot be written: No space left on device"):
+        swept(plan_of([1, 2, 3, 4], clock=clock), tmp_path)
+    assert statuses(store.read(tmp_path / "r.json")) == {1: "ok", 2: "ok"}
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_the_digest_is_of_what_is_measured_and_how() -> None:
