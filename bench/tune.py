@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 import msgspec
 import torch
@@ -33,7 +34,20 @@ class TunedTable(msgspec.Struct):
     command: str
     vocab: int
     adapters: int
-    rows: list[TunedRow]
+    rows: list[dict[str, Any]]
+
+
+def encode(table: TunedTable) -> bytes:
+    """The file's bytes, a line a row so that two tables diff well."""
+    fields = msgspec.structs.asdict(table)
+    rows = b",\n".join(msgspec.json.encode(row) for row in fields.pop("rows"))
+    head = msgspec.json.format(msgspec.json.encode(fields), indent=1).rstrip(b"\n}")
+    return head + b',\n "rows": [\n' + rows + b"\n ]\n}\n"
+
+
+def as_fields(row: TunedRow) -> dict[str, Any]:
+    """A row as the file holds it, by names."""
+    return {**row._asdict(), "config": row.config._asdict()}
 
 
 def tune() -> Iterator[TunedRow]:

@@ -55,12 +55,13 @@ def _follow_live(events: Iterable[Event], console: Console) -> None:
 
 
 def _follow_plain(events: Iterable[Event], console: Console) -> None:
-    total = done = 0
+    total = done = first = 0
     start = said = time.monotonic()
     for event in events:
         if isinstance(event, Planned):
+            if not total:
+                console.print(f"{event.total} measurements planned, {event.done} already there")
             total, done = event.total, event.done
-            console.print(f"{total} measurements planned, {done} already there")
         elif isinstance(event, WorkerStarted):
             console.print(_started(event))
             start, said, first = time.monotonic(), time.monotonic(), done
