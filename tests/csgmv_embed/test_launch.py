@@ -34,11 +34,11 @@ def calls(draw, kernel):
     dtypes = [ids, *([plan] * 4 if segments else [torch.int32]), table, table, table]
     tensors = tuple(torch.zeros(32, dtype=dtype)[draw(st.sampled_from([0, 1, 8])) :] for dtype in dtypes)
     counts = tuple(draw(st.sampled_from([0, 1, 5, 16, 4096])) for _ in range(4 if segments else 1))
-    integers = len(names) - len(tensors) - len(counts) - len(constexprs)
-    constants = tuple(draw(st.sampled_from(INTEGERS)) for _ in range(integers))
-    blocks = tuple(draw(st.sampled_from([1, 2, 16])) for name in constexprs if not name.startswith(("HAS", "PDL")))
-    flags = tuple(draw(st.booleans()) for name in constexprs if name.startswith(("HAS", "PDL")))
-    return tensors, counts, constants + blocks + flags, draw(st.sampled_from([4, 8]))
+    constants = tuple(
+        draw(st.booleans() if name.startswith(("HAS", "PDL")) else st.sampled_from(INTEGERS)) for name in constexprs
+    )
+    assert len(names) == len(tensors) + len(counts) + len(constants)
+    return tensors, counts, constants, draw(st.sampled_from([4, 8]))
 
 
 def key_of(kernel, call):
