@@ -21,6 +21,7 @@ from bench.results import Results, ResultsError, Run, Schema, Selection
 TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
 USAGE_ERROR, INTERRUPTED = 2, 130
+FIGURES = ("scaling", "roofline")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -82,6 +83,23 @@ def show(file: Annotated[Path, typer.Argument(help="Results file.")]) -> None:
     from bench.report.tables import console, summary
 
     console().print(summary(store.read(file)))
+
+
+@app.command()
+def plot(
+    figure: Annotated[str, typer.Argument(help=f"One of {', '.join(FIGURES)}.")],
+    file: Annotated[Path, typer.Argument(help="Results file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: beside the results file.")] = None,
+) -> None:
+    """Draw a figure of a results file, as PNG and SVG."""
+    if figure not in FIGURES:
+        raise ConfigError(f"figure {figure!r} is unknown; expected one of {', '.join(FIGURES)}")
+    import importlib
+
+    results = store.read(file)
+    path = output or file.with_name(f"{file.stem}-{figure}.png")
+    for written in importlib.import_module(f"plots.{figure}").draw(results, path):
+        sys.stdout.write(f"written to {written}\n")
 
 
 @app.command(name="list")
