@@ -21,6 +21,7 @@ from bench.results import Results, ResultsError, Run, Schema, Selection
 TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
 USAGE_ERROR, INTERRUPTED = 2, 130
+DEFAULT_PROFILE = "quick"
 FIGURES = ("scaling", "roofline")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -41,7 +42,7 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file
 
 @app.command()
 def sweep(
-    profile: ProfileOption = "quick",
+    profile: ProfileOption = DEFAULT_PROFILE,
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
@@ -59,6 +60,8 @@ def sweep(
 
     out = console()
     selection = Selection(profile, axis, clock, contender, case, rounds, processes)
+    if resume and (selection != Selection(DEFAULT_PROFILE) or output):
+        raise ConfigError(f"--resume {resume}: goes on with the file's own selection; expected no other option")
     results = store.read(resume) if resume else None
     if results is not None:
         selection = results.run.selection
