@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from bench import config
 
@@ -117,7 +118,6 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
         (("sweep", "--resume", PUBLISHED, "-o", "x.json"), ("expected no other option",)),
         (("plot", "nope", PUBLISHED), ("figure 'nope' is unknown", "scaling, roofline")),
         (("plot", "scaling", "absent.json"), ("absent.json: cannot be read",)),
-        (("tune",), ("tune: needs an NVIDIA GPU",)),
         (("sweep", *SMOKE, "-o", PUBLISHED), (f"{PUBLISHED}: exists", f"--resume {PUBLISHED}")),
         (("sweep", *SMOKE, "-o", "bench.toml/r.json"), ("bench.toml/r.json: cannot be written",)),
         (("sweep", *SMOKE, "-o", "x" * 300), ("cannot be written: File name too long",)),
@@ -126,6 +126,11 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
 )
 def test_bad_input_is_one_line_and_exit_status_2(arguments: tuple[str | Path, ...], said: tuple[str, ...]) -> None:
     assert_refused(bench(*arguments), *said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would tune for minutes")
+def test_tuning_without_a_gpu_is_one_line() -> None:
+    assert_refused(bench("tune"), "tune: needs an NVIDIA GPU")
 
 
 def test_a_configuration_in_another_encoding_is_one_line(tmp_path: Path) -> None:
