@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test lint setup clean
+.PHONY: sweep test lint gate setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
@@ -16,6 +16,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gate: setup  ## counted work against bench/baselines/work.json: no GPU needed
+	$(BIN)/python -m bench gate --clock work
 
 setup: $(VENV)/.ready
 

@@ -16,6 +16,9 @@ from bench import results as store
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
 from bench.environment import ROOT, collect_code, nvml_device
+from bench.gate.session import Instrument
+from bench.gate.verbs import register as register_gate
+from bench.gate.verdict import GateError
 from bench.results import Results, ResultsError, Run, Schema, Selection
 
 TOOL_VERSION = "0.1.0"
@@ -168,6 +171,9 @@ def tune(
     console().print(f"written to {path}")
 
 
+register_gate(app)
+
+
 def _plan(loaded: Config, selection: Selection) -> Plan:
     """The plan of a selection. Without a GPU and without a wish for a clock: the work clock."""
     for name in selection.clocks:
@@ -248,12 +254,12 @@ def _run(plan: Plan, results: Results, path: Path) -> None:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def main() -> None:
-    """Run the command line; expected errors are one line and exit status 2."""
+def main(arguments: list[str] | None = None, instrument: Instrument | None = None) -> None:
+    """Run the command line; expected errors are one line and exit status 2. The gate measures with `instrument`."""
     from bench.isolate import WorkerDied
 
     try:
-        app()
-    except (ConfigError, ResultsError, WorkerDied) as error:
+        app(args=arguments, obj=instrument)
+    except (ConfigError, GateError, ResultsError, WorkerDied) as error:
         sys.stderr.write(f"bench: {error}\n")
         raise SystemExit(USAGE_ERROR) from None

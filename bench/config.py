@@ -20,6 +20,7 @@ DEFAULT_PATH = Path(__file__).resolve().parent.parent / "bench.toml"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 LARGEST = 1e9  # of a float: JSON, in which workers are told, has no infinity
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+Percent = PositiveFloat
 Mix = Annotated[str, msgspec.Meta(pattern=r"^(one|uniform|distinct|zipf:[0-9]+(\.[0-9]+)?)$")]
 ChunkSize = Literal[16, 32, 64, 128]
 T = TypeVar("T")
@@ -89,12 +90,69 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_env: dict[str, str] = {}
 
 
+Figure = Literal[
+    "launches",
+    "programs",
+    "active_programs",
+    "busiest_loads",
+    "busiest_stores",
+    "load_bytes",
+    "store_bytes",
+    "load_sectors",
+    "store_sectors",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "instructions",
+    "widest_load_bits",
+    "widest_store_bits",
+]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Effect limits of one clock, in percent of the time of a call."""
+
+    screen_pct: Percent  # a point whose screening rounds differ by more is measured again
+    floor_pct: Percent  # a confirmed change is at least this large
+    unconfirmed_floor_pct: Percent  # the same against a stored baseline alone
+
+
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the gate measures and decides; bench.toml says why."""
+
+    profile: str
+    work_profile: str
+    contenders: tuple[str, ...]
+    clocks: tuple[Literal["graph", "eager"], ...]
+    nodes: Positive
+    screen_processes: Positive
+    screen_layouts: Positive
+    confirm_processes: Annotated[int, msgspec.Meta(ge=3)]
+    confirm_layouts: Positive
+    visit_blocks: Positive
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
+    power: Annotated[float, msgspec.Meta(gt=0.5, lt=1)]
+    target_pct: Percent
+    anchor_limit_pct: Percent
+    baseline_processes: Annotated[int, msgspec.Meta(ge=2)]
+    baseline_rounds: Annotated[int, msgspec.Meta(ge=2)]
+    unstable_pct: Percent
+    graph: Limits
+    eager: Limits
+    work_tolerance_pct: dict[Figure, Annotated[float, msgspec.Meta(ge=0)]]
+
+    def limits(self, clock: ClockName) -> Limits:
+        """The limits of a timed clock."""
+        return self.eager if clock == "eager" else self.graph
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of bench.toml."""
 
     measure: Measure
     axes: Axes
     profiles: dict[str, Profile]
+    gate: Gate
 
 
 class PlannedPoint(msgspec.Struct, frozen=True):

@@ -120,7 +120,7 @@ def collect_code() -> Code:
     """The commit, how the tree differs from it, and hashes of the kernel's and the suite's sources."""
     # GIT_COMMIT names the commit where git cannot: a tree copied into a container, with another history or none.
     sha = os.environ.get("GIT_COMMIT") or _git("rev-parse", "HEAD")
-    diff = _git("diff", sha or "HEAD", "--", "csgmv_embed", "bench", "bench.toml")
+    diff = _git("diff", sha or "HEAD", "--", "csgmv_embed", "bench", "bench.toml", ":!bench/baselines")
     return Code(
         sha=sha,
         short=sha[:9] if sha else None,
@@ -128,8 +128,8 @@ def collect_code() -> Code:
         commit_time=_git("show", "-s", "--format=%cI", sha or "HEAD"),
         dirty=None if diff is None else bool(diff),
         diff_sha256=hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-        kernel_source_sha256=_hash_sources(ROOT / "csgmv_embed"),
-        bench_version=_hash_sources(*(ROOT / "bench" / name for name in BENCH_FILES))[:16],
+        kernel_source_sha256=hash_sources(ROOT / "csgmv_embed"),
+        bench_version=hash_sources(*(ROOT / "bench" / name for name in BENCH_FILES))[:16],
     )
 
 
@@ -141,9 +141,10 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _hash_sources(*paths: Path) -> str:
+def hash_sources(*paths: Path, root: Path = ROOT) -> str:
+    """Of every Python file at or below the paths, with its name relative to `root`."""
     digest = hashlib.sha256()
     for path in paths:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()

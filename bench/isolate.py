@@ -66,10 +66,12 @@ class WorkerDied(Exception):
 class Worker:
     """One worker process. Use as a context manager; `ask` raises WorkerDied, after which the worker is gone."""
 
+    module = "bench.worker"
+
     def __init__(self, start: Start, environment: dict[str, str]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = _pipes()
-        command = [sys.executable, "-m", "bench.worker", *map(str, theirs)]
+        command = [sys.executable, "-m", self.module, *map(str, theirs)]
         self._process = subprocess.Popen(
             command,
             pass_fds=theirs,

@@ -83,7 +83,7 @@ def _graph(bench: Bench, contender: Contender, point: Point) -> None:
     from bench.clocks import graph
 
     settings = bench.settings
-    sets = _index_sets(bench, point.case)
+    sets = index_sets(bench, point.case)
     with markers.span("setup"):
         workload = bench.workload(point.case, sets)
         _describe(point, contender, workload, bench)
@@ -98,7 +98,7 @@ def _graph(bench: Bench, contender: Contender, point: Point) -> None:
             captured = graph.capture(launch, index_sets=sets, nodes=settings.nodes)
         point.nodes = captured.nodes
         with markers.span("verify"):
-            point.check = _verify_graph(contender, workload, captured)
+            point.check = verify_graph(contender, workload, captured)
         with markers.span("sample"):
             blocks = graph.sample(captured, blocks=settings.blocks, block_ms=settings.block_ms, flush=flush)
         point.rounds.append(_round(bench, seed, blocks))
@@ -110,7 +110,7 @@ def _eager(bench: Bench, contender: Contender, point: Point) -> None:
     from bench.clocks import eager
 
     settings = bench.settings
-    sets = _index_sets(bench, point.case)
+    sets = index_sets(bench, point.case)
     with markers.span("setup"):
         workload = bench.workload(point.case, sets)
         _describe(point, contender, workload, bench)
@@ -120,7 +120,7 @@ def _eager(bench: Bench, contender: Contender, point: Point) -> None:
         with markers.span("setup"):
             launch = contender.setup(workload, static=False)
         with markers.span("verify"):
-            point.check = _verify_eager(contender, workload, launch)
+            point.check = verify_eager(contender, workload, launch)
         with markers.span("sample"):
             blocks, host = eager.sample(launch, index_sets=sets, calls=settings.eager_calls, blocks=settings.blocks)
         point.rounds.append(_round(bench, seed, blocks, host))
@@ -140,7 +140,7 @@ def _prepare(bench: Bench, contender: Contender, point: Point) -> None:
         with preparation as prepared:
             prepared.prepare()
             with markers.span("verify"):
-                point.check = _verify_eager(contender, workload, prepared.launch)
+                point.check = verify_eager(contender, workload, prepared.launch)
             with markers.span("sample"):
                 blocks = prepare.sample(prepared.prepare, calls=settings.prepare_calls, blocks=settings.blocks)
         point.rounds.append(_round(bench, seed, blocks))
@@ -173,7 +173,7 @@ def compile_point(bench: Bench, point: Point) -> None:
     point.work.compiled = compiled.compile_launch(lambda: launch(0))
 
 
-def _index_sets(bench: Bench, case: Case) -> int:
+def index_sets(bench: Bench, case: Case) -> int:
     """How many index sets to rotate over: warm ones fit half the L2 together, cold ones are all different."""
     from bench.clocks.graph import set_counts
 
@@ -204,14 +204,14 @@ def _describe(point: Point, contender: Contender, workload: Workload, bench: Ben
     point.required_bytes = contender.required_bytes(workload)
 
 
-def _verify_graph(contender: Contender, workload: Workload, captured: CapturedGraph) -> Check:
+def verify_graph(contender: Contender, workload: Workload, captured: CapturedGraph) -> Check:
     captured.poison()
     captured.replay()
     torch.cuda.synchronize()
     return _compare(contender, workload, captured.outputs)
 
 
-def _verify_eager(contender: Contender, workload: Workload, launch: Launch) -> Check:
+def verify_eager(contender: Contender, workload: Workload, launch: Launch) -> Check:
     return _compare(contender, workload, [_poisoned(launch, index) for index in range(len(workload.index_sets))])
 
 
@@ -248,10 +248,10 @@ def _compare(contender: Contender, workload: Workload, outputs: list[torch.Tenso
 
 
 def _round(bench: Bench, seed: int, blocks: list[float], host: list[float] | None = None) -> Round:
-    return Round(bench.process, seed, blocks, host, *_gpu_state())
+    return Round(bench.process, seed, blocks, host, *gpu_state())
 
 
-def _gpu_state() -> tuple[int | None, list[str]]:
+def gpu_state() -> tuple[int | None, list[str]]:
     """SM clock and the active reasons for a lowered clock, right after sampling."""
     found = nvml_device()
     if found is None:

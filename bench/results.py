@@ -14,7 +14,7 @@ import re
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ SCHEMA_VERSION = "1.0.0"
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
 Scalar = str | int | float | bool | None
+Document = TypeVar("Document")
 
 
 class ResultsError(Exception):
@@ -218,7 +219,7 @@ class Results(msgspec.Struct):
     points: list[Point] = []
 
 
-def encode(results: Results) -> bytes:
+def encode(results: msgspec.Struct) -> bytes:
     """The file's bytes: sorted keys, 6 significant digits. Raises ResultsError for a NaN or an infinity."""
     plain = _round_floats(msgspec.to_builtins(results), "")
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
@@ -236,7 +237,7 @@ def _round_floats(value: Any, place: str) -> Any:
     return value
 
 
-def write(path: Path, results: Results) -> None:
+def write(path: Path, results: msgspec.Struct) -> None:
     """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part.
 
     Raises ResultsError, and leaves the old file alone, if the results or the disk do not allow it.
@@ -267,24 +268,29 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def read(path: Path) -> Results:
     """Read a results file. Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
+    return read_document(path, Results, SCHEMA_NAME, SCHEMA_VERSION)
+
+
+def read_document(path: Path, kind: type[Document], name: str, version: str) -> Document:
+    """Read a file of this or another format of the suite; each has a `schema` with a name and a version."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    version = _check_schema(path, data)
+    found = _check_schema(path, data, name, version)
     try:
-        return msgspec.json.decode(data, type=Results)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         axis = re.search(r"unknown field `(.*)` - at `\$\.(points\[\d+\]\.case)`", str(error))
-        if axis and version != SCHEMA_VERSION:  # ignored, it would make one case of several
+        if axis and found != version:  # ignored, it would make one case of several
             raise ResultsError(
-                f"{path}: {axis[2]} has the axis {axis[1]!r}, which format {SCHEMA_VERSION} does not know; "
-                f"format {version} needs a newer version of this suite"
+                f"{path}: {axis[2]} has the axis {axis[1]!r}, which format {version} does not know; "
+                f"format {found} needs a newer version of this suite"
             ) from error
         raise ResultsError(f"{path}: not a valid results file: {error}") from error
 
 
-def _check_schema(path: Path, data: bytes) -> str:
+def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
     """The format's version."""
 
     class Head(msgspec.Struct):
@@ -294,10 +300,10 @@ def _check_schema(path: Path, data: bytes) -> str:
         schema = msgspec.json.decode(data, type=Head).schema
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path}: not a results file of this suite: {error}") from error
-    if schema.name != SCHEMA_NAME:
-        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {SCHEMA_NAME!r}")
-    if schema.version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise ResultsError(f"{path}: schema.version is {schema.version}; expected {SCHEMA_VERSION.split('.')[0]}.x.y")
+    if schema.name != name:
+        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}")
+    if schema.version.split(".")[0] != version.split(".")[0]:
+        raise ResultsError(f"{path}: schema.version is {schema.version}; expected {version.split('.')[0]}.x.y")
     return schema.version
 
 

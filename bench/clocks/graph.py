@@ -31,9 +31,10 @@ class CapturedGraph:
         self.graph.replay()
 
 
-def capture(launch: Launch, *, index_sets: int, nodes: int) -> CapturedGraph:
+def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False) -> CapturedGraph:
     """Warm up on a side stream and capture `nodes` launches that rotate over the index sets.
 
+    A clearly slow launch is captured fewer times unless `exact`: two graphs that are compared have equal nodes.
     Outputs are kept alive as long as the graph, so the launches of different sets write different memory.
     """
     stream = torch.cuda.Stream()
@@ -44,7 +45,8 @@ def capture(launch: Launch, *, index_sets: int, nodes: int) -> CapturedGraph:
         call_us = event_us(lambda: [launch(0) for _ in range(3)]) / 3
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    if call_us > SLOW_CALL_US * 3:  # eager calls include host time: only clearly slow kernels take fewer nodes
+    # Eager calls include host time: only clearly slow kernels take fewer nodes.
+    if not exact and call_us > SLOW_CALL_US * 3:
         nodes = max(1, nodes // 3)
     graph = torch.cuda.CUDAGraph()
     outputs: dict[int, torch.Tensor] = {}

@@ -86,7 +86,7 @@ def timed_table(results: Results, points: Sequence[Point], clock: str, phase: st
         table.add_column("/floor" if name == OURS else "ratio", justify="right", style="bold" if name != OURS else "")
     bandwidth = anchor_value(results, "copy_bandwidth")
     for case, row in by_case.items():
-        table.add_row(_case_label(case, by_case), case.cache, *_timed_cells(row, names, bandwidth))
+        table.add_row(case_label(case, by_case), case.cache, *_timed_cells(row, names, bandwidth))
     return table
 
 
@@ -190,7 +190,7 @@ def _columns(points: Sequence[Point]) -> list[str]:
     return sorted(names, key=lambda name: name != OURS)
 
 
-def _case_label(case: Case, cases: Iterable[Case]) -> str:
+def case_label(case: Case, cases: Iterable[Case]) -> str:
     """The label, with every axis that differs among these cases and is not in it."""
     hidden = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
     varied = [name for name in hidden if len({getattr(other, name) for other in cases}) > 1]

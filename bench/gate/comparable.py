@@ -1,0 +1,151 @@
+"""Whether two files may be compared at all, which points match, and how much the machine itself moved. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import log
+from statistics import median
+
+from bench.case import Case, ClockName
+from bench.config import PlannedPoint
+from bench.gate.statistics import log_limit
+from bench.results import Anchor, Code, Environment, Point, Results, Scalar
+
+# What must be equal. Of a version only the parts that change what is measured count: see `_part`.
+IDENTITY = ("gpu", "capability", "sm_count", "l2_bytes", "mem_bytes", "mig", "driver", "triton")
+NOTED = ("torch", "cuda", "python", "sglang")
+VERSION_PARTS = {"driver": 1, "triton": 2}  # a Triton minor brings another code generator
+
+# Anchors of each clock, and whether more of it is less time.
+ANCHORS: dict[ClockName, dict[str, bool]] = {
+    "graph": {"empty_kernel_graph": False, "copy_bandwidth": True, "gather": False},
+    "eager": {"empty_kernel_eager": False},
+    "work": {},
+}
+
+Key = tuple[Case, str, ClockName]
+
+
+def environment_refusals(before: Environment | None, after: Environment | None) -> list[str]:
+    """Why figures of these machines cannot be compared."""
+    if before is None or after is None:
+        return [f"the {'baseline' if before is None else 'result'} does not say on which machine it was made"]
+    found = []
+    for name in IDENTITY:
+        old, new = _part(name, before.identity.get(name)), _part(name, after.identity.get(name))
+        if old is None or new is None:
+            found += [f"{name} is unknown in the {'baseline' if old is None else 'result'}"] * (name != "mig")
+        elif old != new:
+            found.append(f"{name} is {new}, the baseline's is {old}")
+    return found
+
+
+def environment_notes(before: Environment | None, after: Environment | None) -> list[str]:
+    """Differences that are worth knowing and forbid nothing."""
+    if before is None or after is None:
+        return []
+    pairs = {name: (before.identity.get(name), after.identity.get(name)) for name in NOTED}
+    return [f"{name} is {new}, the baseline's is {old}" for name, (old, new) in pairs.items() if old != new]
+
+
+def _part(name: str, value: Scalar) -> Scalar:
+    if name in VERSION_PARTS and isinstance(value, str):
+        return ".".join(value.split(".")[: VERSION_PARTS[name]])
+    return value
+
+
+def instrument_refusals(before: Results, after: Results) -> list[str]:
+    """Why figures taken by these versions of the suite cannot be compared."""
+    found = []
+    if before.code.bench_version != after.code.bench_version:
+        found.append(version_refusal(before.code, after.code))
+    if before.run.seed != after.run.seed:
+        found.append(f"the seed is {after.run.seed}, the baseline's is {before.run.seed}: other workloads")
+    return found
+
+
+def version_refusal(before: Code, after: Code) -> str:
+    return (
+        f"the suite's measuring code has changed: version {after.bench_version}, "
+        f"the baseline was made with {before.bench_version}"
+    )
+
+
+@dataclass(frozen=True)
+class Match:
+    """Points of both files by key, those that only one of them has, in the order of their file."""
+
+    both: list[tuple[Point, Point]]
+    missing: list[Point]  # in the baseline alone
+    new: list[Point]  # in the result alone
+
+
+def match(before: Iterable[Point], after: Iterable[Point], wanted: Callable[[Point], bool]) -> Match:
+    """Pair the wanted points of two files."""
+    old = {point.key: point for point in before if wanted(point)}
+    new = {point.key: point for point in after if wanted(point)}
+    return Match(
+        both=[(point, new[key]) for key, point in old.items() if key in new],
+        missing=[point for key, point in old.items() if key not in new],
+        new=[point for key, point in new.items() if key not in old],
+    )
+
+
+def planned(point: Point) -> PlannedPoint:
+    return PlannedPoint(point.case, point.contender, point.clock)
+
+
+def point_refusal(before: Point, after: Point) -> str | None:
+    """Why this one point was not measured in the same way on both sides."""
+    for name, old, new in (
+        ("nodes", before.nodes, after.nodes),
+        ("least bytes", before.minimum_bytes, after.minimum_bytes),
+        ("index sets", before.cache and before.cache.index_sets, after.cache and after.cache.index_sets),
+        ("cache flush", before.cache and before.cache.flushed, after.cache and after.cache.flushed),
+    ):
+        if old != new:
+            return f"measured differently: {name} {new}, baseline {old}"
+    return None
+
+
+def throttled(points: Sequence[Point]) -> list[str]:
+    """Reasons for a lowered clock seen in any round."""
+    return sorted({reason for point in points for item in point.rounds for reason in item.throttle})
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What the anchors say of the machine: log time of the result over the baseline, one by one and in the middle."""
+
+    by_anchor: dict[str, float]
+    log_shift: float
+
+
+def anchor_shift(before: Sequence[Anchor], after: Sequence[Anchor], clock: ClockName) -> Shift | None:
+    """The machine's own change between two runs, from code that this repository cannot change; None without anchors."""
+    found = {}
+    for name, inverse in ANCHORS[clock].items():
+        old, new = _anchor(before, name), _anchor(after, name)
+        if old and new:
+            found[name] = log(old / new) if inverse else log(new / old)
+    return Shift(found, median(found.values())) if found else None
+
+
+def anchor_refusals(shift: Shift | None, clock: ClockName, limit_pct: float) -> list[str]:
+    """Why the anchors forbid a comparison: too few of them, or moved too far."""
+    if shift is None or set(shift.by_anchor) != set(ANCHORS[clock]):
+        missing = sorted(set(ANCHORS[clock]) - set(shift.by_anchor if shift else ()))
+        return [f"{clock} clock: no anchor {', '.join(missing)} in both files"]
+    limit = log_limit(limit_pct)
+    return [
+        f"{clock} clock: anchor {name} moved by {100 * value:+.1f} %, at most {limit_pct:g} % allowed: "
+        "the machine is not in the state of the baseline"
+        for name, value in shift.by_anchor.items()
+        if abs(value) > limit
+    ]
+
+
+def _anchor(anchors: Sequence[Anchor], name: str) -> float | None:
+    values = [value for anchor in anchors if anchor.name == name for value in anchor.values]
+    return median(values) if values else None

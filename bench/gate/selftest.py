@@ -1,0 +1,176 @@
+"""The gate tried on a GPU: `python -m bench.gate.selftest self-check` and `... planted`. Needs no git.
+
+self-check runs the interleaved gate of this tree against itself several times: every verdict but `pass` is false.
+planted gives side B a known share of more launches of the same kernels: so many of a hundred launches in a graph are
+made twice over, on index sets in turn like all others. Only the worker of this script's run knows of it; the shipped
+library has no switch for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bench import config as configuration
+from bench.config import Config
+from bench.gate import records, session
+from bench.gate.judge import judge_pairs
+from bench.gate.records import PairPoint, PairRun
+from bench.gate.session import Instrument
+from bench.gate.verbs import Choice
+from bench.gate.verdict import CannotJudge, Exit, Report
+
+PLANTED_NODES = 100  # 3 % of them is a whole number of launches
+SAFETY = 1.2  # of the longest run so far must be left of the time
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder; files that are there are not made again.")]
+SecondsOption = Annotated[float, typer.Option("--seconds", help="Begin no run that may not end within this time.")]
+RepeatOption = Annotated[int, typer.Option("--repeats", min=1)]
+ProfileOption = Annotated[str, typer.Option("--profile", "-p")]
+ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Default: the gate's.")]
+
+
+class Repeat(msgspec.Struct):
+    """One run: its exit code, verdicts by status, and what it cost."""
+
+    file: str
+    exit_code: int
+    verdicts: dict[str, int]
+    points: int
+    duration_s: float
+    start_s: float
+    seconds_a_point: float
+    found: dict[str, list[int]]  # planted share, as achieved -> [points found, points planted]
+    worst_ratio: float | None
+    largest_detectable: float | None
+    median_detectable: float | None
+
+
+@app.command(name="self-check")
+def self_check(
+    context: typer.Context,
+    output: OutputOption,
+    repeats: RepeatOption = 5,
+    seconds: SecondsOption = 480.0,
+    profile: ProfileOption = "quick",
+    contender: ContenderOption = [],
+) -> None:
+    """Repeat the self-check; every verdict but `pass` and `skipped` is false."""
+    config = configuration.load()
+    points = _points(config, profile, contender)
+    _repeat(config, "self-check", lambda: points, output, repeats, seconds, context.obj)
+
+
+@app.command()
+def planted(
+    context: typer.Context,
+    output: OutputOption,
+    share: Annotated[list[float], typer.Option("--share", help="Percent of extra work; may repeat.")] = [3, 5, 10],
+    repeats: RepeatOption = 1,
+    seconds: SecondsOption = 480.0,
+    profile: ProfileOption = "quick",
+    contender: ContenderOption = [],
+) -> None:
+    """Plant slowdowns of known size in every point and count those found."""
+    config = configuration.load()
+    gate = msgspec.structs.replace(config.gate, nodes=PLANTED_NODES)
+    config = msgspec.structs.replace(config, gate=gate)
+    points = _points(config, profile, contender)
+
+    def slowed() -> list[PairPoint]:
+        achieved = [round(PLANTED_NODES * percent / 100) / PLANTED_NODES for percent in share]
+        return [msgspec.structs.replace(point, extra_share=extra) for extra in achieved for point in points]
+
+    _repeat(config, "planted", slowed, output, repeats, seconds, context.obj)
+
+
+def _points(config: Config, profile: str, contenders: list[str]) -> list[PairPoint]:
+    choice = Choice(config, Instrument(), profile, contenders=contenders)
+    return session.pair_points(choice.plan(profile, ["graph"]).points)
+
+
+def _repeat(
+    config: Config,
+    name: str,
+    points: Callable[[], list[PairPoint]],
+    output: Path,
+    repeats: int,
+    seconds: float,
+    instrument: Instrument | None,
+) -> None:
+    from bench.report.gate import show_repeat, show_repeats
+
+    instrument = instrument or Instrument()
+    instrument.require_gpu()
+    begun, longest = time.monotonic(), 0.0
+    done: list[Repeat] = []
+    for number in range(1, repeats + 1):
+        path = output / f"{name}-{number}.json"
+        if not path.exists():
+            if time.monotonic() - begun + SAFETY * longest > seconds:
+                break
+            started = time.monotonic()
+            _run(config, points(), path, instrument)
+            longest = max(longest, time.monotonic() - started)
+        run = records.read(path)
+        done.append(repeat_of(path.name, run, judge_pairs(run)))
+        show_repeat(done[-1], judge_pairs(run))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+    show_repeats(name, done, repeats)
+
+
+def _run(config: Config, points: list[PairPoint], path: Path, instrument: Instrument) -> None:
+    from bench.report.gate import follow_pairs
+
+    with instrument.open_trees(None, None) as sides:
+        copies = [msgspec.structs.replace(point, rounds=[]) for point in points]
+        run = session.pair_run(config, "self-check", sides, copies, instrument.layout_seed(), [])
+        follow_pairs(session.run_pairs(run, sides, instrument.open_side))
+    records.write(path, run)
+
+
+def repeat_of(file: str, run: PairRun, report: Report) -> Repeat:
+    """The figures of one run."""
+    found: dict[str, list[int]] = {}
+    for item in report.verdicts:
+        if item.extra_share:
+            tally = found.setdefault(f"{item.extra_share:g}", [0, 0])
+            tally[0] += item.status == "slow" and item.confirmed
+            tally[1] += item.status != "skipped"
+    ratios = [item.ratio for item in report.verdicts if item.ratio is not None]
+    seen = sorted(item.detectable for item in report.verdicts if item.detectable is not None)
+    return Repeat(
+        file=file,
+        exit_code=int(report.exit_code),
+        verdicts=report.counts(),
+        points=len(run.points),
+        duration_s=run.duration_s,
+        start_s=run.start_s,
+        seconds_a_point=run.duration_s / len(run.points),
+        found=found,
+        worst_ratio=max(ratios, default=None),
+        largest_detectable=seen[-1] if seen else None,
+        median_detectable=seen[len(seen) // 2] if seen else None,
+    )
+
+
+def main(arguments: list[str] | None = None, instrument: Instrument | None = None) -> None:
+    """Run the command line; what cannot be measured is one line and exit status 3."""
+    try:
+        app(args=arguments, obj=instrument)
+    except CannotJudge as reason:
+        sys.stderr.write(f"selftest: {reason}\n")
+        raise SystemExit(int(Exit.CANNOT_JUDGE)) from None
+
+
+if __name__ == "__main__":
+    main()

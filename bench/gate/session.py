@@ -1,0 +1,152 @@
+"""What a gate run does, in order: measure, look, measure again, decide. What it needs of a machine is injected."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from bench import sweep as loop
+from bench.config import Config, Measure, Plan, PlannedPoint
+from bench.environment import collect_code, nvml_device
+from bench.gate import judge
+from bench.gate.pairs import OpenSide, PairEvent, Runner, WorkerSide, opened
+from bench.gate.protocol import Side
+from bench.gate.records import PairPoint, PairRun
+from bench.gate.trees import Tree, has_commit, trees
+from bench.gate.verdict import CannotJudge, Report, Use
+from bench.results import Results, Run, Schema, Selection
+
+Sweep = Callable[[Plan, Results, Path], Iterable[loop.Event]]
+OpenTrees = Callable[[str | None, str | None], AbstractContextManager[tuple[Tree, Tree]]]
+LAYOUT_SEEDS = 1_000_000
+
+
+def worker_on_gpu(tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> Side:
+    """A side that takes times on the GPU."""
+    return WorkerSide(tree, "gpu", settings, contenders)
+
+
+@dataclass
+class Instrument:
+    """What a gate run needs of the machine. The tests hand in another one."""
+
+    has_gpu: Callable[[], bool] = lambda: nvml_device() is not None
+    sweep: Sweep = loop.sweep
+    open_side: OpenSide = worker_on_gpu
+    open_trees: OpenTrees = trees
+    knows_commit: Callable[[str | None], bool] = has_commit
+    layout_seed: Callable[[], int] = field(default=lambda: random.SystemRandom().randrange(1, LAYOUT_SEEDS))
+
+    def require_gpu(self) -> None:
+        """Raises CannotJudge."""
+        if not self.has_gpu():
+            raise CannotJudge("no NVIDIA GPU was found: only --clock work judges without one")
+
+
+def pair_run(
+    config: Config, use: Use, sides: tuple[Tree, Tree], points: Sequence[PairPoint], seed: int, selection: list[str]
+) -> PairRun:
+    """An empty record of an interleaved run."""
+    return PairRun(
+        use=use,
+        a=sides[0].subject,
+        b=sides[1].subject,
+        gate=config.gate,
+        measure=msgspec.structs.replace(config.measure, nodes=config.gate.nodes),
+        seed=seed,
+        started_utc=_now(),
+        argv=["bench", *sys.argv[1:]],
+        points=list(points),
+        selection=selection,
+    )
+
+
+def pair_points(points: Iterable[PlannedPoint]) -> list[PairPoint]:
+    return [PairPoint(point.case, point.contender, point.clock) for point in points]
+
+
+def run_pairs(
+    run: PairRun, sides: tuple[Tree, Tree], open_side: OpenSide, *, screen: bool = True
+) -> Generator[PairEvent, None, None]:
+    """Screen all points and confirm those it flags; without a screen, confirm all."""
+    begun = time.monotonic()
+    spent_s = run.duration_s
+    with opened(*sides, run, open_side) as workers:
+        runner = Runner(run, workers)
+        if screen:
+            yield from _timed(run, runner.stage("screen", run.points), begun, spent_s)
+        flagged = judge.flagged_pairs(run.points, run.gate) if screen else run.points
+        if flagged:
+            yield from _timed(run, runner.stage("confirm", flagged), begun, spent_s)
+    run.duration_s = spent_s + time.monotonic() - begun
+
+
+def _timed(run: PairRun, events: Iterable[PairEvent], begun: float, spent_s: float) -> Generator[PairEvent, None, None]:
+    for event in events:
+        run.duration_s = spent_s + time.monotonic() - begun
+        yield event
+
+
+def new_results(plan: Plan, selection: Selection) -> Results:
+    """An empty results file of a plan, for the sweep to fill."""
+    from bench.cli import TOOL_VERSION
+
+    run = Run(
+        id=str(uuid.uuid4()),
+        kind="sweep",
+        selection=selection,
+        started_utc=_now(),
+        duration_s=0.0,
+        argv=loop.argv(),
+        seed=plan.measure.seed,
+        plan_sha256=loop.plan_digest(plan),
+        tool_version=TOOL_VERSION,
+    )
+    return Results(Schema(), run, collect_code())
+
+
+def baseline_plan(config: Config, baseline: Results, points: Sequence[PlannedPoint], *, fresh: bool) -> Plan:
+    """The baseline's points, measured as this configuration does; `fresh` rounds come one from each new process."""
+    gate = config.gate
+    rounds = 1 if fresh else -(-gate.baseline_rounds // gate.baseline_processes)
+    processes = gate.confirm_processes if fresh else gate.baseline_processes
+    settings = msgspec.structs.replace(config.measure, rounds=rounds, processes=processes)
+    return Plan(baseline.run.selection.profile, settings, tuple(points), shuffle=True, worker_env={})
+
+
+def merge_pairs(report: Report, pairs: Report) -> None:
+    """Put the verdicts of an interleaved run in the place of those of the stored baseline."""
+    confirmed = {(item.case, item.contender, item.clock): item for item in pairs.verdicts}
+    report.verdicts = [confirmed.get((item.case, item.contender, item.clock), item) for item in report.verdicts]
+    report.refusals += pairs.refusals
+    report.notes.append(f"{len(confirmed)} flagged points were measured again, interleaved with {pairs.before.label}")
+    report.duration_s += pairs.duration_s
+
+
+def compact(results: Results) -> Results:
+    """The file as a baseline: one value a round, and nothing that only this machine's owner would want."""
+    for point in results.points:
+        point.wall_s = 0.0
+        for item in point.rounds:
+            item.blocks_us = [median(item.blocks_us)]
+            if item.host_blocks_us:
+                item.host_blocks_us = [median(item.host_blocks_us)]
+    results.points.sort(key=lambda point: point.index)
+    results.run.argv = ["bench", "baseline"]
+    if results.env is not None:
+        results.env.volatile = {}
+    return results
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

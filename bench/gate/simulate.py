@@ -1,0 +1,219 @@
+"""Error rates of the gate by simulation: `python -m bench.gate.simulate`. The decisions are the gate's own functions.
+
+The noise, as log times. Every point has a sd of its own around `process_sd_pct`, log-normally spread. A process adds
+a heavy-tailed effect (Student's t, 5 degrees of freedom) of that sd, a layout one of `layout_share` of it, the median
+of a round's blocks one of `block_sd_pct`. `bimodal_share` of the points add `mode_pct` in `mode_probability` of the
+processes. A session adds one effect to everything in it: the two sides of an interleaved run share it, a stored
+baseline and a later result do not, and the anchors see it.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+
+from bench import config
+from bench.config import Gate
+from bench.gate import statistics
+from bench.gate.statistics import Array, log_limit
+
+T_DEGREES = 5
+ANCHOR_COUNT = 3
+
+
+@dataclass(frozen=True)
+class Noise:
+    """All in percent of the time of a call, or shares."""
+
+    process_sd_pct: float = 0.75
+    spread: float = 0.35  # sd of the log of the points' own sds
+    layout_share: float = 0.5
+    block_sd_pct: float = 0.1
+    session_sd_pct: float = 1.0
+    anchor_sd_pct: float = 0.1
+    bimodal_share: float = 0.05
+    mode_pct: float = 3.0
+    mode_probability: float = 0.3
+    point_session_sd_pct: float = 0.0  # a session effect of each point of its own, which no anchor sees
+
+
+class Counts(msgspec.Struct):
+    """What many runs came to. A run has two modes, each a family of its own; a false alarm in either is one."""
+
+    runs: int = 0
+    points: int = 0
+    runs_with_false_slow: int = 0
+    runs_with_false_fast: int = 0
+    runs_with_false_inconclusive: int = 0
+    flagged: int = 0
+    slowed: int = 0
+    detected: int = 0
+
+    @property
+    def false_alarm_rate(self) -> float:
+        return self.runs_with_false_slow / self.runs
+
+    @property
+    def detection_rate(self) -> float:
+        return self.detected / self.slowed if self.slowed else float("nan")
+
+
+class Machine:
+    """The points of one run and their noise."""
+
+    def __init__(self, noise: Noise, points: int, rng: np.random.Generator) -> None:
+        self.noise, self.rng, self.points = noise, rng, points
+        self.sd = noise.process_sd_pct / 100 * np.exp(rng.normal(0.0, noise.spread, points))
+        self.bimodal = rng.random(points) < noise.bimodal_share
+
+    def rounds(self, processes: int, layouts: int) -> Array:
+        """(points, processes, layouts) log times of one side, without its session."""
+        shape = (self.points, processes, layouts)
+        heavy = self.rng.standard_t(T_DEGREES, shape[:2]) / np.sqrt(T_DEGREES / (T_DEGREES - 2))
+        process = self.sd[:, None] * heavy
+        in_mode = self.bimodal[:, None] & (self.rng.random(shape[:2]) < self.noise.mode_probability)
+        process = process + in_mode * log_limit(self.noise.mode_pct)
+        layout = self.noise.layout_share * self.sd[:, None, None] * self.rng.standard_normal(shape)
+        blocks = self.noise.block_sd_pct / 100 * self.rng.standard_normal(shape)
+        return np.asarray(process[:, :, None] + layout + blocks)
+
+    def session(self) -> Array:
+        """(points,) effect of one session."""
+        common = self.noise.session_sd_pct / 100 * self.rng.standard_normal()
+        own = self.noise.point_session_sd_pct / 100 * self.rng.standard_normal(self.points)
+        return np.asarray(common + own)
+
+    def anchors(self, session: Array) -> float:
+        """What the anchors make of a session: their middle, each with an error of its own."""
+        errors = self.noise.anchor_sd_pct / 100 * self.rng.standard_normal(ANCHOR_COUNT)
+        return float(np.mean(session) + np.median(errors))
+
+
+def interleaved(machine: Machine, gate: Gate, effect: Array) -> list[str]:
+    """Verdicts of one mode of an A/B run: screen, then fresh processes for the flagged points."""
+    limits = gate.graph
+    screen = _pairs(machine, gate.screen_processes, gate.screen_layouts, effect)
+    flags = statistics.flagged(screen.reshape(machine.points, -1), limits.screen_pct)
+    fresh = _pairs(machine, gate.confirm_processes, gate.confirm_layouts, effect).mean(axis=2)[flags]
+    slow = statistics.confirm(fresh, alpha=gate.alpha)
+    fast = statistics.confirm(fresh, alpha=gate.alpha, slower=False)
+    return _verdicts(flags, slow, fast, limits.floor_pct)
+
+
+def _pairs(machine: Machine, processes: int, layouts: int, effect: Array) -> Array:
+    return machine.rounds(processes, layouts) - machine.rounds(processes, layouts) + effect[:, None, None]
+
+
+def stored(machine: Machine, gate: Gate, effect: Array) -> list[str]:
+    """Verdicts of one mode against a stored baseline whose commit cannot be run: unconfirmed ones."""
+    limits = gate.graph
+    layouts = -(-gate.baseline_rounds // gate.baseline_processes)
+    then, now = machine.session(), machine.session()
+    shift = machine.anchors(now) - machine.anchors(then)
+    before = (machine.rounds(gate.baseline_processes, layouts) + then[:, None, None]).mean(axis=2)
+    moved = (effect + now - shift)[:, None, None]
+    after = (machine.rounds(gate.baseline_processes, layouts) + moved).mean(axis=2)
+    flags = np.abs(after.mean(axis=1) - before.mean(axis=1)) > log_limit(limits.screen_pct)
+    fresh = (machine.rounds(gate.confirm_processes, 1) + moved).mean(axis=2)
+    pairs = list(before[flags]), list(fresh[flags])
+    slow = statistics.compare_unpaired(*pairs, alpha=gate.alpha)
+    fast = statistics.compare_unpaired(*pairs, alpha=gate.alpha, slower=False)
+    return _verdicts(flags, slow, fast, limits.unconfirmed_floor_pct)
+
+
+def _verdicts(
+    flags: statistics.Bools, slow: list[statistics.Tested], fast: list[statistics.Tested], floor_pct: float
+) -> list[str]:
+    tested = iter(zip(slow, fast, strict=True))
+    return [statistics.outcome(*next(tested), floor_pct) if flag else "unflagged" for flag in flags]
+
+
+def simulate(
+    noise: Noise,
+    gate: Gate,
+    *,
+    runs: int,
+    points: int = 500,
+    slowed: int = 0,
+    slowdown_pct: float = 5.0,
+    seed: int = 0,
+    use: Any = interleaved,
+) -> Counts:
+    """Runs of two modes over `points` points, of which the first `slowed` are slower by `slowdown_pct`."""
+    rng = np.random.default_rng(seed)
+    counts = Counts(runs, points)
+    effect = np.where(np.arange(points) < slowed, log_limit(slowdown_pct), 0.0)
+    for _ in range(runs):
+        false: set[str] = set()
+        for _mode in range(2):
+            verdicts = use(Machine(noise, points, rng), gate, effect)
+            false |= set(verdicts[slowed:])
+            counts.flagged += sum(item != "unflagged" for item in verdicts[slowed:])
+            counts.detected += sum(item == "slow" for item in verdicts[:slowed])
+        counts.slowed += 2 * slowed
+        counts.runs_with_false_slow += "slow" in false
+        counts.runs_with_false_fast += "fast" in false
+        counts.runs_with_false_inconclusive += "inconclusive" in false
+    return counts
+
+
+class Row(msgspec.Struct):
+    """One setting's rates: false alarms from runs without a slowdown, detection from runs with some."""
+
+    use: str
+    process_sd_pct: float
+    note: str
+    null: Counts
+    planted: list[tuple[float, Counts]]
+
+
+SDS = (0.3, 0.5, 0.75, 1.0)
+SLOWDOWNS = (3.0, 5.0, 10.0)
+
+
+def study(gate: Gate, runs: int, seed: int) -> list[Row]:
+    """The settings that docs/method.md shows."""
+    settings = [("A/B", replace(Noise(), process_sd_pct=sd), "", interleaved) for sd in SDS]
+    bimodal = replace(Noise(), bimodal_share=1.0)
+    settings.append(("A/B", bimodal, "every point bimodal", interleaved))
+    settings += [("stored", replace(Noise(), process_sd_pct=sd), "unconfirmed", stored) for sd in SDS]
+    own = replace(Noise(), point_session_sd_pct=1.0)
+    settings.append(("stored", own, "unconfirmed, each point its own session effect", stored))
+    rows = []
+    for number, (name, noise, note, use) in enumerate(settings):
+        base = seed + 10 * number
+        null = simulate(noise, gate, runs=runs, seed=base, use=use)
+        planted = [
+            (
+                percent,
+                simulate(noise, gate, runs=runs // 4, slowed=10, slowdown_pct=percent, seed=base + 1 + index, use=use),
+            )
+            for index, percent in enumerate(SLOWDOWNS)
+        ]
+        rows.append(Row(name, noise.process_sd_pct, note, null, planted))
+    return rows
+
+
+def main(
+    runs: Annotated[int, typer.Option(help="Runs without a slowdown per setting; a quarter of it with each.")] = 2000,
+    seed: Annotated[int, typer.Option()] = 1,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the counts as JSON.")] = None,
+) -> None:
+    """Simulate the gate as bench.toml configures it and print its error rates."""
+    from bench.report.simulation import show
+
+    gc.freeze()  # statsmodels' multipletests collects garbage on every call, which takes longer than the tests
+    rows = study(config.load().gate, runs, seed)
+    if output:
+        output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
+    show(rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,103 @@
+"""The source trees of two sides, and the folder from which a side's worker imports.
+
+The measuring code is always this checkout's: only `csgmv_embed` differs between the sides.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.environment import ROOT, collect_code, hash_sources
+from bench.gate.verdict import CannotJudge, GateError, Subject
+
+LIBRARY = "csgmv_embed"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH."""
+
+    subject: Subject
+    path: Path
+
+    @property
+    def library(self) -> Path:
+        """Where the library's files really are."""
+        return (self.path / LIBRARY).resolve()
+
+    def environment(self) -> dict[str, str]:
+        """For a worker: this side's library and this checkout's suite, before anything installed or in the cwd."""
+        return {"PYTHONPATH": str(self.path), "PYTHONSAFEPATH": "1"}
+
+
+@contextmanager
+def trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
+    """The trees of two revisions; None is this checkout as it is, uncommitted changes included.
+
+    Raises GateError for a name that git does not know, CannotJudge for a revision without the library.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-gate-") as name:
+        folder = Path(name)
+        made: list[Path] = []
+        try:
+            sides = []
+            for side, rev in (("a", before), ("b", after)):
+                root = ROOT
+                if rev is not None:
+                    root = folder / f"worktree-{side}"
+                    _git("worktree", "add", "--detach", "--quiet", str(root), commit_of(rev))
+                    made.append(root)
+                sides.append(_tree(folder / side, root, rev))
+            yield sides[0], sides[1]
+        finally:
+            for root in made:
+                _git("worktree", "remove", "--force", str(root))
+
+
+def _tree(folder: Path, root: Path, rev: str | None) -> Tree:
+    library = root / LIBRARY
+    if not (library / "__init__.py").is_file():
+        raise CannotJudge(f"{rev}: has no {LIBRARY}/__init__.py, so there is nothing to measure on that side")
+    folder.mkdir()
+    (folder / LIBRARY).symlink_to(library, target_is_directory=True)
+    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    digest = hash_sources(library, root=root)
+    if rev is None:
+        code = collect_code()
+        label = f"{code.short or 'unknown commit'}{' + uncommitted changes' if code.dirty else ''}"
+        return Tree(Subject(label, code.sha, code.dirty, digest), folder)
+    sha = commit_of(rev)
+    return Tree(Subject(sha[:9], sha, False, digest), folder)
+
+
+def commit_of(rev: str) -> str:
+    """The full hash of a revision. Raises GateError."""
+    return _git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
+
+
+def has_commit(sha: str | None) -> bool:
+    """Whether this checkout's repository can bring the commit back."""
+    if sha is None:
+        return False
+    try:
+        return bool(commit_of(sha))
+    except GateError:
+        return False
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=120
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise GateError(f"git {arguments[0]}: {error}; --against needs git") from error
+    if done.returncode:
+        words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise GateError(f"git {' '.join(arguments)}: {words}; expected a revision of {ROOT.name} and a git checkout")
+    return done.stdout.strip()

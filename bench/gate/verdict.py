@@ -1,0 +1,115 @@
+"""Verdicts and the report of a gate run: what is decided, why, and with which exit code. No formatting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import IntEnum
+from typing import Literal
+
+import msgspec
+
+from bench.case import Case, ClockName
+from bench.results import Scalar
+
+VerdictStatus = Literal["pass", "slow", "fast", "inconclusive", "skipped", "error"]
+Use = Literal["baseline", "against", "self-check", "work"]
+REPORT_NAME, REPORT_VERSION = "csgmv-bench-gate", "1.0.0"
+
+
+class Exit(IntEnum):
+    """Exit codes of the gate."""
+
+    PASS = 0
+    REGRESSION = 1
+    USAGE = 2
+    CANNOT_JUDGE = 3
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A counted figure that differs; of load and store widths less is worse, of everything else more."""
+
+    figure: str
+    before: int
+    after: int
+    worse: bool
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What became of one point.
+
+    Ratios are B over A, 1.05 is 5 % slower; the interval is two-sided, 95 %. `confirmed`: decided on fresh rounds
+    of an interleaved pair, or on exact counts. `detectable`: the smallest slowdown found with the configured power.
+    """
+
+    case: Case
+    contender: str
+    clock: ClockName
+    status: VerdictStatus
+    reason: str
+    confirmed: bool = False
+    before_us: float | None = None
+    after_us: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    rounds: int = 0
+    floor: float | None = None
+    detectable: float | None = None
+    changes: list[Change] = []
+    extra_share: float = 0.0  # only in the gate's own test: extra work planted in B
+
+    @property
+    def blocks(self) -> bool:
+        """Whether this point alone keeps the gate from passing."""
+        return self.status in ("slow", "inconclusive", "error")
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """One side of the comparison."""
+
+    label: str
+    sha: str | None
+    dirty: bool | None
+    kernel_source_sha256: str
+
+
+class Report(msgspec.Struct):
+    """A gate run's outcome. `refusals` are reasons for which nothing of it can be trusted."""
+
+    use: Use
+    before: Subject
+    after: Subject
+    identity: dict[str, Scalar]
+    verdicts: list[Verdict]
+    refusals: list[str] = []
+    notes: list[str] = []
+    selection: list[str] = []  # options that choose the points again, for the reproducing command
+    started_utc: str = ""
+    duration_s: float = 0.0
+    name: str = REPORT_NAME
+    version: str = REPORT_VERSION
+
+    @property
+    def exit_code(self) -> Exit:
+        """1 if a regression is certain, else 3 if anything could not be judged, else 0. Nothing judged is 3."""
+        if self.refusals:
+            return Exit.CANNOT_JUDGE
+        if any(verdict.status == "slow" and verdict.confirmed for verdict in self.verdicts):
+            return Exit.REGRESSION
+        if any(verdict.blocks for verdict in self.verdicts):
+            return Exit.CANNOT_JUDGE
+        judged = any(verdict.status in ("pass", "fast") for verdict in self.verdicts)
+        return Exit.PASS if judged else Exit.CANNOT_JUDGE
+
+    def counts(self) -> dict[str, int]:
+        """Verdicts by status."""
+        return dict(Counter(verdict.status for verdict in self.verdicts))
+
+
+class GateError(Exception):
+    """The gate was asked for something it cannot do; exit code 2. The message says what would be right."""
+
+
+class CannotJudge(Exception):
+    """There can be no verdict; exit code 3. The message says why."""

@@ -1,0 +1,5 @@
+"""Fixtures of the gate's tests."""
+
+from gate_support import run
+
+__all__ = ["run"]
