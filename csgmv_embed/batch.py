@@ -351,8 +351,8 @@ def _plan_segments(
     seg_indptr: Int32Array,
     seg_slots: Int32Array,
     rank_out: Int32Array,
-) -> None:
-    """Write csgmv's structure and neutral tails into the given arrays."""
+) -> int:
+    """Write csgmv's structure and neutral tails into the given arrays; returns the number of segments."""
     order = slots.astype(np.int16).argsort(kind="stable")  # 16-bit integers are sorted by radix
     starts = lens.cumsum() - lens
     sorted_lens = lens[order]
@@ -372,6 +372,7 @@ def _plan_segments(
     seg_slots[:segments] = np.arange(len(ranks)).repeat(group_segments)
     seg_slots[segments:] = 0
     rank_out[:] = ranks
+    return segments
 
 
 def _checked(seq_lens: Ints | None, seq_slots: Ints, num_slots: int) -> tuple[Int64Array | None, Int64Array, int]:
