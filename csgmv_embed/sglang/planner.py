@@ -63,7 +63,7 @@ class State:
         self.slot_has_embedding[slot] = has_embedding
 
     def word_by_slot(self) -> Int32Array | None:
-        """The token word of each slot; None if no slot in this batch has LoRA on the embedding layer."""
+        """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer."""
         if self.embedding_targeted is False:
             return None
         words = self.ranks.words
