@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import logging
+import os
 from collections.abc import Iterator
 
-from csgmv_embed.sglang.installer import Status, install, status
+from csgmv_embed.sglang.installer import NOT_LOADED, Status, install, status
 from csgmv_embed.sglang.targets import RELEASES
 
 GROUP = "sglang.srt.plugins"
+SELECT = "SGLANG_PLUGINS"  # SGLang's own list of plugins to load; empty means all
 
 
 def examine() -> tuple[Status, str]:
@@ -29,12 +32,19 @@ def examine() -> tuple[Status, str]:
             else:
                 way = f"the entry point in {GROUP}"
                 plugins.load_plugins()
-                return status(), way
+                found = status()
+                if found.reason == NOT_LOADED:
+                    found = dataclasses.replace(found, reason=f"SGLang did not load it: {SELECT}={_selected()!r}")
+                return found, way
         return install(), way
     except Exception as error:
         return Status(status().sglang, False, f"{type(error).__name__}: {error}", status().hooks), way
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _selected() -> str:
+    return os.environ.get(SELECT, "")
 
 
 def report(found: Status, way: str) -> Iterator[str]:

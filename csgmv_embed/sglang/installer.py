@@ -15,7 +15,7 @@ from typing import Any
 
 from csgmv_embed.errors import CsgmvEmbedError
 from csgmv_embed.sglang import hooks, runtime, storage
-from csgmv_embed.sglang.settings import DISABLE, Settings
+from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
 from csgmv_embed.sglang.targets import Hook, Release, release_for
 
 logger = logging.getLogger("csgmv_embed")
@@ -51,7 +51,8 @@ class Status:
     hooks: tuple[HookStatus, ...] = ()
 
 
-_status = Status(None, False, "not loaded in this process")
+NOT_LOADED = "not loaded in this process"
+_status = Status(None, False, NOT_LOADED)
 
 
 def status() -> Status:
@@ -111,8 +112,12 @@ def check(release: Release) -> Status:
 
 def _release(*, refuse: bool = False) -> Release | None:
     """The release to hook; None, with the reason as status, if the plugin is to stay off. refuse: raise instead."""
-    settings = Settings.from_environment()
     installed = _installed()
+    try:
+        settings = Settings.from_environment()
+    except SettingError as error:
+        _set(Status(installed, False, f"SettingError: {error}"))  # SGLang only logs what a plugin raises
+        raise
     if settings.disabled:
         _set(Status(installed, False, f"{DISABLE}=1"))
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import socket
 import sys
@@ -24,6 +25,8 @@ from torch import nn
 
 REPO = Path(__file__).parents[3]
 GROUP = "sglang.srt.plugins"
+# Asked before a test puts a folder with our entry point on the path.
+INSTALLED = any(point.name == "csgmv_embed" for point in importlib.metadata.entry_points(group=GROUP))
 BACKEND_MODULE = "sglang.srt.lora.backend.chunked_backend"
 
 
@@ -101,9 +104,9 @@ def forward_batch(
     )
 
 
-def entry_point_on_path(folder: Path) -> None:
-    """Make this checkout's entry points visible, as `pip install` would, unless the package is installed."""
-    if any(point.name == "csgmv_embed" for point in importlib.metadata.entry_points(group=GROUP)):
+def entry_point_files(folder: Path) -> None:
+    """Write what `pip install` would of this checkout's entry points, unless the package is installed."""
+    if INSTALLED:
         return
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     info = folder / f"csgmv_embed-{project['version']}.dist-info"
@@ -111,19 +114,21 @@ def entry_point_on_path(folder: Path) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: csgmv-embed\nVersion: {project['version']}\n")
     lines = [f"{name} = {value}" for name, value in project["entry-points"][GROUP].items()]
     (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "\n".join(lines) + "\n")
-    sys.path.append(str(folder))
-    importlib.invalidate_caches()
+
+
+def has_plugins() -> bool:
+    """Whether the SGLang here loads plugins: 0.5.11 and later."""
+    return importlib.util.find_spec("sglang.srt.plugins") is not None
 
 
 def load_plugin(folder: Path) -> None:
     """As a server process does at its start; SGLang 0.5.10 by the explicit call."""
-    entry_point_on_path(folder)
-    try:
-        plugins = importlib.import_module("sglang.srt.plugins")
-    except ModuleNotFoundError:
+    if not has_plugins():
         importlib.import_module("csgmv_embed.sglang").install()
-    else:
-        plugins.load_plugins()
+        return
+    entry_point_files(folder)
+    sys.path.append(str(folder))
+    importlib.import_module("sglang.srt.plugins").load_plugins()
 
 
 def server_classes() -> str | None:

@@ -5,10 +5,12 @@ Every forward is compared with the dense formula, and the lookup with SGLang's o
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import pytest
 import support
@@ -20,6 +22,15 @@ from csgmv_embed.sglang import planner, runtime
 
 VOCAB, HIDDEN, SLOTS, MAX_RANK = 100, 32, 3, 16
 pytestmark = pytest.mark.usefixtures("group_of_one")
+
+# What SGLang's checkpoint loader asks a running server; all off.
+LOADING = (
+    "model_checksum",
+    "weight_loader_disable_mmap",
+    "weight_loader_prefetch_checkpoints",
+    "weight_loader_prefetch_num_threads",
+    "weight_loader_drop_cache_after_load",
+)
 
 Adapter = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -229,7 +240,10 @@ def test_an_adapter_from_a_folder(on: Any, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     ref = server.reference("disk", str(tmp_path))
-    assert server.manager.load_lora_adapter(ref).success
+    loader = importlib.import_module("sglang.srt.model_loader.loader")
+    getter = "get_server_args" if hasattr(loader, "get_server_args") else "get_global_server_args"
+    with patch.object(loader, getter, lambda: MagicMock(**dict.fromkeys(LOADING))):
+        assert server.manager.load_lora_adapter(ref).success
     server.adapters["disk"], server.refs["disk"] = (tensors, config), ref
     server.forward(["disk", None], [6, 2])
 
