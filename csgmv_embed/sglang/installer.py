@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
-import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -160,10 +159,17 @@ def _check_after(registry: Any, release: Release) -> None:
 
 
 def _resolve(target: str) -> tuple[Any, str, Any]:
-    """The object that holds a target, the target's name in it, and the target."""
-    holder, name = target.rsplit(".", 1)
-    found = pkgutil.resolve_name(holder)
-    return found, name, getattr(found, name)
+    """The object that holds a target, the target's name in it, and the target.
+
+    A module that fails to import raises its own error, where a plain attribute walk would say that it has no attribute.
+    """
+    holder: Any = None
+    *path, name = target.split(".")
+    for depth, part in enumerate(path, start=1):
+        if inspect.ismodule(holder) and not hasattr(holder, part):
+            importlib.import_module(".".join(path[:depth]))
+        holder = importlib.import_module(part) if holder is None else getattr(holder, part)
+    return holder, name, getattr(holder, name)
 
 
 def _why_not(hook: Hook) -> str:

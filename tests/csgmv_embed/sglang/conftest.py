@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_ins
 import support
 
 from csgmv_embed.sglang import runtime
@@ -28,6 +29,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
+        if support.server_classes() is not None:
+            stand_ins.provide()
         support.load_plugin(tmp_path_factory.mktemp("site"))
     found, active = status(), runtime.active
     runtime.activate(None)

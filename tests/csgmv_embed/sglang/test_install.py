@@ -63,7 +63,9 @@ def test_disabled_by_the_environment(tmp_path: Path) -> None:
 
 @needs_plugins
 def test_an_unknown_version_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
-    pretend = "import importlib.metadata as m; real = m.version; m.version = lambda n: '9.9.9' if n == 'sglang' else real(n)"
+    pretend = (
+        "import importlib.metadata as m; real = m.version; m.version = lambda n: '9.9.9' if n == 'sglang' else real(n)"
+    )
     result = run(tmp_path / "refused", pretend)
     first = result.stdout.splitlines()[0]
     assert first.startswith("False | SGLang 9.9.9 is not one of 0.5.10, ") and first.endswith("| False"), result.stderr
@@ -79,6 +81,15 @@ def test_a_hook_that_sglang_cannot_apply_switches_everything_off(tmp_path: Path)
     assert lines[0].startswith("False | load: AttributeError") and lines[0].endswith("| True"), result.stderr
     assert "lookup True " in lines and any(line.startswith("load False AttributeError") for line in lines)
     assert "csgmv-embed is off, SGLang's own embedding LoRA runs: load" in result.stderr
+
+
+@needs_plugins
+def test_the_reason_is_the_import_that_failed(tmp_path: Path) -> None:
+    result = run(tmp_path, "sys.modules['sglang.srt.lora.mem_pool'] = None")
+    assert "storage False ModuleNotFoundError: import of sglang.srt.lora.mem_pool halted" in result.stdout, (
+        result.stderr
+    )
+    assert result.stdout.startswith("False | ")
 
 
 @needs_plugins

@@ -85,9 +85,7 @@ class Server:
         if self.manager.lm_head_module is not None:
             assert_close(self.model.lm_head(hidden)[:, :VOCAB], self._logits(hidden, names))
 
-    def _stock_lookup(
-        self, batch: Any, ids: torch.Tensor, names: list[str | None], lens: list[int]
-    ) -> torch.Tensor:
+    def _stock_lookup(self, batch: Any, ids: torch.Tensor, names: list[str | None], lens: list[int]) -> torch.Tensor:
         """SGLang's kernel on its own plan, on tables made from the adapters' weights."""
         active = runtime.active
         runtime.activate(None)

@@ -75,7 +75,9 @@ def test_every_target_is_in_the_wheel_with_this_signature(release: Release, hook
 @pytest.mark.parametrize("release", RELEASES, ids=VERSIONS)
 def test_the_rows_say_what_the_wheel_does(release: Release) -> None:
     info = named(parsed(release.version, "sglang.srt.lora.utils").body, "LoRABatchInfo", ast.ClassDef)
-    fields = {node.target.id for node in info.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    fields = {
+        node.target.id for node in info.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     assert release.request_fields == (fields >= FIELDS) == bool(fields & FIELDS)
     backend = ast.unparse(parsed(release.version, "sglang.srt.lora.backend.chunked_backend"))
     assert release.request_fields == ("_add_moe_lora_info" in backend)
