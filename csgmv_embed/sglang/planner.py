@@ -233,7 +233,7 @@ def _check_capacity(static: StaticBatch, info: Any, plan: _Plan) -> None:
 def _fill_static(state: State, info: Any, plan: _Plan) -> Any:
     """Write the plan into the buffers of a captured graph; returns its batch info, up to date."""
     static: StaticBatch = getattr(info, STATIC)
-    *views, lens, words = static.layout.host(static.staging.next(static.layout.total))
+    *views, lens, words = static.staging.next_views(static.layout)
     segments = _write(state, plan, views)
     if static.sequence_order is not None:
         _write_lens(plan, lens)
@@ -359,12 +359,19 @@ def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
     """Write ARRAYS and their neutral tails; returns the number of segments."""
     seg_indptr, seg_slots, permutation, req_indptr, req_slots, ranks, scalings = views
     requests = len(plan.slots)
-    lens = np.ones_like(plan.slots) if plan.lens is None else plan.lens
     segments = _plan_segments(
-        lens, plan.slots, state.ranks.values, plan.chunk_size, plan.tokens, permutation, seg_indptr, seg_slots, ranks
+        plan.lens,
+        plan.slots,
+        state.ranks.values,
+        plan.chunk_size,
+        plan.tokens,
+        permutation,
+        seg_indptr,
+        seg_slots,
+        ranks,
     )
     req_indptr[0] = 0
-    req_indptr[1 : requests + 1] = lens.cumsum()
+    req_indptr[1 : requests + 1] = np.arange(1, requests + 1) if plan.lens is None else plan.lens.cumsum()
     req_indptr[requests + 1 :] = plan.tokens
     req_slots[:requests] = plan.slots
     req_slots[requests:] = 0

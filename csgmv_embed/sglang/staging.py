@@ -37,9 +37,14 @@ class Layout:
     def device(self, buffer: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
         """Views of a device buffer, of the sizes that are in use, none larger than planned for."""
         cuts: list[int] = []
+        places = []
         for planned, used in zip(self.sizes, sizes, strict=True):
-            cuts += (used, _padded(planned) - used)
-        return list(buffer.split(cuts)[::2])  # one call makes all views; one slice each costs three times as much
+            places.append(len(cuts))
+            cuts.append(used)
+            if used < (space := _padded(planned)):
+                cuts.append(space - used)
+        views = buffer.split_with_sizes(cuts)  # one call for all views; one slice each costs more
+        return [views[place] for place in places]
 
 
 class Staging:
@@ -50,6 +55,7 @@ class Staging:
         self._pinned = device.type == "cuda"
         self._buffers = [self._empty(elements) for _ in range(RING)]
         self._copied: list[torch.cuda.Event | None] = [None] * RING
+        self._views: list[list[Int32Array] | None] = [None] * RING
         self._turn = 0
         self._stream: tuple[int, torch.cuda.Stream] | None = None
 
@@ -63,6 +69,14 @@ class Staging:
             # torch keeps the old pinned memory until its last copy is done
             self._buffers[self._turn] = self._empty(1 << (max(elements, SMALLEST) - 1).bit_length())
         return self._buffers[self._turn][1]
+
+    def next_views(self, layout: Layout) -> list[Int32Array]:
+        """The arrays of `layout` in the next buffer; for a ring that only ever holds this layout."""
+        words = self.next(layout.total)
+        found = self._views[self._turn]
+        if found is None:
+            found = self._views[self._turn] = layout.host(words)
+        return found
 
     def send(self, target: torch.Tensor) -> None:
         """Copy the first words of the buffer taken last into all of `target`, in the order of the current stream."""

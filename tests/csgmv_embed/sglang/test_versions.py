@@ -6,6 +6,7 @@ The wheels come from `make wheels`; without them these tests are skipped.
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def backend_class() -> str:
 def test_no_two_versions_could_share_a_row_unnoticed() -> None:
     """The rows differ in what they say, or are neighbours that nothing tells apart."""
     tables = {release.version: [(hook.target, hook.parameters) for hook in release.hooks] for release in RELEASES}
-    same = [(a, b) for a, b in zip(VERSIONS, VERSIONS[1:], strict=False) if tables[a] == tables[b]]
+    same = [(a, b) for a, b in itertools.pairwise(VERSIONS) if tables[a] == tables[b]]
     assert same == [("0.5.10", "0.5.11"), ("0.5.11", "0.5.13")]
 
 
