@@ -121,6 +121,32 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def tune(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
+    ] = None,
+) -> None:
+    """Time launch configurations on this GPU and write the library's table for it."""
+    if nvml_device() is None:
+        raise ConfigError("tune: needs an NVIDIA GPU and none was found")
+    import torch
+
+    from bench.report.progress import tuned
+    from bench.report.tables import console
+    from bench.tune import ADAPTERS, VOCAB, TunedTable, as_fields, encode
+    from bench.tune import tune as run_tune
+    from csgmv_embed import tuning
+
+    gpu = torch.cuda.get_device_name()
+    rows = [as_fields(row) for row in tuned(run_tune(), console())]
+    code = collect_code()
+    table = TunedTable(gpu, code.sha, "python -m bench tune", VOCAB, ADAPTERS, rows)
+    path = output or tuning.table_path(gpu)
+    store.write_bytes(path, encode(table))
+    console().print(f"written to {path}")
+
+
 def _plan(loaded: Config, selection: Selection) -> Plan:
     """The plan of a selection. Without a GPU and without a wish for a clock: the work clock."""
     for name in selection.clocks:
@@ -151,7 +177,11 @@ def _plan(loaded: Config, selection: Selection) -> Plan:
 def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
     from bench.sweep import argv, plan_digest
 
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
+    if exists:
         raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
     run = Run(
         id=str(uuid.uuid4()),
@@ -193,7 +223,7 @@ def _run(plan: Plan, results: Results, path: Path) -> None:
         follow(events, console())
     except KeyboardInterrupt:
         events.close()
-        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}")
+        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -51,14 +51,13 @@ def launch(
     before it still runs, for a kernel that waits (overlaps_launches); the constants must say so too.
     """
     device = tensors[0].device
-    options = {"num_warps": num_warps, "launch_pdl": True} if pdl else {"num_warps": num_warps}
     if not DIRECT or device.type != "cuda" or _hooked():
-        kernel[grid](*tensors, *counts, *constants, **options)
+        _front(kernel, grid, tensors, counts, constants, num_warps, pdl)
         return
     current = driver.active.get_current_device()
     if device.index != current:
         if not isinstance(current, int):  # a stand-in that compiles and launches nothing
-            kernel[grid](*tensors, *counts, *constants, **options)
+            _front(kernel, grid, tensors, counts, constants, num_warps, pdl)
             return
         with torch.cuda.device(device):
             launch(kernel, grid, tensors, counts, constants, num_warps, pdl)
@@ -68,7 +67,7 @@ def launch(
     run = _variants.get(key)
     if run is None:
         # The first call of a variant goes through the front, which launches it and hands over what it compiled.
-        compiled = kernel[grid](*tensors, *counts, *constants, **options)
+        compiled = _front(kernel, grid, tensors, counts, constants, num_warps, pdl)
         direct = _direct(kernel, compiled, constants) if isinstance(kernel, JITFunction) else None
         if direct is not None:
             if len(_variants) >= MAX_VARIANTS:
@@ -76,6 +75,20 @@ def launch(
             _variants[key] = direct
         return
     run(grid, driver.active.get_current_stream(current), pointers, counts)
+
+
+def _front(
+    kernel: Any,
+    grid: Grid,
+    tensors: Tensors,
+    counts: tuple[int, ...],
+    constants: Constants,
+    num_warps: int,
+    pdl: bool,
+) -> Any:
+    """Launch through Triton; returns the compiled kernel."""
+    options = {"launch_pdl": True} if pdl else {}
+    return kernel[grid](*tensors, *counts, *constants, num_warps=num_warps, **options)
 
 
 def overlaps_launches(device: torch.device) -> bool:

@@ -31,6 +31,8 @@ def embedding_lora_a(
     vocab_size: int,
     extra_embeddings: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    *,
+    pdl: bool = False,
 ) -> torch.Tensor:
     """The A side of LoRA on an embedding layer: out[t, :r] = A[slot, :r, id], out[t, r:] = 0.
 
@@ -44,11 +46,12 @@ def embedding_lora_a(
     extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
     out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
                       element is written. Allocated if None.
+    pdl               programmatic dependent launch: set up while the kernel before still runs, which it waits for
+                      before it reads. Ignored before compute capability 9.0. Pays where the neighbours are launched
+                      so too; between ordinary kernels it costs (docs/measured.md).
 
     Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
-    static batch. On compute capability 9.0 and later it is a programmatic dependent launch: it may be set up while
-    the kernel before it still runs, and waits for that kernel before it reads. Raises ShapeError, DtypeError,
-    DeviceError, CapacityError.
+    static batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
     """
     if type(vocab_size) is not int:
         vocab_size = _integer("vocab_size", vocab_size)
@@ -60,7 +63,8 @@ def embedding_lora_a(
     else:
         _check_out(out, tokens, a_table)
     if tokens > 0 and layout.max_rank > 0:
-        _launch(input_ids, a_table, batch, extra_embeddings, out, layout)
+        pdl = pdl and overlaps_launches(layout.device)
+        _launch(input_ids, a_table, batch, extra_embeddings, out, layout, pdl)
     return out
 
 
@@ -68,8 +72,9 @@ def embedding_lora_a(
 class _Layout:
     """What calls with equal shapes, strides and dtypes share: that they are right, and the constants of the kernel.
 
-    `group` is the most elements that may be moved as one by the shapes and strides alone: a power of two dividing
-    everything that places a row (kernels.py, GROUP). The addresses of a call may allow less.
+    `group` is the most elements of the table that may be read as one by shapes and strides alone, a power of two
+    dividing all that places a row, `out_group` the most of out that may be written as one (kernels.py, GROUP and
+    OUT_GROUP). The addresses of a call and the stride of its out may allow less.
     """
 
     slots: int
@@ -78,8 +83,10 @@ class _Layout:
     rows_contiguous: bool
     element_bytes: int
     group: int
+    out_group: int
     placing: tuple[int, ...]  # vocab_size, num_extra, strides of table and extra: the kernel's parameters in order
     has_extra: bool
+    gpu: str  # its name, empty for none
     constants: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
 
 
@@ -117,11 +124,14 @@ def _new_layout(a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.
     slots, max_rank, _ = a_table.shape
     rows_contiguous = a_table.stride(1) == 1
     size = a_table.element_size()
-    group = math.gcd(VECTOR_BYTES // size, max_rank, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1
+    out_group = math.gcd(VECTOR_BYTES // size, max_rank)
+    group = math.gcd(out_group, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     num_extra = 0 if extra_embeddings is None else extra.shape[1]
     placing = (vocab_size, num_extra, *a_table.stride(), *extra.stride())
-    return _Layout(slots, max_rank, a_table.device, rows_contiguous, size, group, placing, extra_embeddings is not None)
+    gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
+    has_extra = extra_embeddings is not None
+    return _Layout(slots, max_rank, a_table.device, rows_contiguous, size, group, out_group, placing, has_extra, gpu)
 
 
 def _launch(
@@ -131,11 +141,11 @@ def _launch(
     extra_embeddings: torch.Tensor | None,
     out: torch.Tensor,
     layout: _Layout,
+    pdl: bool,
 ) -> None:
     tokens, max_rank = input_ids.shape[0], layout.max_rank
-    config = tuning.choose(tokens, max_rank, layout.rows_contiguous)
+    config = tuning.choose(tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
     extra = a_table if extra_embeddings is None else extra_embeddings
-    pdl = overlaps_launches(layout.device)
     constants = _constants(layout, a_table, out, config, pdl)
     tiles = -(-tokens // config.block_tokens)
     rank_blocks = -(-max_rank // config.block_rank)
@@ -174,8 +184,11 @@ def _constants(
 ) -> tuple[object, ...]:
     """The kernel's parameters from vocab_size on."""
     stride = out.stride(0)
-    group = _vector_group(layout, stride, a_table.data_ptr() | out.data_ptr())
-    key = (stride, group, config, pdl)
+    group = _aligned(layout.group, a_table.data_ptr(), layout.element_bytes)
+    out_group = _aligned(layout.out_group, out.data_ptr(), layout.element_bytes)
+    while stride % out_group:
+        out_group //= 2
+    key = (stride, group, out_group, config, pdl)
     found = layout.constants.get(key)
     if found is None:
         found = layout.constants[key] = (
@@ -185,16 +198,16 @@ def _constants(
             config.block_tokens,
             config.block_rank,
             group,
+            out_group,
             layout.has_extra,
             pdl,
         )
     return found
 
 
-def _vector_group(layout: _Layout, out_stride: int, addresses: int) -> int:
-    """Elements that may be moved as one; `addresses` holds every bit set in an address of the table or of out."""
-    group, size = layout.group, layout.element_bytes
-    while group > 1 and (out_stride % group or addresses % (group * size)):
+def _aligned(group: int, address: int, element_bytes: int) -> int:
+    """The largest power of two up to `group` elements at whose multiple of bytes the address lies."""
+    while group > 1 and address % (group * element_bytes):
         group //= 2
     return group
 

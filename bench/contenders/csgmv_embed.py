@@ -1,4 +1,4 @@
-"""Our kernel, in each storage, from token words or from csgmv's segments."""
+"""Our kernel, in each storage, from token words or from csgmv's segments, and as a programmatic dependent launch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class CsgmvEmbed:
 
     tolerance = 0.0
 
-    def __init__(self, storage: Storage, plan: Literal["tokens", "segments"]) -> None:
+    def __init__(self, storage: Storage, plan: Literal["tokens", "segments"], pdl: bool = False) -> None:
         self.storage = storage
         self.plan = plan
-        self.name = f"csgmv_embed{'_segments' if plan == 'segments' else ''}-{storage}"
+        self.pdl = pdl
+        self.name = f"csgmv_embed{'_pdl' if pdl else '_segments' if plan == 'segments' else ''}-{storage}"
 
     def unavailable(self) -> str | None:
         return None
@@ -43,10 +44,10 @@ class CsgmvEmbed:
 
     def _launch_on(self, batch: EmbeddingBatch, workload: Workload) -> Launch:
         batch = batch.without_token_words() if self.plan == "segments" else batch
-        table, vocab = workload.table(self.storage), workload.case.vocab
+        table, vocab, pdl = workload.table(self.storage), workload.case.vocab, self.pdl
 
         def launch(index_set: int) -> torch.Tensor:
-            return embedding_lora_a(workload.index_sets[index_set], table, batch, vocab)
+            return embedding_lora_a(workload.index_sets[index_set], table, batch, vocab, pdl=pdl)
 
         return launch
 

@@ -198,6 +198,6 @@ def _case_label(case: Case, cases: Iterable[Case]) -> str:
 
 
 def console() -> Console:
-    """Rich on a terminal; plain text of any needed width elsewhere."""
-    found = Console()
-    return found if found.is_terminal else Console(width=200, no_color=True, force_terminal=False)
+    """Rich on a terminal; plain text of any needed width elsewhere. No markup: paths and reasons hold brackets."""
+    found = Console(markup=False)
+    return found if found.is_terminal else Console(width=200, no_color=True, force_terminal=False, markup=False)

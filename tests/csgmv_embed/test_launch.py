@@ -34,11 +34,11 @@ def calls(draw, kernel):
     dtypes = [ids, *([plan] * 4 if segments else [torch.int32]), table, table, table]
     tensors = tuple(torch.zeros(32, dtype=dtype)[draw(st.sampled_from([0, 1, 8])) :] for dtype in dtypes)
     counts = tuple(draw(st.sampled_from([0, 1, 5, 16, 4096])) for _ in range(4 if segments else 1))
-    integers = len(names) - len(tensors) - len(counts) - len(constexprs)
-    constants = tuple(draw(st.sampled_from(INTEGERS)) for _ in range(integers))
-    blocks = tuple(draw(st.sampled_from([1, 2, 16])) for name in constexprs if not name.startswith(("HAS", "PDL")))
-    flags = tuple(draw(st.booleans()) for name in constexprs if name.startswith(("HAS", "PDL")))
-    return tensors, counts, constants + blocks + flags, draw(st.sampled_from([4, 8]))
+    constants = tuple(
+        draw(st.booleans() if name.startswith(("HAS", "PDL")) else st.sampled_from(INTEGERS)) for name in constexprs
+    )
+    assert len(names) == len(tensors) + len(counts) + len(constants)
+    return tensors, counts, constants, draw(st.sampled_from([4, 8]))
 
 
 def key_of(kernel, call):
@@ -86,16 +86,16 @@ def test_calls_with_one_key_are_one_binary_to_triton(kernel, data):
 def test_each_part_of_a_key_matters():
     kernel = ops.embedding_lora_a_tokens_kernel
     tensors = (torch.zeros(8, dtype=torch.int64), *(torch.zeros(8) for _ in range(4)))
-    call = (tensors, (5,), (1,) * 16, 4)
+    call = (tensors, (5,), (1,) * 17, 4)
     keys = {key_of(kernel, call)}
     for position in range(5):
         for other in (tensors[position][1:], tensors[position].half()):
             keys.add(key_of(kernel, ((*tensors[:position], other, *tensors[position + 1 :]), *call[1:])))
-    for position in range(16):
-        keys.add(key_of(kernel, (tensors, (5,), (*(1,) * position, 16, *(1,) * (15 - position)), 4)))
+    for position in range(17):
+        keys.add(key_of(kernel, (tensors, (5,), (*(1,) * position, 16, *(1,) * (16 - position)), 4)))
     keys |= {key_of(kernel, (*call[:3], 8)), key_of(ops.embedding_lora_a_segments_kernel, call)}
     keys.add(launch.variant_key(kernel, tensors, [0] * 5, call[2], 4, 1))
-    assert len(keys) == 1 + 2 * 5 + 16 + 2 + 1
+    assert len(keys) == 1 + 2 * 5 + 17 + 2 + 1
 
 
 @pytest.mark.gpu

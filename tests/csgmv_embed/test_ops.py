@@ -21,6 +21,7 @@ from csgmv_embed import (
     ops,
     to_storage,
 )
+from csgmv_embed.tuning import LaunchConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 EXTREME_IDS = {torch.int32: [-(2**31), 2**31 - 1], torch.int64: [-(2**62), 2**62]}
@@ -244,19 +245,22 @@ def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch):
         call()
 
 
-def group_of(table, out):
+def groups_of(table, out):
+    """(GROUP, OUT_GROUP) of a launch on these tensors."""
     layout = ops._new_layout(table, table.shape[2], None)
-    return ops._vector_group(layout, out.stride(0), table.data_ptr() | out.data_ptr())
+    return ops._constants(layout, table, out, LaunchConfig(4, 8, 4), False)[12:14]
 
 
-def test_loads_are_no_wider_than_every_row_is_aligned() -> None:
+def test_accesses_are_no_wider_than_every_row_is_aligned() -> None:
     table, out = torch.zeros(2, 50, 24).transpose(1, 2), torch.zeros(4, 24)
-    assert group_of(table, out) == 4  # 16 bytes of float32
-    assert group_of(table.half(), out.half()) == 8
-    assert group_of(table, torch.zeros(4, 26)[:, :24]) == 2
-    assert group_of(table, torch.zeros(101)[1:97].view(4, 24)) == 1
-    assert group_of(torch.zeros(2, 24, 50), out) == 1  # rank-major
-    assert group_of(torch.zeros(2, 50, 27)[:, :, :24].transpose(1, 2), out) == 1
+    assert groups_of(table, out) == (4, 4)  # 16 bytes of float32
+    assert groups_of(table.half(), out.half()) == (8, 8)
+    assert groups_of(table, torch.zeros(4, 26)[:, :24]) == (4, 2)
+    assert groups_of(table, torch.zeros(101)[1:97].view(4, 24)) == (4, 1)
+    assert groups_of(torch.zeros(2401)[1:].view(2, 50, 24).transpose(1, 2), out) == (1, 4)
+    assert groups_of(torch.zeros(2, 24, 50), out) == (1, 4)  # rank-major
+    assert groups_of(torch.zeros(2, 50, 27)[:, :, :24].transpose(1, 2), out) == (1, 4)
+    assert groups_of(torch.zeros(2, 50, 6).transpose(1, 2), torch.zeros(4, 6)) == (2, 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")

@@ -16,6 +16,8 @@ def test_names_cover_every_variant() -> None:
         "csgmv_embed-rank_major",
         "csgmv_embed_segments-vocab_major",
         "csgmv_embed_segments-rank_major",
+        "csgmv_embed_pdl-vocab_major",
+        "csgmv_embed_pdl-rank_major",
         "sglang_csgmv-chunk16",
         "sglang_csgmv-chunk32",
         "sglang_csgmv-chunk64",
