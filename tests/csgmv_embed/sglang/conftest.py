@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 import support
 
+from bench import stand_ins
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.settings import Settings
 

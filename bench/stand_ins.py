@@ -48,6 +48,6 @@ def provide() -> bool:
     except Exception:  # missing, or its libraries do not load here
         for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
             del sys.modules[name]
-        sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder())
         return True
     return False
