@@ -38,12 +38,6 @@ SHAPES: tuple[tuple[Phase, int, int], ...] = (
     ("decode", 256, 1),
     ("prefill", 8, 512),
 )
-    ("decode", 1, 1),
-    ("decode", 32, 1),
-    ("decode", 128, 1),
-    ("decode", 256, 1),
-    ("prefill", 8, 512),
-)
 INDEX_SETS, NODES, BLOCKS, BLOCK_MS, EAGER_CALLS = 8, 24, 10, 1.0, 50
 CHUNK_SIZES = (16, 128)
 
