@@ -149,8 +149,8 @@ class Layers:
         self.offset_cpu = torch.tensor([0, hidden], dtype=torch.int32, pin_memory=device.type == "cuda")
         self.offset = self.offset_cpu.to(device)
         self._base: Any = None
-        stood_in = stand_ins.provide()
         try:
+            stood_in = _load_layers()
             self._base = _base_layer(self.weight)
             self.kind = "VocabParallelEmbeddingWithLoRA" + (" (sgl_kernel stood in)" if stood_in else "")
         except Exception as error:  # whatever SGLang's modules raise at import or construction
@@ -174,6 +174,15 @@ class Layers:
             x=lookup, weights=b_table, output_offset=self.offset, output_offset_cpu=self.offset_cpu, base_output=base
         )
         return out
+
+
+def _load_layers() -> bool:
+    """Import SGLang's layers; says whether a stand-in for sgl_kernel was needed."""
+    try:
+        importlib.import_module("sglang.srt.lora.layers")
+    except Exception:  # a missing or broken sgl_kernel raises what it likes
+        return stand_ins.provide()
+    return False
 
 
 def _base_layer(weight: torch.Tensor) -> Any:
