@@ -66,7 +66,7 @@ def register() -> None:
     Raises SettingError on a bad CSGMV_EMBED_* variable, which SGLang logs.
     """
     release = _release()
-    if release is None:
+    if release is None or runtime.active is not None:
         return
     registry = importlib.import_module("sglang.srt.plugins.hook_registry")
     for hook in release.hooks:

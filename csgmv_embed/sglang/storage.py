@@ -84,14 +84,14 @@ def admit(
     original(pool, cur_uids, lora_adapters, lora_modules, lora_refs, lora_embed_tokens_module, lora_lm_head_module)
 
 
-def read_weights(original: Original, manager: Any, lora_ref: Any, *tensors: Any) -> None:
+def read_weights(original: Original, manager: Any, lora_ref: Any, *args: Any, **kwargs: Any) -> None:
     """`load_lora_weights` and `..._from_tensors`: an adapter that does not fit is forgotten, not left half loaded."""
     if runtime.state_of(manager.lora_backend) is None:
-        original(manager, lora_ref, *tensors)
+        original(manager, lora_ref, *args, **kwargs)
         return
     known = lora_ref.lora_id in manager.loras
     try:
-        original(manager, lora_ref, *tensors)
+        original(manager, lora_ref, *args, **kwargs)
         pool = getattr(manager, "memory_pool", None)
         if pool is not None:
             check_adapter(pool, manager.loras[lora_ref.lora_id])

@@ -139,6 +139,7 @@ def test_install_is_explicit_and_idempotent(tmp_path: Path) -> None:
     code = (
         "import csgmv_embed.sglang as p\n"
         "first, second = p.install(), p.install()\n"
+        "p.register()\n"
         "from sglang.srt.lora.backend.chunked_backend import ChunkedSgmvLoRABackend as b\n"
         "depth, f = 0, b.prepare_lora_batch\n"
         "while hasattr(f, '__wrapped__'): depth, f = depth + 1, f.__wrapped__\n"

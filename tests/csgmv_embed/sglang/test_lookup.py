@@ -77,6 +77,33 @@ def test_captured_decode_follows_every_refill(design: Any, plugin_on: Any, loade
         assert not found[len(ids) :].any()
 
 
+@pytest.mark.parametrize("design", ["token_words", "original_order"])
+def test_captured_prefill_follows_every_refill(design: Any, plugin_on: Any, loaded: Any) -> None:
+    parameters = loaded[1].release.prefill_graph
+    if not parameters:
+        pytest.skip("this SGLang does not capture prefill with LoRA")
+    plugin_on(design=design, storage="rank_major")
+    backend = support.backend(SLOTS)
+    tokens, weights = 40 * CAPACITY, table()
+    sizes = {"max_num_tokens": tokens, "max_num_requests": CAPACITY}
+    backend.init_prefill_cuda_graph_batch_info(**{name: sizes[name] for name in parameters[1:]})
+    if design == "original_order":  # every request at any length: slow in the interpreter
+        order = getattr(backend.prefill_cuda_graph_batch_info, planner.STATIC).sequence_order
+        assert order.max_len == tokens and order.bs == order.seg_lens.shape[0]
+        return
+    rng = np.random.default_rng(4)
+    for _ in range(6):
+        batch, arguments, ids, slots = batch_of(rng, "EXTEND")
+        backend.prepare_lora_batch(batch, *arguments, False, use_prefill_cuda_graph=True)
+        padded = torch.zeros(tokens, dtype=torch.int64)
+        padded[: len(ids)] = ids
+        found = backend.run_lora_a_embedding(padded, weights, VOCAB)
+        assert torch.equal(
+            found[: len(ids)], embedding_lora_a_reference(ids, weights, slots, torch.tensor(RANKS), VOCAB)
+        )
+        assert not found[len(ids) :].any()
+
+
 def test_an_sglang_plan_is_read_as_segments(plugin_on: Any) -> None:
     backend = support.backend(SLOTS)
     batch, arguments, ids, slots = batch_of(np.random.default_rng(6), "EXTEND")

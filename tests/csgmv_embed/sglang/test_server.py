@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
 
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from csgmv_embed import ShapeError
-from csgmv_embed.sglang import planner, runtime
+from csgmv_embed.sglang import planner, runtime, storage
 
 VOCAB, HIDDEN, SLOTS, MAX_RANK = 100, 32, 3, 16
 pytestmark = pytest.mark.usefixtures("group_of_one")
@@ -207,6 +208,17 @@ def test_memory_equals_sglangs_to_the_byte(on: Any) -> None:
     assert bytes_of(server) == stock
     assert server.table.untyped_storage().nbytes() == SLOTS * MAX_RANK * VOCAB * 4
     assert server.manager.embed_tokens_module.embedding_A_buffer is server.table
+
+
+def test_the_table_is_the_memory_that_sglang_allocated(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second copy, not even in passing: on a GPU that could hold only one it would fail."""
+    on()
+    monkeypatch.setattr(storage, "_read_by_csgmv", lambda model: True)
+    table, pool = torch.zeros(2, 4, 6), SimpleNamespace(embedding_A_buffer={})
+    storage.init_buffers(lambda pool, _: pool.embedding_A_buffer.update(embed_tokens=table), pool, torch.nn.Module())
+    found = pool.embedding_A_buffer["embed_tokens"]
+    assert found.data_ptr() == table.data_ptr()
+    assert found.shape == table.shape and found.stride() == (24, 1, 4)
 
 
 def test_only_what_is_targeted_is_prepared(on: Any) -> None:
