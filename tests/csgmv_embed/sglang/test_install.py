@@ -22,9 +22,10 @@ logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 {before}
 from sglang.srt.plugins import load_plugins
 load_plugins()
-from csgmv_embed.sglang import status
+from csgmv_embed.sglang import runtime, status
 from sglang.srt.lora.backend.chunked_backend import ChunkedSgmvLoRABackend as backend
 found = status()
+assert found.active == (runtime.active is not None)  # hooks in place pass through unless the check switched them on
 print(found.active, "|", found.reason, "|", hasattr(backend.prepare_lora_batch, "__wrapped__"))
 for hook in found.hooks:
     print(hook.name, hook.applied, hook.reason)

@@ -227,6 +227,8 @@ def test_only_what_is_targeted_is_prepared(on: Any) -> None:
     assert embedding.load("a", draw(8, 1, ("embed_tokens",))).success
     embedding.forward(["a", None], [3, 2])
     backend = embedding.manager.lora_backend
+    state = runtime.state_of(backend)
+    assert state is not None and state.embedding_targeted and not state.lm_head_targeted
     assert backend.lm_head_batch_info is None
     assert getattr(backend.batch_info, planner.BATCH) is not None
 
@@ -239,6 +241,8 @@ def test_only_what_is_targeted_is_prepared(on: Any) -> None:
     head.manager.prepare_lora_batch(batch)
     assert head.manager.lora_backend.lm_head_batch_info is not None
     assert getattr(head.manager.lora_backend.batch_info, planner.BATCH) is None
+    state = runtime.state_of(head.manager.lora_backend)
+    assert state is not None and state.embedding_targeted is False and state.lm_head_targeted
     hidden = torch.randn(1, HIDDEN)
     assert_close(head.model.lm_head(hidden)[:, :VOCAB], head._logits(hidden, ["a"]))
 
