@@ -171,6 +171,24 @@ def tune(
     console().print(f"written to {path}")
 
 
+@app.command()
+def layer(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
+) -> None:
+    """Time SGLang's embedding layer with the plugin on and off."""
+    if nvml_device() is None:
+        raise ConfigError("layer: needs an NVIDIA GPU and none was found")
+    from bench import layer as layers
+    from bench.environment import collect_environment
+    from bench.report.layer import shown
+    from bench.report.tables import console
+
+    rows = [*shown(layers.compare(), console())]
+    if output is not None:
+        store.write_bytes(output, layers.encode(rows, collect_environment("cuda"), collect_code()))
+        console().print(f"written to {output}")
+
+
 register_gate(app)
 
 

@@ -302,7 +302,6 @@ class EmbeddingBatch:
         words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)
         words[tokens:] = 0
         if structure:
-            lens = np.ones_like(slots) if lens is None else lens
             _plan_segments(lens, slots, self._ranks.values, self.chunk_size, tokens, *structure)
         self._contents.num_tokens = tokens
         self._contents.max_rank = self._ranks.largest
@@ -342,7 +341,7 @@ class _Ranks:
 
 
 def _plan_segments(
-    lens: Int64Array,
+    lens: Int64Array | None,
     slots: Int64Array,
     ranks: Int64Array,
     chunk_size: int,
@@ -351,16 +350,21 @@ def _plan_segments(
     seg_indptr: Int32Array,
     seg_slots: Int32Array,
     rank_out: Int32Array,
-) -> None:
-    """Write csgmv's structure and neutral tails into the given arrays."""
+) -> int:
+    """Write csgmv's structure and neutral tails into the given arrays; returns the number of segments."""
     order = slots.astype(np.int16).argsort(kind="stable")  # 16-bit integers are sorted by radix
-    starts = lens.cumsum() - lens
-    sorted_lens = lens[order]
-    shift = starts[order] - (sorted_lens.cumsum() - sorted_lens)  # from a token's place in the group order to the token
-    np.add(shift.astype(np.int32).repeat(sorted_lens), np.arange(tokens, dtype=np.int32), out=permutation[:tokens])
+    if lens is None:
+        permutation[:tokens] = order
+        group_tokens = np.bincount(slots, minlength=len(ranks))
+    else:
+        starts = lens.cumsum() - lens
+        sorted_lens = lens[order]
+        # from a token's place in the group order to the token
+        shift = starts[order] - (sorted_lens.cumsum() - sorted_lens)
+        np.add(shift.astype(np.int32).repeat(sorted_lens), np.arange(tokens, dtype=np.int32), out=permutation[:tokens])
+        group_tokens = np.bincount(slots, weights=lens, minlength=len(ranks)).astype(np.int64)
     permutation[tokens:] = 0
 
-    group_tokens = np.bincount(slots, weights=lens, minlength=len(ranks)).astype(np.int64)
     group_segments = -(-group_tokens // chunk_size)
     segments = int(group_segments.sum())
     first_segment = group_segments.cumsum() - group_segments
@@ -372,6 +376,7 @@ def _plan_segments(
     seg_slots[:segments] = np.arange(len(ranks)).repeat(group_segments)
     seg_slots[segments:] = 0
     rank_out[:] = ranks
+    return segments
 
 
 def _checked(seq_lens: Ints | None, seq_slots: Ints, num_slots: int) -> tuple[Int64Array | None, Int64Array, int]:
