@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test lint setup clean
+.PHONY: sweep test lint gate wheels setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
@@ -16,6 +16,18 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gate: setup  ## counted work against bench/baselines/work.json: no GPU needed
+	$(BIN)/python -m bench gate --clock work
+
+# The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
+SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.18 0.5.20 0.5.23
+
+wheels: setup  ## fetch them (130 MB) into build/wheels
+	for version in $(SGLANG_VERSIONS); do \
+	  ls build/wheels/sglang-$$version-*.whl >/dev/null 2>&1 || \
+	  $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: -d build/wheels sglang==$$version || exit 1; \
+	done
 
 setup: $(VENV)/.ready
 

@@ -11,7 +11,7 @@ RankMix = Literal["equal", "ladder", "gaps"]
 DType = Literal["float16", "bfloat16", "float32"]
 Cache = Literal["warm", "cold"]
 Storage = Literal["vocab_major", "rank_major"]
-ClockName = Literal["graph", "eager", "work"]
+ClockName = Literal["graph", "eager", "prepare", "work"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 RANK_MIXES: tuple[RankMix, ...] = get_args(RankMix)

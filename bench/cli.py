@@ -24,6 +24,8 @@ from bench.results import Results, ResultsError, Run, Schema, Selection
 TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
 USAGE_ERROR, INTERRUPTED = 2, 130
+DEFAULT_PROFILE = "quick"
+FIGURES = ("scaling", "roofline")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -31,7 +33,9 @@ ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="Profile of 
 AxisOption = Annotated[
     list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis in every grid of the profile.")
 ]
-ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager or work; default: the profile's.")]
+ClockOption = Annotated[
+    list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
+]
 ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
@@ -41,7 +45,7 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file
 
 @app.command()
 def sweep(
-    profile: ProfileOption = "quick",
+    profile: ProfileOption = DEFAULT_PROFILE,
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
@@ -59,6 +63,8 @@ def sweep(
 
     out = console()
     selection = Selection(profile, axis, clock, contender, case, rounds, processes)
+    if resume and (selection != Selection(DEFAULT_PROFILE) or output):
+        raise ConfigError(f"--resume {resume}: goes on with the file's own selection; expected no other option")
     results = store.read(resume) if resume else None
     if results is not None:
         selection = results.run.selection
@@ -83,6 +89,23 @@ def show(file: Annotated[Path, typer.Argument(help="Results file.")]) -> None:
     from bench.report.tables import console, summary
 
     console().print(summary(store.read(file)))
+
+
+@app.command()
+def plot(
+    figure: Annotated[str, typer.Argument(help=f"One of {', '.join(FIGURES)}.")],
+    file: Annotated[Path, typer.Argument(help="Results file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: beside the results file.")] = None,
+) -> None:
+    """Draw a figure of a results file, as PNG and SVG."""
+    if figure not in FIGURES:
+        raise ConfigError(f"figure {figure!r} is unknown; expected one of {', '.join(FIGURES)}")
+    import importlib
+
+    results = store.read(file)
+    path = output or file.with_name(f"{file.stem}-{figure}.png")
+    for written in importlib.import_module(f"plots.{figure}").draw(results, path):
+        sys.stdout.write(f"written to {written}\n")
 
 
 @app.command(name="list")
@@ -122,6 +145,50 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def tune(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
+    ] = None,
+) -> None:
+    """Time launch configurations on this GPU and write the library's table for it."""
+    if nvml_device() is None:
+        raise ConfigError("tune: needs an NVIDIA GPU and none was found")
+    import torch
+
+    from bench.report.progress import tuned
+    from bench.report.tables import console
+    from bench.tune import ADAPTERS, VOCAB, TunedTable, as_fields, encode
+    from bench.tune import tune as run_tune
+    from csgmv_embed import tuning
+
+    gpu = torch.cuda.get_device_name()
+    rows = [as_fields(row) for row in tuned(run_tune(), console())]
+    code = collect_code()
+    table = TunedTable(gpu, code.sha, "python -m bench tune", VOCAB, ADAPTERS, rows)
+    path = output or tuning.table_path(gpu)
+    store.write_bytes(path, encode(table))
+    console().print(f"written to {path}")
+
+
+@app.command()
+def layer(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
+) -> None:
+    """Time SGLang's embedding layer with the plugin on and off."""
+    if nvml_device() is None:
+        raise ConfigError("layer: needs an NVIDIA GPU and none was found")
+    from bench import layer as layers
+    from bench.environment import collect_environment
+    from bench.report.layer import shown
+    from bench.report.tables import console
+
+    rows = [*shown(layers.compare(), console())]
+    if output is not None:
+        store.write_bytes(output, layers.encode(rows, collect_environment("cuda"), collect_code()))
+        console().print(f"written to {output}")
+
+
 register_gate(app)
 
 
@@ -155,7 +222,11 @@ def _plan(loaded: Config, selection: Selection) -> Plan:
 def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
     from bench.sweep import argv, plan_digest
 
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
+    if exists:
         raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
     run = Run(
         id=str(uuid.uuid4()),
@@ -197,7 +268,7 @@ def _run(plan: Plan, results: Results, path: Path) -> None:
         follow(events, console())
     except KeyboardInterrupt:
         events.close()
-        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}")
+        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

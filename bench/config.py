@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -18,9 +18,13 @@ from bench.contenders import FAMILIES, Family
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "bench.toml"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-Percent = Annotated[float, msgspec.Meta(gt=0)]
+LARGEST = 1e9  # of a float: JSON, in which workers are told, has no infinity
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+Percent = PositiveFloat
 Mix = Annotated[str, msgspec.Meta(pattern=r"^(one|uniform|distinct|zipf:[0-9]+(\.[0-9]+)?)$")]
 ChunkSize = Literal[16, 32, 64, 128]
+T = TypeVar("T")
+Some = Annotated[tuple[T, ...], msgspec.Meta(min_length=1)]  # an empty list would plan nothing and call it a success
 
 __all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_overrides"]
 
@@ -35,20 +39,20 @@ class ConfigError(ValueError):
 class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Values of each axis; an axis left out is inherited."""
 
-    phase: tuple[Phase, ...] | None = None
-    batch_size: tuple[Positive, ...] | None = None
-    seq_len: tuple[Positive, ...] | None = None
-    skew: tuple[Annotated[float, msgspec.Meta(ge=0)], ...] | None = None
-    adapters: tuple[Positive, ...] | None = None
-    mix: tuple[Mix, ...] | None = None
-    base_fraction: tuple[Annotated[float, msgspec.Meta(ge=0, le=1)], ...] | None = None
-    rank: tuple[Positive, ...] | None = None
-    rank_mix: tuple[RankMix, ...] | None = None
-    vocab: tuple[Positive, ...] | None = None
-    dtype: tuple[DType, ...] | None = None
-    cache: tuple[Cache, ...] | None = None
-    storage: tuple[Storage, ...] | None = None
-    chunk_size: tuple[ChunkSize, ...] | None = None
+    phase: Some[Phase] | None = None
+    batch_size: Some[Positive] | None = None
+    seq_len: Some[Positive] | None = None
+    skew: Some[Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]] | None = None
+    adapters: Some[Positive] | None = None
+    mix: Some[Mix] | None = None
+    base_fraction: Some[Annotated[float, msgspec.Meta(ge=0, le=1)]] | None = None
+    rank: Some[Positive] | None = None
+    rank_mix: Some[RankMix] | None = None
+    vocab: Some[Positive] | None = None
+    dtype: Some[DType] | None = None
+    cache: Some[Cache] | None = None
+    storage: Some[Storage] | None = None
+    chunk_size: Some[ChunkSize] | None = None
 
     def over(self, base: Axes) -> Axes:
         """These axes, and those of `base` where this leaves one out."""
@@ -63,21 +67,22 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nodes: Positive
     max_index_sets: Positive
     blocks: Positive
-    block_ms: Annotated[float, msgspec.Meta(gt=0)]
+    block_ms: PositiveFloat
     eager_calls: Positive
+    prepare_calls: Positive
     rounds: Positive
     processes: Positive
-    point_timeout_s: Annotated[float, msgspec.Meta(gt=0)]
-    start_timeout_s: Annotated[float, msgspec.Meta(gt=0)]
+    point_timeout_s: PositiveFloat
+    start_timeout_s: PositiveFloat
     work_lanes: Positive
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named selection of cases, contenders and clocks."""
 
-    clocks: tuple[ClockName, ...]
-    contenders: tuple[Family, ...]
-    grids: tuple[Axes, ...]
+    clocks: Some[ClockName]
+    contenders: Some[Family]
+    grids: Some[Axes]
     axes: Axes = Axes()
     shuffle: bool = True
     rounds: Positive | None = None
@@ -178,6 +183,8 @@ def load(path: Path = DEFAULT_PATH) -> Config:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; expected TOML in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     config: Config = _convert(raw, Config, str(path))
@@ -195,7 +202,10 @@ def parse_axis_overrides(texts: Iterable[str]) -> Axes:
         if not equals or name not in Axes.__struct_fields__:
             known = ", ".join(Axes.__struct_fields__)
             raise ConfigError(f"--axis {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
-        values[name] = [part.strip() for part in listed.split(",")]
+        if name in values:
+            joined = ",".join([*values[name], listed])
+            raise ConfigError(f"--axis {text}: {name} is given twice; expected its values joined: {name}={joined}")
+        values[name] = [part.strip() for part in listed.split(",")] if listed else []
     axes: Axes = _convert(values, Axes, "--axis", strict=False)
     return axes
 
@@ -221,9 +231,10 @@ def make_plan(
     names = _select_contenders(_variants(profile.contenders, base), contenders)
     grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
     chosen = _select_cases(list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes))), cases)
-    points = tuple(
+    product = (
         PlannedPoint(case, name, clock) for case in chosen for clock in clocks or profile.clocks for name in names
     )
+    points = tuple(dict.fromkeys(product))  # a value may be given twice
     measure = msgspec.structs.replace(
         config.measure,
         rounds=profile.rounds or config.measure.rounds,
@@ -268,20 +279,33 @@ def _select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
 def _select_cases(cases: list[Case], selections: Sequence[str]) -> list[Case]:
     if not selections:
         return cases
+    chosen: set[Case] = set()
     for selection in selections:
-        for term in selection.split(","):
-            if term.partition("=")[0] not in CASE_AXES:
-                raise ConfigError(
-                    f"--case {selection}: {term!r} is no NAME=VALUE with NAME one of {', '.join(CASE_AXES)}"
-                )
-    chosen = [case for case in cases if any(_has(case, selection) for selection in selections)]
-    if not chosen:
-        raise ConfigError(f"--case {' '.join(selections)}: no case of the profile has these values")
-    return chosen
+        terms = [_term(selection, text, cases) for text in selection.split(",")]
+        fitting = [case for case in cases if all(getattr(case, name) == value for name, value in terms)]
+        if not fitting:
+            raise ConfigError(f"--case {selection}: no case of the profile has all of these values")
+        chosen.update(fitting)
+    return [case for case in cases if case in chosen]
 
 
-def _has(case: Case, selection: str) -> bool:
-    return set(selection.split(",")) <= set(case.key.split(","))
+def _term(selection: str, text: str, cases: Sequence[Case]) -> tuple[str, object]:
+    """`rank=16` -> (name, value), the value one that a case has."""
+    name, equals, written = (part.strip() for part in text.partition("="))
+    if not equals or name not in CASE_AXES:
+        known = ", ".join(CASE_AXES)
+        raise ConfigError(
+            f"--case {selection}: {text!r} is no term; expected NAME=VALUE[,NAME=VALUE...] with NAME one of {known}"
+        )
+    values = sorted({getattr(case, name) for case in cases})
+    try:
+        value: object = msgspec.convert(written, get_type_hints(Case)[name], strict=False)
+    except msgspec.ValidationError:
+        value = None
+    if value not in values:
+        listed = ", ".join(map(str, values))
+        raise ConfigError(f"--case {selection}: no case of the profile has {name}={written}; expected one of {listed}")
+    return name, value
 
 
 def _convert(raw: Mapping[str, Any], kind: Any, source: str, *, strict: bool = True) -> Any:
@@ -291,21 +315,36 @@ def _convert(raw: Mapping[str, Any], kind: Any, source: str, *, strict: bool = T
     except msgspec.ValidationError as error:
         message = str(error)
         where = re.search(r"at `(?:key in )?\$\.?(.*)`", message)
-        path = where.group(1) if where else ""
+        place, found = _locate(raw, kind, where.group(1) if where else "")
         problem = message.split(" - at ")[0]
-        place = f"{source}: {path or 'top level'}"
-        raise ConfigError(f"{place}: {problem}; {_allowed(kind, path, problem)}") from error
+        raise ConfigError(f"{source}: {place or 'top level'}: {problem}; {_allowed(found)}") from error
 
 
-def _allowed(kind: Any, path: str, problem: str) -> str:
-    """What the schema expects at a path like `profiles[...].grids[0].phase[0]`."""
+def _locate(raw: Any, kind: Any, path: str) -> tuple[str, Any]:
+    """A path like `profiles[...].grids[0].rank[0]` with the key for each `[...]`, and what the schema expects there."""
+    place = ""
     for step in re.findall(r"[A-Za-z_]\w*|\[[^\]]*\]", path):
-        kind = _strip_optional(kind)
-        if step.startswith("["):
-            kind = get_args(kind)[-1 if get_origin(kind) is dict else 0]
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = get_type_hints(kind, include_extras=True)[step]
-    kind = _strip_optional(kind)
+        kind = _bare(kind)
+        if step == "[...]":  # msgspec does not say which key; it is the first whose value does not fit
+            kind = get_args(kind)[-1]
+            key = next(key for key, value in raw.items() if not _fits(value, kind))
+            place, raw = f"{place}.{key}", raw[key]
+        elif step.startswith("["):
+            kind, place, raw = get_args(kind)[0], place + step, raw[int(step[1:-1])]
+        else:
+            kind, place, raw = get_type_hints(kind, include_extras=True)[step], f"{place}.{step}", raw[step]
+    return place.removeprefix("."), _strip_optional(kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _allowed(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return f"allowed keys: {', '.join(kind.__struct_fields__)}"
     if get_origin(kind) is Literal:
@@ -313,6 +352,12 @@ def _allowed(kind: Any, path: str, problem: str) -> str:
     if kind is Mix:
         return "allowed: one, uniform, distinct, zipf:EXPONENT"
     return f"allowed: {_spell(kind)}"
+
+
+def _bare(kind: Any) -> Any:
+    """The type without `| None` and without its bounds."""
+    kind = _strip_optional(kind)
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _strip_optional(kind: Any) -> Any:
@@ -323,9 +368,10 @@ def _strip_optional(kind: Any) -> Any:
 def _spell(kind: Any) -> str:
     if get_origin(kind) is Annotated:
         meta = get_args(kind)[1]
-        bounds = [
-            f"{sign} {bound}" for sign, bound in ((">=", meta.ge), (">", meta.gt), ("<=", meta.le)) if bound is not None
-        ]
+        if meta.min_length:
+            return f"{_spell(get_args(kind)[0])}, at least {meta.min_length}"
+        signs = ((">=", meta.ge), (">", meta.gt), ("<=", meta.le))
+        bounds = [f"{sign} {bound:g}" for sign, bound in signs if bound is not None]
         return f"{get_args(kind)[0].__name__} {' and '.join(bounds)}"
     if get_origin(kind) is tuple:
         return f"a list, each {_spell(get_args(kind)[0])}"

@@ -118,13 +118,14 @@ def _cpu_model() -> str | None:
 
 def collect_code() -> Code:
     """The commit, how the tree differs from it, and hashes of the kernel's and the suite's sources."""
-    sha = _git("rev-parse", "HEAD") or os.environ.get("GIT_COMMIT")  # a tree without .git, in a container or CI
-    diff = _git("diff", "HEAD", "--", "csgmv_embed", "bench", "bench.toml", ":!bench/baselines")
+    # GIT_COMMIT names the commit where git cannot: a tree copied into a container, with another history or none.
+    sha = os.environ.get("GIT_COMMIT") or _git("rev-parse", "HEAD")
+    diff = _git("diff", sha or "HEAD", "--", "csgmv_embed", "bench", "bench.toml", ":!bench/baselines")
     return Code(
         sha=sha,
         short=sha[:9] if sha else None,
         branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
-        commit_time=_git("show", "-s", "--format=%cI", "HEAD"),
+        commit_time=_git("show", "-s", "--format=%cI", sha or "HEAD"),
         dirty=None if diff is None else bool(diff),
         diff_sha256=hashlib.sha256(diff.encode()).hexdigest() if diff else None,
         kernel_source_sha256=hash_sources(ROOT / "csgmv_embed"),

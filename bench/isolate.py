@@ -24,6 +24,7 @@ from bench.results import Anchor, Environment, Point
 WorkerKind = Literal["gpu", "interpret", "compile"]
 T = TypeVar("T")
 LAST_WORDS = 300  # characters of a dead worker's output that a reason quotes
+LONGEST_ANSWER = 2**26  # bytes; a length past it is no length but garbage, and waiting for its end would never end
 GRACE_S = 5.0
 
 
@@ -119,12 +120,15 @@ class Worker:
         try:
             self._sender.send_bytes(msgspec.json.encode(message))
             if self._receiver.poll(timeout_s):
-                return msgspec.json.decode(self._receiver.recv_bytes(), type=kind)
+                return msgspec.json.decode(self._receiver.recv_bytes(LONGEST_ANSWER), type=kind)
+            ending = f"no answer within {timeout_s:g} s"
         except (EOFError, OSError):
             raise WorkerDied(self._how_it_ended()) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            ending = f"answered what is no {kind.__name__} ({error})"
         self._process.kill()
         self._process.wait()
-        raise WorkerDied(f"no answer within {timeout_s:g} s: killed")
+        raise WorkerDied(f"{ending}: killed")
 
     def _how_it_ended(self) -> str:
         try:

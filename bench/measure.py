@@ -70,7 +70,9 @@ def measure(bench: Bench, planned: PlannedPoint, index: int) -> Point:
             contender = contenders.build(planned.contender)
             if reason := contender.unavailable():
                 raise NotMeasured("skipped", reason)
-            {"graph": _graph, "eager": _eager, "work": _work}[planned.clock](bench, contender, point)
+            {"graph": _graph, "eager": _eager, "prepare": _prepare, "work": _work}[planned.clock](
+                bench, contender, point
+            )
         except NotMeasured as end:
             point.status, point.reason, point.check = end.status, end.reason, end.check or point.check
     point.wall_s = perf_counter() - start
@@ -123,6 +125,25 @@ def _eager(bench: Bench, contender: Contender, point: Point) -> None:
             blocks, host = eager.sample(launch, index_sets=sets, calls=settings.eager_calls, blocks=settings.blocks)
         point.rounds.append(_round(bench, seed, blocks, host))
     point.cache = _cache_state(point, sets, bench.l2_bytes, flushed=False)
+
+
+def _prepare(bench: Bench, contender: Contender, point: Point) -> None:
+    from bench.clocks import prepare
+
+    settings = bench.settings
+    workload = bench.workload(point.case, 1)
+    for seed in _layout_seeds(bench):
+        with markers.span("setup"):
+            preparation = contender.preparation(workload)
+        if preparation is None:
+            raise NotMeasured("skipped", "this contender plans no batch on the host")
+        with preparation as prepared:
+            prepared.prepare()
+            with markers.span("verify"):
+                point.check = verify_eager(contender, workload, prepared.launch)
+            with markers.span("sample"):
+                blocks = prepare.sample(prepared.prepare, calls=settings.prepare_calls, blocks=settings.blocks)
+        point.rounds.append(_round(bench, seed, blocks))
 
 
 def _work(bench: Bench, contender: Contender, point: Point) -> None:

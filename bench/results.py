@@ -1,6 +1,6 @@
 """The record types, their JSON file, and the store that writes it atomically.
 
-History of the format (semver: a reader refuses another major and ignores keys a newer minor added)
+History of the format (semver: a reader refuses another major and ignores keys a newer minor added, except in a case)
 1.0.0  first version
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
@@ -10,6 +10,9 @@ stored. Floats are rounded to 6 significant digits when written; keys are sorted
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -217,34 +220,50 @@ class Results(msgspec.Struct):
 
 
 def encode(results: msgspec.Struct) -> bytes:
-    """The file's bytes: sorted keys, 6 significant digits, no NaN or infinity."""
-    plain = _round_floats(msgspec.to_builtins(results))
+    """The file's bytes: sorted keys, 6 significant digits. Raises ResultsError for a NaN or an infinity."""
+    plain = _round_floats(msgspec.to_builtins(results), "")
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
 
 
-def _round_floats(value: Any) -> Any:
+def _round_floats(value: Any, place: str) -> Any:
     if isinstance(value, float):
+        if not isfinite(value):  # JSON would say null, which is another thing
+            raise ResultsError(f"{place.removeprefix('.')} is {value}; expected a finite number")
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _round_floats(item) for key, item in value.items()}
+        return {key: _round_floats(item, f"{place}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_round_floats(item) for item in value]
+        return [_round_floats(item, f"{place}[{index}]") for index, item in enumerate(value)]
     return value
 
 
 def write(path: Path, results: msgspec.Struct) -> None:
-    """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part.
+
+    Raises ResultsError, and leaves the old file alone, if the results or the disk do not allow it.
+    """
+    try:
+        data = encode(results)
+    except ResultsError as error:
+        raise ResultsError(f"{path}: cannot be written: {error}") from error
+    write_bytes(path, data)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace any file in one step. Raises ResultsError, the old file untouched, if the disk does not allow it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(encode(results))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Results:
@@ -258,25 +277,34 @@ def read_document(path: Path, kind: type[Document], name: str, version: str) -> 
         data = path.read_bytes()
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    _check_schema(path, data, name, version)
+    found = _check_schema(path, data, name, version)
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        axis = re.search(r"unknown field `(.*)` - at `\$\.(points\[\d+\]\.case)`", str(error))
+        if axis and found != version:  # ignored, it would make one case of several
+            raise ResultsError(
+                f"{path}: {axis[2]} has the axis {axis[1]!r}, which format {version} does not know; "
+                f"format {found} needs a newer version of this suite"
+            ) from error
         raise ResultsError(f"{path}: not a valid results file: {error}") from error
 
 
-def _check_schema(path: Path, data: bytes, name: str, version: str) -> None:
+def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
+    """The format's version."""
+
     class Head(msgspec.Struct):
         schema: Schema
 
     try:
         schema = msgspec.json.decode(data, type=Head).schema
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path}: not a results file of this suite: {error}") from error
     if schema.name != name:
         raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}")
     if schema.version.split(".")[0] != version.split(".")[0]:
         raise ResultsError(f"{path}: schema.version is {schema.version}; expected {version.split('.')[0]}.x.y")
+    return schema.version
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from hashlib import sha256
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event as ThreadEvent
-from threading import Lock
 
 import msgspec
 
@@ -23,7 +22,10 @@ from bench.results import Point, Results, ResultsError
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """How many measurements are planned and how many of them an earlier run has already made."""
+    """At the start of each process: how many measurements the run has, and how many of them need not be made.
+
+    Done are those in the file, and those of later processes whose point has already failed.
+    """
 
     total: int
     done: int
@@ -53,17 +55,19 @@ def plan_digest(plan: Plan) -> str:
 
 
 def sweep(plan: Plan, results: Results, path: Path) -> Generator[Event, None, None]:
-    """Measure what `results` lacks, writing `path` after every measurement.
+    """Measure what `results` lacks, writing `path` at the start and after every measurement.
 
     Raises ResultsError if the machine is not the one the file was begun on.
     """
     begun = time.monotonic()
     spent_s = results.run.duration_s
-    todo = [left_of(plan, results, process) for process in range(plan.measure.processes)]
+    if not path.exists():  # whenever the sweep ends, there is a file to go on with
+        store.write(path, results)
     total = len(plan.points) * plan.measure.processes
-    yield Planned(total, total - sum(map(len, todo)))
-    for process, tasks in enumerate(todo):
-        for event in _process(plan, results, process, tasks):
+    for process in range(plan.measure.processes):
+        left = [left_of(plan, results, later) for later in range(process, plan.measure.processes)]
+        yield Planned(total, total - sum(map(len, left)))
+        for event in _process(plan, results, process, left[0]):
             results.run.duration_s = spent_s + time.monotonic() - begun
             if isinstance(event, Measured):
                 store.write(path, results)
@@ -126,62 +130,97 @@ def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) 
     """The work clock: interpreter workers side by side, one compiling worker between them."""
     if not tasks:
         return
-    lanes: SimpleQueue[Worker] = SimpleQueue()
     lane_start = _start(plan, "interpret", process, tasks)
-    stopping = ThreadEvent()
+    starts = [lane_start] * plan.measure.work_lanes + [_start(plan, "compile", process, tasks)]
     with ExitStack() as stack:
         begun = time.monotonic()
-        pool = stack.enter_context(ThreadPoolExecutor(plan.measure.work_lanes + 1))
-        lanes_kind: WorkerKind = "interpret"
-        kinds: list[WorkerKind] = [lanes_kind] * plan.measure.work_lanes + ["compile"]
-        starts = [pool.submit(Worker, _start(plan, kind, process, tasks), plan.worker_env) for kind in kinds]
-        workers = [stack.enter_context(future.result()) for future in starts]
-        compiler = _Shared(workers.pop())
-        for worker in workers:
-            lanes.put(worker)
+        compiling = stack.enter_context(ThreadPoolExecutor(1))
+        pool = stack.enter_context(ThreadPoolExecutor(len(starts)))
+
+        def begin(start: Start) -> Worker:
+            # On the stack at once: whoever did start is closed should another fail.
+            return stack.enter_context(Worker(start, plan.worker_env))
+
+        workers = [future.result() for future in [pool.submit(begin, start) for start in starts]]
         _adopt(results, workers[0].hello, process)
         yield WorkerStarted("interpret", process, time.monotonic() - begun)
+        compiler = _Compiler(workers.pop(), compiling)
+        lanes = _Lanes(tasks, plan.measure.point_timeout_s, compiler, lambda: begin(lane_start))
+        with closing(lanes.count(workers, pool)) as points:  # stopped before its workers are killed
+            for point in points:
+                yield Measured(_record(results, point))
 
-        def count(task: Task) -> Point:
-            worker = lanes.get()
-            index, planned = task
-            point, alive = _ask(worker, planned, index, plan.measure.point_timeout_s)
-            if stopping.is_set():
-                lanes.put(worker)  # killed by now; wakes the next thread, which ends here too
-                return point
-            lanes.put(worker if alive else stack.enter_context(Worker(lane_start, plan.worker_env)))
-            return compiler.add(planned, point, plan.measure.point_timeout_s)
 
-        futures: list[Future[Point]] = [pool.submit(count, task) for task in tasks]
+class _Lanes:
+    """Threads that count, each with a worker of its own, taking tasks until none is left."""
+
+    def __init__(
+        self, tasks: Sequence[Task], timeout_s: float, compiler: _Compiler, restart: Callable[[], Worker]
+    ) -> None:
+        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        for task in tasks:
+            self._tasks.put(task)
+        self._timeout_s = timeout_s
+        self._compiler = compiler
+        self._restart = restart
+        self._stopping = ThreadEvent()
+        self._counted: SimpleQueue[Future[Point] | None] = SimpleQueue()  # None: a lane has ended
+
+    def count(self, workers: Sequence[Worker], pool: ThreadPoolExecutor) -> Generator[Point, None, None]:
+        """The points as they are counted. Raises WorkerDied if tasks are left and no lane is."""
+        lanes = [pool.submit(self._lane, worker) for worker in workers]
+        running = len(lanes)
         try:
-            for future in as_completed(futures):
-                yield Measured(_record(results, future.result()))
+            while running:
+                counted = self._counted.get()
+                if counted is None:
+                    running -= 1
+                else:
+                    yield counted.result()
         finally:
-            stopping.set()
-            for future in futures:
-                future.cancel()
+            self._stopping.set()
+        for error in filter(None, (lane.exception() for lane in lanes)):
+            if not self._tasks.empty() or not isinstance(error, WorkerDied):
+                raise error
+
+    def _lane(self, worker: Worker) -> None:
+        """Raises WorkerDied if a dead worker cannot be replaced; nobody waits for its lane, the others go on."""
+        try:
+            while not self._stopping.is_set():
+                index, planned = self._tasks.get_nowait()
+                point, alive = _ask(worker, planned, index, self._timeout_s)
+                self._counted.put(self._compiler.add(planned, point, self._timeout_s))
+                if not (alive or self._stopping.is_set() or self._tasks.empty()):
+                    worker = self._restart()
+        except Empty:
+            return
+        finally:
+            self._counted.put(None)
 
 
-class _Shared:
+class _Compiler:
     """The compiling worker: one point at a time, and counts stand without it should it die."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, pool: ThreadPoolExecutor) -> None:
         self._worker: Worker | None = worker
-        self._lock = Lock()
+        self._pool = pool  # of one thread
 
-    def add(self, planned: PlannedPoint, point: Point, timeout_s: float) -> Point:
+    def add(self, planned: PlannedPoint, point: Point, timeout_s: float) -> Future[Point]:
+        """The point with its compiled figures, or with the reason why it has none."""
+        return self._pool.submit(self._add, planned, point, timeout_s)
+
+    def _add(self, planned: PlannedPoint, point: Point, timeout_s: float) -> Point:
         if point.status != "ok" or point.work is None:
             return point
-        with self._lock:
-            if self._worker is None:
-                point.work.compiled_reason = "the compiling worker ended at an earlier point"
-                return point
-            try:
-                return self._worker.ask(Ask(planned, point.index, counted=point), timeout_s).point
-            except WorkerDied as death:
-                self._worker = None
-                point.work.compiled_reason = str(death)
-                return point
+        if self._worker is None:
+            point.work.compiled_reason = "the compiling worker ended at an earlier point"
+            return point
+        try:
+            return self._worker.ask(Ask(planned, point.index, counted=point), timeout_s).point
+        except WorkerDied as death:
+            self._worker = None
+            point.work.compiled_reason = str(death)
+            return point
 
 
 def _start(plan: Plan, kind: WorkerKind, process: int, tasks: Sequence[Task]) -> Start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from math import isfinite
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -54,7 +55,9 @@ def _answer(bench: measure.Bench, ask: Ask) -> Answer:
     if ask.counted is not None:
         return Answer(_compiled(bench, ask.counted))
     try:
-        return Answer(measure.measure(bench, ask.planned, ask.index))
+        point = measure.measure(bench, ask.planned, ask.index)
+        _check_times(point)
+        return Answer(point)
     except torch.OutOfMemoryError as error:
         point = _failed(ask, "error", f"out of GPU memory: {_first_line(error)}")
     except Exception as error:  # whatever a contender raises is its result
@@ -70,6 +73,14 @@ def _answer(bench: measure.Bench, ask: Ask) -> Answer:
         point.reason = f"GPU context lost: {_first_line(error)}"
         return Answer(point, lost=True)
     return Answer(point)
+
+
+def _check_times(point: Point) -> None:
+    """Raises ValueError for what is no time: a message would carry a NaN as null, and an estimate takes logarithms."""
+    blocks = [block for item in point.rounds for block in (*item.blocks_us, *(item.host_blocks_us or ()))]
+    for time_us in (*blocks, *point.floor_us):
+        if not (isfinite(time_us) and time_us > 0):
+            raise ValueError(f"measured a time of {time_us} us; expected a finite one above 0")
 
 
 def _compiled(bench: measure.Bench, point: Point) -> Point:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import operator
+from dataclasses import dataclass, field
 
 import torch
-import triton
 from triton.runtime.interpreter import InterpretedFunction
 
 from csgmv_embed import tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
 from csgmv_embed.kernels import embedding_lora_a_segments_kernel, embedding_lora_a_tokens_kernel
+from csgmv_embed.launch import launch, overlaps_launches
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
 VECTOR_BYTES = 16  # the widest load of one thread
+MAX_LAYOUTS = 1024  # kept checks; a serving process has one or two tables
 
 # Host tensors make sense where nothing is launched on a GPU: in the interpreter, or in a tool that only compiles.
 accept_host_tensors = isinstance(embedding_lora_a_tokens_kernel, InterpretedFunction)
@@ -28,6 +31,8 @@ def embedding_lora_a(
     vocab_size: int,
     extra_embeddings: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    *,
+    pdl: bool = False,
 ) -> torch.Tensor:
     """The A side of LoRA on an embedding layer: out[t, :r] = A[slot, :r, id], out[t, r:] = 0.
 
@@ -41,94 +46,181 @@ def embedding_lora_a(
     extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
     out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
                       element is written. Allocated if None.
+    pdl               programmatic dependent launch: set up while the kernel before still runs, which it waits for
+                      before it reads. Ignored before compute capability 9.0. Pays where the neighbours are launched
+                      so too; between ordinary kernels it costs (docs/measured.md).
 
-    Returns out. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a static
-    batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
+    static batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
     """
-    _check(input_ids, a_table, batch, vocab_size, extra_embeddings)
-    tokens, max_rank = input_ids.numel(), a_table.shape[1]
+    if type(vocab_size) is not int:
+        vocab_size = _integer("vocab_size", vocab_size)
+    layout = _layout(input_ids, a_table, vocab_size, extra_embeddings)
+    tokens = input_ids.shape[0]
+    _check_batch(tokens, layout, batch)
     if out is None:
-        out = torch.empty(tokens, max_rank, dtype=a_table.dtype, device=a_table.device)
+        out = a_table.new_empty(tokens, layout.max_rank)
     else:
         _check_out(out, tokens, a_table)
-    if out.numel() > 0:
-        _launch(input_ids, a_table, batch, vocab_size, extra_embeddings, out)
+    if tokens > 0 and layout.max_rank > 0:
+        pdl = pdl and overlaps_launches(layout.device)
+        _launch(input_ids, a_table, batch, extra_embeddings, out, layout, pdl)
     return out
+
+
+@dataclass(slots=True)
+class _Layout:
+    """What calls with equal shapes, strides and dtypes share: that they are right, and the constants of the kernel.
+
+    `group` is the most elements of the table that may be read as one by shapes and strides alone, a power of two
+    dividing all that places a row, `out_group` the most of out that may be written as one (kernels.py, GROUP and
+    OUT_GROUP). The addresses of a call and the stride of its out may allow less.
+    """
+
+    slots: int
+    max_rank: int
+    device: torch.device
+    rows_contiguous: bool
+    element_bytes: int
+    group: int
+    out_group: int
+    placing: tuple[int, ...]  # vocab_size, num_extra, strides of table and extra: the kernel's parameters in order
+    has_extra: bool
+    gpu: str  # its name, empty for none
+    constants: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
+
+
+_layouts: dict[tuple[object, ...], _Layout] = {}
+
+
+def _layout(
+    input_ids: torch.Tensor, a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
+) -> _Layout:
+    """The checked layout of these tensors. Checking costs more than the launch, so equal layouts are checked once."""
+    key: tuple[object, ...] = (
+        input_ids.dtype,
+        input_ids.device,
+        input_ids.dim() == 1 and input_ids.is_contiguous(),
+        a_table.dtype,
+        a_table.device,
+        a_table.shape,
+        a_table.stride(),
+        vocab_size,
+        accept_host_tensors,
+    )
+    if extra_embeddings is not None:
+        extra = extra_embeddings
+        key += (extra.dtype, extra.device, extra.shape, extra.stride())
+    found = _layouts.get(key)
+    if found is None:
+        _check(input_ids, a_table, vocab_size, extra_embeddings)
+        if len(_layouts) >= MAX_LAYOUTS:
+            _layouts.clear()
+        found = _layouts[key] = _new_layout(a_table, vocab_size, extra_embeddings)
+    return found
+
+
+def _new_layout(a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None) -> _Layout:
+    slots, max_rank, _ = a_table.shape
+    rows_contiguous = a_table.stride(1) == 1
+    size = a_table.element_size()
+    out_group = math.gcd(VECTOR_BYTES // size, max_rank)
+    group = math.gcd(out_group, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1
+    extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
+    num_extra = 0 if extra_embeddings is None else extra.shape[1]
+    placing = (vocab_size, num_extra, *a_table.stride(), *extra.stride())
+    gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
+    has_extra = extra_embeddings is not None
+    return _Layout(slots, max_rank, a_table.device, rows_contiguous, size, group, out_group, placing, has_extra, gpu)
 
 
 def _launch(
     input_ids: torch.Tensor,
     a_table: torch.Tensor,
     batch: EmbeddingBatch,
-    vocab_size: int,
     extra_embeddings: torch.Tensor | None,
     out: torch.Tensor,
+    layout: _Layout,
+    pdl: bool,
 ) -> None:
-    tokens, max_rank = out.shape
-    config = tuning.choose(tokens, max_rank, a_table.stride(1) == 1)
-    rank_blocks = triton.cdiv(max_rank, config.block_rank)
-    extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
-    shared = (
-        vocab_size,
-        0 if extra_embeddings is None else extra.shape[1],
-        *a_table.stride(),
-        *extra.stride(),
-        out.stride(0),
-        max_rank,
-        config.block_tokens,
-        config.block_rank,
-        _vector_group(a_table, out),
-        extra_embeddings is not None,
-    )
-    tiles = triton.cdiv(tokens, config.block_tokens)
+    tokens, max_rank = input_ids.shape[0], layout.max_rank
+    config = tuning.choose(tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
+    extra = a_table if extra_embeddings is None else extra_embeddings
+    constants = _constants(layout, a_table, out, config, pdl)
+    tiles = -(-tokens // config.block_tokens)
+    rank_blocks = -(-max_rank // config.block_rank)
     if batch.token_adapters is not None:
-        embedding_lora_a_tokens_kernel[(tiles, rank_blocks)](
-            input_ids, batch.token_adapters, a_table, extra, out, tokens, *shared, num_warps=config.num_warps
-        )
+        tensors = (input_ids, batch.token_adapters, a_table, extra, out)
+        grid = (tiles, rank_blocks, 1)
+        launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), constants, config.num_warps, pdl)
         return
-    segment_tiles = triton.cdiv(batch.chunk_size, config.block_tokens)
-    padding_tiles = 0 if batch.num_tokens == tokens else tiles
-    embedding_lora_a_segments_kernel[(batch.num_segments * segment_tiles + padding_tiles, rank_blocks)](
-        input_ids,
-        batch.seg_indptr if batch.permutation is None else batch.permutation,
-        batch.seg_indptr,
-        batch.seg_slots,
-        batch.ranks,
-        a_table,
-        extra,
-        out,
-        tokens,
-        min(a_table.shape[0], batch.ranks.shape[0]),
-        batch.num_segments,
-        segment_tiles,
-        *shared,
-        batch.permutation is not None,
-        num_warps=config.num_warps,
+    permutation, seg_indptr, seg_slots, ranks = batch.permutation, batch.seg_indptr, batch.seg_slots, batch.ranks
+    assert seg_indptr is not None and seg_slots is not None and ranks is not None
+    segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // config.block_tokens))
+    # Rows behind the last segment: none if the batch was built for these tokens, any number at some later replay.
+    padding_tiles = 0 if not batch.static and batch.num_tokens == tokens else tiles
+    launch(
+        embedding_lora_a_segments_kernel,
+        (batch.num_segments * segment_tiles + padding_tiles, rank_blocks, 1),
+        (
+            input_ids,
+            seg_indptr if permutation is None else permutation,
+            seg_indptr,
+            seg_slots,
+            ranks,
+            a_table,
+            extra,
+            out,
+        ),
+        (tokens, min(layout.slots, batch.slots), batch.num_segments, segment_tiles),
+        (*constants, permutation is not None),
+        config.num_warps,
+        pdl,
     )
 
 
-def _vector_group(a_table: torch.Tensor, out: torch.Tensor) -> int:
-    """Elements that may be moved as one: a power of two dividing everything that places a row (kernels.py, GROUP)."""
-    if a_table.stride(1) != 1:
-        return 1
-    size = a_table.element_size()
-    return math.gcd(
-        VECTOR_BYTES // size,
-        a_table.shape[1],
-        a_table.stride(0),
-        a_table.stride(2),
-        out.stride(0),
-        a_table.data_ptr() // size,
-        out.data_ptr() // size,
-    )
+def _constants(
+    layout: _Layout, a_table: torch.Tensor, out: torch.Tensor, config: tuning.LaunchConfig, pdl: bool
+) -> tuple[object, ...]:
+    """The kernel's parameters from vocab_size on."""
+    stride = out.stride(0)
+    group = _aligned(layout.group, a_table.data_ptr(), layout.element_bytes)
+    out_group = _aligned(layout.out_group, out.data_ptr(), layout.element_bytes)
+    while stride % out_group:
+        out_group //= 2
+    key = (stride, group, out_group, config, pdl)
+    found = layout.constants.get(key)
+    if found is None:
+        found = layout.constants[key] = (
+            *layout.placing,
+            stride,
+            layout.max_rank,
+            config.block_tokens,
+            config.block_rank,
+            group,
+            out_group,
+            layout.has_extra,
+            pdl,
+        )
+    return found
+
+
+def _aligned(group: int, address: int, element_bytes: int) -> int:
+    """The largest power of two up to `group` elements at whose multiple of bytes the address lies."""
+    while group > 1 and address % (group * element_bytes):
+        group //= 2
+    return group
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise ShapeError(f"{name} is {value!r}; expected an integer") from None
 
 
 def _check(
-    input_ids: torch.Tensor,
-    a_table: torch.Tensor,
-    batch: EmbeddingBatch,
-    vocab_size: int,
-    extra_embeddings: torch.Tensor | None,
+    input_ids: torch.Tensor, a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
 ) -> None:
     if input_ids.ndim != 1 or not input_ids.is_contiguous():
         raise ShapeError(
@@ -150,19 +242,16 @@ def _check(
             )
         if extra_embeddings.dtype != a_table.dtype:
             raise DtypeError(f"extra_embeddings is {extra_embeddings.dtype}; expected {a_table.dtype}, as a_table")
-    _check_devices(input_ids, a_table, batch, extra_embeddings)
-    _check_batch(input_ids.numel(), slots, max_rank, batch)
+    _check_devices(input_ids, a_table, extra_embeddings)
 
 
-def _check_devices(
-    input_ids: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, extra_embeddings: torch.Tensor | None
-) -> None:
+def _check_devices(input_ids: torch.Tensor, a_table: torch.Tensor, extra_embeddings: torch.Tensor | None) -> None:
     device = a_table.device
     if device.type != "cuda" and not accept_host_tensors:
         raise DeviceError(
             f"a_table is on {device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
         )
-    others = {"input_ids": input_ids.device, "batch": batch.device}
+    others = {"input_ids": input_ids.device}
     if extra_embeddings is not None:
         others["extra_embeddings"] = extra_embeddings.device
     for name, other in others.items():
@@ -170,27 +259,31 @@ def _check_devices(
             raise DeviceError(f"{name} is on {other}; expected {device}, where a_table is")
 
 
-def _check_batch(tokens: int, slots: int, max_rank: int, batch: EmbeddingBatch) -> None:
-    if batch.static:
-        assert batch.max_tokens is not None
+def _check_batch(tokens: int, layout: _Layout, batch: EmbeddingBatch) -> None:
+    if batch.device != layout.device:
+        raise DeviceError(f"batch is on {batch.device}; expected {layout.device}, where a_table is")
+    if batch.max_tokens is not None:
         if tokens > batch.max_tokens:
             raise CapacityError(f"input_ids has {tokens} tokens; expected at most {batch.max_tokens}, as allocated")
     elif batch.num_tokens is not None and tokens != batch.num_tokens:
         raise ShapeError(f"input_ids has {tokens} tokens; expected {batch.num_tokens}, the tokens of the batch")
     if batch.max_rank is None:
         return  # SGLang's ranks live on the device; the kernel clamps rank and slot instead
-    if batch.ranks.shape[0] > slots:
-        raise ShapeError(f"the batch has {batch.ranks.shape[0]} slots; expected at most {slots}, those of a_table")
-    if batch.max_rank > max_rank:
-        raise ShapeError(f"the batch has an adapter of rank {batch.max_rank}; expected at most {max_rank} (a_table)")
+    if batch.slots > layout.slots:
+        raise ShapeError(f"the batch has {batch.slots} slots; expected at most {layout.slots}, those of a_table")
+    if batch.max_rank > layout.max_rank:
+        raise ShapeError(
+            f"the batch has an adapter of rank {batch.max_rank}; expected at most {layout.max_rank} (a_table)"
+        )
 
 
 def _check_out(out: torch.Tensor, tokens: int, a_table: torch.Tensor) -> None:
     max_rank = a_table.shape[1]
-    if tuple(out.shape) != (tokens, max_rank) or (out.numel() > 0 and out.stride(1) != 1):
+    contiguous = max_rank <= 1 or (out.ndim == 2 and out.stride(1) == 1)
+    if tuple(out.shape) != (tokens, max_rank) or not contiguous or (tokens > 1 and out.stride(0) < max_rank):
         raise ShapeError(
             f"out has shape {tuple(out.shape)}, strides {out.stride()}; "
-            f"expected ({tokens}, {max_rank}), rows contiguous"
+            f"expected ({tokens}, {max_rank}), rows contiguous and apart"
         )
     if out.dtype != a_table.dtype:
         raise DtypeError(f"out is {out.dtype}; expected {a_table.dtype}, as a_table")

@@ -1,19 +1,23 @@
-"""Launch configurations of the kernels.
+"""Launch configurations: a measured table per GPU model, and a rule where there is none.
 
-Chosen from 182 tiles timed once on an NVIDIA H200 (bf16, 8 slots, vocab 128256, ranks 8 to 256, 1 to 16384 tokens,
-graphs of 60 launches, 20 rotating index sets): the rule below is within 4 % of the best tile from rank 16 on when
-rows are contiguous (15 % at rank 8), and within 16 % when they are not. Another GPU may want others.
+Tables are `tuned/<GPU name>.json`, written by `python -m bench tune` on that GPU. Each row says up to which rank and
+number of tokens it holds, for one storage and element size, and why: the time of its configuration and of the rule's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import triton
+TABLES = Path(__file__).parent / "tuned"
 
 
-@dataclass(frozen=True)
-class LaunchConfig:
+class LaunchConfig(NamedTuple):
     """One program copies a tile of block_tokens rows by block_rank columns with num_warps warps."""
 
     block_tokens: int
@@ -21,22 +25,94 @@ class LaunchConfig:
     num_warps: int
 
 
+class TunedRow(NamedTuple):
+    """The best configuration measured for max_tokens tokens of rank max_rank, used up to there."""
+
+    rows_contiguous: bool
+    element_bytes: int
+    max_rank: int
+    max_tokens: int
+    config: LaunchConfig
+    best_us: float
+    rule_us: float
+
+
+# The rule, from 182 tiles timed once on an NVIDIA H200 (bf16, 8 slots, vocab 128256, graphs of 60 launches).
 # Contiguous rows: (largest output in elements, elements of a tile).
 # Small batches wait for memory: small tiles put more programs in flight. Large ones need bytes in flight: 2048
 # elements are two 16-byte loads a thread (rank 256, 16384 tokens: 6.6 us).
 ROW_TILES = ((1 << 17, 512), (1 << 19, 1024), (1 << 62, 2048))
+MAX_BLOCK_RANK = 256
 
 # Scattered elements: tall tiles of few ranks, ranks in the outer grid axis, so that programs running together read
 # neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 85 us, the worst tile 103).
 SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
+_forced: LaunchConfig | None = None
 
-def choose(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
-    """The configuration for num_tokens rows of max_rank columns; rows_contiguous: the table is vocab-major."""
-    rank = int(triton.next_power_of_2(max_rank))
+
+def choose(num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str) -> LaunchConfig:
+    """The configuration for num_tokens rows of max_rank columns of element_bytes each.
+
+    rows_contiguous: the table is vocab-major. gpu: the name torch.cuda.get_device_name gives, empty for none.
+    """
+    return _forced or _chosen(num_tokens, max_rank, rows_contiguous, element_bytes, gpu)
+
+
+def rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
+    """What is used without a table for the GPU."""
+    rank = _next_power_of_2(max_rank)
     if not rows_contiguous:
-        block_rank = min(rank, SCATTERED_TILE.block_rank)
-        return LaunchConfig(SCATTERED_TILE.block_tokens, block_rank, SCATTERED_TILE.num_warps)
+        return SCATTERED_TILE._replace(block_rank=min(rank, SCATTERED_TILE.block_rank))
     elements = next(tile for limit, tile in ROW_TILES if num_tokens * max_rank <= limit)
-    block_rank = min(rank, 256)
+    block_rank = min(rank, MAX_BLOCK_RANK)
     return LaunchConfig(min(64, elements // block_rank), block_rank, 4)
+
+
+@contextmanager
+def forced(config: LaunchConfig) -> Iterator[None]:
+    """Within, every launch uses this configuration: for measuring one."""
+    global _forced
+    _forced = config
+    try:
+        yield
+    finally:
+        _forced = None
+
+
+@lru_cache(maxsize=4096)
+def _chosen(num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str) -> LaunchConfig:
+    rows = [row for row in table(gpu) if (row.rows_contiguous, row.element_bytes) == (rows_contiguous, element_bytes)]
+    if not rows:
+        return rule(num_tokens, max_rank, rows_contiguous)
+    rank = _at_least(max_rank, {row.max_rank for row in rows})
+    tokens = _at_least(num_tokens, {row.max_tokens for row in rows if row.max_rank == rank})
+    config = next(row.config for row in rows if (row.max_rank, row.max_tokens) == (rank, tokens))
+    return config._replace(block_rank=min(config.block_rank, _next_power_of_2(max_rank)))
+
+
+def _at_least(value: int, steps: set[int]) -> int:
+    """The smallest step that is not below value, or the largest there is."""
+    return min((step for step in steps if step >= value), default=max(steps))
+
+
+@lru_cache
+def table(gpu: str) -> tuple[TunedRow, ...]:
+    """The rows for a GPU by its name; empty where it has not been tuned for."""
+    path = table_path(gpu)
+    if not gpu or not path.exists():
+        return ()
+    return tuple(_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"])
+
+
+def table_path(gpu: str) -> Path:
+    """Where the table of a GPU is kept."""
+    return TABLES / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}.json"
+
+
+def _row(fields: dict[str, Any]) -> TunedRow:
+    return TunedRow(**{**fields, "config": LaunchConfig(**fields["config"])})
+
+
+def _next_power_of_2(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()

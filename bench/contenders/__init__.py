@@ -15,6 +15,8 @@ CHUNK_SIZES = (16, 32, 64, 128)  # the values SGLang's --max-lora-chunk-size acc
 Family = Literal[
     "csgmv_embed",
     "csgmv_embed_segments",
+    "csgmv_embed_pdl",
+    "csgmv_embed_plugin",
     "sglang_csgmv",
     "sglang_triton",
     "sglang_tokens",
@@ -25,6 +27,8 @@ Family = Literal[
 FAMILIES: dict[Family, tuple[str, ...]] = {
     "csgmv_embed": ("storage",),
     "csgmv_embed_segments": ("storage",),
+    "csgmv_embed_pdl": ("storage",),
+    "csgmv_embed_plugin": ("chunk_size",),
     "sglang_csgmv": ("chunk_size",),
     "sglang_triton": (),
     "sglang_tokens": (),
@@ -35,9 +39,13 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
 # name -> module below bench.contenders, class, constructor options
 _RECIPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{
-        f"csgmv_embed{suffix}-{storage}": ("csgmv_embed", "CsgmvEmbed", {"storage": storage, "plan": plan})
-        for suffix, plan in (("", "tokens"), ("_segments", "segments"))
+        f"csgmv_embed{suffix}-{storage}": ("csgmv_embed", "CsgmvEmbed", {"storage": storage, "plan": plan, "pdl": pdl})
+        for suffix, plan, pdl in (("", "tokens", False), ("_segments", "segments", False), ("_pdl", "tokens", True))
         for storage in get_args(Storage)
+    },
+    **{
+        f"csgmv_embed_plugin-chunk{size}": ("csgmv_embed_plugin", "CsgmvEmbedPlugin", {"chunk_size": size})
+        for size in CHUNK_SIZES
     },
     **{f"sglang_csgmv-chunk{size}": ("sglang_csgmv", "SglangCsgmv", {"chunk_size": size}) for size in CHUNK_SIZES},
     "sglang_triton": ("sglang_triton", "SglangTriton", {}),

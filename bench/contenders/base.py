@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -16,6 +18,17 @@ Launch = Callable[[int], "torch.Tensor"]
 
 class KernelRef(tuple[str, str]):
     """(module, attribute) of a Triton kernel object, so that the work clock can trace it."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the prepare clock times: `prepare` plans the workload's batch on the host and sends it to the device.
+
+    `launch` runs the op on what the last `prepare` wrote, to verify it.
+    """
+
+    prepare: Callable[[], object]
+    launch: Launch
 
 
 class Contender(Protocol):
@@ -34,6 +47,13 @@ class Contender(Protocol):
         ...
 
     def setup(self, workload: Workload, *, static: bool) -> Launch: ...
+
+    def preparation(self, workload: Workload) -> AbstractContextManager[Preparation] | None:
+        """The planning of this batch in the buffers a captured graph would read; None if the contender plans nothing.
+
+        Lists in, as a scheduler has them.
+        """
+        ...
 
     def required_bytes(self, workload: Workload) -> int:
         """Bytes one launch must move with this contender's storage, written output included."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.contenders.base import Launch
 from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, Peer, SglangLookup
 from bench.workload import Workload
@@ -20,8 +22,8 @@ class SglangCsgmv(SglangLookup):
         self.name = f"sglang_csgmv-chunk{chunk_size}"
         self.chunk_size = chunk_size
 
-    def setup(self, workload: Workload, *, static: bool) -> Launch:
-        batch_info = self.peer.prepare(workload, static=static, chunk_size=self.chunk_size).batch_info
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        batch_info = backend.batch_info
         forward = self.peer.load_launcher()
         ids, table, vocab = workload.index_sets, workload.table("rank_major"), workload.case.vocab
         return lambda k: forward(ids[k], table, batch_info, vocab)

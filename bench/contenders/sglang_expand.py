@@ -41,6 +41,9 @@ class SglangExpand:
         slice_offsets = torch.tensor([0, HIDDEN], dtype=torch.int32, device=workload.device)
         return lambda k: forward(inputs[k], b_table, batch_info, slice_offsets, HIDDEN, None)
 
+    def preparation(self, workload: Workload) -> None:
+        return None
+
     def required_bytes(self, workload: Workload) -> int:
         """x, the B tables in use, and an output that is zero-filled, then read and written where there is an adapter.
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from bench.case import ELEMENT_BYTES, Case
-from bench.contenders.base import KernelRef, Launch
+from bench.contenders.base import KernelRef, Launch, Preparation
 from bench.workload import SECTOR_BYTES, Workload
 
 Version = tuple[int, ...]
@@ -87,7 +87,21 @@ class Peer:
         chunk_size: int = DEFAULT_CHUNK_SIZE,
         scalings: Sequence[float] | None = None,
     ) -> Any:
-        """SGLang's backend object after its own `prepare_lora_batch` of this workload.
+        """SGLang's backend object after its own `prepare_lora_batch` of this workload; see `preparing`."""
+        with self.preparing(workload, static=static, chunk_size=chunk_size, scalings=scalings) as (backend, prepare):
+            prepare()
+        return backend
+
+    @contextmanager
+    def preparing(
+        self,
+        workload: Workload,
+        *,
+        static: bool,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        scalings: Sequence[float] | None = None,
+    ) -> Iterator[tuple[Any, Callable[[], None]]]:
+        """SGLang's backend object and its own `prepare_lora_batch` of this workload, to be called any number of times.
 
         `static` selects the buffers of a CUDA graph where the installed version would use one;
         `scalings` has one value a slot, 1.0 if not given.
@@ -99,14 +113,14 @@ class Peer:
                 max_loras_per_batch=workload.num_slots, device=workload.device, server_args=server_args
             )
             graph_flags = _allocate_graph_buffers(backend, workload.case) if static else (False,)
-            backend.prepare_lora_batch(
+            arguments = (
                 forward_batch(workload),
                 workload.seq_slots.tolist(),
                 workload.ranks.tolist(),
                 list(scalings or [1.0] * workload.num_slots),
                 *graph_flags,
             )
-        return backend
+            yield backend, lambda: backend.prepare_lora_batch(*arguments)
 
     def _backend_module(self) -> ModuleType:
         return importlib.import_module(f"sglang.srt.lora.backend.{self.backend[0]}")
@@ -118,18 +132,28 @@ class Peer:
 
 
 class SglangLookup(ABC):
-    """The part of a contender that is equal for every SGLang lookup; a subclass adds `name`, `peer` and `setup`."""
+    """The part of a contender that is equal for every SGLang lookup; a subclass adds `name`, `peer` and `launch_on`."""
 
     name: str
     tolerance = 0.0
     peer: ClassVar[Peer]
     zero_fills: ClassVar[bool] = True  # the launcher fills the output with zeros before the kernel
+    chunk_size = DEFAULT_CHUNK_SIZE
 
     def unavailable(self) -> str | None:
         return self.peer.unavailable()
 
     @abstractmethod
-    def setup(self, workload: Workload, *, static: bool) -> Launch: ...
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        """The launch on the batch that `backend` has prepared last."""
+
+    def setup(self, workload: Workload, *, static: bool) -> Launch:
+        return self.launch_on(self.peer.prepare(workload, static=static, chunk_size=self.chunk_size), workload)
+
+    @contextmanager
+    def preparation(self, workload: Workload) -> Iterator[Preparation]:
+        with self.peer.preparing(workload, static=True, chunk_size=self.chunk_size) as (backend, prepare):
+            yield Preparation(prepare, lambda k: self.launch_on(backend, workload)(k))
 
     def required_bytes(self, workload: Workload) -> int:
         return rank_major_bytes(workload, zero_fills=self.zero_fills)

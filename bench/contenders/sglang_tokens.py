@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.contenders.base import Launch
 from bench.contenders.sglang_peers import Peer, SglangLookup
 from bench.workload import Workload
@@ -17,9 +19,8 @@ class SglangTokens(SglangLookup):
         since=(0, 5, 23),
     )
 
-    def setup(self, workload: Workload, *, static: bool) -> Launch:
-        runner = self.peer.prepare(workload, static=static).runner
-        token_slots, ranks = runner.token_slots, runner.lora_ranks
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        token_slots, ranks = backend.runner.token_slots, backend.runner.lora_ranks
         forward = self.peer.load_launcher()
         ids, table, vocab = workload.index_sets, workload.table("rank_major"), workload.case.vocab
         return lambda k: forward(ids[k], table, token_slots, ranks, vocab)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.contenders.base import Launch
 from bench.contenders.sglang_peers import Peer, SglangLookup
 from bench.workload import Workload
@@ -15,8 +17,7 @@ class SglangTriton(SglangLookup):
         launcher="embedding_lora_a_fwd",
     )
 
-    def setup(self, workload: Workload, *, static: bool) -> Launch:
-        backend = self.peer.prepare(workload, static=static)
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
         batch_info = backend.batch_info
         if batch_info is getattr(backend, "prefill_cuda_graph_batch_info", None):
             batch_info = backend.sgemm_batch_info or batch_info  # the engine's choice in a prefill graph (0.5.20)

@@ -36,6 +36,9 @@ class TorchGather:
         beyond = torch.arange(case.rank, device=workload.device) >= token_ranks[:, None]
         return lambda k: functional.embedding(ids[k] + offsets, rows).masked_fill_(beyond, 0)
 
+    def preparation(self, workload: Workload) -> None:
+        return None
+
     def required_bytes(self, workload: Workload) -> int:
         """Ids and offsets added into row numbers and read again (4 x 8 bytes a token), rows, output.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +13,9 @@ from bench.estimate import point_estimate
 from bench.report.tables import microseconds, short_name
 from bench.results import Point
 from bench.sweep import Event, Planned, WorkerStarted
+
+if TYPE_CHECKING:  # the library imports torch
+    from csgmv_embed.tuning import TunedRow
 
 PLAIN_EVERY_S = 10.0
 
@@ -51,12 +55,13 @@ def _follow_live(events: Iterable[Event], console: Console) -> None:
 
 
 def _follow_plain(events: Iterable[Event], console: Console) -> None:
-    total = done = 0
+    total = done = first = 0
     start = said = time.monotonic()
     for event in events:
         if isinstance(event, Planned):
+            if not total:
+                console.print(f"{event.total} measurements planned, {event.done} already there")
             total, done = event.total, event.done
-            console.print(f"{total} measurements planned, {done} already there")
         elif isinstance(event, WorkerStarted):
             console.print(_started(event))
             start, said, first = time.monotonic(), time.monotonic(), done
@@ -83,3 +88,17 @@ def _describe(point: Point) -> str:
 
 def _failure(point: Point) -> str:
     return f"{point.status}: {point.contender}, {point.clock}, {point.case.label}: {point.reason}"
+
+
+def tuned(rows: Iterable[TunedRow], console: Console) -> list[TunedRow]:
+    """Consume the rows of a tuning run and show each as a line."""
+    kept = []
+    for row in rows:
+        storage = "vocab-major" if row.rows_contiguous else "rank-major"
+        console.print(
+            f"{storage} {row.element_bytes} B, {row.max_tokens} tokens r{row.max_rank}: "
+            f"{microseconds(row.best_us)} us with {row.config.block_tokens}x{row.config.block_rank}, "
+            f"{row.config.num_warps} warps; the rule takes {microseconds(row.rule_us)} us"
+        )
+        kept.append(row)
+    return kept

@@ -36,7 +36,7 @@ def microseconds(value: float | None) -> str:
 def summary(results: Results) -> RenderableType:
     """Every table of a file, its heading and the points that have no figure."""
     parts: list[RenderableType] = [heading(results)]
-    for clock in ("graph", "eager"):
+    for clock in ("graph", "eager", "prepare"):
         for phase in PHASES:
             points = [point for point in results.points if point.clock == clock and point.case.phase == phase]
             if points:
@@ -73,7 +73,11 @@ def timed_table(results: Results, points: Sequence[Point], clock: str, phase: st
     """One row a case: our time and its multiple of the floor, then each other contender with its ratio to ours."""
     by_case = _by_case(points)
     names = _columns(points)
-    table = Table(title=f"{phase}, {clock} clock: us a call", title_justify="left", pad_edge=False)
+    table = Table(
+        title=f"{phase}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}",
+        title_justify="left",
+        pad_edge=False,
+    )
     table.add_column("case", no_wrap=True)
     table.add_column("cache")
     table.add_column("floor", justify="right")
@@ -135,7 +139,7 @@ def _joined(values: Iterable[int]) -> str:
 def ratios(results: Results) -> RenderableType:
     """Geometric mean and range of each contender's time over ours, per clock, over the points both have."""
     lines = []
-    clocks: tuple[ClockName, ...] = ("graph", "eager")
+    clocks: tuple[ClockName, ...] = ("graph", "eager", "prepare")
     for clock in clocks:
         points = [point for point in results.points if point.clock == clock and point.status == "ok"]
         by_case = _by_case(points)
@@ -194,6 +198,6 @@ def case_label(case: Case, cases: Iterable[Case]) -> str:
 
 
 def console() -> Console:
-    """Rich on a terminal; plain text of any needed width elsewhere."""
-    found = Console()
-    return found if found.is_terminal else Console(width=200, no_color=True, force_terminal=False)
+    """Rich on a terminal; plain text of any needed width elsewhere. No markup: paths and reasons hold brackets."""
+    found = Console(markup=False)
+    return found if found.is_terminal else Console(width=200, no_color=True, force_terminal=False, markup=False)

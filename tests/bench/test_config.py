@@ -49,7 +49,8 @@ def test_every_profile_of_bench_toml_plans_distinct_points(profile: str) -> None
 
 def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> None:
     full, quick = make_plan(LOADED, "full").measure, make_plan(LOADED, "quick").measure
-    assert (full.rounds, full.processes) == (LOADED.profiles["full"].rounds, LOADED.profiles["full"].processes)
+    assert (full.rounds, full.processes) == (LOADED.measure.rounds, LOADED.profiles["full"].processes)
+    assert full.processes != quick.processes
     assert quick == LOADED.measure
 
 
@@ -68,9 +69,26 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
         ("base_fraction = [0.0]", "base_fraction = [1.5]", ("axes.base_fraction[0]:", ">= 0 and <= 1")),
         ("rank = [64]", "rank = 64", ("axes.rank:", "a list, each int >= 1")),
         ("skew = [0.0]\n", "", ("[axes] lacks skew", "a default for every axis")),
-        ("[profiles.full.axes]", "[profiles.full.axes]\nwarps = [4]", ("axes:", "warps", "allowed keys: phase")),
-        ('"csgmv_embed", "sglang_csgmv"', '"csgmv", "sglang_csgmv"', ("contenders[0]:", "'csgmv'", "torch_gather")),
-        ('clocks = ["graph", "eager"]', 'clocks = ["graf"]', ("clocks[0]:", "graph, eager, work")),
+        ("[profiles.full.axes]", "[profiles.full.axes]\nwarps = [4]", ("profiles.full.axes:", "warps", "keys: phase")),
+        (
+            '"csgmv_embed", "sglang_csgmv"',
+            '"csgmv", "sglang_csgmv"',
+            ("profiles.quick.contenders[0]:", "'csgmv'", "torch_gather"),
+        ),
+        ('clocks = ["prepare"]', 'clocks = ["graf"]', ("profiles.prepare.clocks[0]:", "graph, eager, prepare, work")),
+        ("skew = [1.5]", "skew = [-1]", ("profiles.quick.grids[2].skew[0]:", "float >= 0")),
+        ('_CACHE = "1"', "_CACHE = 1", ("profiles.faults.worker_env.SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE:", "str")),
+        ("rank = [64]", "rank = []", ("axes.rank:", "length >= 1", "a list, each int >= 1, at least 1")),
+        ("rank = [8, 16, 64, 256]", "rank = []", ("profiles.full.grids[1].rank:", "at least 1")),
+        ('clocks = ["prepare"]', "clocks = []", ("profiles.prepare.clocks:", "prepare, work, at least 1")),
+        (
+            'contenders = ["csgmv_embed", "sglang_csgmv", "sglang_triton", "torch_gather"]',
+            "contenders = []",
+            ("smoke",),
+        ),
+        ("[measure]", "[profiles.bare]\nclocks=['work']\ncontenders=['torch_gather']\ngrids=[]\n[measure]", ("bare",)),
+        ("skew = [0.0]", "skew = [inf]", ("axes.skew[0]:", "float >= 0 and <= 1e+09")),
+        ("point_timeout_s = 60", "point_timeout_s = inf", ("measure.point_timeout_s:", "float > 0 and <= 1e+09")),
         ("[measure]", "[measure", ("not TOML", "line 3")),
     ],
 )
@@ -89,8 +107,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         config.load(tmp_path / "absent.toml")
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match="latin.toml: not UTF-8: .* at byte 5; expected TOML in UTF-8"):
+        config.load(path)
+
+
 def test_an_unknown_profile_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'nope' is unknown; expected one of faults, full, gate_work, quick, smoke"):
+    with pytest.raises(ConfigError, match=r"'nope' is unknown; expected one of faults, full, "):
         make_plan(LOADED, "nope")
 
 
@@ -101,6 +126,8 @@ def test_an_unknown_profile_lists_the_known_ones() -> None:
         ("rank", ("--axis rank", "expected NAME=VALUE")),
         ("rank=x", ("--axis", "rank[0]", "int >= 1")),
         ("rank=16,", ("--axis", "rank[1]", "int >= 1")),
+        ("rank=", ("--axis", "rank:", "at least 1")),
+        ("mix=", ("--axis", "mix:", "at least 1")),
         ("skew=-1", ("--axis", "skew[0]", "float >= 0")),
         ("phase=decode,fill", ("--axis", "phase[1]", "decode, prefill, mixed")),
         ("chunk_size=17", ("--axis", "chunk_size[0]", "16, 32, 64, 128")),
@@ -112,6 +139,17 @@ def test_a_bad_override_says_what_is_allowed(text: str, said: tuple[str, ...]) -
         parse_axis_overrides([text])
     for part in said:
         assert part in str(failure.value)
+
+
+def test_an_axis_given_twice_is_an_error_that_says_how_to_join() -> None:
+    with pytest.raises(ConfigError, match="--axis rank=64,8: rank is given twice; .* joined: rank=16,64,8"):
+        parse_axis_overrides(["rank=16", "skew=1", "rank=64,8"])
+
+
+def test_values_and_clocks_given_twice_are_planned_once() -> None:
+    axes = parse_axis_overrides(["rank=16,16", "storage=rank_major,rank_major"])
+    once = make_plan(LOADED, "quick", overrides=parse_axis_overrides(["rank=16", "storage=rank_major"]))
+    assert make_plan(LOADED, "quick", overrides=axes, clocks=["graph", "eager", "graph"]).points == once.points
 
 
 @pytest.mark.parametrize("profile", ["quick", "full"])
@@ -126,6 +164,7 @@ def test_an_override_of_a_variant_axis_replaces_the_variants() -> None:
     assert [name for name in contenders(plan) if "-" in name] == [
         "csgmv_embed-rank_major",
         "csgmv_embed_segments-rank_major",
+        "csgmv_embed_pdl-rank_major",
         "sglang_csgmv-chunk32",
         "sglang_csgmv-chunk64",
     ]
@@ -155,13 +194,31 @@ def test_cases_are_selected_by_all_terms_of_one_selection_or_by_another_selectio
 
 
 @pytest.mark.parametrize(
-    ("selection", "said"),
-    [("foo=1", "NAME one of phase, batch_size"), ("rank=16,foo=1", "'foo=1'"), ("rank=17", "no case of the profile")],
+    ("selection", "found"), [("skew=0", {0.0}), ("skew=1.50", {1.5}), ("skew=1.5, phase = prefill", {1.5})]
 )
-def test_a_selection_of_cases_that_fits_nothing_is_an_error(selection: str, said: str) -> None:
+def test_cases_are_selected_by_value_not_by_its_spelling(selection: str, found: set[float]) -> None:
+    assert {point.case.skew for point in make_plan(LOADED, "quick", cases=[selection]).points} == found
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        ("foo=1", "NAME one of phase, batch_size"),
+        ("rank=16,foo=1", "'foo=1' is no term"),
+        ("rank", "expected NAME=VALUE[,NAME=VALUE...]"),
+        ("rank=16,64", "'64' is no term; expected NAME=VALUE"),
+        ("rank=17", "no case of the profile has rank=17; expected one of 16, 64, 256"),
+        ("rank=x", "no case of the profile has rank=x; expected one of 16, 64, 256"),
+        ("skew=0.1", "expected one of 0.0, 1.5"),
+        ("phase=fill", "expected one of decode, mixed, prefill"),
+        ("batch_size=1,cache=cold", "no case of the profile has all of these values"),
+    ],
+)
+@pytest.mark.parametrize("others", [[], ["rank=16"]])
+def test_a_selection_of_cases_that_fits_nothing_is_an_error(selection: str, said: str, others: list[str]) -> None:
     with pytest.raises(ConfigError) as failure:
-        make_plan(LOADED, "quick", cases=[selection])
-    assert selection in str(failure.value) and said in str(failure.value)
+        make_plan(LOADED, "quick", cases=[*others, selection])
+    assert f"--case {selection}: " in str(failure.value) and said in str(failure.value)
 
 
 def test_decode_ignores_length_and_skew_so_that_equal_cases_collapse() -> None:

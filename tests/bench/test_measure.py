@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from bench import config, contenders, measure, worker
 from bench.case import Case
 from bench.config import PlannedPoint
 from bench.isolate import Ask
-from bench.results import Point
+from bench.results import Point, Round
 from bench.workload import make_workload
 
 CASE = Case("decode", 4, 1, 8, vocab=50, adapters=2)
@@ -102,6 +104,23 @@ def test_an_exception_of_a_contender_is_its_result(monkeypatch):
     answer = worker._answer(bench_here(), Ask(PlannedPoint(CASE, "fake", "work"), 0))
     assert (answer.point.status, answer.lost) == ("error", False)
     assert answer.point.reason == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("impossible", [math.nan, math.inf, 0.0, -1.0])
+@pytest.mark.parametrize("where", ["blocks", "host blocks", "floor"])
+def test_a_time_that_is_none_is_an_error_with_its_reason(monkeypatch, impossible, where):
+    times = {"blocks": 1.0, "host blocks": 1.0, "floor": 1.0}
+    good = Point(CASE, "fake", "eager", 7, "ok", rounds=[Round(0, 1, [1.0, 1.0], [1.0])], floor_us=[1.0])
+    monkeypatch.setattr(measure, "measure", lambda *_: good)
+    ask = Ask(PlannedPoint(CASE, "fake", "eager"), 7)
+    assert worker._answer(bench_here(), ask).point is good
+    times[where] = impossible
+    rounds = [Round(0, 1, [1.0, times["blocks"]], [times["host blocks"]])]
+    bad = Point(CASE, "fake", "eager", 7, "ok", rounds=rounds, floor_us=[times["floor"]])
+    monkeypatch.setattr(measure, "measure", lambda *_: bad)
+    point = worker._answer(bench_here(), ask).point
+    reason = f"ValueError: measured a time of {impossible} us; expected a finite one above 0"
+    assert (point.status, point.reason, point.rounds, point.floor_us) == ("error", reason, [], [])
 
 
 def test_memory_that_a_launch_leaves_unwritten_is_not_a_number():

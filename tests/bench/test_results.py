@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +15,7 @@ from bench import results as store
 from bench.case import Case
 from bench.results import Code, Point, Results, ResultsError, Round, Run, Schema, Selection
 
+ROOT = Path(store.__file__).parents[1]
 SCHEMA_FILE = Path(store.__file__).with_name("results.schema.json")
 
 
@@ -45,11 +49,17 @@ def test_a_file_round_trips_with_six_digits_and_sorted_keys(tmp_path):
     assert "NaN" not in text
 
 
-def test_not_a_number_is_written_as_null(tmp_path):
-    results = made()
-    results.points[0].wall_s = float("nan")
-    store.write(tmp_path / "r.json", results)
-    assert json.loads((tmp_path / "r.json").read_text())["points"][0]["wall_s"] is None
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_not_a_number_is_refused_with_its_place_and_the_old_file_stays(tmp_path, value):
+    path, results = tmp_path / "r.json", made(3)
+    store.write(path, results)
+    before = path.read_bytes()
+    results.points[2].rounds = [Round(0, 1, [1.0, value])]
+    place = rf"points\[2\].rounds\[0\].blocks_us\[1\] is {value}; expected a finite number"
+    with pytest.raises(ResultsError, match=rf"r\.json: cannot be written: {place}"):
+        store.write(path, results)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +94,70 @@ def test_keys_of_a_newer_minor_are_ignored(tmp_path):
     assert store.read(path).schema.version == "1.9.0"
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_an_axis_of_a_newer_minor_is_refused_by_name(tmp_path):
+    def newer(data, version="1.9.0"):
+        data["schema"]["version"] = version
+        data["points"][0]["case"]["novelty"] = 1
+
+    path = write_text(tmp_path / "new.json", newer)
+    with pytest.raises(ResultsError) as failure:
+        store.read(path)
+    for part in (f"{path}: points[0].case", "'novelty'", "format 1.9.0 needs a newer version of this suite"):
+        assert part in str(failure.value)
+    path = write_text(tmp_path / "same.json", lambda data: newer(data, store.SCHEMA_VERSION))
+    with pytest.raises(ResultsError, match=r"same\.json: not a valid results file: .*novelty"):
+        store.read(path)
+
+
+@pytest.mark.parametrize("text", [b'"c0"', b'"csgmv-bench-results"'])
+def test_a_file_in_another_encoding_is_refused(tmp_path, text):
+    path = tmp_path / "latin.json"
+    store.write(path, made())
+    path.write_bytes(path.read_bytes().replace(text, b'"caf\xe9"', 1))
+    with pytest.raises(ResultsError, match=r"latin\.json: not a"):
+        store.read(path)
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace", "encode"])
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, fails):
+    refused = ResultsError if fails == "encode" else partial(OSError, errno.ENOSPC)
+
+    def fail(*_):
+        raise refused("No space left on device")
+
     path = tmp_path / "r.json"
     store.write(path, made(1))
     before = path.read_bytes()
-    monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr({"fsync": store.os, "replace": Path, "encode": store}[fails], fails, fail)
+    with pytest.raises(ResultsError, match=r"r\.json: cannot be written: No space left on device"):
         store.write(path, made(2))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    store.write(path, made(1))
+    before = path.read_bytes()
+    monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        store.write(path, made(2))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match=r"file/r\.json: cannot be written: (Not a directory|File exists)"):
+        store.write(tmp_path / "file" / "r.json", made())
+    with pytest.raises(ResultsError, match="cannot be written: Not a directory"):
+        store.write(tmp_path / "file" / "deep" / "r.json", made())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda file: file.name)
+def test_the_published_files_are_read_and_fit_the_schema(file):
+    assert store.read(file).points
+    jsonschema.validate(json.loads(file.read_bytes()), json.loads(SCHEMA_FILE.read_bytes()))
 
 
 def test_the_checked_in_schema_is_the_formats_and_accepts_a_file(tmp_path):

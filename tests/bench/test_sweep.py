@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import operator
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 
@@ -67,7 +70,7 @@ def started(file: Path, log: Path) -> subprocess.Popen[bytes]:
 
 def wait_for_points(file: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
-    while not file.exists():
+    while not (file.exists() and raw_points(file)):
         assert process.poll() is None, "the sweep ended before its first point"
         assert time.monotonic() < deadline, "no point within 60 s"
         time.sleep(0.005)
@@ -98,6 +101,16 @@ def test_a_sweep_counts_every_point_and_says_that_counts_are_not_times(
         assert point.work is not None and point.check is not None and point.check.passed
         assert point.work.counts.store_bytes == point.case.num_tokens * point.case.rank * 2
         assert point.rounds == []
+
+
+def test_the_file_of_a_sweep_is_of_today_and_fits_the_schema(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    data = json.loads(finished[0].read_bytes())
+    jsonschema.validate(data, json.loads((ROOT / "bench" / "results.schema.json").read_bytes()))
+    age = datetime.now(UTC) - datetime.fromisoformat(data["run"]["started_utc"])
+    assert timedelta(0) <= age < timedelta(hours=1)
+    assert data["schema"] == {"name": store.SCHEMA_NAME, "version": store.SCHEMA_VERSION}
 
 
 def test_show_prints_the_table_of_a_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -194,6 +207,24 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_a_valid_file(tmp_path
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_sweep_interrupted_before_its_first_point_can_be_resumed(tmp_path: Path) -> None:
+    file, log = tmp_path / "results.json", tmp_path / "log"
+    process = started(file, log)
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text(encoding="utf-8")
+    assert f"--resume {file}" in said and "Traceback" not in said
+    assert store.read(file).points == []
+
+
 # The parent's side of a worker, against a script in the place of the interpreter.
 
 SETTINGS = msgspec.structs.replace(config.load().measure, start_timeout_s=20.0, point_timeout_s=1.0, work_lanes=1)
@@ -284,22 +315,26 @@ class FakeWorker:
     """Answers ok, but for what `script` says of (process, batch size)."""
 
     script: dict[tuple[int, int], str] = {}
+    stillborn: set[tuple[str, int]] = set()  # (kind, how many of the kind came before it)
     lives: list[tuple[str, int, list[int]]] = []  # kind, process, batch sizes it was asked for
-    open_workers = 0
+    running: list[FakeWorker] = []
     env_key = "key"
 
     def __init__(self, start: Start, environment: dict[str, str]) -> None:
         self.start, self.asked, self.dead = start, list[int](), False
+        before = [kind for kind, _, _ in FakeWorker.lives].count(start.kind)
         FakeWorker.lives.append((start.kind, start.process, self.asked))
+        if (start.kind, before) in self.stillborn:
+            raise WorkerDied("worker ended with exit status 1")
         identity = {"gpu": None, "torch": "1" if self.env_key == "key" else "2"}
         self.hello = Hello(Environment(identity, self.env_key, {}), [Anchor("copy", "B/us", [1.0 + start.process])])
+        FakeWorker.running.append(self)
 
     def __enter__(self) -> FakeWorker:
-        FakeWorker.open_workers += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        FakeWorker.open_workers -= 1
+        FakeWorker.running.remove(self)
 
     def ask(self, ask: Ask, timeout_s: float) -> Answer:
         assert not self.dead, "a dead worker was asked"
@@ -310,6 +345,8 @@ class FakeWorker:
         if fate == f"die {self.start.kind}" or fate == "die":
             self.dead = True
             raise WorkerDied("worker ended with signal SIGSEGV")
+        if fate == "fault in the suite":
+            raise ZeroDivisionError(fate)
         point = ask.counted or Point(case, ask.planned.contender, ask.planned.clock, ask.index, "ok")
         if ask.planned.clock == "work":
             point.work = Work(COUNTS, compiled_reason="asked" if ask.counted else None)
@@ -326,14 +363,16 @@ class FakeWorker:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     monkeypatch.setattr(loop, "Worker", FakeWorker)
-    for name, value in (("script", {}), ("lives", []), ("open_workers", 0), ("env_key", "key")):
+    for name, value in (("script", {}), ("stillborn", set()), ("lives", []), ("running", []), ("env_key", "key")):
         monkeypatch.setattr(FakeWorker, name, value)
     yield FakeWorker
-    assert FakeWorker.open_workers == 0, "a worker was left open"
+    assert FakeWorker.running == [], "a worker was left open"
 
 
-def plan_of(batch_sizes: list[int], *, processes: int = 1, clock: str = "graph", shuffle: bool = False) -> Plan:
-    measure = msgspec.structs.replace(SETTINGS, processes=processes)
+def plan_of(
+    batch_sizes: list[int], *, processes: int = 1, clock: str = "graph", shuffle: bool = False, lanes: int = 1
+) -> Plan:
+    measure = msgspec.structs.replace(SETTINGS, processes=processes, work_lanes=lanes)
     return Plan("p", measure, tuple(planned(size, clock=clock) for size in batch_sizes), shuffle, {})
 
 
@@ -374,6 +413,37 @@ def test_a_crash_while_counting_is_a_result_and_a_new_lane_counts_the_rest(
     lanes = [asked for kind, _, asked in fake.lives if kind == "interpret"]
     assert len(lanes) == 2 and sorted(functools.reduce(operator.iadd, lanes, [])) == [1, 2, 3, 4]
     assert all(point.work.compiled_reason == "asked" for point in results.points if point.work)
+
+
+@pytest.mark.timeout(20)
+def test_the_last_lane_that_cannot_be_replaced_ends_the_sweep(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.script, fake.stillborn = {(0, 2): "die interpret"}, {("interpret", 1)}
+    with pytest.raises(WorkerDied, match="exit status 1"):
+        swept(plan_of([1, 2, 3, 4], clock="work"), tmp_path)
+    assert statuses(store.read(tmp_path / "r.json")) == {1: "ok", 2: "crashed"}
+
+
+@pytest.mark.timeout(20)
+def test_a_lane_that_cannot_be_replaced_leaves_the_rest_to_the_others(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.script, fake.stillborn = {(0, 2): "die interpret"}, {("interpret", 2)}
+    results = swept(plan_of([1, 2, 3, 4], clock="work", lanes=2), tmp_path)
+    assert statuses(results) == {1: "ok", 2: "crashed", 3: "ok", 4: "ok"}
+
+
+@pytest.mark.timeout(20)
+def test_a_fault_of_the_suite_in_a_lane_ends_the_sweep(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.script = {(0, 2): "fault in the suite"}
+    with pytest.raises(ZeroDivisionError):
+        swept(plan_of(list(range(1, 30)), clock="work"), tmp_path)
+
+
+@pytest.mark.parametrize("stillborn", [("interpret", 0), ("interpret", 1), ("compile", 0)])
+def test_workers_are_closed_when_another_cannot_start(
+    fake: type[FakeWorker], tmp_path: Path, stillborn: tuple[str, int]
+) -> None:
+    fake.stillborn = {stillborn}
+    with pytest.raises(WorkerDied, match="exit status 1"):
+        swept(plan_of([1, 2], clock="work", lanes=2), tmp_path)
 
 
 def test_counts_stand_when_the_compiling_worker_dies(fake: type[FakeWorker], tmp_path: Path) -> None:
@@ -428,6 +498,32 @@ def test_what_is_left_are_points_without_a_record_or_without_rounds_of_the_proce
     assert [index for index, _ in loop.left_of(plan, results, 1)] == [0, 2]
 
 
+@pytest.mark.parametrize("clock", ["graph", "work"])
+def test_what_a_process_settled_is_not_asked_again_and_the_plan_still_comes_to_its_end(
+    fake: type[FakeWorker], tmp_path: Path, clock: str
+) -> None:
+    fake.script = {(0, 2): "die interpret" if clock == "work" else "differs by 3"}
+    plan, done = plan_of([1, 2, 3], processes=3, clock=clock), 0
+    for event in loop.sweep(plan, empty(), tmp_path / "r.json"):
+        if isinstance(event, loop.Planned):
+            assert event.total == 9 and event.done >= done
+            done = event.done
+        done += isinstance(event, loop.Measured)
+    assert done == 9
+    asked = [(process, sizes) for kind, process, sizes in fake.lives if kind == "gpu"]
+    assert asked == ([(0, [1, 2, 3]), (1, [1, 3]), (2, [1, 3])] if clock == "graph" else [])
+    assert {process for kind, process, _ in fake.lives if kind == "interpret"} <= {0}
+
+
+def test_there_is_a_file_to_go_on_with_before_the_first_worker_starts(fake: type[FakeWorker], tmp_path: Path) -> None:
+    plan, file = plan_of([1, 2]), tmp_path / "new folder" / "r.json"
+    events = loop.sweep(plan, empty(), file)
+    assert next(events) == loop.Planned(2, 0)
+    events.close()
+    assert fake.lives == [] and store.read(file) == empty()
+    assert statuses(swept(plan, file.parent, store.read(file))) == {1: "ok", 2: "ok"}
+
+
 def test_counted_points_need_no_rounds() -> None:
     plan, results = plan_of([1, 2], clock="work"), empty()
     results.points = [Point(plan.points[0].case, "torch_gather", "work", 0, "ok", work=Work(COUNTS))]
@@ -445,7 +541,7 @@ def test_each_process_has_its_own_order_and_the_same_one_every_time() -> None:
 def test_a_resumed_sweep_takes_what_is_left_of_each_process(fake: type[FakeWorker], tmp_path: Path) -> None:
     plan, results = plan_of([1, 2, 3], processes=2), empty()
     events = loop.sweep(plan, results, tmp_path / "r.json")
-    for _ in range(7):  # the plan, process 0 with three points, process 1 with one
+    for _ in range(8):  # the plan, process 0 with three points; the plan, process 1 with one
         last = next(events)
     events.close()
     assert isinstance(last, loop.Measured)
@@ -486,6 +582,23 @@ def test_every_measurement_is_in_the_file_when_its_event_comes(fake: type[FakeWo
         if isinstance(event, loop.Measured)
     ]
     assert counted == [1, 2, 3]
+
+
+@pytest.mark.parametrize("clock", ["graph", "work"])
+def test_a_disk_that_fills_up_ends_the_sweep_and_keeps_what_is_written(
+    fake: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    def fills_up(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    synced: list[int] = []
+    monkeypatch.setattr(store.os, "fsync", fills_up)
+    with pytest.raises(ResultsError, match=r"r\.json: cannot be written: No space left on device"):
+        swept(plan_of([1, 2, 3, 4], clock=clock), tmp_path)
+    assert statuses(store.read(tmp_path / "r.json")) == {1: "ok", 2: "ok"}
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_the_digest_is_of_what_is_measured_and_how() -> None:

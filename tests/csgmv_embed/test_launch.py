@@ -1,36 +1,155 @@
-"""What the op decides on the host before it launches, and what the kernel guards when the host cannot know."""
+"""Launching without the JIT front: the key of a variant says all that Triton bakes into a binary."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
+import pytest
 import torch
+import triton
+from hypothesis import given
+from hypothesis import strategies as st
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from csgmv_embed import EmbeddingBatch, embedding_lora_a, ops
+from csgmv_embed import EmbeddingBatch, embedding_lora_a, launch, ops, tuning
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+INTEGERS = [0, 1, 2, 7, 8, 16, 17, 64, 128256, 2**31 - 1, 2**31, 2**32 + 16]
+pytestmark = pytest.mark.skipif(not launch.DIRECT, reason="this version of Triton is launched through its front")
 
 
-def test_loads_are_no_wider_than_every_row_is_aligned() -> None:
-    table, out = torch.zeros(2, 50, 24).transpose(1, 2), torch.zeros(4, 24)
-    assert ops._vector_group(table, out) == 4  # 16 bytes of float32
-    assert ops._vector_group(table.half(), out.half()) == 8
-    assert ops._vector_group(table, torch.zeros(4, 26)[:, :24]) == 2
-    assert ops._vector_group(table, torch.zeros(101)[1:97].view(4, 24)) == 1
-    assert ops._vector_group(torch.zeros(2, 24, 50), out) == 1  # rank-major
-    assert ops._vector_group(torch.zeros(2, 50, 27)[:, :, :24].transpose(1, 2), out) == 1
+def compiled_form(kernel) -> JITFunction:
+    """The kernel as it is compiled, also where the tests interpret it."""
+    return kernel if isinstance(kernel, JITFunction) else JITFunction(kernel.fn, **kernel.kwargs)
 
 
-def test_ranks_and_slots_of_a_foreign_batch_beyond_the_table_read_nothing_outside(device: torch.device) -> None:
-    table = torch.randn(9, 8, 20, device=device)[:2]
-    slot_ranks = torch.tensor([8, 99, 8, 8, 8, 8, 8, 8, 8], dtype=torch.int32, device=device)[:2]
-    info = SimpleNamespace(
-        use_cuda_graph=False,
-        num_segments=2,
-        max_len=16,
-        seg_indptr=torch.tensor([0, 2, 4], dtype=torch.int32, device=device),
-        weight_indices=torch.tensor([1, 7], dtype=torch.int32, device=device),
-        lora_ranks=slot_ranks,
-        permutation=torch.arange(4, dtype=torch.int32, device=device),
+@st.composite
+def calls(draw, kernel):
+    """(tensors, counts, constants, num_warps) of a call of one of the two kernels."""
+    names = compiled_form(kernel).arg_names
+    constexprs = [name for name in names if name.isupper()]
+    segments = kernel is ops.embedding_lora_a_segments_kernel
+    ids, table = draw(st.sampled_from([torch.int32, torch.int64])), draw(st.sampled_from(DTYPES))
+    plan = draw(st.sampled_from([torch.int32, torch.int64]))
+    dtypes = [ids, *([plan] * 4 if segments else [torch.int32]), table, table, table]
+    tensors = tuple(torch.zeros(32, dtype=dtype)[draw(st.sampled_from([0, 1, 8])) :] for dtype in dtypes)
+    counts = tuple(draw(st.sampled_from([0, 1, 5, 16, 4096])) for _ in range(4 if segments else 1))
+    constants = tuple(
+        draw(st.booleans() if name.startswith(("HAS", "PDL")) else st.sampled_from(INTEGERS)) for name in constexprs
     )
-    out = embedding_lora_a(torch.arange(4, device=device), table, EmbeddingBatch.from_sglang(info), 20)
-    assert torch.equal(out[:2], table[1, :, :2].T)
-    assert torch.equal(out[2:], torch.zeros(2, 8, device=device))
+    assert len(names) == len(tensors) + len(counts) + len(constants)
+    return tensors, counts, constants, draw(st.sampled_from([4, 8]))
+
+
+def key_of(kernel, call):
+    tensors, _, constants, num_warps = call
+    return launch.variant_key(kernel, tensors, [tensor.data_ptr() for tensor in tensors], constants, num_warps, 0)
+
+
+def specialisation_of(kernel, call):
+    """What Triton itself would compile for: types, alignments, values of constants, options."""
+    function = compiled_form(kernel)
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(function.signature, function.params, backend)
+    tensors, counts, constants, num_warps = call
+    _, specialisation, options = bind(*tensors, *counts, *constants, num_warps=num_warps)
+    return str(specialisation), str(options)
+
+
+def changed(draw, kernel, call):
+    """The call with some parts taken from another one."""
+    other = draw(calls(kernel))
+    parts = []
+    for mine, theirs in zip(call[:3], other[:3], strict=True):
+        take = draw(st.lists(st.booleans(), min_size=len(mine), max_size=len(mine)))
+        parts.append(tuple(b if taken else a for a, b, taken in zip(mine, theirs, take, strict=True)))
+    return (*parts, draw(st.sampled_from([call[3], other[3]])))
+
+
+@pytest.mark.parametrize("kernel", [ops.embedding_lora_a_tokens_kernel, ops.embedding_lora_a_segments_kernel])
+@given(data=st.data())
+def test_calls_with_one_key_are_one_binary_to_triton(kernel, data):
+    call = data.draw(calls(kernel))
+    counts = tuple(data.draw(st.integers(0, 2**31 - 1)) for _ in call[1])
+    same_key = (
+        tuple(tensor.clone() if tensor.data_ptr() % 16 == 0 else tensor for tensor in call[0]),
+        counts,
+        *call[2:],
+    )
+    assert key_of(kernel, same_key) == key_of(kernel, call)
+    assert specialisation_of(kernel, same_key) == specialisation_of(kernel, call)
+    another = changed(data.draw, kernel, call)
+    if specialisation_of(kernel, another) != specialisation_of(kernel, call):
+        assert key_of(kernel, another) != key_of(kernel, call)
+
+
+def test_each_part_of_a_key_matters():
+    kernel = ops.embedding_lora_a_tokens_kernel
+    tensors = (torch.zeros(8, dtype=torch.int64), *(torch.zeros(8) for _ in range(4)))
+    call = (tensors, (5,), (1,) * 17, 4)
+    keys = {key_of(kernel, call)}
+    for position in range(5):
+        for other in (tensors[position][1:], tensors[position].half()):
+            keys.add(key_of(kernel, ((*tensors[:position], other, *tensors[position + 1 :]), *call[1:])))
+    for position in range(17):
+        keys.add(key_of(kernel, (tensors, (5,), (*(1,) * position, 16, *(1,) * (16 - position)), 4)))
+    keys |= {key_of(kernel, (*call[:3], 8)), key_of(ops.embedding_lora_a_segments_kernel, call)}
+    keys.add(launch.variant_key(kernel, tensors, [0] * 5, call[2], 4, 1))
+    assert len(keys) == 1 + 2 * 5 + 17 + 2 + 1
+
+
+@pytest.mark.gpu
+def test_a_known_variant_skips_the_front_and_another_is_never_taken_for_it(device, monkeypatch):
+    monkeypatch.setattr(launch, "_variants", {})
+    front = JITFunction.run
+    fronted = []
+
+    def run(self, *arguments, **options):
+        fronted.append(self)
+        return front(self, *arguments, **options)
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    # one tile for every number of tokens, whatever this GPU's table says
+    monkeypatch.setattr(tuning, "choose", lambda *_: tuning.LaunchConfig(8, 8, 4))
+    expected_variants = 0
+    for rank in (8, 16, 24, 64):  # one rank after another in one process: the fault of a key without the rank
+        for dtype in (torch.bfloat16, torch.float32):
+            for storage in ("vocab_major", "rank_major"):
+                expected_variants += 1
+                table = torch.randn(2, 50, rank, device=device).to(dtype).transpose(1, 2)
+                table = table.contiguous() if storage == "rank_major" else table
+                for tokens in (40, 40, 17):
+                    ids = torch.randint(0, 50, (tokens,), device=device)
+                    batch = EmbeddingBatch.build([tokens], [1], [rank, rank], device=device)
+                    assert torch.equal(embedding_lora_a(ids, table, batch, 50), table[1][:, ids].T)
+    assert len(launch._variants) == expected_variants == len(fronted)
+
+
+@pytest.mark.gpu
+def test_misaligned_ids_and_outputs_are_variants_of_their_own(device):
+    table = torch.randn(1, 50, 16, device=device).transpose(1, 2)
+    for offset in (0, 1, 2, 3, 0):
+        ids = torch.randint(0, 50, (33,), device=device)[offset:]
+        batch = EmbeddingBatch.build([33 - offset], [0], [16], device=device)
+        memory = torch.zeros(33 * 16 + 4, device=device)
+        out = memory[offset : offset + ids.numel() * 16].view(-1, 16)
+        assert torch.equal(embedding_lora_a(ids, table, batch, 50, out=out), table[0][:, ids].T)
+
+
+@pytest.mark.gpu
+def test_a_launch_hook_is_told_of_every_launch(device):
+    table, ids = torch.randn(1, 8, 50, device=device), torch.arange(5, device=device)
+    batch = EmbeddingBatch.build([5], [0], [8], device=device)
+    embedding_lora_a(ids, table, batch, 50)
+    seen: list[str] = []
+
+    def hook(metadata):
+        seen.append(metadata.get()["name"])
+
+    triton.knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        embedding_lora_a(ids, table, batch, 50)
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(hook)
+    embedding_lora_a(ids, table, batch, 50)
+    assert seen == ["embedding_lora_a_tokens_kernel"]

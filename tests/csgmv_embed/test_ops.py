@@ -21,6 +21,7 @@ from csgmv_embed import (
     ops,
     to_storage,
 )
+from csgmv_embed.tuning import LaunchConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 EXTREME_IDS = {torch.int32: [-(2**31), 2**31 - 1], torch.int64: [-(2**62), 2**62]}
@@ -78,10 +79,17 @@ def lookups(draw):
 
 def make_batch(case, device) -> EmbeddingBatch:
     if case.padding is None:
-        batch = EmbeddingBatch.build(case.lens, case.seq_slots, case.ranks, chunk_size=case.chunk_size, device=device)
+        batch = EmbeddingBatch.build(
+            case.lens, case.seq_slots, case.ranks, chunk_size=case.chunk_size, segments=True, device=device
+        )
     else:
         batch = EmbeddingBatch.allocate(
-            max_tokens=len(case.ids), max_sequences=8, slots=case.slots, chunk_size=case.chunk_size, device=device
+            max_tokens=len(case.ids),
+            max_sequences=8,
+            slots=case.slots,
+            segments=True,
+            chunk_size=case.chunk_size,
+            device=device,
         )
         batch.refill(case.lens, case.seq_slots, case.ranks)
     return batch if case.plan == "tokens" else batch.without_token_words()
@@ -120,7 +128,7 @@ def test_no_address_outside_the_tensors_is_read(monkeypatch, storage, plan):
     table = make_table(3, 12, 20, torch.float32, storage, "cpu")
     extra = torch.randn(3, 2, 12)
     ids = torch.tensor([-1, 0, 19, 20, 21, 22, 23, 2**40, -(2**40), 18, 17] * 3)
-    batch = EmbeddingBatch.build([20, 13], [2, 1], [12, 7, 12], device="cpu")
+    batch = EmbeddingBatch.build([20, 13], [2, 1], [12, 7, 12], segments=True, device="cpu")
     batch = batch if plan == "tokens" else batch.without_token_words()
     arrays = [batch.token_adapters, batch.permutation, batch.seg_indptr, batch.seg_slots, batch.ranks]
     known = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in (ids, table, extra, *arrays) if t is not None]
@@ -155,7 +163,7 @@ class CountedKernel:
 @pytest.mark.parametrize("plan", ["tokens", "segments"])
 def test_one_kernel_is_launched_and_nothing_is_cleared_first(monkeypatch, plan, device):
     table, ids = torch.randn(1, 8, 20, device=device), torch.arange(5, device=device)
-    batch = EmbeddingBatch.build([5], [0], [8], device=device)
+    batch = EmbeddingBatch.build([5], [0], [8], segments=True, device=device)
     batch = batch if plan == "tokens" else batch.without_token_words()
     launches: list[str] = []
     for name in ("tokens", "segments"):
@@ -172,7 +180,7 @@ def test_one_kernel_is_launched_and_nothing_is_cleared_first(monkeypatch, plan, 
 
 def test_no_tokens_give_an_empty_output_without_a_launch(device):
     table = torch.randn(2, 8, 20, device=device)
-    batch = EmbeddingBatch.build([], [], [8, 8], device=device)
+    batch = EmbeddingBatch.build([], [], [8, 8], segments=True, device=device)
     out = embedding_lora_a(torch.zeros(0, dtype=torch.int64, device=device), table, batch, 20)
     assert out.shape == (0, 8)
 
@@ -182,7 +190,7 @@ def call(**changes):
     arguments = {
         "input_ids": torch.zeros(4, dtype=torch.int64),
         "a_table": torch.zeros(2, 8, 20),
-        "batch": EmbeddingBatch.build([4], [0], [8, 8], device="cpu"),
+        "batch": EmbeddingBatch.build([4], [0], [8, 8], segments=True, device="cpu"),
         "vocab_size": 20,
         "extra_embeddings": None,
         "out": None,
@@ -191,7 +199,7 @@ def call(**changes):
 
 
 def static_batch(tokens: int) -> EmbeddingBatch:
-    return EmbeddingBatch.allocate(max_tokens=tokens, slots=2, device="cpu")
+    return EmbeddingBatch.allocate(max_tokens=tokens, slots=2, segments=True, device="cpu")
 
 
 ERRORS = [
@@ -216,6 +224,8 @@ ERRORS = [
     ({"extra_embeddings": torch.zeros(2, 3, 8, device="meta")}, DeviceError, "extra_embeddings is on meta"),
     ({"out": torch.zeros(4, 7)}, ShapeError, r"out has shape \(4, 7\).*expected \(4, 8\)"),
     ({"out": torch.zeros(8, 4).T}, ShapeError, "rows contiguous"),
+    ({"out": torch.zeros(8).expand(4, 8)}, ShapeError, "rows contiguous and apart"),
+    ({"vocab_size": 20.0}, ShapeError, r"vocab_size is 20\.0; expected an integer"),
     ({"out": torch.zeros(4, 8).half()}, DtypeError, "out is torch.float16; expected torch.float32"),
     ({"out": torch.zeros(4, 8, device="meta")}, DeviceError, "out is on meta; expected cpu"),
     ({"batch": static_batch(3)}, CapacityError, "4 tokens; expected at most 3"),
@@ -233,3 +243,125 @@ def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch):
     monkeypatch.setattr(ops, "accept_host_tensors", False)
     with pytest.raises(DeviceError, match="expected a CUDA device"):
         call()
+
+
+def groups_of(table, out):
+    """(GROUP, OUT_GROUP) of a launch on these tensors."""
+    layout = ops._new_layout(table, table.shape[2], None)
+    return ops._constants(layout, table, out, LaunchConfig(4, 8, 4), False)[12:14]
+
+
+def test_accesses_are_no_wider_than_every_row_is_aligned() -> None:
+    table, out = torch.zeros(2, 50, 24).transpose(1, 2), torch.zeros(4, 24)
+    assert groups_of(table, out) == (4, 4)  # 16 bytes of float32
+    assert groups_of(table.half(), out.half()) == (8, 8)
+    assert groups_of(table, torch.zeros(4, 26)[:, :24]) == (4, 2)
+    assert groups_of(table, torch.zeros(101)[1:97].view(4, 24)) == (4, 1)
+    assert groups_of(torch.zeros(2401)[1:].view(2, 50, 24).transpose(1, 2), out) == (1, 4)
+    assert groups_of(torch.zeros(2, 24, 50), out) == (1, 4)  # rank-major
+    assert groups_of(torch.zeros(2, 50, 27)[:, :, :24].transpose(1, 2), out) == (1, 4)
+    assert groups_of(torch.zeros(2, 50, 6).transpose(1, 2), torch.zeros(4, 6)) == (2, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")
+def test_the_checks_of_one_layout_are_not_taken_for_another(monkeypatch):
+    monkeypatch.setattr(ops, "_layouts", {})
+    call()
+    for changes, kind, words in ERRORS:
+        with pytest.raises(kind, match=words):
+            call(**changes)
+    call(vocab_size=19)
+    call(a_table=torch.zeros(2, 20, 8).transpose(1, 2))
+    assert len(ops._layouts) >= 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")
+def test_a_vocab_size_from_numpy_is_as_good_as_an_int(monkeypatch):
+    monkeypatch.setattr(ops, "_layouts", {})
+    call(vocab_size=np.int64(19))
+    assert [type(value) for layout in ops._layouts.values() for value in layout.placing] == [int] * 8
+
+
+def test_an_output_of_one_column_may_have_any_column_stride(device):
+    table = torch.randn(1, 1, 20, device=device)
+    out = torch.empty(1, 4, device=device).T
+    batch = EmbeddingBatch.build([4], [0], [1], device=device)
+    assert torch.equal(embedding_lora_a(torch.arange(4, device=device), table, batch, 20, out=out), table[0, :, :4].T)
+
+
+def test_extra_tokens_behind_the_largest_vocabulary_are_found(device):
+    vocab = 2**31 - 1
+    table = torch.randn(1, 8, 1, device=device).expand(1, 8, vocab)
+    extra = torch.randn(1, 4, 8, device=device)
+    ids = torch.tensor([vocab - 1, vocab, vocab + 3, vocab + 4], device=device)
+    batch = EmbeddingBatch.build([4], [0], [8], device=device)
+    out = embedding_lora_a(ids, table, batch, vocab, extra)
+    expected = [table[0, :, 0], extra[0, 0], extra[0, 3], torch.zeros(8, device=device)]
+    assert torch.equal(out, torch.stack(expected))
+
+
+def sglang_batch(device, seg_indptr, slots, ranks, permutation, *, chunk_size=16, static=False):
+    """An SGLang LoRABatchInfo as far as the lookup reads it."""
+    arrays = {"seg_indptr": seg_indptr, "weight_indices": slots, "lora_ranks": ranks, "permutation": permutation}
+    return SimpleNamespace(
+        use_cuda_graph=static,
+        num_segments=len(slots),
+        max_len=chunk_size,
+        **{
+            name: None if values is None else torch.tensor(values, dtype=torch.int32, device=device)
+            for name, values in arrays.items()
+        },
+    )
+
+
+def test_a_static_batch_longer_than_its_first_segments_is_exact_on_the_launch_made_for_them(device):
+    """A captured launch keeps the grid of its capture; what it reads may later hold longer segments."""
+    table, ids = torch.randn(2, 8, 50, device=device), torch.arange(40, device=device)
+    info = sglang_batch(device, [0, 40, 40], [1, 0], [8, 8], list(range(40)), chunk_size=1, static=True)
+    out = embedding_lora_a(ids, table, EmbeddingBatch.from_sglang(info), 50)
+    assert torch.equal(out, table[1, :, :40].T)
+
+
+def test_rows_behind_a_batch_are_zero_although_it_was_full_when_its_launch_was_chosen(device, monkeypatch):
+    """What a captured graph meets: launched when full, replayed with fewer tokens."""
+    table, ids = torch.randn(2, 8, 50, device=device), torch.arange(12, device=device)
+    static = EmbeddingBatch.allocate(max_tokens=12, slots=2, segments=True, device=device)
+    view = static.without_token_words()
+    static.refill([12], [1], [8, 8])
+    captured = []
+    monkeypatch.setattr(ops, "launch", lambda *arguments: captured.append(arguments))
+    out = embedding_lora_a(ids, table, view, 50)
+    static.refill([5], [1], [8, 8])
+    out.fill_(float("nan"))
+    monkeypatch.undo()
+    ops.launch(*captured[0])
+    assert torch.equal(out[:5], table[1, :, :5].T)
+    assert torch.equal(out[5:], torch.zeros(7, 8, device=device))
+
+
+def test_offsets_along_the_rank_axis_pass_two_to_the_31(device):
+    stride = 2**30  # of the rank axis; the pages between are never touched
+    memory = torch.empty(2 * stride + 8, dtype=torch.float16, device=device)
+    table = memory.as_strided((1, 3, 8), (8, stride, 1))
+    values = torch.randn(3, 8, device=device).half()
+    for rank in range(3):
+        table[0, rank].copy_(values[rank])
+    out = embedding_lora_a(torch.arange(8, device=device), table, EmbeddingBatch.build([8], [0], [3], device=device), 8)
+    assert torch.equal(out, values.T)
+
+
+def test_ranks_and_slots_of_a_foreign_batch_beyond_the_table_read_nothing_outside(device: torch.device) -> None:
+    table = torch.randn(9, 8, 20, device=device)[:2]
+    slot_ranks = torch.tensor([8, 99, 8, 8, 8, 8, 8, 8, 8], dtype=torch.int32, device=device)[:2]
+    info = SimpleNamespace(
+        use_cuda_graph=False,
+        num_segments=2,
+        max_len=16,
+        seg_indptr=torch.tensor([0, 2, 4], dtype=torch.int32, device=device),
+        weight_indices=torch.tensor([1, 7], dtype=torch.int32, device=device),
+        lora_ranks=slot_ranks,
+        permutation=torch.arange(4, dtype=torch.int32, device=device),
+    )
+    out = embedding_lora_a(torch.arange(4, device=device), table, EmbeddingBatch.from_sglang(info), 20)
+    assert torch.equal(out[:2], table[1, :, :2].T)
+    assert torch.equal(out[2:], torch.zeros(2, 8, device=device))

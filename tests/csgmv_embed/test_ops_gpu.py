@@ -34,7 +34,7 @@ def test_small_lookup_is_exact(dtype, storage, plan, device):
     table = to_storage(torch.randn(4, 12, vocab + 3, device=device).to(dtype), storage)
     extra = torch.randn(4, 7, 12, device=device).to(dtype)
     ids = torch.randint(-5, vocab + 20, (sum(lens),), device=device)
-    batch = planned(EmbeddingBatch.build(lens, slots, ranks, device=device), plan)
+    batch = planned(EmbeddingBatch.build(lens, slots, ranks, segments=True, device=device), plan)
     out = torch.full((sum(lens), 12), float("nan"), dtype=dtype, device=device)
     embedding_lora_a(ids, table, batch, vocab, extra, out)
     assert torch.equal(out, expected(ids, table, lens, slots, ranks, vocab, extra))
@@ -51,7 +51,7 @@ def test_real_sizes_are_exact(ids_dtype, dtype, storage, plan, device):
     table = to_storage(torch.randn(8, 64, vocab, device=device, dtype=torch.float32).to(dtype), storage)
     ids = torch.randint(0, vocab, (4096,), device=device, dtype=ids_dtype)
     ids[::97], ids[5::101], ids[7::103] = -1, vocab, 2**31 - 1
-    batch = planned(EmbeddingBatch.build(lens, slots, ranks, device=device), plan)
+    batch = planned(EmbeddingBatch.build(lens, slots, ranks, segments=True, device=device), plan)
     out = torch.full((4096, 64), float("nan"), dtype=dtype, device=device)
     embedding_lora_a(ids, table, batch, vocab, out=out)
     assert torch.equal(out, expected(ids, table, lens, slots, ranks, vocab))
@@ -64,7 +64,7 @@ def test_a_captured_graph_is_exact_after_every_refill(storage, plan, device):
     slots_in_table, max_rank, vocab, capacity = 8, 32, 5000, 256
     table = to_storage(torch.randn(slots_in_table, max_rank, vocab, device=device).bfloat16(), storage)
     ids = torch.zeros(capacity, dtype=torch.int64, device=device)
-    static = EmbeddingBatch.allocate(max_tokens=capacity, slots=slots_in_table, device=device)
+    static = EmbeddingBatch.allocate(max_tokens=capacity, slots=slots_in_table, segments=True, device=device)
     view = planned(static, plan)
     static.refill([capacity], [0], [max_rank] * slots_in_table)
     embedding_lora_a(ids, table, view, vocab)  # compiles outside the capture
@@ -98,7 +98,7 @@ def test_a_table_past_two_to_the_31_elements_is_exact(storage, plan, device):
     lens, slots, ranks = [40, 3, 50, 1], [70, 0, 71, 35], [rank] * slots_in_table
     ids = torch.randint(0, vocab, (sum(lens),), device=device)
     ids[:2] = torch.tensor([vocab - 1, 0], device=device)
-    batch = planned(EmbeddingBatch.build(lens, slots, ranks, device=device), plan)
+    batch = planned(EmbeddingBatch.build(lens, slots, ranks, segments=True, device=device), plan)
     out = torch.full((sum(lens), rank), float("nan"), dtype=torch.bfloat16, device=device)
     embedding_lora_a(ids, table, batch, vocab, out=out)
     assert torch.equal(out, expected(ids, table, lens, slots, ranks, vocab))
@@ -109,7 +109,7 @@ def test_a_refill_on_another_stream_is_ordered_before_the_launch_on_it(device):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        static = EmbeddingBatch.allocate(max_tokens=64, slots=2, device=device)
+        static = EmbeddingBatch.allocate(max_tokens=64, slots=2, segments=True, device=device)
         ids = torch.arange(40, device=device)
         for slot in (0, 1, 0, 1, 1):
             static.refill([40], [slot], [8, 5])

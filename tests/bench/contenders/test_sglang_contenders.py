@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.case import Case
+from bench.contenders.csgmv_embed_plugin import CsgmvEmbedPlugin
 from bench.contenders.sglang_csgmv import SglangCsgmv
 from bench.contenders.sglang_expand import SglangExpand
 from bench.contenders.sglang_peers import DECODE_GRAPH_CAPACITY, SglangLookup, rank_major_bytes
@@ -26,6 +27,7 @@ CASES = [
     Case("prefill", 2, 24, 130, adapters=1, vocab=61, dtype="float32"),  # more than one block of ranks
 ]
 LOOKUPS: list[SglangLookup] = [SglangCsgmv(16), SglangCsgmv(128), SglangTriton(), SglangTokens()]
+LOOKUPS += [CsgmvEmbedPlugin(16), CsgmvEmbedPlugin(128)]
 
 needs_interpreter = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="runs GPU kernels on the CPU: needs TRITON_INTERPRET=1"

@@ -62,7 +62,7 @@ SHAPES = {
 }
 
 
-def embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings=None, out=None):
+def embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings=None, out=None, *, pdl=False):
     """In the place of the library's call, for the contender csgmv_embed-vocab_major."""
     tokens, rank = input_ids.numel(), a_table.shape[1]
     out = torch.empty(tokens, rank, dtype=a_table.dtype, device=a_table.device)

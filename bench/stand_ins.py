@@ -1,0 +1,53 @@
+"""A stand-in for the package sgl_kernel where it is missing or cannot load: names that import, and raise when called.
+
+SGLang's layers import it at the top for kernels that embedding LoRA does not use. Nothing is emulated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+NAME = "sgl_kernel"
+
+
+class _Module(ModuleType):
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError(f"{self.__name__}.{name} was called; here is only a stand-in for {NAME}")
+
+        return missing
+
+
+class _Finder:
+    """Finds the stand-in and any module below it."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == NAME else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Module(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def provide() -> bool:
+    """Put the stand-in in place if sgl_kernel does not load; says whether it did."""
+    try:
+        importlib.import_module(NAME)
+    except Exception:  # missing, or its libraries do not load here
+        for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
+            del sys.modules[name]
+        sys.meta_path.insert(0, _Finder())
+        return True
+    return False

@@ -1,0 +1,118 @@
+"""Which launch configuration is fastest here: times each candidate at each size and keeps the best. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import geometric_mean, median
+from typing import Any
+
+import msgspec
+import torch
+
+from bench import contenders
+from bench.case import ELEMENT_BYTES, STORAGES, Case, DType, Storage
+from bench.clocks import graph
+from bench.results import ResultsError
+from bench.workload import Workload, make_workload
+from csgmv_embed import tuning
+from csgmv_embed.tuning import LaunchConfig, TunedRow
+
+RANKS = (8, 16, 64, 256)
+TOKENS = (1, 32, 256, 2048, 16384)
+PLANS = ("csgmv_embed", "csgmv_embed_segments")
+DTYPES: tuple[DType, ...] = ("bfloat16", "float32")
+VOCAB, ADAPTERS, SEED = 128256, 8, 1
+NODES, BLOCKS, BLOCK_MS = 40, 5, 0.4
+INDEX_SETS = 8
+WORTH = 0.98  # a candidate replaces the rule's configuration if it takes at most this share of its time
+
+
+class TunedTable(msgspec.Struct):
+    """The file `csgmv_embed/tuned/<GPU>.json`."""
+
+    gpu: str
+    commit: str | None
+    command: str
+    vocab: int
+    adapters: int
+    rows: list[dict[str, Any]]
+
+
+def encode(table: TunedTable) -> bytes:
+    """The file's bytes, a line a row so that two tables diff well."""
+    fields = msgspec.structs.asdict(table)
+    rows = b",\n".join(msgspec.json.encode(row) for row in fields.pop("rows"))
+    head = msgspec.json.format(msgspec.json.encode(fields), indent=1).rstrip(b"\n}")
+    return head + b',\n "rows": [\n' + rows + b"\n ]\n}\n"
+
+
+def as_fields(row: TunedRow) -> dict[str, Any]:
+    """A row as the file holds it, by names."""
+    return {**row._asdict(), "config": row.config._asdict()}
+
+
+def tune() -> Iterator[TunedRow]:
+    """One row a storage, dtype, rank and number of tokens. Raises ResultsError if a configuration gives wrong rows."""
+    for dtype in DTYPES:
+        for rank in RANKS:
+            tables: dict[Storage, torch.Tensor] = {}
+            for tokens in TOKENS:
+                for storage in STORAGES:
+                    # one token each, or the same number for every request: only the tokens matter to a tile
+                    shape = ("decode", tokens, 1) if tokens < 1024 else ("prefill", 8, tokens // 8)
+                    case = Case(*shape, rank, adapters=ADAPTERS, vocab=VOCAB, dtype=dtype)  # type: ignore[arg-type]
+                    workload = make_workload(
+                        case, seed=SEED, index_sets=INDEX_SETS, device=torch.device("cuda", torch.cuda.current_device())
+                    )
+                    workload.tables = tables
+                    yield _best(workload, storage)
+
+
+def candidates(tokens: int, rank: int, rows_contiguous: bool) -> list[LaunchConfig]:
+    """The rule's configuration first, then every other one worth timing."""
+    block_rank = min(rank, tuning.MAX_BLOCK_RANK)
+    if rows_contiguous:
+        tiles = [
+            LaunchConfig(elements // block_rank, block_rank, warps)
+            for elements in (32, 64, 128, 256, 512, 1024, 2048, 4096)
+            for warps in (1, 2, 4, 8)
+            if elements >= max(block_rank, 32 * warps) and elements <= 1024 * warps
+        ]
+    else:
+        tiles = [
+            LaunchConfig(block_tokens, width, warps)
+            for block_tokens in (4, 8, 16, 32, 64, 128)
+            for width in (4, 8, 16, 32, 64)
+            for warps in (1, 4)
+            if width <= rank and 32 * warps <= block_tokens * width <= 1024 * warps
+        ]
+    useful = [tile for tile in tiles if tile.block_tokens <= max(8, 2 * tokens)]
+    return list(dict.fromkeys([tuning.rule(tokens, rank, rows_contiguous), *useful]))
+
+
+def _best(workload: Workload, storage: Storage) -> TunedRow:
+    case = workload.case
+    contiguous = storage == "vocab_major"
+    first, *others = candidates(case.num_tokens, case.rank, contiguous)
+    rule_us = _time_us(workload, storage, first)
+    timed = {config: _time_us(workload, storage, config) for config in others}
+    best = min(timed, key=timed.__getitem__, default=first)
+    if best == first or timed[best] > WORTH * rule_us:
+        best = first
+    best_us = timed.get(best, rule_us)
+    return TunedRow(
+        contiguous, ELEMENT_BYTES[case.dtype], case.rank, case.num_tokens, best, round(best_us, 3), round(rule_us, 3)
+    )
+
+
+def _time_us(workload: Workload, storage: Storage, config: LaunchConfig) -> float:
+    """Geometric mean over both plans: one tile serves them, and what suits one may not suit the other."""
+    times = []
+    with tuning.forced(config):
+        for plan in PLANS:
+            launch = contenders.build(f"{plan}-{storage}").setup(workload, static=False)
+            if not torch.equal(launch(0), workload.oracle(0)):
+                raise ResultsError(f"{config} gives wrong rows at {workload.case.label}; expected those of the oracle")
+            captured = graph.capture(launch, index_sets=INDEX_SETS, nodes=NODES)
+            times.append(median(graph.sample(captured, blocks=BLOCKS, block_ms=BLOCK_MS, flush=None)))
+    return geometric_mean(times)

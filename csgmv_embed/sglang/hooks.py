@@ -1,0 +1,137 @@
+"""What runs in place of the backend's methods; while the plugin is off, every hook passes through to SGLang's own.
+
+The signatures are `hook(original, *arguments of the original)`, SGLang's around hooks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.errors import ShapeError
+from csgmv_embed.ops import embedding_lora_a
+from csgmv_embed.sglang import planner, runtime
+
+Original = Callable[..., Any]
+
+
+def lookup(
+    original: Original,
+    backend: Any,
+    input_ids: torch.Tensor,
+    weights: torch.Tensor,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """`run_lora_a_embedding`: (tokens,) ids to (tokens, max_rank), dtype of weights."""
+    state = runtime.state_of(backend)
+    if state is None:
+        result: torch.Tensor = original(backend, input_ids, weights, vocab_size, extra_embeddings, *args, **kwargs)
+        return result
+    return run_lookup(state, input_ids, weights, vocab_size, extra_embeddings)
+
+
+def run_lookup(
+    state: planner.State,
+    input_ids: torch.Tensor,
+    weights: torch.Tensor,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The lookup of the backend's current batch.
+
+    input_ids (tokens,); weights (slots, max_rank, vocab_size [+ added]), in either storage. Ids from vocab_size on are
+    added tokens: extra_embeddings (slots, added, max_rank) serves them, else the columns of weights beyond vocab_size.
+    Any other id gives a zero row. Raises what embedding_lora_a raises.
+    """
+    _, max_rank, columns = weights.shape
+    if vocab_size > columns:
+        raise ShapeError(f"the vocabulary has {vocab_size} ids; expected at most {columns}, the columns of the A table")
+    if extra_embeddings is not None and extra_embeddings.shape[2] != max_rank:
+        extra_embeddings = None  # SGLang's rows of the base embedding, hidden_size wide: not the A side's
+    if extra_embeddings is None:
+        vocab_size = columns
+    batch_info = state.backend.batch_info
+    batch = getattr(batch_info, planner.BATCH, planner.BATCH)
+    if batch is None:  # planned: no adapter of this batch has LoRA on the embedding layer
+        return weights.new_zeros(input_ids.shape[0], max_rank)
+    if state.design == "original_order":
+        return _original_order(state, input_ids, weights, vocab_size, extra_embeddings)
+    if not isinstance(batch, EmbeddingBatch):  # SGLang's own plan
+        batch = EmbeddingBatch.from_sglang(batch_info)
+    planned = batch.num_tokens
+    if not batch.static and planned is not None and input_ids.shape[0] > planned:
+        # Rows that SGLang pads an eager batch with have no adapter.
+        out = weights.new_zeros(input_ids.shape[0], max_rank)
+        embedding_lora_a(input_ids[:planned], weights, batch, vocab_size, extra_embeddings, out=out[:planned])
+        return out
+    return embedding_lora_a(input_ids, weights, batch, vocab_size, extra_embeddings)
+
+
+def _original_order(
+    state: planner.State,
+    input_ids: torch.Tensor,
+    weights: torch.Tensor,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+) -> torch.Tensor:
+    module = importlib.import_module(f"{state.release.kernels}.embedding_lora_a")
+    found: torch.Tensor = module.embedding_lora_a_fwd(
+        input_ids, weights, state.backend.embedding_batch_info, vocab_size, extra_embeddings
+    )
+    return found
+
+
+def prepare(
+    original: Original,
+    backend: Any,
+    forward_batch: Any,
+    weight_indices: list[int],
+    lora_ranks: list[int],
+    scalings: list[float],
+    use_cuda_graph: bool,
+    use_prefill_cuda_graph: bool = False,
+) -> None:
+    """`prepare_lora_batch`."""
+    state = runtime.state_of(backend)
+    static_info = None
+    if state is not None and use_prefill_cuda_graph:
+        static_info = backend.prefill_cuda_graph_batch_info
+    elif state is not None and use_cuda_graph:
+        static_info = backend.cuda_graph_batch_info
+    if state is None or (static_info is not None and not hasattr(static_info, planner.STATIC)):
+        prefill = {"use_prefill_cuda_graph": True} if use_prefill_cuda_graph else {}
+        original(backend, forward_batch, weight_indices, lora_ranks, scalings, use_cuda_graph, **prefill)
+        return
+    planner.prepare(state, forward_batch, weight_indices, lora_ranks, scalings, static_info)
+
+
+def decode_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -> None:
+    """The init method of the batch info of captured decode."""
+    original(backend, *args, **kwargs)
+    state = runtime.state_of(backend)
+    if state is not None:
+        planner.pack(state, backend.cuda_graph_batch_info)
+
+
+def prefill_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -> None:
+    """The init method of the batch info of captured prefill."""
+    original(backend, *args, **kwargs)
+    state = runtime.state_of(backend)
+    if state is not None:
+        planner.pack(state, backend.prefill_cuda_graph_batch_info, prefill=True)
+
+
+def modules(original: Original, manager: Any) -> None:
+    """`update_lora_info`: which of the two modules the backend has to prepare for."""
+    original(manager)
+    state = runtime.state_of(manager.lora_backend)
+    if state is not None:
+        state.embedding_targeted = manager.embed_tokens_module is not None
+        state.lm_head_targeted = manager.lm_head_module is not None

@@ -1,0 +1,224 @@
+"""Putting the hooks in place, and making sure that they are: SGLang only logs a hook that did not apply."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from csgmv_embed.errors import CsgmvEmbedError
+from csgmv_embed.sglang import hooks, runtime, storage
+from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
+from csgmv_embed.sglang.targets import Hook, Release, release_for
+
+logger = logging.getLogger("csgmv_embed")
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "lookup": hooks.lookup,
+    "prepare": hooks.prepare,
+    "decode_graph": hooks.decode_graph,
+    "prefill_graph": hooks.prefill_graph,
+    "modules": hooks.modules,
+    **storage.BY_NAME,
+}
+
+
+@dataclass(frozen=True)
+class HookStatus:
+    """One hook: applied, or the reason why not; `file` is where the function that runs now was written."""
+
+    name: str
+    target: str
+    applied: bool
+    reason: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """The plugin in this process. `reason` says why it is not active; empty if it is."""
+
+    sglang: str | None
+    active: bool
+    reason: str
+    hooks: tuple[HookStatus, ...] = ()
+
+
+NOT_LOADED = "not loaded in this process"
+_status = Status(None, False, NOT_LOADED)
+
+
+def status() -> Status:
+    """What became of the last `register` or `install` in this process."""
+    return _status
+
+
+def register() -> None:
+    """The entry point in the group sglang.srt.plugins: registers the hooks, and a check for when SGLang applied them.
+
+    Refuses, with a warning in SGLang's log, an SGLang version it does not know; SGLang's own path then stays.
+    Raises SettingError on a bad CSGMV_EMBED_* variable, which SGLang logs.
+    """
+    release = _release()
+    if release is None or runtime.active is not None:
+        return
+    registry = importlib.import_module("sglang.srt.plugins.hook_registry")
+    for hook in release.hooks:
+        registry.HookRegistry.register(hook.target, FUNCTIONS[hook.name], registry.HookType.AROUND)
+    _check_after(registry.HookRegistry, release)
+
+
+def install() -> Status:
+    """Put the hooks in place now. For SGLang 0.5.10, which loads no plugins; harmless where it does.
+
+    Call it in every process before the server starts: at the top level of the script that launches it. Raises
+    SettingError, VersionError.
+    """
+    release = _release(refuse=True)
+    if release is None or runtime.active is not None:
+        return _status
+    if release.has_plugins:
+        register()
+        importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry.apply_hooks()
+        return _status
+    refused = [hook for hook in release.hooks if hook.required and _why_not(hook)]
+    if not refused:
+        for hook in release.hooks:
+            _wrap(hook)
+    return check(release)
+
+
+def check(release: Release) -> Status:
+    """Look at every hook, and switch the plugin on if all required ones are in place, else off."""
+    found = tuple(_look(hook) for hook in release.hooks)
+    required = {hook.name for hook in release.hooks if hook.required}
+    missing = [hook for hook in found if not hook.applied and hook.name in required]
+    runtime.activate(None if missing else runtime.Active(release, Settings.from_environment()))
+    reason = "; ".join(f"{hook.name}: {hook.reason}" for hook in missing)
+    _set(Status(_installed(), not missing, reason, found))
+    if missing:
+        logger.error("csgmv-embed is off, SGLang's own embedding LoRA runs: %s", reason)
+    else:
+        logger.info("csgmv-embed is on: %d hooks for SGLang %s", len(found), release.version)
+    return _status
+
+
+def _release(*, refuse: bool = False) -> Release | None:
+    """The release to hook; None, with the reason as status, if the plugin is to stay off. refuse: raise instead."""
+    installed = _installed()
+    try:
+        settings = Settings.from_environment()
+    except SettingError as error:
+        _set(Status(installed, False, f"SettingError: {error}"))  # SGLang only logs what a plugin raises
+        raise
+    if settings.disabled:
+        _set(Status(installed, False, f"{DISABLE}=1"))
+        return None
+    try:
+        if installed is None:
+            raise CsgmvEmbedError("sglang is not installed: pip install sglang")
+        return release_for(installed, any_version=settings.any_version)
+    except CsgmvEmbedError as error:
+        _set(Status(installed, False, str(error)))
+        if refuse:
+            raise
+        logger.warning("csgmv-embed is off: %s", error)
+        return None
+
+
+def _installed() -> str | None:
+    try:
+        return importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _set(found: Status) -> None:
+    global _status
+    _status = found
+
+
+def _check_after(registry: Any, release: Release) -> None:
+    """Have `check` run when SGLang has applied all hooks, once: it gives plugins no call for that."""
+    described = vars(registry)["apply_hooks"]
+
+    @classmethod  # type: ignore[misc]
+    @functools.wraps(described.__func__)
+    def apply_then_check(cls: Any) -> None:
+        registry.apply_hooks = described
+        described.__func__(cls)
+        check(release)
+
+    registry.apply_hooks = apply_then_check
+
+
+def _resolve(target: str) -> tuple[Any, str, Any]:
+    """The object that holds a target, the target's name in it, and the target.
+
+    A module that fails to import raises its own error, where a plain attribute walk would say that it has no attribute.
+    """
+    holder: Any = None
+    *path, name = target.split(".")
+    for depth, part in enumerate(path, start=1):
+        if inspect.ismodule(holder) and not hasattr(holder, part):
+            importlib.import_module(".".join(path[:depth]))
+        holder = importlib.import_module(part) if holder is None else getattr(holder, part)
+    return holder, name, getattr(holder, name)
+
+
+def _why_not(hook: Hook) -> str:
+    """Why SGLang's function cannot be hooked; empty if it can."""
+    try:
+        _, _, function = _resolve(hook.target)
+    except Exception as error:  # whatever SGLang's modules raise at import is the reason
+        return f"{type(error).__name__}: {error}"
+    found = tuple(inspect.signature(function).parameters)
+    if found != hook.parameters:
+        return f"takes ({', '.join(found)}); expected ({', '.join(hook.parameters)})"
+    return ""
+
+
+def _look(hook: Hook) -> HookStatus:
+    reason = _why_not(hook)
+    if reason:
+        return HookStatus(hook.name, hook.target, False, reason, "")
+    _, _, function = _resolve(hook.target)
+    ours = FUNCTIONS[hook.name]
+    applied = any(ours in _held(layer) for layer in _layers(function))
+    file = inspect.getsourcefile(ours if applied else inspect.unwrap(function)) or "?"
+    return HookStatus(hook.name, hook.target, applied, "" if applied else "SGLang did not apply it", file)
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """A function and what it wraps, outermost first."""
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _held(function: Any) -> list[Any]:
+    """What a wrapper closes over: its hook among it."""
+    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+
+
+def _wrap(hook: Hook) -> None:
+    """What SGLang's registry does for an around hook, by-name imports included."""
+    holder, name, original = _resolve(hook.target)
+    function = FUNCTIONS[hook.name]
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return function(original, *args, **kwargs)
+
+    setattr(holder, name, wrapped)
+    if inspect.ismodule(holder):
+        for module in list(sys.modules.values()):
+            for attribute, value in list(vars(module).items() if inspect.ismodule(module) else ()):
+                if value is original:
+                    setattr(module, attribute, wrapped)

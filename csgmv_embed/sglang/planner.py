@@ -1,0 +1,469 @@
+"""The host plan of a batch for SGLang's csgmv backend: its LoRABatchInfo, and our token words, in one transfer.
+
+SGLang's own `prepare_lora_batch` walks the segments in Python and sends eight arrays one by one. This one computes the
+same arrays with numpy into one pinned buffer. Every field equals SGLang's; where SGLang leaves the tail of a captured
+buffer as an earlier batch left it, the tail is neutral here: empty segments, no LoRA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from csgmv_embed.batch import EmbeddingBatch, Int32Array, Int64Array, _checked, _Contents, _plan_segments, _Ranks
+from csgmv_embed.errors import CapacityError, ShapeError
+from csgmv_embed.sglang.settings import Design
+from csgmv_embed.sglang.staging import Layout, Staging
+from csgmv_embed.sglang.targets import Release
+
+STATE = "csgmv_embed_state"  # attribute of a backend object
+BATCH = "csgmv_embed_batch"  # attribute of a LoRABatchInfo that this planner has filled
+STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
+
+# The arrays of every plan, in the order in which they lie in the buffer.
+ARRAYS = (
+    "seg_indptr",
+    "weight_indices",
+    "permutation",
+    "req_seg_indptr",
+    "req_weight_indices",
+    "lora_ranks",
+    "scalings",
+)
+REQUESTS = ARRAYS.index("req_weight_indices")
+
+
+@dataclass
+class State:
+    """What the plugin keeps for one backend object.
+
+    None in the two flags and in slot_has_embedding means not told: then everything is prepared.
+    """
+
+    backend: Any
+    release: Release
+    design: Design = "token_words"
+    embedding_targeted: bool | None = None
+    lm_head_targeted: bool | None = None
+    slot_has_embedding: npt.NDArray[np.bool_] | None = None
+    ranks: _Ranks = field(default_factory=_Ranks)
+    staging: Staging | None = None
+    positions: torch.Tensor | None = None  # 0, 1, 2, ... on the device
+
+    def set_slot(self, slot: int, has_embedding: bool) -> None:
+        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer."""
+        if self.slot_has_embedding is None:
+            self.slot_has_embedding = np.zeros(self.backend.max_loras_per_batch, dtype=np.bool_)
+        self.slot_has_embedding[slot] = has_embedding
+
+    def word_by_slot(self) -> Int32Array | None:
+        """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer."""
+        if self.embedding_targeted is False:
+            return None
+        words = self.ranks.words
+        if self.slot_has_embedding is not None:
+            words = np.where(self.slot_has_embedding, words, 0)
+        return words if words.any() else None
+
+
+def attach(backend: Any, release: Release, design: Design = "token_words") -> State:
+    """The state of a backend object, made on first use."""
+    state: State | None = getattr(backend, STATE, None)
+    if state is None:
+        state = State(backend, release, design)
+        setattr(backend, STATE, state)
+    return state
+
+
+class _Plan(NamedTuple):
+    """A batch as the scheduler gave it, checked."""
+
+    lens: Int64Array | None  # None: one token each
+    slots: Int64Array
+    tokens: int
+    chunk_size: int
+    scalings: list[float]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request."""
+        return 1 if self.lens is None else int(self.lens.max(initial=0))
+
+    def most_segments(self, slots: int) -> int:
+        """Never less than the segments of the batch: full chunks, and one ragged chunk for each slot in use."""
+        return self.tokens // self.chunk_size + min(slots, len(self.slots), self.tokens)
+
+
+class _HeadPlan(NamedTuple):
+    """The segments of one pass of lm_head over the rows that sampling or log-probabilities keep."""
+
+    seg_slots: Int64Array
+    seg_indptr: Int64Array
+    chunk_size: int
+    tokens: int
+
+
+@dataclass
+class StaticBatch:
+    """The buffers of a captured graph: SGLang's arrays and our words in one device buffer."""
+
+    layout: Layout
+    buffer: torch.Tensor
+    staging: Staging
+    words: EmbeddingBatch
+    prefill: bool
+    sequence_order: Any = None  # the batch info of the original-order design
+    words_are_neutral: bool = True
+
+    @property
+    def words_start(self) -> int:
+        return self.layout.starts[-1]
+
+
+def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
+    """Move the arrays of a LoRABatchInfo for captured graphs into one buffer, in the same sizes, with our words.
+
+    batch_info is fresh from the backend's own init method. Its attributes become views of the buffer. prefill: it is
+    the one for captured prefill, whose requests may have any length.
+    """
+    tokens = batch_info.permutation.shape[0]
+    requests = batch_info.req_weight_indices.shape[0] if state.release.request_fields else batch_info.bs
+    segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
+    sizes = _sizes(segments, tokens, requests, slots)
+    extra = requests if state.design == "original_order" else 0
+    layout = Layout.of((*sizes, extra, tokens))
+    device = batch_info.seg_indptr.device
+    with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
+        buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
+    *views, lens, words = layout.device(buffer, layout.sizes)
+    arrays = _named(views)
+    static = StaticBatch(layout, buffer, Staging(device, layout.total), _words(words, slots, tokens), prefill)
+    if state.design == "original_order":
+        # The fallback kernel's grid is (max_len, bs) of the capture. A captured decode covers its own requests; a
+        # captured prefill has to cover every request the buffers hold, at any length.
+        longest = tokens if prefill else tokens // max(requests, 1)
+        static.sequence_order = _sequence_order(batch_info, arrays, lens, requests, longest)
+    for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
+        setattr(batch_info, name, arrays[name])
+    setattr(batch_info, STATIC, static)
+
+
+def prepare(
+    state: State,
+    forward_batch: Any,
+    weight_indices: list[int],
+    lora_ranks: list[int],
+    scalings: list[float],
+    static_info: Any = None,
+) -> None:
+    """What the backend's `prepare_lora_batch` does: sets batch_info, lm_head_batch_info, lm_head_pass_batch_infos.
+
+    forward_batch is SGLang's; weight_indices (requests,) the slot of each request; lora_ranks and scalings (slots,).
+    static_info: the packed LoRABatchInfo of a captured graph to fill in place; None: a new one.
+    Raises ShapeError, SlotError on values that do not fit together, CapacityError if the batch exceeds a captured
+    graph's buffers; the backend is then as it was.
+    """
+    plan = _checked_plan(state, forward_batch, weight_indices, lora_ranks, scalings)
+    heads = _plan_heads(state, forward_batch, weight_indices, plan)
+    if static_info is None:
+        batch_info, head_arrays = _fill_new(state, plan, heads)
+    else:
+        _check_capacity(getattr(static_info, STATIC), static_info, plan)
+        batch_info, head_arrays = _fill_static(state, static_info, plan), _send_heads(state, heads)
+    backend = state.backend
+    if state.release.request_fields:
+        batch_info = backend._add_moe_lora_info(forward_batch, batch_info)
+    backend.batch_info = batch_info
+    infos = [_head_info(state, batch_info, *pair) for pair in zip(heads, head_arrays, strict=True)]
+    backend.lm_head_batch_info = infos[0] if infos else None
+    backend.lm_head_pass_batch_infos = infos[1:] or None
+
+
+def _checked_plan(
+    state: State, forward_batch: Any, weight_indices: list[int], lora_ranks: list[int], scalings: list[float]
+) -> _Plan:
+    slots = state.backend.max_loras_per_batch
+    if len(lora_ranks) != slots or len(scalings) != slots:
+        raise ShapeError(f"lora_ranks, scalings have {len(lora_ranks)}, {len(scalings)} slots; expected {slots} each")
+    if len(weight_indices) != forward_batch.batch_size:
+        raise ShapeError(f"weight_indices has {len(weight_indices)} entries; expected {forward_batch.batch_size}")
+    lens, seq_slots, tokens = _checked(_lengths(forward_batch), weight_indices, slots)
+    chunk_size = state.backend._determine_chunk_size(forward_batch)
+    state.ranks.update(lora_ranks)
+    return _Plan(lens, seq_slots, tokens, chunk_size, scalings)
+
+
+def _lengths(forward_batch: Any) -> Any:
+    """Tokens of each request; None if one each."""
+    mode = forward_batch.forward_mode
+    if mode.is_decode():
+        return None
+    if mode.is_extend() and not mode.is_target_verify() and forward_batch.extend_seq_lens_cpu is not None:
+        return forward_batch.extend_seq_lens_cpu
+    # The rarer modes are SGLang's to know, and to refuse.
+    return _utils().generate_sequence_lengths(forward_batch, device="cpu").numpy()
+
+
+def _utils() -> Any:
+    return importlib.import_module("sglang.srt.lora.utils")
+
+
+def _check_capacity(static: StaticBatch, info: Any, plan: _Plan) -> None:
+    requests, tokens = static.layout.sizes[REQUESTS], info.permutation.shape[0]
+    if len(plan.slots) > requests or plan.tokens > tokens:
+        raise CapacityError(
+            f"the batch has {len(plan.slots)} requests, {plan.tokens} tokens; the captured graph holds at most "
+            f"{requests} requests, {tokens} tokens"
+        )
+    segments, slots = info.weight_indices.shape[0], info.lora_ranks.shape[0]
+    if plan.most_segments(slots) <= segments:
+        return
+    group_tokens = np.bincount(plan.slots, weights=plan.lens, minlength=slots).astype(np.int64)
+    needed = int((-(-group_tokens // plan.chunk_size)).sum())
+    if needed > segments:
+        raise CapacityError(f"the batch has {needed} segments; the captured graph holds at most {segments}")
+
+
+def _fill_static(state: State, info: Any, plan: _Plan) -> Any:
+    """Write the plan into the buffers of a captured graph; returns its batch info, up to date."""
+    static: StaticBatch = getattr(info, STATIC)
+    *views, lens, words = static.staging.next_views(static.layout)
+    segments = _write(state, plan, views)
+    if static.sequence_order is not None:
+        _write_lens(plan, lens)
+    word_by_slot = state.word_by_slot()
+    if word_by_slot is None and static.words_are_neutral:
+        static.staging.send(static.buffer[: static.words_start])  # the words on the device say no LoRA already
+    else:
+        _write_words(word_by_slot, plan, words)
+        static.staging.send(static.buffer)
+        static.words_are_neutral = word_by_slot is None
+    static.words._contents.num_tokens = plan.tokens
+    static.words._contents.max_rank = state.ranks.largest
+    info.bs, info.num_segments, info.max_len = len(plan.slots), segments, plan.chunk_size
+    setattr(info, BATCH, static.words)
+    if static.sequence_order is not None:
+        if not static.prefill:
+            static.sequence_order.bs = static.sequence_order.num_segments = len(plan.slots)
+        state.backend.embedding_batch_info = static.sequence_order
+    return info
+
+
+def _fill_new(state: State, plan: _Plan, heads: list[_HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
+    """Send the plan to new device arrays; returns the batch info, and slots and bounds of each lm_head pass."""
+    device = torch.device(state.backend.device)
+    slots, requests = state.backend.max_loras_per_batch, len(plan.slots)
+    word_by_slot = state.word_by_slot()
+    in_order = word_by_slot is not None and state.design == "original_order"
+    has_words = word_by_slot is not None and not in_order
+    head_sizes = [size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))]
+    sizes = _sizes(plan.most_segments(slots), plan.tokens, requests, slots)
+    sizes = (*sizes, requests if in_order else 0, plan.tokens if has_words else 0, *head_sizes)
+    layout = Layout.of(sizes)
+    staging = state.staging = state.staging or Staging(device)
+    views = layout.host(staging.next(layout.total))
+    segments = _write(state, plan, views[: len(ARRAYS)])
+    if in_order:
+        _write_lens(plan, views[len(ARRAYS)])
+    if has_words:
+        _write_words(word_by_slot, plan, views[len(ARRAYS) + 1])
+    for head, seg_slots, seg_indptr in zip(
+        heads, views[len(ARRAYS) + 2 :: 2], views[len(ARRAYS) + 3 :: 2], strict=True
+    ):
+        seg_slots[:], seg_indptr[:] = head.seg_slots, head.seg_indptr
+    buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
+    staging.send(buffer)
+
+    found = layout.device(buffer, (segments + 1, segments, *sizes[2:]))
+    arrays = _named(found[: len(ARRAYS)])
+    lens, words, *rest = found[len(ARRAYS) :]
+    info = _batch_info(state, plan, arrays, segments)
+    if has_words:
+        setattr(info, BATCH, _words(words, slots, None, plan.tokens, state.ranks.largest))
+    elif word_by_slot is None:
+        setattr(info, BATCH, None)
+    if state.design == "original_order":
+        order = _sequence_order(info, arrays, lens, requests, plan.longest) if in_order else None
+        state.backend.embedding_batch_info = order
+    return info, list(zip(rest[::2], rest[1::2], strict=True))
+
+
+def _batch_info(state: State, plan: _Plan, arrays: dict[str, torch.Tensor], segments: int) -> Any:
+    """SGLang's LoRABatchInfo of an eager batch."""
+    if not state.release.request_fields:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("req_")}
+    return _utils().LoRABatchInfo(
+        use_cuda_graph=False,
+        bs=len(plan.slots),
+        num_segments=segments,
+        max_len=plan.chunk_size,
+        seg_lens=None,
+        **arrays,
+    )
+
+
+def _sequence_order(
+    batch_info: Any, arrays: dict[str, torch.Tensor], lens: torch.Tensor, requests: int, longest: int | None
+) -> Any:
+    """The second batch info of pull request 14805: one segment a request, in the order of the tokens."""
+    return dataclasses.replace(
+        batch_info,
+        bs=requests,
+        num_segments=requests,
+        max_len=longest,
+        seg_lens=lens,
+        seg_indptr=arrays["req_seg_indptr"],
+        weight_indices=arrays["req_weight_indices"],
+        lora_ranks=arrays["lora_ranks"],
+        scalings=arrays["scalings"],
+        permutation=None,
+    )
+
+
+def _words(
+    words: torch.Tensor, slots: int, max_tokens: int | None, tokens: int = 0, max_rank: int = 0
+) -> EmbeddingBatch:
+    """Token words as the lookup takes them."""
+    return EmbeddingBatch(
+        token_adapters=words,
+        permutation=None,
+        seg_indptr=None,
+        seg_slots=None,
+        ranks=None,
+        slots=slots,
+        chunk_size=1,
+        max_tokens=max_tokens,
+        num_segments=0,
+        contents=_Contents(tokens, max_rank),
+    )
+
+
+def _sizes(segments: int, tokens: int, requests: int, slots: int) -> tuple[int, ...]:
+    """Elements of ARRAYS."""
+    return (segments + 1, segments, tokens, requests + 1, requests, slots, slots)
+
+
+def _named(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    arrays = dict(zip(ARRAYS, views, strict=True))
+    arrays["scalings"] = arrays["scalings"].view(torch.float32)
+    return arrays
+
+
+def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
+    """Write ARRAYS and their neutral tails; returns the number of segments."""
+    seg_indptr, seg_slots, permutation, req_indptr, req_slots, ranks, scalings = views
+    requests = len(plan.slots)
+    segments = _plan_segments(
+        plan.lens,
+        plan.slots,
+        state.ranks.values,
+        plan.chunk_size,
+        plan.tokens,
+        permutation,
+        seg_indptr,
+        seg_slots,
+        ranks,
+    )
+    req_indptr[0] = 0
+    req_indptr[1 : requests + 1] = np.arange(1, requests + 1) if plan.lens is None else plan.lens.cumsum()
+    req_indptr[requests + 1 :] = plan.tokens
+    req_slots[:requests] = plan.slots
+    req_slots[requests:] = 0
+    scalings.view(np.float32)[:] = plan.scalings
+    return segments
+
+
+def _write_lens(plan: _Plan, lens: Int32Array) -> None:
+    requests = len(plan.slots)
+    lens[:requests] = 1 if plan.lens is None else plan.lens
+    lens[requests:] = 0
+
+
+def _write_words(word_by_slot: Int32Array | None, plan: _Plan, words: Int32Array) -> None:
+    words[plan.tokens :] = 0
+    if word_by_slot is None:
+        words[: plan.tokens] = 0
+        return
+    of_request = word_by_slot[plan.slots]
+    words[: plan.tokens] = of_request if plan.lens is None else of_request.repeat(plan.lens)
+
+
+def _plan_heads(state: State, forward_batch: Any, weight_indices: list[int], plan: _Plan) -> list[_HeadPlan]:
+    """The lm_head batch, then its passes if log-probabilities are computed in passes; none if lm_head has no LoRA."""
+    if state.lm_head_targeted is False:
+        return []
+    kept = _utils().get_lm_head_pruned_lens(forward_batch)
+    if kept is None:
+        return []
+    batches = [(plan.slots, np.array(kept, dtype=np.int64))]
+    passes = state.backend._get_lm_head_pass_segments(weight_indices, kept)
+    batches += [(np.array(slots, dtype=np.int64), np.array(lens, dtype=np.int64)) for slots, lens in passes or ()]
+    heads = []
+    for slots, lens in batches:
+        tokens = int(lens.sum())
+        chunk_size = state.backend._determine_chunk_size_for_tokens(tokens)
+        heads.append(_HeadPlan(*merged_chunks(slots, lens, chunk_size), chunk_size, tokens))
+    return heads
+
+
+def merged_chunks(slots: Int64Array, lens: Int64Array, chunk_size: int) -> tuple[Int64Array, Int64Array]:
+    """Runs of requests of one slot, cut every chunk_size tokens: slots (segments,), bounds (segments + 1,).
+
+    slots, lens (requests,). Equals SGLang's merge_and_chunk_segments: a run without tokens keeps one empty segment.
+    """
+    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    run_tokens = np.add.reduceat(lens, starts) if len(lens) else lens
+    counts = np.maximum(-(-run_tokens // chunk_size), 1)
+    # segment g of a run begins at run_start + (g - first) * chunk_size
+    base = run_tokens.cumsum() - run_tokens - (counts.cumsum() - counts) * chunk_size
+    segments = int(counts.sum())
+    bounds = np.empty(segments + 1, dtype=np.int64)
+    bounds[:segments] = base.repeat(counts) + np.arange(segments) * chunk_size
+    bounds[segments] = lens.sum()
+    return slots[starts].repeat(counts), bounds
+
+
+def _send_heads(state: State, heads: list[_HeadPlan]) -> list[tuple[torch.Tensor, ...]]:
+    """lm_head runs outside the captured graph, so its arrays are new although the batch's are not."""
+    if not heads:
+        return []
+    layout = Layout.of([size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))])
+    device = torch.device(state.backend.device)
+    staging = state.staging = state.staging or Staging(device)
+    views = layout.host(staging.next(layout.total))
+    for head, seg_slots, seg_indptr in zip(heads, views[::2], views[1::2], strict=True):
+        seg_slots[:], seg_indptr[:] = head.seg_slots, head.seg_indptr
+    buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
+    staging.send(buffer)
+    found = layout.device(buffer, layout.sizes)
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _head_info(state: State, batch_info: Any, head: _HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:
+    seg_slots, seg_indptr = arrays
+    eager = {"use_cuda_graph": False} if state.release.lm_head_eager else {}
+    return dataclasses.replace(
+        batch_info,
+        num_segments=len(head.seg_slots),
+        max_len=head.chunk_size,
+        seg_indptr=seg_indptr,
+        weight_indices=seg_slots,
+        permutation=_positions(state, head.tokens),
+        expected_tokens=head.tokens,
+        **eager,
+    )
+
+
+def _positions(state: State, tokens: int) -> torch.Tensor:
+    """0, 1, ... tokens - 1 on the device: lm_head's rows are in order. Made once, read only."""
+    if state.positions is None or state.positions.shape[0] < tokens:
+        size = 1 << (max(tokens, 256) - 1).bit_length()
+        with torch.inference_mode(False):
+            state.positions = torch.arange(size, dtype=torch.int32, device=state.backend.device)
+    return state.positions[:tokens]

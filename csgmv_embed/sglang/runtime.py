@@ -1,0 +1,37 @@
+"""Whether the plugin is on in this process, and how."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from csgmv_embed.sglang import planner
+from csgmv_embed.sglang.settings import Settings
+from csgmv_embed.sglang.targets import Release
+
+
+class Active(NamedTuple):
+    """The version that was hooked, and the settings."""
+
+    release: Release
+    settings: Settings
+
+
+# Set by the self-check once every required hook is in place: until then, and if one is missing, each hook is a
+# pass-through, so SGLang never runs half of the plugin.
+active: Active | None = None
+
+
+def activate(found: Active | None) -> None:
+    """Switch all hooks on, or off with None."""
+    global active
+    active = found
+
+
+def state_of(backend: Any) -> planner.State | None:
+    """The plugin's state of a csgmv backend; None if the plugin is off or the backend is another one."""
+    state: planner.State | None = getattr(backend, planner.STATE, None)
+    if active is None or backend is None:
+        return None
+    if state is None and type(backend).__name__ == "ChunkedSgmvLoRABackend":
+        state = planner.attach(backend, active.release, active.settings.design)
+    return state

@@ -1,0 +1,60 @@
+"""What the environment says about the plugin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from csgmv_embed.errors import CsgmvEmbedError
+from csgmv_embed.layout import Storage
+
+Design = Literal["token_words", "original_order"]
+
+DISABLE = "CSGMV_EMBED_DISABLE"
+ANY_VERSION = "CSGMV_EMBED_ANY_VERSION"
+STORAGE = "CSGMV_EMBED_STORAGE"
+DESIGN = "CSGMV_EMBED_DESIGN"
+_VALUES = {
+    DISABLE: ("0", "1"),
+    ANY_VERSION: ("0", "1"),
+    STORAGE: ("vocab_major", "rank_major"),
+    DESIGN: ("token_words", "original_order"),
+}
+
+
+class SettingError(CsgmvEmbedError, ValueError):
+    """An environment variable of the plugin has a value it does not know."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the plugin behaves in this process.
+
+    design: token_words is this library's kernel; original_order is the first design of SGLang's pull request 14805,
+    the fallback kernel on a second batch info in sequence order. That kernel reads rank-major tables only.
+    """
+
+    disabled: bool = False
+    any_version: bool = False
+    storage: Storage = "vocab_major"
+    design: Design = "token_words"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Read CSGMV_EMBED_*; unset or empty means the default. Raises SettingError."""
+        found = {name: environment.get(name) or values[0] for name, values in _VALUES.items()}
+        for name, value in found.items():
+            if value not in _VALUES[name]:
+                raise SettingError(f"{name} is {value!r}; expected {' or '.join(_VALUES[name])}")
+        unknown = {name for name in environment if name.startswith("CSGMV_EMBED_")} - _VALUES.keys()
+        if unknown:
+            raise SettingError(f"{', '.join(sorted(unknown))} is unknown; expected {', '.join(_VALUES)}")
+        design = cast("Design", found[DESIGN])
+        storage = cast("Storage", found[STORAGE])
+        if design == "original_order":
+            if environment.get(STORAGE) == "vocab_major":
+                raise SettingError(f"{DESIGN}=original_order reads rank-major tables; expected {STORAGE}=rank_major")
+            storage = "rank_major"
+        return cls(found[DISABLE] == "1", found[ANY_VERSION] == "1", storage, design)

@@ -1,0 +1,134 @@
+"""What to hook in each SGLang version: the one place that knows where SGLang keeps things.
+
+A release lists what differs between versions; the hooks follow from it. Every row was checked against the files of
+that version's wheel (`make wheels`, tests/csgmv_embed/sglang/test_versions.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from csgmv_embed.errors import CsgmvEmbedError
+
+BACKEND = "sglang.srt.lora.backend.chunked_backend.ChunkedSgmvLoRABackend"
+POOL = "sglang.srt.lora.mem_pool.LoRAMemoryPool"
+MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
+
+
+class VersionError(CsgmvEmbedError, RuntimeError):
+    """The installed SGLang is not one this plugin was checked against."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One function of SGLang that the plugin wraps.
+
+    `target` is its dotted path, `parameters` its parameter names as of this version: another list means another
+    function, and the hook is not applied. Without a `required` hook nothing of the plugin is active.
+    """
+
+    name: str
+    target: str
+    parameters: tuple[str, ...]
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Release:
+    """One SGLang version."""
+
+    version: str
+    kernels: str  # package of the dense LoRA kernels
+    has_plugins: bool  # sglang.srt.plugins
+    request_fields: bool  # LoRABatchInfo has req_seg_indptr and req_weight_indices, and csgmv fills in MoE info
+    prefill_graph: tuple[str, ...]  # parameters of init_prefill_cuda_graph_batch_info; empty: prefill is not captured
+    lm_head_eager: bool  # the lm_head batch info says use_cuda_graph=False whatever the batch says
+    decode_graph: str = "init_cuda_graph_batch_info"
+    decode_graph_second: str = "num_tokens_per_req"
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Everything the plugin wraps in this version, in the order of the doctor's list."""
+        prepare: tuple[str, ...] = (
+            "self",
+            "forward_batch",
+            "weight_indices",
+            "lora_ranks",
+            "scalings",
+            "use_cuda_graph",
+        )
+        capacity = ("self", "max_bs_in_cuda_graph", self.decode_graph_second)
+        weights = ("input_ids", "weights", "batch_info", "vocab_size")
+        if self.prefill_graph:
+            prepare += ("use_prefill_cuda_graph",)
+        modules = ("lora_modules", "lora_embed_tokens_module", "lora_lm_head_module")
+        load = ("self", "uid", "buffer_id", "lora_adapter", *modules)
+        admit = ("self", "cur_uids", "lora_adapters", "lora_modules", "lora_refs", *modules[1:])
+        lookup = ("self", "input_ids", "weights", "vocab_size", "extra_embeddings", "args", "kwargs")
+        hooks = [
+            Hook("lookup", f"{BACKEND}.run_lora_a_embedding", lookup),
+            Hook("prepare", f"{BACKEND}.prepare_lora_batch", prepare),
+            Hook("decode_graph", f"{BACKEND}.{self.decode_graph}", capacity),
+            Hook("storage", f"{POOL}.init_buffers", ("self", "base_model")),
+            Hook("load", f"{POOL}.load_lora_weight_to_buffer", load),
+            Hook("admit", f"{POOL}.prepare_lora_batch", admit),
+            Hook("modules", f"{MANAGER}.update_lora_info", ("self",)),
+            Hook("weights", f"{MANAGER}.load_lora_weights", ("self", "lora_ref")),
+            Hook("tensors", f"{MANAGER}.load_lora_weights_from_tensors", ("self", "lora_ref", "tensors")),
+            Hook(
+                "csgmv_launcher", f"{self.kernels}.chunked_embedding_lora_a.chunked_embedding_lora_a_forward", weights
+            ),
+            Hook(
+                "fallback_launcher",
+                f"{self.kernels}.embedding_lora_a.embedding_lora_a_fwd",
+                (*weights, "extra_embeddings"),
+            ),
+        ]
+        if self.prefill_graph:
+            method = f"{BACKEND}.init_prefill_cuda_graph_batch_info"
+            hooks.insert(3, Hook("prefill_graph", method, self.prefill_graph))
+        return tuple(hooks)
+
+
+OLDEST_KERNELS = "sglang.srt.lora.triton_ops"
+MIDDLE_KERNELS = "sglang.kernels.ops.gemm"
+NEWEST_KERNELS = "sglang.kernels.ops.lora.dense"
+PREFILL_TOKENS = ("self", "max_num_tokens")
+PREFILL_REQUESTS = ("self", "max_num_tokens", "max_num_requests")
+
+RELEASES = (
+    #       version   kernels         plugins requests prefill graph     lm_head eager
+    Release("0.5.10", OLDEST_KERNELS, False, False, (), False, decode_graph_second="num_tokens_per_bs"),
+    Release("0.5.11", OLDEST_KERNELS, True, False, (), False, decode_graph_second="num_tokens_per_bs"),
+    Release("0.5.13", OLDEST_KERNELS, True, True, (), False, decode_graph_second="num_tokens_per_bs"),
+    Release("0.5.16", MIDDLE_KERNELS, True, True, (), False),
+    Release("0.5.18", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True),
+    Release("0.5.20", MIDDLE_KERNELS, True, True, PREFILL_REQUESTS, True),
+    Release(
+        "0.5.23", NEWEST_KERNELS, True, True, PREFILL_REQUESTS, True, decode_graph="init_decode_cuda_graph_batch_info"
+    ),
+)
+
+
+def release_for(version: str, *, any_version: bool = False) -> Release:
+    """The row of an installed version; its post releases count as itself.
+
+    any_version: take the newest row that is not newer, the oldest one at least. Raises VersionError.
+    """
+    exact = re.fullmatch(r"(\d+\.\d+\.\d+)(\.post\d+)?(\+.*)?", version)
+    for release in RELEASES:
+        if exact and exact[1] == release.version:
+            return release
+    if not any_version:
+        raise VersionError(
+            f"SGLang {version} is not one of {', '.join(release.version for release in RELEASES)}, which this plugin "
+            "was checked against; SGLang's own path stays. CSGMV_EMBED_ANY_VERSION=1 tries the nearest of them"
+        )
+    wanted = _numbers(version)
+    older = [release for release in RELEASES if _numbers(release.version) <= wanted]
+    return older[-1] if older else RELEASES[0]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -1,0 +1,51 @@
+"""Results -> the numbers a figure draws. Pure: no drawing. Points that are not ok stay, marked, without a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.case import Case
+from bench.estimate import point_estimate
+from bench.results import Point, Results
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One point of a series: its place on the axis and its time, None with the status if it has none."""
+
+    x: float
+    value_us: float | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """The points of one contender along an axis, in order."""
+
+    contender: str
+    marks: tuple[Mark, ...]
+
+
+def series(
+    results: Results, wanted: Callable[[Case], bool], axis: Callable[[Case], float], contenders: Sequence[str]
+) -> list[Series]:
+    """The graph-clock points of the cases that are wanted, a series a contender; skipped contenders are left out."""
+    found = []
+    for name in contenders:
+        points = [p for p in results.points if p.clock == "graph" and p.contender == name and wanted(p.case)]
+        marks = sorted((_mark(point, axis(point.case)) for point in points), key=lambda mark: mark.x)
+        if any(mark.status != "skipped" for mark in marks):
+            found.append(Series(name, tuple(marks)))
+    return found
+
+
+def _mark(point: Point, x: float) -> Mark:
+    taken = point_estimate(point) if point.status == "ok" else None
+    return Mark(x, taken.value if taken else None, point.status)
+
+
+def drawn(marks: Iterable[Mark]) -> tuple[list[float], list[float]]:
+    """The coordinates of the marks that have a value."""
+    kept = [(mark.x, mark.value_us) for mark in marks if mark.value_us is not None]
+    return [x for x, _ in kept], [value for _, value in kept]

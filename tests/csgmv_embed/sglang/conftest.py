@@ -1,0 +1,63 @@
+"""The plugin is loaded once, through its entry point; a test switches it on with `plugin_on`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+from bench import stand_ins
+from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang.settings import Settings
+
+if importlib.util.find_spec("sglang") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+os.environ.setdefault("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")  # its cache keys forget the rank
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the self-check found after SGLang loaded its plugins; the hooks are left off."""
+    from csgmv_embed.sglang import status
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
+        if support.server_classes() is not None:
+            stand_ins.provide()
+        support.load_plugin(tmp_path_factory.mktemp("site"))
+    found, active = status(), runtime.active
+    runtime.activate(None)
+    if active is None and (reason := support.server_classes()) is not None:
+        pytest.skip(f"SGLang's server classes do not load here: {reason}")
+    return found, active
+
+
+@pytest.fixture
+def plugin_on(loaded: Any) -> Iterator[Callable[..., None]]:
+    """Switch the hooks on with these settings, and off at the end of the test."""
+    release = loaded[1].release
+    yield lambda **settings: runtime.activate(runtime.Active(release, Settings(**settings)))
+    runtime.activate(None)
+
+
+@pytest.fixture(scope="session")
+def group_of_one(loaded: Any) -> None:
+    support.start_group_of_one()
+
+
+@pytest.fixture
+def on_the_cpu() -> Iterator[None]:
+    with support.on_the_cpu(support.server_args()):
+        yield
+
+
+@pytest.fixture
+def wheels() -> Path:
+    return support.REPO / "build" / "wheels"

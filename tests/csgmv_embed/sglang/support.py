@@ -1,0 +1,228 @@
+"""SGLang's real classes without a GPU or a server: what they need around them, and nothing in their place.
+
+Works for every supported version, in this process or (scenario.py) in one of its own. Stand-ins: memory is not pinned,
+devices are the CPU, a process group of one, and a namespace for the server's arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import socket
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+REPO = Path(__file__).parents[3]
+GROUP = "sglang.srt.plugins"
+# Asked before a test puts a folder with our entry point on the path.
+INSTALLED = any(point.name == "csgmv_embed" for point in importlib.metadata.entry_points(group=GROUP))
+BACKEND_MODULE = "sglang.srt.lora.backend.chunked_backend"
+
+
+class HostTorch:
+    """torch as a machine without an accelerator can serve it: nothing is pinned, every device is the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(torch, name)
+        if name == "device":
+            return lambda *_: torch.device("cpu")
+        if name not in ("arange", "empty", "tensor", "zeros"):
+            return found
+
+        def unpinned(*args: Any, **options: Any) -> torch.Tensor:
+            options.pop("pin_memory", None)
+            result: torch.Tensor = found(*args, **options)
+            return result
+
+        return unpinned
+
+
+def server_args(chunk_size: int = 16) -> SimpleNamespace:
+    """The fields of SGLang's ServerArgs that LoRA reads."""
+    return SimpleNamespace(
+        max_lora_chunk_size=chunk_size,
+        enable_lora_overlap_loading=False,
+        lora_eviction_policy="lru",
+        experts_shared_outer_loras=None,
+        lora_use_virtual_experts=False,
+        lora_strict_loading=False,
+        enable_dp_attention=False,
+        enable_lora=True,
+    )
+
+
+@contextmanager
+def on_the_cpu(args: SimpleNamespace, *modules: str) -> Iterator[None]:
+    """The named modules of SGLang see HostTorch; the backend's settings are `args` where it asks a running server."""
+    with ExitStack() as stack:
+        for name in (BACKEND_MODULE, *modules):
+            module = importlib.import_module(name)
+            if not torch.cuda.is_available():
+                stack.enter_context(patch.object(module, "torch", HostTorch()))
+                for tuning in [found for name, found in sys.modules.items() if name.endswith("lora_tuning_config")]:
+                    stack.enter_context(patch.object(tuning, "get_device_name", lambda: "none"))
+            if hasattr(module, "get_lora"):
+                stack.enter_context(patch.object(module, "get_lora", lambda: args))
+        yield
+
+
+def backend(slots: int = 4, chunk_size: int = 16, device: str = "cpu") -> Any:
+    """A stock csgmv backend; inside on_the_cpu."""
+    module = importlib.import_module(BACKEND_MODULE)
+    return module.ChunkedSgmvLoRABackend(
+        max_loras_per_batch=slots, device=torch.device(device), server_args=server_args(chunk_size)
+    )
+
+
+def forward_batch(
+    mode: str, lens: list[int], *, logprob_starts: list[int] | None = None, device: str = "cpu"
+) -> SimpleNamespace:
+    """The fields of ForwardBatch that LoRA reads. mode: a name of ForwardMode; lens: tokens of each request."""
+    modes = importlib.import_module("sglang.srt.model_executor.forward_batch_info").ForwardMode
+    extend = mode not in ("DECODE", "TARGET_VERIFY")
+    return SimpleNamespace(
+        batch_size=len(lens),
+        forward_mode=modes[mode],
+        extend_seq_lens=torch.tensor(lens, dtype=torch.int32, device=device) if extend else None,
+        extend_seq_lens_cpu=list(lens) if extend else None,
+        extend_num_tokens=sum(lens),
+        spec_info=SimpleNamespace(draft_token_num=lens[0]) if mode == "TARGET_VERIFY" else None,
+        return_logprob=logprob_starts is not None,
+        extend_logprob_start_lens_cpu=logprob_starts,
+        lora_ids=None,
+    )
+
+
+def entry_point_files(folder: Path) -> None:
+    """Write what `pip install` would of this checkout's entry points, unless the package is installed."""
+    if INSTALLED:
+        return
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / f"csgmv_embed-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: csgmv-embed\nVersion: {project['version']}\n")
+    lines = [f"{name} = {value}" for name, value in project["entry-points"][GROUP].items()]
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "\n".join(lines) + "\n")
+
+
+def has_plugins() -> bool:
+    """Whether the SGLang here loads plugins: 0.5.11 and later."""
+    return importlib.util.find_spec("sglang.srt.plugins") is not None
+
+
+def load_plugin(folder: Path) -> None:
+    """As a server process does at its start; SGLang 0.5.10 by the explicit call."""
+    if not has_plugins():
+        importlib.import_module("csgmv_embed.sglang").install()
+        return
+    entry_point_files(folder)
+    sys.path.append(str(folder))
+    importlib.import_module("sglang.srt.plugins").load_plugins()
+
+
+def server_classes() -> str | None:
+    """Why SGLang's layers, pool and manager do not load here; None if they do."""
+    try:
+        importlib.import_module("sglang.srt.lora.lora_manager")
+    except Exception as error:  # they want sgl_kernel, which wants its own libraries
+        return f"{type(error).__name__}: {error}"[:200]
+    return None
+
+
+def publish_settings() -> None:
+    """What SGLang's classes ask the process about, from 0.5.18 on: its defaults, unresolved, for one rank."""
+    context = importlib.import_module("sglang.srt.runtime_context")
+    found = importlib.import_module("sglang.srt.server_args").ServerArgs
+    if hasattr(context, "publish") and not dataclasses.is_dataclass(found):
+        ranks = {"ranks": context.SpawnRanks(world_rank=0)} if hasattr(context, "SpawnRanks") else {}
+        context.publish(found(model_path="none", device="cpu", lora_eviction_policy="lru"), role="test", **ranks)
+        return
+    arguments = found.__new__(found)  # its construction would look for the model
+    for field in dataclasses.fields(found):
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+        setattr(arguments, field.name, made if field.default is dataclasses.MISSING else field.default)
+    context.get_context().set_server_args(arguments)
+
+
+def start_group_of_one() -> None:
+    """The process groups that SGLang's layers ask for."""
+    if importlib.util.find_spec("sglang.srt.runtime_context") is not None:
+        publish_settings()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    distributed = importlib.import_module("sglang.srt.distributed")
+    distributed.init_distributed_environment(
+        world_size=1, rank=0, local_rank=0, backend="gloo", distributed_init_method=f"tcp://127.0.0.1:{port}"
+    )
+    distributed.initialize_model_parallel()
+
+
+class TwoModules(nn.Module):
+    """A model of an embedding layer and an lm_head, tied or not."""
+
+    def __init__(self, vocab: int, hidden: int, *, tied: bool, dtype: torch.dtype, seed: int = 0) -> None:
+        super().__init__()
+        layers = importlib.import_module("sglang.srt.layers.vocab_parallel_embedding")
+        self.config = SimpleNamespace(
+            vocab_size=vocab, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=1, intermediate_size=hidden
+        )
+        self.model = nn.Module()
+        self.model.embed_tokens = layers.VocabParallelEmbedding(vocab, hidden, params_dtype=dtype)
+        self.lm_head = self.model.embed_tokens if tied else layers.ParallelLMHead(vocab, hidden, params_dtype=dtype)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight.zero_()
+                weight[:vocab] = torch.randn(vocab, hidden, generator=generator).to(dtype)
+
+
+def manager(model: TwoModules, *, slots: int, max_rank: int, chunk_size: int = 16, modules: Any = ("all",)) -> Any:
+    """SGLang's LoRAManager around the model; inside on_the_cpu(..., "sglang.srt.lora.layers")."""
+    found = importlib.import_module("sglang.srt.lora.lora_manager").LoRAManager
+    load_config = importlib.import_module("sglang.srt.configs.load_config").LoadConfig
+    options = {
+        "base_model": model,
+        "base_hf_config": model.config,
+        "max_loras_per_batch": slots,
+        "load_config": load_config(),
+        "dtype": next(model.parameters()).dtype,
+        "server_args": server_args(chunk_size),
+        "lora_backend": "csgmv",
+        "max_lora_rank": max_rank,
+        "target_modules": set(modules),
+    }
+    accepted = inspect.signature(found).parameters
+    return found(**{name: value for name, value in options.items() if name in accepted})
+
+
+def adapter(
+    rank: int, vocab: int, hidden: int, seed: int, modules: tuple[str, ...] = ("embed_tokens", "lm_head")
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """PEFT's tensors and configuration of an adapter; lora_alpha is twice the rank, so its scale is 2."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) / 4
+
+    tensors = {}
+    if "embed_tokens" in modules:
+        tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = draw(rank, vocab)
+        tensors["base_model.model.model.embed_tokens.lora_embedding_B"] = draw(hidden, rank)
+    if "lm_head" in modules:
+        tensors["base_model.model.lm_head.lora_A.weight"] = draw(rank, hidden)
+        tensors["base_model.model.lm_head.lora_B.weight"] = draw(vocab, rank)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(modules)}
+    return tensors, config

@@ -1,0 +1,183 @@
+"""Loading, refusing, switching off and examining the plugin, each in a process of its own as a server would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+from csgmv_embed.sglang import SettingError, VersionError
+from csgmv_embed.sglang.settings import Settings
+from csgmv_embed.sglang.targets import RELEASES, release_for
+
+# What a server process does first, then the plugin's own word, and whose function runs.
+SCRIPT = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+{before}
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from csgmv_embed.sglang import runtime, status
+from sglang.srt.lora.backend.chunked_backend import ChunkedSgmvLoRABackend as backend
+found = status()
+assert found.active == (runtime.active is not None)  # hooks in place pass through unless the check switched them on
+print(found.active, "|", found.reason, "|", hasattr(backend.prepare_lora_batch, "__wrapped__"))
+for hook in found.hooks:
+    print(hook.name, hook.applied, hook.reason)
+"""
+
+
+def run(folder: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    support.entry_point_files(folder)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(support.REPO), str(folder)]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+needs_plugins = pytest.mark.skipif(not support.has_plugins(), reason="this SGLang loads no plugins")
+
+
+def test_the_entry_point_puts_every_hook_in_place(loaded: Any) -> None:
+    found, active = loaded
+    assert found.active and not found.reason
+    assert [hook.name for hook in found.hooks] == [hook.name for hook in active.release.hooks]
+    for hook in found.hooks:
+        assert hook.applied, hook
+        assert Path(hook.file).is_relative_to(support.REPO / "csgmv_embed" / "sglang"), hook
+
+
+@needs_plugins
+def test_disabled_by_the_environment(tmp_path: Path) -> None:
+    result = run(tmp_path, CSGMV_EMBED_DISABLE="1")
+    assert result.stdout.splitlines()[0] == "False | CSGMV_EMBED_DISABLE=1 | False", result.stderr
+
+
+@needs_plugins
+def test_an_unknown_version_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
+    pretend = (
+        "import importlib.metadata as m; real = m.version; m.version = lambda n: '9.9.9' if n == 'sglang' else real(n)"
+    )
+    result = run(tmp_path / "refused", pretend)
+    first = result.stdout.splitlines()[0]
+    assert first.startswith("False | SGLang 9.9.9 is not one of 0.5.10, ") and first.endswith("| False"), result.stderr
+    assert "WARNING:csgmv_embed:csgmv-embed is off: SGLang 9.9.9" in result.stderr
+
+
+@needs_plugins
+def test_a_hook_that_sglang_cannot_apply_switches_everything_off(tmp_path: Path) -> None:
+    """SGLang logs it and goes on; half a plugin would run."""
+    broken = "import sglang.srt.lora.mem_pool as pool\ndel pool.LoRAMemoryPool.load_lora_weight_to_buffer"
+    result = run(tmp_path, broken)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("False | load: AttributeError") and lines[0].endswith("| True"), result.stderr
+    assert "lookup True " in lines and any(line.startswith("load False AttributeError") for line in lines)
+    assert "csgmv-embed is off, SGLang's own embedding LoRA runs: load" in result.stderr
+
+
+@needs_plugins
+def test_the_reason_is_the_import_that_failed(tmp_path: Path) -> None:
+    result = run(tmp_path, "sys.modules['sglang.srt.lora.mem_pool'] = None")
+    assert "storage False ModuleNotFoundError: import of sglang.srt.lora.mem_pool halted" in result.stdout, (
+        result.stderr
+    )
+    assert result.stdout.startswith("False | ")
+
+
+@needs_plugins
+def test_another_signature_switches_everything_off(tmp_path: Path) -> None:
+    changed = (
+        "import sglang.srt.lora.backend.chunked_backend as b\n"
+        "b.ChunkedSgmvLoRABackend.prepare_lora_batch = lambda self, forward_batch, routes: None"
+    )
+    result = run(tmp_path, changed)
+    expected = "False | prepare: takes (self, forward_batch, routes); expected (self, forward_batch, weight_indices,"
+    assert result.stdout.startswith(expected), result.stdout + result.stderr
+
+
+@needs_plugins
+def test_a_bad_setting_leaves_sglang_alone(tmp_path: Path) -> None:
+    result = run(tmp_path, CSGMV_EMBED_STORAGE="column_major")
+    assert result.stdout.splitlines()[0].endswith("| False"), result.stderr
+    assert "SettingError: CSGMV_EMBED_STORAGE is 'column_major'; expected vocab_major or rank_major" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "expected"),
+    [
+        ({}, 0, "plugin       on"),
+        ({"CSGMV_EMBED_DISABLE": "1"}, 1, "plugin       off: CSGMV_EMBED_DISABLE=1"),
+        ({"CSGMV_EMBED_DESIGN": "x"}, 1, "plugin       off: SettingError: CSGMV_EMBED_DESIGN is 'x'"),
+        ({"SGLANG_PLUGINS": "another"}, 1, "plugin       off: SGLang did not load it: SGLANG_PLUGINS='another'"),
+    ],
+)
+def test_doctor(environment: dict[str, str], code: int, expected: str, tmp_path: Path) -> None:
+    support.entry_point_files(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "csgmv_embed", "doctor"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(support.REPO), str(tmp_path)]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert expected in result.stdout, result.stdout + result.stderr
+    assert result.returncode == code
+    if code == 0:
+        assert "lookup             applied" in result.stdout and "csgmv_embed/sglang/hooks.py" in result.stdout
+
+
+def test_install_is_explicit_and_idempotent(tmp_path: Path) -> None:
+    code = (
+        "import csgmv_embed.sglang as p\n"
+        "first, second = p.install(), p.install()\n"
+        "p.register()\n"
+        "from sglang.srt.lora.backend.chunked_backend import ChunkedSgmvLoRABackend as b\n"
+        "depth, f = 0, b.prepare_lora_batch\n"
+        "while hasattr(f, '__wrapped__'): depth, f = depth + 1, f.__wrapped__\n"
+        "print(first.active, first == second, depth)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.stdout.split() == ["True", "True", "1"], result.stdout + result.stderr
+
+
+def test_importing_the_plugin_imports_nothing_of_sglang() -> None:
+    code = "import sys, csgmv_embed.sglang; print([m for m in sys.modules if m.split('.')[0] == 'sglang'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_releases() -> None:
+    assert release_for("0.5.16").version == release_for("0.5.16.post1").version == "0.5.16"
+    assert release_for("0.5.16+cu130").version == "0.5.16"
+    for version in ("0.5.9", "0.5.17", "0.5.16rc1", "0.6.0", "0.5.16.dev3"):
+        with pytest.raises(VersionError, match="CSGMV_EMBED_ANY_VERSION"):
+            release_for(version)
+    nearest = {"0.5.9": "0.5.10", "0.5.12": "0.5.11", "0.5.22": "0.5.20", "9.9.9": "0.5.23"}
+    assert {wanted: release_for(wanted, any_version=True).version for wanted in nearest} == nearest
+    assert len({release.version for release in RELEASES}) == len(RELEASES) == 7
+
+
+def test_settings() -> None:
+    assert Settings.from_environment({}) == Settings()
+    assert Settings.from_environment({"CSGMV_EMBED_STORAGE": ""}) == Settings()
+    found = Settings.from_environment({"CSGMV_EMBED_DESIGN": "original_order"})
+    assert (found.design, found.storage) == ("original_order", "rank_major")
+    for environment in (
+        {"CSGMV_EMBED_DESIGN": "original_order", "CSGMV_EMBED_STORAGE": "vocab_major"},
+        {"CSGMV_EMBED_DISABLE": "yes"},
+        {"CSGMV_EMBED_DISABLED": "1"},
+    ):
+        with pytest.raises(SettingError):
+            Settings.from_environment(environment)

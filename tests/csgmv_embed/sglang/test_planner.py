@@ -1,0 +1,282 @@
+"""The planner's LoRABatchInfo equals the one of SGLang's own method, field by field, on random batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import support
+import torch
+
+from csgmv_embed import CapacityError, ShapeError, SlotError
+from csgmv_embed.sglang import planner, runtime
+
+SLOTS = 5
+CAPACITY = 24
+REQUEST_ARRAYS = ("req_seg_indptr", "req_weight_indices")
+VERIFY = 3  # draft tokens a request
+pytestmark = pytest.mark.usefixtures("on_the_cpu", "loaded")
+
+
+def random_batch(rng: np.random.Generator, mode: str, requests: int | None = None) -> tuple[SimpleNamespace, list[Any]]:
+    """A ForwardBatch and the other arguments of prepare_lora_batch."""
+    requests = int(rng.integers(1, CAPACITY + 1)) if requests is None else requests
+    lens = {"DECODE": [1] * requests, "TARGET_VERIFY": [VERIFY] * requests}.get(mode)
+    lens = rng.integers(1, 70, requests).tolist() if lens is None else lens
+    starts = [int(rng.integers(0, length + 1)) for length in lens] if rng.random() < 0.5 else None
+    batch = support.forward_batch(mode, lens, logprob_starts=starts)
+    ranks = rng.choice([0, 4, 8, 16], SLOTS).tolist()
+    slots = rng.integers(0, SLOTS, requests).tolist()
+    return batch, [slots, ranks, rng.random(SLOTS).tolist()]
+
+
+def same(ours: Any, theirs: Any, where: str) -> None:
+    """Equal in type, dtype, shape, device and every value."""
+    if isinstance(theirs, torch.Tensor):
+        assert isinstance(ours, torch.Tensor), where
+        assert (ours.dtype, ours.shape, ours.device) == (theirs.dtype, theirs.shape, theirs.device), where
+        assert ours.is_contiguous(), where
+        assert torch.equal(ours, theirs), where
+    else:
+        assert type(ours) is type(theirs) and ours == theirs, where
+
+
+def same_info(ours: Any, theirs: Any, shared: tuple[str, ...] = ()) -> None:
+    """Every field; of captured buffers all that SGLang writes, and neutral values in the tails it leaves alone.
+
+    shared: fields that are those of the captured batch itself, compared there.
+    """
+    if theirs is None:
+        assert ours is None
+        return
+    assert type(ours) is type(theirs)
+    tokens = int(theirs.seg_indptr[theirs.num_segments])
+    for field in dataclasses.fields(theirs):
+        mine, stock = getattr(ours, field.name), getattr(theirs, field.name)
+        if field.name in shared:
+            continue
+        if theirs.use_cuda_graph and isinstance(stock, torch.Tensor):
+            live, neutral = {
+                "permutation": (tokens, 0),
+                "req_seg_indptr": (theirs.bs + 1, tokens),
+                "req_weight_indices": (theirs.bs, 0),
+                "seg_indptr": (theirs.num_segments + 1, tokens),
+                "weight_indices": (theirs.num_segments, 0),
+            }.get(field.name, (len(stock), 0))
+            assert mine.shape == stock.shape and bool((mine[live:] == neutral).all()), field.name
+            mine, stock = mine[:live], stock[:live]
+        same(mine, stock, field.name)
+
+
+def expected_words(slots: list[int], ranks: list[int], lens: list[int]) -> list[int]:
+    return [
+        slot << 16 | ranks[slot] if ranks[slot] else 0 for slot, n in zip(slots, lens, strict=True) for _ in range(n)
+    ]
+
+
+def lens_of(batch: SimpleNamespace) -> list[int]:
+    if batch.extend_seq_lens_cpu is not None:
+        return batch.extend_seq_lens_cpu
+    return [1 if batch.spec_info is None else batch.spec_info.draft_token_num] * batch.batch_size
+
+
+@pytest.fixture
+def pair(loaded: Any) -> Any:
+    """A stock backend, and one with the plugin's state."""
+    return lambda chunk: (
+        support.backend(SLOTS, chunk),
+        planner.attach(support.backend(SLOTS, chunk), loaded[1].release),
+    )
+
+
+@pytest.mark.parametrize("chunk", [16, 128])
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND", "MIXED", "TARGET_VERIFY"])
+def test_eager_batch_info_equals_sglangs(mode: str, chunk: int, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGPROB", "LOGITS_PROCESSER"):  # the second until 0.5.13
+        monkeypatch.setenv(f"SGLANG_ENABLE_{name}_CHUNK", "1")
+        monkeypatch.setenv(f"SGLANG_{name}_CHUNK_SIZE", "50")
+    stock, state = pair(chunk)
+    rng = np.random.default_rng(7)
+    passes = 0
+    for _ in range(60):
+        batch, arguments = random_batch(rng, mode)
+        stock.prepare_lora_batch(batch, *arguments, False)
+        planner.prepare(state, batch, *arguments)
+        same_info(state.backend.batch_info, stock.batch_info)
+        same_info(state.backend.lm_head_batch_info, stock.lm_head_batch_info)
+        ours, theirs = state.backend.lm_head_pass_batch_infos, stock.lm_head_pass_batch_infos
+        assert (ours is None) == (theirs is None)
+        for one, other in zip(ours or (), theirs or (), strict=True):
+            same_info(one, other)
+        passes += len(theirs or ())
+        words = getattr(state.backend.batch_info, planner.BATCH)
+        expected = expected_words(*arguments[:2], lens_of(batch))
+        assert (words is None) == (not any(arguments[1]))
+        if words is not None:
+            assert words.token_adapters.tolist() == expected
+            assert words.num_tokens == len(expected)
+    assert passes or mode not in ("EXTEND", "MIXED")
+
+
+@pytest.mark.parametrize("mode", ["DECODE", "TARGET_VERIFY"])
+def test_captured_batch_info_equals_sglangs(mode: str, pair: Any, loaded: Any) -> None:
+    stock, state = pair(128)
+    init = loaded[1].release.decode_graph
+    for one in (stock, state.backend):
+        getattr(one, init)(CAPACITY, VERIFY if mode == "TARGET_VERIFY" else 1)
+    planner.pack(state, state.backend.cuda_graph_batch_info)
+    addresses = {name: getattr(state.backend.cuda_graph_batch_info, name).data_ptr() for name in planner.ARRAYS[:3]}
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        batch, arguments = random_batch(rng, mode)
+        stock.prepare_lora_batch(batch, *arguments, True)
+        planner.prepare(state, batch, *arguments, static_info=state.backend.cuda_graph_batch_info)
+        assert state.backend.batch_info is state.backend.cuda_graph_batch_info
+        same_info(state.backend.batch_info, stock.batch_info)
+        same_info(state.backend.lm_head_batch_info, stock.lm_head_batch_info)
+        words = getattr(state.backend.batch_info, planner.BATCH)
+        expected = expected_words(*arguments[:2], lens_of(batch))
+        assert words.static and words.num_tokens == len(expected)
+        assert words.token_adapters.tolist() == expected + [0] * (words.token_adapters.shape[0] - len(expected))
+    assert addresses == {name: getattr(state.backend.batch_info, name).data_ptr() for name in addresses}
+
+
+def test_captured_prefill_equals_sglangs(pair: Any, loaded: Any) -> None:
+    parameters = loaded[1].release.prefill_graph
+    if not parameters:
+        pytest.skip("this SGLang does not capture prefill with LoRA")
+    stock, state = pair(128)
+    sizes = {"max_num_tokens": 70 * CAPACITY, "max_num_requests": CAPACITY}
+    for one in (stock, state.backend):
+        one.init_prefill_cuda_graph_batch_info(**{name: sizes[name] for name in parameters[1:]})
+    planner.pack(state, state.backend.prefill_cuda_graph_batch_info, prefill=True)
+    rng = np.random.default_rng(13)
+    for _ in range(40):
+        batch, arguments = random_batch(rng, "EXTEND")
+        stock.prepare_lora_batch(batch, *arguments, False, use_prefill_cuda_graph=True)
+        planner.prepare(state, batch, *arguments, static_info=state.backend.prefill_cuda_graph_batch_info)
+        same_info(state.backend.batch_info, stock.batch_info)
+        head = state.backend.lm_head_batch_info
+        same_info(head, stock.lm_head_batch_info, shared=REQUEST_ARRAYS)
+        assert all(getattr(head, name) is getattr(state.backend.batch_info, name) for name in REQUEST_ARRAYS)
+        words = getattr(state.backend.batch_info, planner.BATCH)
+        expected = expected_words(*arguments[:2], lens_of(batch))
+        assert words.token_adapters.tolist() == expected + [0] * (words.token_adapters.shape[0] - len(expected))
+
+
+def test_merged_chunks_equal_sglangs() -> None:
+    chunks = importlib.import_module("sglang.srt.lora.utils").merge_and_chunk_segments
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        requests = int(rng.integers(1, 12))
+        slots, lens = rng.integers(0, 3, requests), rng.integers(0, 40, requests)
+        theirs = chunks(slots.tolist(), lens.tolist(), chunk_size=16)
+        ours_slots, bounds = planner.merged_chunks(slots, lens, 16)
+        assert (ours_slots.tolist(), np.diff(bounds).tolist()) == theirs
+
+
+def test_what_is_not_needed_is_not_made(pair: Any, loaded: Any) -> None:
+    _, state = pair(16)
+    batch, arguments = support.forward_batch("EXTEND", [3, 4]), [[1, 2], [0, 8, 8, 0, 0], [1.0] * SLOTS]
+    planner.prepare(state, batch, *arguments)
+    assert state.backend.lm_head_batch_info is not None
+    assert getattr(state.backend.batch_info, planner.BATCH) is not None
+
+    state.lm_head_targeted = False
+    planner.prepare(state, batch, *arguments)
+    assert state.backend.lm_head_batch_info is None and state.backend.lm_head_pass_batch_infos is None
+
+    state.set_slot(2, has_embedding=True)  # slot 1 has none
+    planner.prepare(state, batch, *arguments)
+    words = getattr(state.backend.batch_info, planner.BATCH).token_adapters
+    assert words.tolist() == [0, 0, 0, *[2 << 16 | 8] * 4]
+
+    state.set_slot(2, has_embedding=False)
+    planner.prepare(state, batch, *arguments)
+    assert getattr(state.backend.batch_info, planner.BATCH) is None
+
+    state.set_slot(2, has_embedding=True)
+    state.embedding_targeted = False
+    planner.prepare(state, batch, *arguments)
+    assert getattr(state.backend.batch_info, planner.BATCH) is None
+
+
+def test_captured_words_become_neutral_and_stay_so(pair: Any, loaded: Any) -> None:
+    _, state = pair(16)
+    getattr(state.backend, loaded[1].release.decode_graph)(4, 1)
+    info = state.backend.cuda_graph_batch_info
+    planner.pack(state, info)
+    batch = support.forward_batch("DECODE", [1, 1])
+    arguments = [[1, 1], [0, 8, 0, 0, 0], [1.0] * SLOTS]
+    for flag, expected in ((True, [1 << 16 | 8] * 2), (False, [0, 0]), (False, [0, 0]), (True, [1 << 16 | 8] * 2)):
+        state.set_slot(1, flag)
+        planner.prepare(state, batch, *arguments, static_info=info)
+        assert getattr(info, planner.BATCH).token_adapters.tolist() == [*expected, 0, 0]
+        assert info.weight_indices.tolist()[:1] == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"slots": [0, SLOTS]}, SlotError),
+        ({"slots": [0, -1]}, SlotError),
+        ({"slots": [0]}, ShapeError),
+        ({"ranks": [1] * (SLOTS - 1)}, ShapeError),
+        ({"ranks": [-1] * SLOTS}, SlotError),
+        ({"scalings": [1.0] * (SLOTS + 1)}, ShapeError),
+        ({"mode": "EXTEND", "lens": [2, -1]}, SlotError),
+        ({"lens": [1] * (CAPACITY + 1), "slots": [0] * (CAPACITY + 1)}, CapacityError),
+        ({"mode": "EXTEND", "lens": [CAPACITY, 1], "slots": [0, 1]}, CapacityError),
+    ],
+)
+def test_bad_input_leaves_the_backend_as_it_was(
+    change: dict[str, Any], error: type[Exception], pair: Any, loaded: Any
+) -> None:
+    _, state = pair(16)
+    getattr(state.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    info = state.backend.cuda_graph_batch_info
+    planner.pack(state, info)
+    good = support.forward_batch("DECODE", [1, 1, 1])
+    planner.prepare(state, good, [1, 2, 3], [8] * SLOTS, [1.0] * SLOTS, static_info=info)
+    buffer = getattr(info, planner.STATIC).buffer
+    before, fields = buffer.clone(), {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    head = state.backend.lm_head_batch_info
+
+    batch = support.forward_batch(change.get("mode", "DECODE"), change.get("lens", [1, 1]))
+    arguments = [change.get("slots", [0, 1]), change.get("ranks", [8] * SLOTS), change.get("scalings", [1.0] * SLOTS)]
+    with pytest.raises(error):
+        planner.prepare(state, batch, *arguments, static_info=info)
+    assert torch.equal(buffer, before)
+    assert all(getattr(info, name) is value for name, value in fields.items())
+    assert state.backend.batch_info is info and state.backend.lm_head_batch_info is head
+
+
+def test_hooks_prepare_through_the_backends_own_methods(plugin_on: Any, loaded: Any) -> None:
+    stock = support.backend(SLOTS)
+    batch, arguments = random_batch(np.random.default_rng(3), "DECODE")
+    getattr(stock, loaded[1].release.decode_graph)(CAPACITY, 1)
+    stock.prepare_lora_batch(batch, *arguments, True)
+    assert not hasattr(stock, planner.STATE) and not hasattr(stock.batch_info, planner.BATCH)
+
+    plugin_on()
+    ours = support.backend(SLOTS)
+    getattr(ours, loaded[1].release.decode_graph)(CAPACITY, 1)
+    ours.prepare_lora_batch(batch, *arguments, True)
+    assert hasattr(ours.batch_info, planner.BATCH)
+    same_info(ours.batch_info, stock.batch_info)
+    ours.prepare_lora_batch(
+        forward_batch=batch,
+        weight_indices=arguments[0],
+        lora_ranks=arguments[1],
+        scalings=arguments[2],
+        use_cuda_graph=False,
+    )
+    assert not ours.batch_info.use_cuda_graph and hasattr(ours.batch_info, planner.BATCH)
+    # a backend whose graph buffers were made while the plugin was off keeps them
+    stock.prepare_lora_batch(batch, *arguments, True)
+    assert not hasattr(stock.batch_info, planner.BATCH)
+    assert runtime.state_of(SimpleNamespace()) is None

@@ -1,0 +1,77 @@
+"""The choice of a launch configuration: the rule, the table of a GPU, and one forced on every launch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from csgmv_embed import EmbeddingBatch, embedding_lora_a, tuning
+from csgmv_embed.tuning import LaunchConfig
+
+ROW = {"rows_contiguous": True, "element_bytes": 2, "best_us": 1.0, "rule_us": 1.1}
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of tables; what was read from another one is forgotten."""
+    monkeypatch.setattr(tuning, "TABLES", tmp_path)
+    for cached in (tuning.table, tuning._chosen):
+        cached.cache_clear()
+        monkeypatch.setattr(tuning, cached.__name__, cached)
+    return tmp_path
+
+
+def write_table(folder: Path, gpu: str, rows: list[tuple[int, int, tuple[int, int, int]]]) -> None:
+    fields = ("block_tokens", "block_rank", "num_warps")
+    content = [
+        {**ROW, "max_rank": rank, "max_tokens": tokens, "config": dict(zip(fields, config, strict=True))}
+        for rank, tokens, config in rows
+    ]
+    (folder / tuning.table_path(gpu).name).write_text(json.dumps({"gpu": gpu, "rows": content}))
+
+
+def test_a_table_gives_the_row_of_the_next_larger_rank_and_tokens(tables: Path) -> None:
+    rows = [(16, 32, (8, 16, 1)), (16, 512, (16, 16, 2)), (64, 32, (2, 64, 4)), (64, 512, (4, 64, 8))]
+    write_table(tables, "NVIDIA Test (80 GB)", rows)
+
+    def chosen(tokens: int, rank: int) -> LaunchConfig:
+        return tuning.choose(tokens, rank, True, 2, "NVIDIA Test (80 GB)")
+
+    assert chosen(1, 16) == chosen(32, 9) == (8, 16, 1)
+    assert chosen(33, 16) == chosen(10**6, 16) == (16, 16, 2)
+    assert chosen(32, 17) == (2, 32, 4)
+    assert chosen(33, 1000) == (4, 64, 8)
+    assert chosen(1, 3) == (8, 4, 1)
+
+
+def test_without_a_row_for_it_the_rule_holds(tables: Path) -> None:
+    write_table(tables, "GPU", [(16, 32, (1, 16, 1))])
+    for case in ((True, 4, "GPU"), (False, 2, "GPU"), (True, 2, "another"), (True, 2, "")):
+        assert tuning.choose(5, 16, *case) == tuning.rule(5, 16, case[0])
+
+
+@pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda path: path.stem)
+def test_a_shipped_table_is_whole_and_never_slower_than_the_rule(path: Path) -> None:
+    content = json.loads(path.read_text())
+    assert tuning.table_path(content["gpu"]) == path
+    rows = tuning.table(content["gpu"])
+    steps = {(row.rows_contiguous, row.element_bytes): [0, 0] for row in rows}
+    for row in rows:
+        assert 0 < row.best_us <= row.rule_us
+        assert all(value & (value - 1) == 0 and value > 0 for value in row.config), row
+        assert row.config.block_tokens * row.config.block_rank <= 1 << 14
+        steps[row.rows_contiguous, row.element_bytes][0] += 1
+    assert len({tuple(count) for count in steps.values()}) == 1, "every storage and element size has the same grid"
+
+
+def test_a_forced_configuration_is_used_and_given_up_again(device: torch.device) -> None:
+    table, ids = torch.randn(1, 20, 24, device=device).transpose(1, 2), torch.arange(17, device=device)
+    batch = EmbeddingBatch.build([17], [0], [24], device=device)
+    before = tuning.choose(17, 24, True, 4, "")
+    with tuning.forced(LaunchConfig(4, 8, 1)):
+        assert tuning.choose(17, 24, True, 4, "") == (4, 8, 1)
+        assert torch.equal(embedding_lora_a(ids, table, batch, 20), table[0, :, :17].T)
+    assert tuning.choose(17, 24, True, 4, "") == before
