@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 import msgspec
@@ -87,7 +87,8 @@ class WorkerSide:
     def finish(self) -> None:
         if self._worker is not None and self._begun:
             self._begun = False
-            self._tell(self._worker, Finish(), Ended)
+            with suppress(SideLost):  # gone is finished
+                self._tell(self._worker, Finish(), Ended)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -178,20 +179,28 @@ class Runner:
                 point.wall_s += time.monotonic() - begun
                 yield PairMeasured(stage, point)
             if alive:
-                for side in self._sides:
-                    side.finish()
+                self._on_both(lambda side: side.finish())
 
     def _begin(self) -> None:
-        """New processes; which side comes first alternates, for the first one takes the memory it likes."""
-        order = self._sides if self._processes % 2 == 0 else self._sides[::-1]
-        for side in order:
-            try:
-                side.finish()  # nothing to do, unless the other side was lost
-                begun = side.begin(self._processes)
-            except SideLost as loss:
-                raise CannotJudge(f"a worker cannot start a measuring process: {loss}") from None
-            if self._run.env is None:
-                self._run.env = begun.env
+        """New processes, side by side: nothing is timed yet."""
+
+        def begin(side: Side) -> Begun:
+            side.finish()  # nothing to do, unless the other side was lost
+            return side.begin(self._processes)
+
+        try:
+            begun, _ = self._on_both(begin)
+        except SideLost as loss:
+            raise CannotJudge(f"a worker cannot start a measuring process: {loss}") from None
+        if self._run.env is None:
+            self._run.env = begun.env
+
+    def _on_both(self, call: Callable[[Side], T]) -> tuple[T, T]:
+        """Call both sides at once; which of them is the first alternates, for it takes the memory it likes."""
+        order = (0, 1) if self._processes % 2 == 0 else (1, 0)
+        with ThreadPoolExecutor(2) as pool:
+            asked = {index: pool.submit(call, self._sides[index]) for index in order}
+            return asked[0].result(), asked[1].result()
 
     def _point(self, stage: Stage, point: PairPoint, layouts: int) -> bool:
         """Rounds of one point; whether both sides still live."""

@@ -10,6 +10,7 @@ baseline and a later result do not, and the anchors see it.
 from __future__ import annotations
 
 import gc
+import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -208,7 +209,8 @@ def main(
     """Simulate the gate as bench.toml configures it and print its error rates."""
     from bench.report.simulation import show
 
-    gc.freeze()  # statsmodels' multipletests collects garbage on every call, which takes longer than the tests
+    importlib.import_module("statsmodels.stats.multitest")
+    gc.freeze()  # its multipletests collects garbage on every call, which takes longer than all the rest
     rows = study(config.load().gate, runs, seed)
     if output:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")

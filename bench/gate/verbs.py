@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,13 @@ from bench.gate.pairs import PairEvent
 from bench.gate.session import Instrument
 from bench.gate.verdict import CannotJudge, Exit, GateError, Report, Subject, Use
 from bench.gate.work import judge_work
-from bench.results import Point, Results, Selection
+from bench.isolate import WorkerDied
+from bench.results import Point, Results, ResultsError, Selection
 
 BASELINES = ROOT / "bench" / "baselines"
 WORK_BASELINE = BASELINES / "work.json"
 RENEW_WORK = "python -m bench baseline --clock work"
+EXPECTED = (ConfigError, GateError, ResultsError, WorkerDied)
 TIMED: tuple[ClockName, ...] = ("graph", "eager")
 GATED: tuple[ClockName, ...] = (*TIMED, "work")
 
@@ -127,18 +130,27 @@ def gate(
         seed,
     )
     try:
-        if use == "work":
-            report = _work(chosen, baseline, result)
-        elif use == "baseline":
-            assert baseline is not None
-            report = _baseline(chosen, baseline, result)
-        else:
-            report = _pairs(chosen, use, against)
-    except CannotJudge as reason:
-        report = _refused(use, against, str(reason))
-    emit(report, formats)
+        report = _report(chosen, use, baseline, against, result)
+        emit(report, formats)
+    except EXPECTED:
+        raise
+    except Exception:  # Python would exit with 1, which is a regression here
+        traceback.print_exc()
+        raise typer.Exit(int(Exit.USAGE)) from None
     if report.exit_code is not Exit.PASS:
         raise typer.Exit(int(report.exit_code))
+
+
+def _report(chosen: Choice, use: Use, baseline: Path | None, against: str | None, result: Path | None) -> Report:
+    try:
+        if use == "work":
+            return _work(chosen, baseline, result)
+        if use == "baseline":
+            assert baseline is not None
+            return _baseline(chosen, baseline, result)
+        return _pairs(chosen, use, against)
+    except CannotJudge as reason:
+        return _refused(use, against, str(reason))
 
 
 def _use(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gate_support import AA, OURS, ROOT, FakeGpu, Outcome, aa, jittered, ours, saved, scaled, work_results
+from gate_support import AA, GATE, OURS, ROOT, FakeGpu, Outcome, aa, jittered, ours, saved, scaled, work_results
 
 from bench import results as store
 from bench.environment import collect_code
@@ -252,6 +252,15 @@ def test_wrong_usage_is_2_and_says_what_was_expected(run: Run, arguments: tuple[
     assert "Traceback" not in done.err
 
 
+def test_an_error_of_the_gate_itself_is_2_and_not_a_regression(run: Run) -> None:
+    def explode(side: str, planned: object, process: int) -> Prepared:
+        raise RuntimeError("a fault of the gate")
+
+    done = run("gate", "--self-check", instrument=FakeGpu(prepared=explode).instrument())
+    assert done.code == 2
+    assert "a fault of the gate" in done.err
+
+
 def test_an_unknown_option_is_2() -> None:
     done = subprocess.run([sys.executable, "-m", "bench", "gate", "--nope"], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 2
@@ -384,7 +393,7 @@ def test_a_measured_slowdown_is_confirmed_against_the_baselines_commit(run: Run,
     assert "unconfirmed" not in done.out
     assert "flagged points were measured again, interleaved" in done.out
     began = [entry for entry in gpu.log if entry[0] == "begin"]
-    assert len(began) == 2 * 12
+    assert len(began) == 2 * GATE.confirm_processes
 
 
 def test_a_measured_slowdown_whose_baseline_cannot_be_run_stays_unconfirmed(run: Run, tmp_path: Path) -> None:
@@ -394,7 +403,7 @@ def test_a_measured_slowdown_whose_baseline_cannot_be_run_stays_unconfirmed(run:
     assert done.code == 3
     assert "unconfirmed: slower than the floor of 5 %" in done.out
     swept = [entry for entry in gpu.log if entry[0] == "swept"]
-    assert {entry[2] for entry in swept} == {3, 12}, "flagged points get fresh processes"
+    assert {entry[2] for entry in swept} == {3, GATE.confirm_processes}, "flagged points get fresh processes"
 
 
 def test_a_baseline_of_another_suite_version_is_refused_before_anything_is_measured(run: Run) -> None:

@@ -74,21 +74,30 @@ def test_no_two_preparations_share_a_layout_and_both_sides_have_their_own() -> N
 
 def test_every_process_takes_all_points_in_an_order_of_its_own() -> None:
     gpu = FakeGpu()
-    run = on_fake(gpu)
+    run = on_fake(gpu, small(screen_processes=6, screen_layouts=1))
     orders: dict[object, list[object]] = {}
     for entry in gpu.log:
         if entry[0] == "prepare" and entry[1] == "A":
             orders.setdefault(entry[4], []).append(entry[2])
-    first, second = (list(dict.fromkeys(order)) for order in orders.values())
-    assert first != second
-    assert sorted(map(str, first)) == sorted(map(str, second)) == sorted(point.planned.name for point in run.points)
+    assert len({tuple(order) for order in orders.values()}) == 6
+    assert len({tuple(ranks(order)) for order in orders.values()}) > 1, "tables, too, come in another order"
+    for order in orders.values():
+        assert sorted(map(str, order)) == sorted(point.planned.name for point in run.points)
 
 
-def test_both_sides_get_each_process_and_take_turns_at_being_first() -> None:
+def ranks(names: list[object]) -> list[str]:
+    """The order in which the ranks, and so the tables, come."""
+    return list(dict.fromkeys(part for name in names for part in str(name).split("|") if part.startswith("rank=")))
+
+
+def test_both_sides_get_each_process_and_end_it_before_the_next() -> None:
     gpu = FakeGpu()
     on_fake(gpu)
-    began = [entry[1:] for entry in gpu.log if entry[0] == "begin"]
-    assert began == [("A", 0), ("B", 0), ("B", 1), ("A", 1)]
+    log = [entry for entry in gpu.log if entry[0] in ("begin", "finish")]
+    for process in range(GATE.screen_processes):
+        begins, ends = log[4 * process : 4 * process + 2], log[4 * process + 2 : 4 * process + 4]
+        assert {entry[1:] for entry in begins} == {("A", process), ("B", process)}
+        assert [entry[0] for entry in (*begins, *ends)] == ["begin", "begin", "finish", "finish"]
 
 
 def test_a_side_that_dies_costs_one_point_and_the_rest_is_measured() -> None:
@@ -126,11 +135,11 @@ def test_a_crash_in_the_confirmation_leaves_the_point_undecided() -> None:
 
 
 def test_observations_of_many_processes_are_one_each_and_of_few_one_a_round() -> None:
-    run = on_fake(FakeGpu(slowdown=lambda point: 0.05), small(confirm_layouts=3))
+    run = on_fake(FakeGpu(slowdown=lambda point: 0.05), small(confirm_layouts=3, screen_processes=2, screen_layouts=2))
     point = run.points[0]
-    assert len(point.of_stage("confirm")) == 36
-    assert len(records.observations(point.of_stage("confirm"))) == 12
-    assert len(records.observations(point.of_stage("screen"))) == GATE.screen_processes * GATE.screen_layouts
+    assert len(point.of_stage("confirm")) == 3 * GATE.confirm_processes
+    assert len(records.observations(point.of_stage("confirm"))) == GATE.confirm_processes
+    assert len(records.observations(point.of_stage("screen"))) == 4
 
 
 def test_noise_of_processes_raises_no_alarm_and_5_percent_is_found() -> None:
