@@ -323,8 +323,8 @@ class _Ranks:
 
     def __init__(self) -> None:
         self.given: list[int] | None = None
-        self.values: Int64Array = np.zeros(0, dtype=np.int64)
-        self.words: Int32Array = np.zeros(0, dtype=np.int32)  # slot << 16 | rank of each slot, 0 without LoRA
+        self.values: Int64Array = counting(0)
+        self.words: Int32Array = _NO_WORDS  # slot << 16 | rank of each slot, 0 without LoRA; replaced, not written
         self.largest = 0
 
     def update(self, ranks: Ints) -> None:
@@ -365,18 +365,31 @@ def _plan_segments(
         group_tokens = np.bincount(slots, weights=lens, minlength=len(ranks)).astype(np.int64)
     permutation[tokens:] = 0
 
-    group_segments = -(-group_tokens // chunk_size)
-    segments = int(group_segments.sum())
-    first_segment = group_segments.cumsum() - group_segments
-    group_start = group_tokens.cumsum() - group_tokens
-    # segment g of a group starts at group_start + (g - first_segment) * chunk_size
-    base = group_start - first_segment * chunk_size
-    seg_indptr[:segments] = base.repeat(group_segments) + np.arange(segments) * chunk_size
+    group_segments = (group_tokens + (chunk_size - 1)) // chunk_size
+    owners = counting(len(ranks)).repeat(group_segments)
+    segments = len(owners)
+    # Segment g begins where its group does, chunk_size further for each segment of the group before g. That is
+    # g * chunk_size less what the groups before left of their last chunks.
+    spare = group_segments * chunk_size - group_tokens
+    lost = spare.cumsum() - spare
+    np.subtract(counting(segments) * chunk_size, lost[owners], out=seg_indptr[:segments], casting="unsafe")
     seg_indptr[segments:] = tokens  # segments of the tail are empty
-    seg_slots[:segments] = np.arange(len(ranks)).repeat(group_segments)
+    seg_slots[:segments] = owners
     seg_slots[segments:] = 0
     rank_out[:] = ranks
     return segments
+
+
+_counting: Int64Array = np.arange(1024)
+_NO_WORDS: Int32Array = np.zeros(0, dtype=np.int32)
+
+
+def counting(size: int) -> Int64Array:
+    """0, 1, ... size - 1, to be read only: a slice of an array made once costs less than another one."""
+    global _counting
+    if size > len(_counting):
+        _counting = np.arange(1 << (size - 1).bit_length())
+    return _counting[:size]
 
 
 def _checked(seq_lens: Ints | None, seq_slots: Ints, num_slots: int) -> tuple[Int64Array | None, Int64Array, int]:
@@ -435,7 +448,7 @@ def _integers(name: str, values: Ints, high: int) -> Int64Array:
         raise ShapeError(f"{name} is {_shown(values, found)}; expected a 1-D sequence of integers on the host")
     # As unsigned, a negative value is larger than any that is allowed: one pass checks both ends.
     unsigned = found.astype(np.int64, copy=False).view(np.uint64)
-    if found.size and (high < 0 or unsigned.max() > high):
+    if found.size and (high < 0 or np.maximum.reduce(unsigned) > high):
         at = int(((found < 0) | (found > high)).argmax())
         raise SlotError(f"{name}[{at}] is {found[at]}; expected a value in [0, {high}]")
     return found.astype(np.int64, copy=False)

@@ -17,6 +17,7 @@ Family = Literal[
     "csgmv_embed_segments",
     "csgmv_embed_pdl",
     "csgmv_embed_plugin",
+    "csgmv_embed_plugin_steady",
     "sglang_csgmv",
     "sglang_triton",
     "sglang_tokens",
@@ -29,6 +30,7 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
     "csgmv_embed_segments": ("storage",),
     "csgmv_embed_pdl": ("storage",),
     "csgmv_embed_plugin": ("chunk_size",),
+    "csgmv_embed_plugin_steady": ("chunk_size",),
     "sglang_csgmv": ("chunk_size",),
     "sglang_triton": (),
     "sglang_tokens": (),
@@ -44,7 +46,12 @@ _RECIPES: dict[str, tuple[str, str, dict[str, Any]]] = {
         for storage in get_args(Storage)
     },
     **{
-        f"csgmv_embed_plugin-chunk{size}": ("csgmv_embed_plugin", "CsgmvEmbedPlugin", {"chunk_size": size})
+        f"csgmv_embed_plugin{suffix}-chunk{size}": (
+            "csgmv_embed_plugin",
+            "CsgmvEmbedPlugin",
+            {"chunk_size": size, "steady": steady},
+        )
+        for suffix, steady in (("", False), ("_steady", True))
         for size in CHUNK_SIZES
     },
     **{f"sglang_csgmv-chunk{size}": ("sglang_csgmv", "SglangCsgmv", {"chunk_size": size}) for size in CHUNK_SIZES},

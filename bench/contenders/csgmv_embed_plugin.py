@@ -19,11 +19,15 @@ from bench.workload import Workload
 
 
 class CsgmvEmbedPlugin(SglangCsgmv):
-    """`chunk_size` is the server's --max-lora-chunk-size. Both modules are prepared for, as SGLang does."""
+    """`chunk_size` is the server's --max-lora-chunk-size. Both modules are prepared for, as SGLang does.
 
-    def __init__(self, chunk_size: int = DEFAULT_CHUNK_SIZE) -> None:
+    Each batch is planned as if it were new; `steady`: as the decode step after an equal one, which is not sent again.
+    """
+
+    def __init__(self, chunk_size: int = DEFAULT_CHUNK_SIZE, steady: bool = False) -> None:
         super().__init__(chunk_size)
-        self.name = f"csgmv_embed_plugin-chunk{chunk_size}"
+        self.name = f"csgmv_embed_plugin{'_steady' if steady else ''}-chunk{chunk_size}"
+        self._steady = steady
         self._kernel = CsgmvEmbed("vocab_major", "tokens")
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
@@ -36,11 +40,19 @@ class CsgmvEmbedPlugin(SglangCsgmv):
 
     @contextmanager
     def preparation(self, workload: Workload) -> Iterator[Preparation]:
+        from csgmv_embed.sglang import planner
+
         with (
             self.peer.preparing(workload, static=True, chunk_size=self.chunk_size) as (backend, prepare),
             plugged(backend),
         ):
-            yield Preparation(prepare, self.launch_on(backend, workload))
+            state = getattr(backend, planner.STATE)
+
+            def prepare_anew() -> None:
+                state.last_step = None
+                prepare()
+
+            yield Preparation(prepare if self._steady else prepare_anew, self.launch_on(backend, workload))
 
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
         from csgmv_embed.sglang import hooks, planner

@@ -135,3 +135,4 @@ def modules(original: Original, manager: Any) -> None:
     if state is not None:
         state.embedding_targeted = manager.embed_tokens_module is not None
         state.lm_head_targeted = manager.lm_head_module is not None
+        state.last_step = None

@@ -7,19 +7,30 @@ buffer as an earlier batch left it, the tail is neutral here: empty segments, no
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.batch import EmbeddingBatch, Int32Array, Int64Array, _checked, _Contents, _plan_segments, _Ranks
+from csgmv_embed.batch import (
+    EmbeddingBatch,
+    Int32Array,
+    Int64Array,
+    _checked,
+    _Contents,
+    _plan_segments,
+    _Ranks,
+    counting,
+)
 from csgmv_embed.errors import CapacityError, ShapeError
 from csgmv_embed.sglang.settings import Design
-from csgmv_embed.sglang.staging import Layout, Staging
+from csgmv_embed.sglang.staging import Layout, Staging, layout_of
 from csgmv_embed.sglang.targets import Release
 
 STATE = "csgmv_embed_state"  # attribute of a backend object
@@ -39,6 +50,31 @@ ARRAYS = (
 REQUESTS = ARRAYS.index("req_weight_indices")
 
 
+class _Scalings:
+    """The scalings of the slots as 32-bit words; they change when adapters do, not with every batch."""
+
+    def __init__(self) -> None:
+        self.given: list[float] = []
+        self.words = np.zeros(0, dtype=np.int32)
+
+    def update(self, scalings: list[float]) -> None:
+        if scalings != self.given:
+            self.given = list(scalings)
+            self.words = np.array(scalings, dtype=np.float32).view(np.int32)
+
+
+class _Step(NamedTuple):
+    """A decode step as it was given, and what was prepared for it."""
+
+    slots: list[int]
+    ranks: list[int]
+    scalings: list[float]
+    words_version: int
+    static_info: Any
+    batch_info: Any
+    sequence_order: Any
+
+
 @dataclass
 class State:
     """What the plugin keeps for one backend object.
@@ -53,23 +89,31 @@ class State:
     lm_head_targeted: bool | None = None
     slot_has_embedding: npt.NDArray[np.bool_] | None = None
     ranks: _Ranks = field(default_factory=_Ranks)
+    scalings: _Scalings = field(default_factory=_Scalings)
     staging: Staging | None = None
     positions: torch.Tensor | None = None  # 0, 1, 2, ... on the device
+    last_step: _Step | None = None  # what the last call prepared, if that was a decode step
+    # The words of all slots these came from, and those that are left of them; None if a slot has changed since.
+    _words_known: tuple[Int32Array, Int32Array | None] | None = None
+    words_version: int = 0
 
     def set_slot(self, slot: int, has_embedding: bool) -> None:
         """Say whether the adapter now in `slot` has LoRA weights of the embedding layer."""
         if self.slot_has_embedding is None:
             self.slot_has_embedding = np.zeros(self.backend.max_loras_per_batch, dtype=np.bool_)
         self.slot_has_embedding[slot] = has_embedding
+        self._words_known = None
 
     def word_by_slot(self) -> Int32Array | None:
         """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer."""
         if self.embedding_targeted is False:
             return None
         words = self.ranks.words
-        if self.slot_has_embedding is not None:
-            words = np.where(self.slot_has_embedding, words, 0)
-        return words if words.any() else None
+        if self._words_known is None or self._words_known[0] is not words:
+            left = words if self.slot_has_embedding is None else np.where(self.slot_has_embedding, words, 0)
+            self._words_known = words, left if left.any() else None
+            self.words_version += 1
+        return self._words_known[1]
 
 
 def attach(backend: Any, release: Release, design: Design = "token_words") -> State:
@@ -88,7 +132,6 @@ class _Plan(NamedTuple):
     slots: Int64Array
     tokens: int
     chunk_size: int
-    scalings: list[float]
 
     @property
     def longest(self) -> int:
@@ -137,7 +180,7 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
     sizes = _sizes(segments, tokens, requests, slots)
     extra = requests if state.design == "original_order" else 0
-    layout = Layout.of((*sizes, extra, tokens))
+    layout = layout_of((*sizes, extra, tokens))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
@@ -152,6 +195,7 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
         setattr(batch_info, name, arrays[name])
     setattr(batch_info, STATIC, static)
+    state.last_step = None
 
 
 def prepare(
@@ -166,23 +210,79 @@ def prepare(
 
     forward_batch is SGLang's; weight_indices (requests,) the slot of each request; lora_ranks and scalings (slots,).
     static_info: the packed LoRABatchInfo of a captured graph to fill in place; None: a new one.
+    A decode step equal to the last one sends nothing.
     Raises ShapeError, SlotError on values that do not fit together, CapacityError if the batch exceeds a captured
     graph's buffers; the backend is then as it was.
     """
-    plan = _checked_plan(state, forward_batch, weight_indices, lora_ranks, scalings)
-    heads = _plan_heads(state, forward_batch, weight_indices, plan)
-    if static_info is None:
-        batch_info, head_arrays = _fill_new(state, plan, heads)
-    else:
-        _check_capacity(getattr(static_info, STATIC), static_info, plan)
-        batch_info, head_arrays = _fill_static(state, static_info, plan), _send_heads(state, heads)
     backend = state.backend
+    step = _repeated(state, forward_batch, weight_indices, lora_ranks, scalings, static_info)
+    if step is None:
+        batch_info, heads = _planned(state, forward_batch, weight_indices, lora_ranks, scalings, static_info)
+    else:
+        batch_info, heads = _again(state, step), []
     if state.release.request_fields:
         batch_info = backend._add_moe_lora_info(forward_batch, batch_info)
     backend.batch_info = batch_info
-    infos = [_head_info(state, batch_info, *pair) for pair in zip(heads, head_arrays, strict=True)]
+    infos = [_head_info(state, batch_info, *head) for head in heads]
     backend.lm_head_batch_info = infos[0] if infos else None
     backend.lm_head_pass_batch_infos = infos[1:] or None
+
+
+def _planned(
+    state: State,
+    forward_batch: Any,
+    weight_indices: list[int],
+    lora_ranks: list[int],
+    scalings: list[float],
+    static_info: Any,
+) -> tuple[Any, list[tuple[_HeadPlan, tuple[torch.Tensor, ...]]]]:
+    """Plan the batch and send it: its batch info, and each lm_head pass with its arrays."""
+    plan = _checked_plan(state, forward_batch, weight_indices, lora_ranks, scalings)
+    heads = _plan_heads(state, forward_batch, weight_indices, plan)
+    if static_info is not None:
+        _check_capacity(getattr(static_info, STATIC), static_info, plan)
+    state.last_step = None  # until all is written
+    if static_info is None:
+        batch_info, head_arrays = _fill_new(state, plan, heads)
+    else:
+        batch_info, head_arrays = _fill_static(state, static_info, plan), _send_heads(state, heads)
+    if plan.lens is None and not heads:
+        order = state.backend.embedding_batch_info if state.design == "original_order" else None
+        given = [*weight_indices], [*lora_ranks], [*scalings]
+        state.last_step = _Step(*given, state.words_version, static_info, batch_info, order)
+    return batch_info, list(zip(heads, head_arrays, strict=True))
+
+
+def _repeated(
+    state: State,
+    forward_batch: Any,
+    weight_indices: list[int],
+    lora_ranks: list[int],
+    scalings: list[float],
+    static_info: Any,
+) -> _Step | None:
+    """The last call if this is the same decode step again; most are, until a request or an adapter comes or goes.
+
+    Its arrays are on the device still: those of a graph are written here alone, those of an eager batch never again.
+    """
+    step = state.last_step
+    if (
+        step is None
+        or static_info is not step.static_info
+        or not forward_batch.forward_mode.is_decode()
+        or forward_batch.batch_size != len(step.slots)
+        or (weight_indices, lora_ranks, scalings) != (step.slots, step.ranks, step.scalings)
+    ):
+        return None
+    state.word_by_slot()  # an adapter that was loaded or evicted since makes another version
+    return step if state.words_version == step.words_version else None
+
+
+def _again(state: State, step: _Step) -> Any:
+    """The batch info of a step that is on the device already."""
+    if state.design == "original_order":
+        state.backend.embedding_batch_info = step.sequence_order
+    return step.batch_info if step.static_info is not None else copy.copy(step.batch_info)
 
 
 def _checked_plan(
@@ -196,7 +296,8 @@ def _checked_plan(
     lens, seq_slots, tokens = _checked(_lengths(forward_batch), weight_indices, slots)
     chunk_size = state.backend._determine_chunk_size(forward_batch)
     state.ranks.update(lora_ranks)
-    return _Plan(lens, seq_slots, tokens, chunk_size, scalings)
+    state.scalings.update(scalings)
+    return _Plan(lens, seq_slots, tokens, chunk_size)
 
 
 def _lengths(forward_batch: Any) -> Any:
@@ -210,6 +311,7 @@ def _lengths(forward_batch: Any) -> Any:
     return _utils().generate_sequence_lengths(forward_batch, device="cpu").numpy()
 
 
+@cache
 def _utils() -> Any:
     return importlib.import_module("sglang.srt.lora.utils")
 
@@ -265,7 +367,7 @@ def _fill_new(state: State, plan: _Plan, heads: list[_HeadPlan]) -> tuple[Any, l
     head_sizes = [size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))]
     sizes = _sizes(plan.most_segments(slots), plan.tokens, requests, slots)
     sizes = (*sizes, requests if in_order else 0, plan.tokens if has_words else 0, *head_sizes)
-    layout = Layout.of(sizes)
+    layout = layout_of(sizes)
     staging = state.staging = state.staging or Staging(device)
     views = layout.host(staging.next(layout.total))
     segments = _write(state, plan, views[: len(ARRAYS)])
@@ -370,12 +472,15 @@ def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
         seg_slots,
         ranks,
     )
-    req_indptr[0] = 0
-    req_indptr[1 : requests + 1] = np.arange(1, requests + 1) if plan.lens is None else plan.lens.cumsum()
-    req_indptr[requests + 1 :] = plan.tokens
+    if plan.lens is None:
+        np.minimum(counting(len(req_indptr)), requests, out=req_indptr, casting="unsafe")
+    else:
+        req_indptr[0] = 0
+        plan.lens.cumsum(out=req_indptr[1 : requests + 1])
+        req_indptr[requests + 1 :] = plan.tokens
     req_slots[:requests] = plan.slots
     req_slots[requests:] = 0
-    scalings.view(np.float32)[:] = plan.scalings
+    scalings[:] = state.scalings.words
     return segments
 
 
@@ -433,7 +538,7 @@ def _send_heads(state: State, heads: list[_HeadPlan]) -> list[tuple[torch.Tensor
     """lm_head runs outside the captured graph, so its arrays are new although the batch's are not."""
     if not heads:
         return []
-    layout = Layout.of([size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))])
+    layout = layout_of(tuple(size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))))
     device = torch.device(state.backend.device)
     staging = state.staging = state.staging or Staging(device)
     views = layout.host(staging.next(layout.total))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,6 @@ class Layout:
     starts: tuple[int, ...]
     total: int
 
-    @classmethod
-    def of(cls, sizes: Sequence[int]) -> Layout:
-        """The arrays in this order."""
-        ends = tuple(itertools.accumulate(_padded(size) for size in sizes))
-        return cls(tuple(sizes), (0, *ends[:-1]), ends[-1])
-
     def host(self, words: Int32Array) -> list[Int32Array]:
         """Views of a host buffer."""
         return [words[start : start + size] for start, size in zip(self.starts, self.sizes, strict=True)]
@@ -45,6 +40,13 @@ class Layout:
                 cuts.append(space - used)
         views = buffer.split_with_sizes(cuts)  # one call for all views; one slice each costs more
         return [views[place] for place in places]
+
+
+@lru_cache(maxsize=1024)
+def layout_of(sizes: tuple[int, ...]) -> Layout:
+    """These arrays in this order. Decode steps have the same sizes again and again."""
+    ends = tuple(itertools.accumulate(_padded(size) for size in sizes))
+    return Layout(sizes, (0, *ends[:-1]), ends[-1])
 
 
 class Staging:
@@ -80,7 +82,8 @@ class Staging:
 
     def send(self, target: torch.Tensor) -> None:
         """Copy the first words of the buffer taken last into all of `target`, in the order of the current stream."""
-        target.copy_(self._buffers[self._turn][0][: target.shape[0]], non_blocking=True)
+        host, size = self._buffers[self._turn][0], target.shape[0]
+        target.copy_(host if host.shape[0] == size else host[:size], non_blocking=True)
         if self._pinned:
             event = self._copied[self._turn] = self._copied[self._turn] or torch.cuda.Event()
             event.record(self._current_stream())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import support
 import torch
 
 from csgmv_embed import CapacityError, ShapeError, SlotError
-from csgmv_embed.sglang import planner, runtime
+from csgmv_embed.sglang import hooks, planner, runtime
+from csgmv_embed.sglang.settings import Settings
+from csgmv_embed.sglang.staging import Staging
 
 SLOTS = 5
 CAPACITY = 24
@@ -217,6 +220,93 @@ def test_captured_words_become_neutral_and_stay_so(pair: Any, loaded: Any) -> No
         planner.prepare(state, batch, *arguments, static_info=info)
         assert getattr(info, planner.BATCH).token_adapters.tolist() == [*expected, 0, 0]
         assert info.weight_indices.tolist()[:1] == [1]
+
+
+class Sends:
+    """How often a State's buffers have gone to the device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        send = Staging.send
+
+        def counted(staging: Staging, target: torch.Tensor) -> None:
+            self.count += 1
+            send(staging, target)
+
+        monkeypatch.setattr(Staging, "send", counted)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_only_an_equal_decode_step_is_not_sent_again(
+    captured: bool, pair: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random walk that repeats, alters one thing at a time and comes back, against SGLang's own method."""
+    stock, state = pair(16)
+    info = None
+    if captured:
+        for one in (stock, state.backend):
+            getattr(one, loaded[1].release.decode_graph)(CAPACITY, 1)
+        info = state.backend.cuda_graph_batch_info
+        planner.pack(state, info)
+    sends = Sends(monkeypatch)
+    rng = np.random.default_rng(11)
+    known = [random_batch(rng, "DECODE", 6) for _ in range(2)]  # few, so that the walk comes back to each
+    (batch, arguments), last = known[0], None
+    repeats = 0
+    for _ in range(200):
+        what = rng.choice(["again", "other", "slots", "ranks", "scalings", "adapter", "verify", "refused"])
+        if what == "other":
+            batch, arguments = known[int(rng.integers(2))]
+        elif what in ("slots", "ranks", "scalings"):
+            values = arguments[("slots", "ranks", "scalings").index(what)]
+            values[0] = (values[0] + 1) % SLOTS  # in place, as a caller may
+        elif what == "adapter":
+            state.set_slot(int(rng.integers(SLOTS)), bool(rng.integers(2)))
+            last = None
+        elif what == "verify":  # the same requests, in the same buffers
+            verified = support.forward_batch("TARGET_VERIFY", [VERIFY] * batch.batch_size)
+            planner.prepare(state, verified, *arguments, static_info=info)
+            last = None
+        elif what == "refused":
+            with pytest.raises(ShapeError):
+                planner.prepare(state, batch, *arguments[:2], [1.0], static_info=info)
+        before = sends.count
+        planner.prepare(state, batch, *arguments, static_info=info)
+        if last == arguments:
+            assert sends.count == before
+            repeats += 1
+        else:
+            assert sends.count == before + 1
+        last = copy.deepcopy(arguments)
+        stock.prepare_lora_batch(batch, *arguments, captured)
+        same_info(state.backend.batch_info, stock.batch_info)
+        assert state.backend.lm_head_batch_info is None
+        has = state.slot_has_embedding
+        ranks = [rank if has is None or has[slot] else 0 for slot, rank in enumerate(arguments[1])]
+        words = getattr(state.backend.batch_info, planner.BATCH)
+        expected = expected_words(arguments[0], ranks, lens_of(batch))
+        if words is None:
+            assert not any(ranks)
+        else:
+            assert words.token_adapters.tolist()[: len(expected)] == expected
+    assert repeats > 20
+
+
+def test_another_target_set_plans_an_equal_step_again(pair: Any) -> None:
+    """`update_lora_info` may take the embedding out of the targets."""
+    _, state = pair(16)
+    batch, arguments = support.forward_batch("DECODE", [1, 1]), [[1, 1], [0, 8, 0, 0, 0], [1.0] * SLOTS]
+    planner.prepare(state, batch, *arguments)
+    assert getattr(state.backend.batch_info, planner.BATCH) is not None
+    setattr(state.backend, planner.STATE, state)
+    manager = SimpleNamespace(lora_backend=state.backend, embed_tokens_module=None, lm_head_module=None)
+    runtime.activate(runtime.Active(state.release, Settings()))
+    try:
+        hooks.modules(lambda _: None, manager)
+    finally:
+        runtime.activate(None)
+    planner.prepare(state, batch, *arguments)
+    assert getattr(state.backend.batch_info, planner.BATCH) is None
 
 
 @pytest.mark.parametrize(
