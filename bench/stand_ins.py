@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -15,17 +15,28 @@ from typing import Any
 NAME = "sgl_kernel"
 
 
+class _Name:
+    """What is imported from the stand-in: has any attribute, and raises when called."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> _Name:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Name(f"{self._name}.{name}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{self._name} was called; here is only a stand-in for {NAME}")
+
+
 class _Module(ModuleType):
     __path__: list[str] = []
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> _Name:
         if name.startswith("__"):
             raise AttributeError(name)
-
-        def missing(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError(f"{self.__name__}.{name} was called; here is only a stand-in for {NAME}")
-
-        return missing
+        return _Name(f"{self.__name__}.{name}")
 
 
 class _Finder:

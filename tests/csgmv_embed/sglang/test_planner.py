@@ -254,7 +254,7 @@ def test_only_an_equal_decode_step_is_not_sent_again(
     (batch, arguments), last = known[0], None
     repeats = 0
     for _ in range(200):
-        what = rng.choice(["again", "other", "slots", "ranks", "scalings", "adapter", "verify", "refused"])
+        what = rng.choice(["again", "other", "slots", "ranks", "scalings", "adapter", "verify", "eager", "refused"])
         if what == "other":
             batch, arguments = known[int(rng.integers(2))]
         elif what in ("slots", "ranks", "scalings"):
@@ -266,6 +266,9 @@ def test_only_an_equal_decode_step_is_not_sent_again(
         elif what == "verify":  # the same requests, in the same buffers
             verified = support.forward_batch("TARGET_VERIFY", [VERIFY] * batch.batch_size)
             planner.prepare(state, verified, *arguments, static_info=info)
+            last = None
+        elif what == "eager" and captured:
+            planner.prepare(state, batch, *arguments)
             last = None
         elif what == "refused":
             with pytest.raises(ShapeError):
