@@ -152,7 +152,9 @@ class Layers:
         try:
             stood_in = _load_layers()
             self._base = _base_layer(self.weight)
-            self.kind = "VocabParallelEmbeddingWithLoRA" + (" (sgl_kernel stood in)" if stood_in else "")
+            self.kind = "VocabParallelEmbeddingWithLoRA"
+            if stood_in:
+                self.kind += f" ({', '.join(stood_in)} stood in)"
         except Exception as error:  # whatever SGLang's modules raise at import or construction
             self.kind = f"the calls of its forward ({type(error).__name__}: {error})"[:200]
 
@@ -176,13 +178,13 @@ class Layers:
         return out
 
 
-def _load_layers() -> bool:
-    """Import SGLang's layers; says whether a stand-in for sgl_kernel was needed."""
+def _load_layers() -> list[str]:
+    """Import SGLang's layers; returns the packages of kernels that stand-ins were needed for."""
     try:
         importlib.import_module("sglang.srt.lora.layers")
-    except Exception:  # a missing or broken sgl_kernel raises what it likes
+    except Exception:  # a missing or broken package of kernels raises what it likes
         return stand_ins.provide()
-    return False
+    return []
 
 
 def _base_layer(weight: torch.Tensor) -> Any:

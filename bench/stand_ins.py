@@ -1,6 +1,6 @@
-"""A stand-in for the package sgl_kernel where it is missing or cannot load: names that import, and raise when called.
+"""Stand-ins for packages of kernels that are missing or cannot load: names that import, and raise when called.
 
-SGLang's layers import it at the top for kernels that embedding LoRA does not use. Nothing is emulated.
+SGLang's layers import them at the top for kernels that embedding LoRA does not use. Nothing is emulated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAME = "sgl_kernel"
+PACKAGES = ("sgl_kernel", "flashinfer")
 
 
 class _Name:
@@ -27,7 +27,7 @@ class _Name:
         return _Name(f"{self._name}.{name}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(f"{self._name} was called; here is only a stand-in for {NAME}")
+        raise RuntimeError(f"{self._name} was called; here is only a stand-in for its package")
 
 
 class _Module(ModuleType):
@@ -40,10 +40,13 @@ class _Module(ModuleType):
 
 
 class _Finder:
-    """Finds the stand-in and any module below it."""
+    """Finds the stand-in for a package and any module below it."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == NAME else None  # type: ignore[arg-type]
+        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == self._package else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Module(spec.name)
@@ -52,13 +55,17 @@ class _Finder:
         pass
 
 
-def provide() -> bool:
-    """Put the stand-in in place if sgl_kernel does not load; says whether it did."""
+def provide() -> list[str]:
+    """Put a stand-in in place of each package that does not load; returns their names."""
+    return [package for package in PACKAGES if _provided(package)]
+
+
+def _provided(package: str) -> bool:
     try:
-        importlib.import_module(NAME)
+        importlib.import_module(package)
     except Exception:  # missing, or its libraries do not load here
-        for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
             del sys.modules[name]
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(package))
         return True
     return False
