@@ -26,6 +26,9 @@ class _Name:
             raise AttributeError(name)
         return _Name(f"{self._name}.{name}")
 
+    def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
+        return ()  # a class may have it for a base
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"{self._name} was called; here is only a stand-in for its package")
 

@@ -27,6 +27,11 @@ def test_modules_below_it_have_any_name_and_names_of_names(provided: None) -> No
     assert types.uint4b8 is not None and types.uint4b8.size_bits is not None
     assert not hasattr(types, "__array_interface__")
 
+    class Derived(types.Base):
+        pass
+
+    assert Derived.__mro__ == (Derived, object)
+
 
 def test_a_call_says_what_is_missing(provided: None) -> None:
     module = importlib.import_module("sgl_kernel_of_this_test")
