@@ -5,6 +5,7 @@ The measuring code is always this checkout's: only `csgmv_embed` differs between
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -31,8 +32,12 @@ class Tree:
         return (self.path / LIBRARY).resolve()
 
     def environment(self) -> dict[str, str]:
-        """For a worker: this side's library and this checkout's suite, before anything installed or in the cwd."""
-        return {"PYTHONPATH": str(self.path), "PYTHONSAFEPATH": "1"}
+        """For a worker: this side's library and this checkout's suite, before anything installed, or on the path now."""
+        known = os.environ.get("PYTHONPATH")
+        return {
+            "PYTHONPATH": f"{self.path}{os.pathsep}{known}" if known else str(self.path),
+            "PYTHONSAFEPATH": "1",  # the cwd may hold another library
+        }
 
 
 @contextmanager
