@@ -342,6 +342,17 @@ def broken(folder: Path, text: str) -> Tree:
     return Tree(Subject("old", "0" * 40, False, ""), folder)
 
 
+def test_a_worker_finds_what_the_caller_has_on_its_path(
+    tree_pair: tuple[Tree, Tree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the side's own tree, which an entry of the caller must not replace."""
+    tree = tree_pair[0]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/some/site", str(ROOT)]))
+    assert tree.environment()["PYTHONPATH"].split(os.pathsep) == [str(tree.path), "/some/site", str(ROOT)]
+    monkeypatch.delenv("PYTHONPATH")
+    assert tree.environment()["PYTHONPATH"] == str(tree.path)
+
+
 def test_a_library_that_cannot_be_driven_cannot_be_judged(tmp_path: Path, tree_pair: tuple[Tree, Tree]) -> None:
     old = broken(tmp_path, "raise ImportError('an API of long ago')")
     run = session.pair_run(TINY, "against", (old, tree_pair[1]), planned(TINY, *ONE)[:1], 1, [])
