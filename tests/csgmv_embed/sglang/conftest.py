@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ os.environ.setdefault("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")  # its cache
 
 
 @pytest.fixture(scope="session")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def loaded(tmp_path_factory: pytest.TempPathFactory, record_testsuite_property: Callable[[str, object], None]) -> Any:
     """What the self-check found after SGLang loaded its plugins; the hooks are left off."""
     from csgmv_embed.sglang import status
 
@@ -31,11 +31,12 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
         if support.server_classes() is not None:
             stand_ins.provide()
+        if (reason := support.server_classes()) is not None:
+            pytest.skip(f"{support.NOT_HERE}: {reason}")
         support.load_plugin(tmp_path_factory.mktemp("site"))
     found, active = status(), runtime.active
+    record_testsuite_property("sglang", f"{found.sglang} of {sys.modules['sglang'].__file__}")
     runtime.activate(None)
-    if active is None and (reason := support.server_classes()) is not None:
-        pytest.skip(f"SGLang's server classes do not load here: {reason}")
     return found, active
 
 
@@ -56,8 +57,3 @@ def group_of_one(loaded: Any) -> None:
 def on_the_cpu() -> Iterator[None]:
     with support.on_the_cpu(support.server_args()):
         yield
-
-
-@pytest.fixture
-def wheels() -> Path:
-    return support.REPO / "build" / "wheels"

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from csgmv_embed import ShapeError
 from csgmv_embed.sglang import planner, runtime, storage
 
-VOCAB, HIDDEN, SLOTS, MAX_RANK = 100, 32, 3, 16
+VOCAB, HIDDEN, SLOTS, MAX_RANK = support.VOCAB, 32, 3, 16
 pytestmark = pytest.mark.usefixtures("group_of_one")
 
 # What SGLang's checkpoint loader asks a running server; all off.
