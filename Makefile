@@ -9,8 +9,12 @@ SWEEP_ARGS ?=
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
 
+# Two processes, each taking whole files (what a file shares is costly) in their order (which puts the long ones early);
+# one after another where a GPU is timed.
+TEST_PROCESSES ?= $(if $(shell nvidia-smi -L 2>/dev/null),0,2)
+
 test: setup  ## everything that runs here; GPU tests are skipped without a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

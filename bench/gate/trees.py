@@ -32,7 +32,7 @@ class Tree:
         return (self.path / LIBRARY).resolve()
 
     def environment(self) -> dict[str, str]:
-        """For a worker: this side's library and this checkout's suite, before anything installed, or on the path now."""
+        """For a worker: this side's library and this checkout's suite, before all that is installed or on the path."""
         known = os.environ.get("PYTHONPATH")
         return {
             "PYTHONPATH": f"{self.path}{os.pathsep}{known}" if known else str(self.path),

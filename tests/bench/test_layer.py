@@ -25,13 +25,13 @@ CASE = Case("mixed", 5, 9, 8, adapters=3, rank_mix="ladder", base_fraction=0.3, 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> layer.Layers:
-    """Layers where SGLang's class does not load."""
+    """Layers where SGLang's modules do not load; trying would leave a stand-in for sgl_kernel in this process."""
     monkeypatch.setenv("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")
 
-    def refuse(weight: torch.Tensor) -> Any:
+    def refuse() -> bool:
         raise ImportError("no sgl_kernel")
 
-    monkeypatch.setattr(layer, "_base_layer", refuse)
+    monkeypatch.setattr(layer, "_load_layers", refuse)
     return layer.Layers(torch.device("cpu"), VOCAB, HIDDEN, torch.float32)
 
 

@@ -86,6 +86,72 @@ def jittered(results: Results, sd: float = 0.003, seed: int = 0) -> Results:
     return results
 
 
+def first(results: Results) -> Callable[[Point], bool]:
+    return lambda point: point.key == ours(results)[0].key
+
+
+# Changes to a result: most make it unfit to be judged, or to be a baseline.
+
+
+def identity(**changes: object) -> Callable[[Results], None]:
+    def change(results: Results) -> None:
+        assert results.env is not None
+        results.env.identity |= changes  # type: ignore[arg-type]
+
+    return change
+
+
+def version(results: Results) -> None:
+    results.code.bench_version = "0" * 16
+
+
+def no_points(results: Results) -> None:
+    results.points = [point for point in results.points if point.contender != OURS]
+
+
+def fewer_points(results: Results) -> None:
+    results.points.remove(ours(results)[0])
+
+
+def anchors_moved(results: Results) -> None:
+    for anchor in results.anchors:
+        if anchor.name == "gather":
+            anchor.values = [value * 1.05 for value in anchor.values]
+
+
+def no_anchors(results: Results) -> None:
+    results.anchors = [anchor for anchor in results.anchors if anchor.name != "copy_bandwidth"]
+
+
+def throttled(results: Results) -> None:
+    ours(results)[0].rounds[3].throttle = ["thermal"]
+
+
+def other_seed(results: Results) -> None:
+    results.run.seed = 2
+
+
+def failed(results: Results) -> None:
+    ours(results)[0].status, ours(results)[0].reason = "wrong", "error 0.5 of the oracle's largest value"
+
+
+def other_nodes(results: Results) -> None:
+    ours(results)[0].nodes = 20
+
+
+def one_round(results: Results) -> None:
+    del ours(results)[0].rounds[1:]
+
+
+def no_environment(results: Results) -> None:
+    results.env = None
+
+
+def foreign(path: Path) -> str:
+    path.write_bytes(AA.read_bytes().replace(b"csgmv-bench-results", b"another-tool", 1))
+    return "schema.name is 'another-tool'; expected 'csgmv-bench-results'"
+
+
 COUNTS = WorkCounts(1, 8, 8, 3, 1, 4096, 2048, 128, 64)
 COMPILED = CompiledFigures("kernel", 90, 4, 24, 0, 0, 128, 128, 200)
 

@@ -1,4 +1,4 @@
-"""The plugin is loaded once, through its entry point; a test switches it on with `plugin_on`."""
+"""The plugin is loaded for a module of tests, through its entry point; a test switches it on with `plugin_on`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,29 @@ if importlib.util.find_spec("sglang") is None:
 os.environ.setdefault("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")  # its cache keys forget the rank
 
 
-@pytest.fixture(scope="session")
-def loaded(tmp_path_factory: pytest.TempPathFactory, record_testsuite_property: Callable[[str, object], None]) -> Any:
-    """What the self-check found after SGLang loaded its plugins; the hooks are left off."""
+@pytest.fixture(scope="module")
+def loaded(
+    tmp_path_factory: pytest.TempPathFactory, record_testsuite_property: Callable[[str, object], None]
+) -> Iterator[Any]:
+    """What the self-check found after SGLang loaded its plugins; the hooks are left off, and undone at the end."""
     from csgmv_embed.sglang import status
 
+    site = tmp_path_factory.mktemp("site")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
         if support.server_classes() is not None:
             stand_ins.provide()
         if (reason := support.server_classes()) is not None:
             pytest.skip(f"{support.NOT_HERE}: {reason}")
-        support.load_plugin(tmp_path_factory.mktemp("site"))
+        support.load_plugin(site)
     found, active = status(), runtime.active
     record_testsuite_property("sglang", f"{found.sglang} of {sys.modules['sglang'].__file__}")
     runtime.activate(None)
-    return found, active
+    yield found, active
+    if active is not None:
+        support.unload_plugin(active.release)
+    if str(site) in sys.path:
+        sys.path.remove(str(site))
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def plugin_on(loaded: Any) -> Iterator[Callable[..., None]]:
     runtime.activate(None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def group_of_one(loaded: Any) -> None:
     support.start_group_of_one()
 

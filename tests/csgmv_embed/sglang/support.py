@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import pkgutil
 import socket
 import sys
 import tomllib
@@ -23,6 +24,8 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+
+from csgmv_embed.sglang.targets import Release
 
 REPO = Path(__file__).parents[3]
 GROUP = "sglang.srt.plugins"
@@ -138,6 +141,25 @@ def load_plugin(folder: Path) -> None:
     entry_point_files(folder)
     sys.path.append(str(folder))
     importlib.import_module("sglang.srt.plugins").load_plugins()
+
+
+def unload_plugin(release: Release) -> None:
+    """SGLang's own functions again, wherever a module holds them by name: for other tests of this process."""
+    own = {}
+    for hook in release.hooks:
+        path, name = hook.target.rsplit(".", 1)
+        holder = pkgutil.resolve_name(path)
+        hooked = getattr(holder, name)
+        own[id(hooked)] = hooked.__wrapped__
+        setattr(holder, name, hooked.__wrapped__)
+    for module in list(sys.modules.values()):
+        for name, value in list(vars(module).items()):
+            if id(value) in own:
+                setattr(module, name, own[id(value)])
+    if has_plugins():
+        plugins = importlib.import_module("sglang.srt.plugins")
+        plugins._plugins_loaded = False
+        plugins.HookRegistry.reset()
 
 
 def server_classes() -> str | None:

@@ -1,10 +1,15 @@
-"""Loading, refusing, switching off and examining the plugin, each in a process of its own as a server would."""
+"""Loading, refusing, switching off and examining the plugin, each in a process of its own as a server would.
+
+Most are forked from one process that has imported what SGLang imports in any case (forked.py).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +37,48 @@ for hook in found.hooks:
 """
 
 
-def run(folder: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+DOCTOR = """
+import runpy, sys
+sys.argv[1:] = ["doctor"]
+runpy.run_module("csgmv_embed", run_name="__main__", alter_sys=True)
+"""
+
+Done = subprocess.CompletedProcess[str]
+Fork = Callable[..., Done]
+
+
+def environment_with(folder: Path) -> dict[str, str]:
+    """Of a process that sees this checkout as if it was installed."""
     support.entry_point_files(folder)
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(support.REPO), str(folder)]), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(support.REPO), str(folder)])}
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fork]:
+    """Runs a script in a process of its own, with these variables added to its environment."""
+    folder = tmp_path_factory.mktemp("forked")
+    out, err = folder / "out", folder / "err"
+    command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("forked.py"))]
+    with subprocess.Popen(
+        command, env=environment_with(folder / "site"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        requests, answers = process.stdin, process.stdout
+
+        def run(script: str, **environment: str) -> Done:
+            for file in (out, err):
+                file.write_bytes(b"")
+            requests.write(json.dumps([script, environment, str(out), str(err)]) + "\n")
+            requests.flush()
+            return Done(script, int(answers.readline()), out.read_text(), err.read_text())
+
+        yield run
+
+
+@pytest.fixture
+def run(fork: Fork) -> Fork:
+    """SCRIPT in a process of its own, after these lines."""
+    return lambda before="", **environment: fork(SCRIPT.format(before=before), **environment)
 
 
 needs_plugins = pytest.mark.skipif(not support.has_plugins(), reason="this SGLang loads no plugins")
@@ -57,27 +94,27 @@ def test_the_entry_point_puts_every_hook_in_place(loaded: Any) -> None:
 
 
 @needs_plugins
-def test_disabled_by_the_environment(tmp_path: Path) -> None:
-    result = run(tmp_path, CSGMV_EMBED_DISABLE="1")
+def test_disabled_by_the_environment(run: Fork) -> None:
+    result = run(CSGMV_EMBED_DISABLE="1")
     assert result.stdout.splitlines()[0] == "False | CSGMV_EMBED_DISABLE=1 | False", result.stderr
 
 
 @needs_plugins
-def test_an_unknown_version_is_refused_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_unknown_version_is_refused_unless_told_otherwise(run: Fork) -> None:
     pretend = (
         "import importlib.metadata as m; real = m.version; m.version = lambda n: '9.9.9' if n == 'sglang' else real(n)"
     )
-    result = run(tmp_path / "refused", pretend)
+    result = run(pretend)
     first = result.stdout.splitlines()[0]
     assert first.startswith("False | SGLang 9.9.9 is not one of 0.5.10, ") and first.endswith("| False"), result.stderr
     assert "WARNING:csgmv_embed:csgmv-embed is off: SGLang 9.9.9" in result.stderr
 
 
 @needs_plugins
-def test_a_hook_that_sglang_cannot_apply_switches_everything_off(tmp_path: Path) -> None:
+def test_a_hook_that_sglang_cannot_apply_switches_everything_off(run: Fork) -> None:
     """SGLang logs it and goes on; half a plugin would run."""
     broken = "import sglang.srt.lora.mem_pool as pool\ndel pool.LoRAMemoryPool.load_lora_weight_to_buffer"
-    result = run(tmp_path, broken)
+    result = run(broken)
     lines = result.stdout.splitlines()
     assert lines[0].startswith("False | load: AttributeError") and lines[0].endswith("| True"), result.stderr
     assert "lookup True " in lines and any(line.startswith("load False AttributeError") for line in lines)
@@ -85,8 +122,8 @@ def test_a_hook_that_sglang_cannot_apply_switches_everything_off(tmp_path: Path)
 
 
 @needs_plugins
-def test_the_reason_is_the_import_that_failed(tmp_path: Path) -> None:
-    result = run(tmp_path, "sys.modules['sglang.srt.lora.mem_pool'] = None")
+def test_the_reason_is_the_import_that_failed(run: Fork) -> None:
+    result = run("sys.modules['sglang.srt.lora.mem_pool'] = None")
     assert "storage False ModuleNotFoundError: import of sglang.srt.lora.mem_pool halted" in result.stdout, (
         result.stderr
     )
@@ -94,21 +131,32 @@ def test_the_reason_is_the_import_that_failed(tmp_path: Path) -> None:
 
 
 @needs_plugins
-def test_another_signature_switches_everything_off(tmp_path: Path) -> None:
+def test_another_signature_switches_everything_off(run: Fork) -> None:
     changed = (
         "import sglang.srt.lora.backend.chunked_backend as b\n"
         "b.ChunkedSgmvLoRABackend.prepare_lora_batch = lambda self, forward_batch, routes: None"
     )
-    result = run(tmp_path, changed)
+    result = run(changed)
     expected = "False | prepare: takes (self, forward_batch, routes); expected (self, forward_batch, weight_indices,"
     assert result.stdout.startswith(expected), result.stdout + result.stderr
 
 
 @needs_plugins
-def test_a_bad_setting_leaves_sglang_alone(tmp_path: Path) -> None:
-    result = run(tmp_path, CSGMV_EMBED_STORAGE="column_major")
+def test_a_bad_setting_leaves_sglang_alone(run: Fork) -> None:
+    result = run(CSGMV_EMBED_STORAGE="column_major")
     assert result.stdout.splitlines()[0].endswith("| False"), result.stderr
     assert "SettingError: CSGMV_EMBED_STORAGE is 'column_major'; expected vocab_major or rank_major" in result.stderr
+
+
+def doctor_from_the_shell(folder: Path) -> Done:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "csgmv_embed", "doctor"],
+        env=environment_with(folder),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,23 +168,15 @@ def test_a_bad_setting_leaves_sglang_alone(tmp_path: Path) -> None:
         ({"SGLANG_PLUGINS": "another"}, 1, "plugin       off: SGLang did not load it: SGLANG_PLUGINS='another'"),
     ],
 )
-def test_doctor(environment: dict[str, str], code: int, expected: str, tmp_path: Path) -> None:
-    support.entry_point_files(tmp_path)
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "csgmv_embed", "doctor"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(support.REPO), str(tmp_path)]), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def test_doctor(environment: dict[str, str], code: int, expected: str, fork: Fork, tmp_path: Path) -> None:
+    result = fork(DOCTOR, **environment) if environment else doctor_from_the_shell(tmp_path)
     assert expected in result.stdout, result.stdout + result.stderr
     assert result.returncode == code
     if code == 0:
         assert "lookup             applied" in result.stdout and "csgmv_embed/sglang/hooks.py" in result.stdout
 
 
-def test_install_is_explicit_and_idempotent(tmp_path: Path) -> None:
+def test_install_is_explicit_and_idempotent(fork: Fork) -> None:
     code = (
         "import csgmv_embed.sglang as p\n"
         "first, second = p.install(), p.install()\n"
@@ -146,9 +186,7 @@ def test_install_is_explicit_and_idempotent(tmp_path: Path) -> None:
         "while hasattr(f, '__wrapped__'): depth, f = depth + 1, f.__wrapped__\n"
         "print(first.active, first == second, depth)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=240, check=False
-    )
+    result = fork(code)
     assert result.stdout.split() == ["True", "True", "1"], result.stdout + result.stderr
 
 
