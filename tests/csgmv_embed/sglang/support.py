@@ -152,7 +152,7 @@ def unload_plugin(release: Release) -> None:
         hooked = getattr(holder, name)
         own[id(hooked)] = hooked.__wrapped__
         setattr(holder, name, hooked.__wrapped__)
-    for module in list(sys.modules.values()):
+    for module in filter(inspect.ismodule, list(sys.modules.values())):
         for name, value in list(vars(module).items()):
             if id(value) in own:
                 setattr(module, name, own[id(value)])
