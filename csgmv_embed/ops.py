@@ -144,7 +144,8 @@ def _launch(
     pdl: bool,
 ) -> None:
     tokens, max_rank = input_ids.shape[0], layout.max_rank
-    config = tuning.choose(tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
+    plan: tuning.Plan = "segments" if batch.token_adapters is None else "tokens"
+    config = tuning.choose(plan, tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
     extra = a_table if extra_embeddings is None else extra_embeddings
     constants = _constants(layout, a_table, out, config, pdl)
     tiles = -(-tokens // config.block_tokens)

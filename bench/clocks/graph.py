@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -12,6 +13,16 @@ from bench.contenders.base import Launch
 WARMUP_LAUNCHES = 3
 SLOW_CALL_US = 50.0  # from here on a third of the nodes gives the same precision in a third of the time
 L2_FLUSH_FACTOR = 4
+
+
+@lru_cache
+def warmup_stream(device: int) -> torch.cuda.Stream:
+    """The one stream on which this process warms up before captures.
+
+    A process that has worked on more than four streams pays 0.18 us for every graph node from then on (docs/method.md),
+    so a stream of its own for each capture would make a point's time depend on how many came before it.
+    """
+    return torch.cuda.Stream(device)
 
 
 @dataclass
@@ -32,12 +43,12 @@ class CapturedGraph:
 
 
 def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False) -> CapturedGraph:
-    """Warm up on a side stream and capture `nodes` launches that rotate over the index sets.
+    """Warm up beside the current stream and capture `nodes` launches that rotate over the index sets.
 
     A clearly slow launch is captured fewer times unless `exact`: two graphs that are compared have equal nodes.
     Outputs are kept alive as long as the graph, so the launches of different sets write different memory.
     """
-    stream = torch.cuda.Stream()
+    stream = warmup_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for index in range(WARMUP_LAUNCHES):
