@@ -54,7 +54,7 @@ def as_fields(row: TunedRow) -> dict[str, Any]:
 
 
 def tune() -> Iterator[TunedRow]:
-    """One row a plan, storage, dtype, rank and number of tokens. Raises ResultsError if a configuration gives wrong rows."""
+    """One row a plan, storage, dtype, rank and number of tokens. Raises ResultsError if any gives wrong rows."""
     for dtype in DTYPES:
         for rank in RANKS:
             tables: dict[Storage, torch.Tensor] = {}
@@ -90,9 +90,7 @@ def candidates(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> lis
             for warps in (1, 4)
             if width <= rank and 32 * warps <= block_tokens * width <= 1024 * warps
         ]
-    most = (
-        max(8, 2 * tokens) if plan == "tokens" else min(max(8, 2 * tokens), CHUNK_SIZE)
-    )  # a tile ends with its segment
+    most = max(8, 2 * tokens) if plan == "tokens" else CHUNK_SIZE  # no segment is longer
     useful = [tile for tile in tiles if tile.block_tokens <= most]
     return list(dict.fromkeys([tuning.rule(tokens, rank, rows_contiguous), *useful]))
 

@@ -1,10 +1,10 @@
-"""What else is in a graph node's time: the gap between two replays, idle spells before, another process on the GPU.
+"""What else is in a graph node's time: the gap between replays, idle spells, streams used, another process on the GPU.
 
     python docs/experiments/graph_clock.py OUT.json        (an NVIDIA GPU; about a minute)
 
 nodes    us a node, by the number of nodes in the graph; a gap between replays shows as g / nodes.
-stream   us a node of the same graph replayed on torch's default stream and on one of its own.
 idle     us a node by block after a spell without work, ms.
+streams  us a node of the same graphs by the number of further streams on which the process has worked before.
 pair     us a node of this process while another one that has a context on the GPU idles, works in turn, and has gone.
 """
 
@@ -80,12 +80,15 @@ def by_nodes(all_launches: dict[str, Callable[[int], torch.Tensor]]) -> dict[str
     }
 
 
-def by_stream(launch: Callable[[int], torch.Tensor]) -> dict[str, list[float]]:
-    of, stream = captured(launch), torch.cuda.Stream()
-    default = blocks_us(of)
-    with torch.cuda.stream(stream):
-        own = blocks_us(of)
-    return {"default": default, "own": own}
+def by_streams(of_label: dict[str, graph.CapturedGraph]) -> list[dict[str, float]]:
+    """From here on the process has worked on many streams, which only a switch of the GPU to another process undoes."""
+    launch, rows = empty_launch(), []
+    for _ in range(9):
+        rows.append({label: median(blocks_us(of)) for label, of in of_label.items()})
+        with torch.cuda.stream(torch.cuda.Stream()):
+            launch(0)
+        torch.cuda.synchronize()
+    return rows
 
 
 def by_idle(launch: Callable[[int], torch.Tensor]) -> dict[str, Any]:
@@ -152,12 +155,13 @@ def main() -> None:
     torch.cuda.init()
     every = launches()
     lookup = every["csgmv_embed-vocab_major, decode 1, rank 64"]
+    both = {"empty kernel": captured(every["empty kernel"]), "lookup": captured(lookup)}
     report: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
-        "idle": {"lookup": by_idle(lookup), "empty kernel": by_idle(every["empty kernel"])},
-        "stream": {"lookup": by_stream(lookup), "empty kernel": by_stream(every["empty kernel"])},
-        "pair": pair({"empty kernel": captured(every["empty kernel"]), "lookup": captured(lookup)}),
         "nodes": by_nodes(every),
+        "idle": {"lookup": by_idle(lookup), "empty kernel": by_idle(every["empty kernel"])},
+        "streams": by_streams(both),
+        "pair": pair(both),
     }
     Path(sys.argv[1]).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report))
