@@ -18,6 +18,9 @@ from csgmv_embed.launch import launch, overlaps_launches
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
 VECTOR_BYTES = 16  # the widest load of one thread
+# Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as many
+# programs as all tokens need doubled the time of a full prefill in small tiles.
+MAX_PADDING_PROGRAMS = 64
 MAX_LAYOUTS = 1024  # kept checks; a serving process has one or two tables
 
 # Host tensors make sense where nothing is launched on a GPU: in the interpreter, or in a tool that only compiles.
@@ -159,10 +162,11 @@ def _launch(
     assert seg_indptr is not None and seg_slots is not None and ranks is not None
     segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // config.block_tokens))
     # Rows behind the last segment: none if the batch was built for these tokens, any number at some later replay.
-    padding_tiles = 0 if not batch.static and batch.num_tokens == tokens else tiles
+    exact = not batch.static and batch.num_tokens == tokens
+    padding_programs = 0 if exact else min(tiles, MAX_PADDING_PROGRAMS)
     launch(
         embedding_lora_a_segments_kernel,
-        (batch.num_segments * segment_tiles + padding_tiles, rank_blocks, 1),
+        (batch.num_segments * segment_tiles + padding_programs, rank_blocks, 1),
         (
             input_ids,
             seg_indptr if permutation is None else permutation,

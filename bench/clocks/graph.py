@@ -13,16 +13,34 @@ from bench.contenders.base import Launch
 WARMUP_LAUNCHES = 3
 SLOW_CALL_US = 50.0  # from here on a third of the nodes gives the same precision in a third of the time
 L2_FLUSH_FACTOR = 4
+QUEUES = 16  # streams: five were enough, torch gives out 32 in turn
 
 
 @lru_cache
-def warmup_stream(device: int) -> torch.cuda.Stream:
-    """The one stream on which this process warms up before captures.
+def streams(device: int) -> list[torch.cuda.Stream]:
+    """The streams that this process works on beside the current one: the first to warm up, all to fill the queues."""
+    return [torch.cuda.Stream(device) for _ in range(QUEUES)]
 
-    A process that has worked on more than four streams pays 0.18 us for every graph node from then on (docs/method.md),
-    so a stream of its own for each capture would make a point's time depend on how many came before it.
+
+def fill_queues() -> None:
+    """Work on every stream, so that graphs run as they do in a server.
+
+    Once a process has worked on more than a few streams, or captured a few graphs, each graph node of it takes 0.18 us
+    longer on an H100, until the GPU is switched to another process and back (docs/method.md). A server is in that state
+    from its first minute on; without this a point's time would depend on what came before it.
     """
-    return torch.cuda.Stream(device)
+    device = torch.cuda.current_device()
+    filler = _filler(device)
+    torch.cuda.synchronize()
+    for stream in streams(device):
+        with torch.cuda.stream(stream):
+            filler.add_(1)
+    torch.cuda.synchronize()
+
+
+@lru_cache
+def _filler(device: int) -> torch.Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=torch.device("cuda", device))
 
 
 @dataclass
@@ -48,7 +66,7 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
     A clearly slow launch is captured fewer times unless `exact`: two graphs that are compared have equal nodes.
     Outputs are kept alive as long as the graph, so the launches of different sets write different memory.
     """
-    stream = warmup_stream(torch.cuda.current_device())
+    stream = streams(torch.cuda.current_device())[0]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for index in range(WARMUP_LAUNCHES):
@@ -70,6 +88,7 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
 
 def sample(captured: CapturedGraph, *, blocks: int, block_ms: float, flush: torch.Tensor | None) -> list[float]:
     """Time of one launch, us, by block. With `flush`, each block is one replay after reading that buffer through L2."""
+    fill_queues()
     captured.replay()
     torch.cuda.synchronize()
     replay_us = event_us(captured.replay)
