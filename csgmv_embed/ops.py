@@ -18,8 +18,8 @@ from csgmv_embed.launch import launch, overlaps_launches
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
 VECTOR_BYTES = 16  # the widest load of one thread
-# Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as many
-# programs as all tokens need doubled the time of a full prefill in small tiles.
+# Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as
+# many programs as all tokens need nearly doubled the time of a full prefill in small tiles.
 MAX_PADDING_PROGRAMS = 64
 MAX_LAYOUTS = 1024  # kept checks; a serving process has one or two tables
 

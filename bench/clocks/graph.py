@@ -89,22 +89,26 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
 def sample(captured: CapturedGraph, *, blocks: int, block_ms: float, flush: torch.Tensor | None) -> list[float]:
     """Time of one launch, us, by block. With `flush`, each block is one replay after reading that buffer through L2."""
     fill_queues()
-    captured.replay()
+    _block(captured, 1, flush)  # not recorded: the first after a pause waits for the host
     torch.cuda.synchronize()
-    replay_us = event_us(captured.replay)
-    replays = 1 if flush is not None else max(1, round(block_ms * 1000 / replay_us))
-    events = []
-    for _ in range(blocks):
-        if flush is not None:
-            torch.amax(flush)  # reads: leaves no dirty lines to be written back inside the timed block
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(replays):
-            captured.replay()
-        end.record()
-        events.append((start, end))
+    replays = 1 if flush is not None else max(1, round(block_ms * 1000 / event_us(captured.replay)))
+    events = [_block(captured, replays, flush) for _ in range(blocks)]
     torch.cuda.synchronize()
     return [start.elapsed_time(end) * 1000 / (replays * captured.nodes) for start, end in events]
+
+
+def _block(
+    captured: CapturedGraph, replays: int, flush: torch.Tensor | None
+) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    """Enqueue a block; the events before and after it."""
+    if flush is not None:
+        torch.amax(flush)  # reads: leaves no dirty lines to be written back inside the timed block
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(replays):
+        captured.replay()
+    end.record()
+    return start, end
 
 
 def flush_buffer(l2_bytes: int, device: torch.device) -> torch.Tensor:
