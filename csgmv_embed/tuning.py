@@ -85,6 +85,11 @@ def forced(config: LaunchConfig) -> Iterator[None]:
         _forced = None
 
 
+def forced_config() -> LaunchConfig | None:
+    """The configuration that every launch uses now, if one is forced."""
+    return _forced
+
+
 @lru_cache(maxsize=4096)
 def _chosen(
     plan: Plan, num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str
