@@ -152,7 +152,7 @@ class Worker:
 
 
 class EarlyWorker(Worker):
-    """A worker that is started before it is needed, so that its imports cost nobody's time; `begin` makes it a worker."""
+    """A worker that is started before it is needed, so that its imports cost no time; `begin` makes it ready."""
 
     def __init__(self, kind: WorkerKind, environment: dict[str, str]) -> None:
         self._spawn(kind, environment)

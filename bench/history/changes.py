@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp, log, sqrt
 from typing import Any
 
@@ -124,7 +125,7 @@ def _kept(logs: Array, places: list[int], alpha: float) -> list[int]:
 
 def _step(logs: Array, bounds: Sequence[int], number: int) -> tuple[float, float]:
     """(difference, standard error) of the levels around change `number`; the residual spread is that of all levels."""
-    levels = [logs[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    levels = [logs[start:end] for start, end in pairwise(bounds)]
     squares = sum(float(((level - level.mean()) ** 2).sum()) for level in levels)
     spread = sqrt(squares / (len(logs) - len(levels)))
     old, new = levels[number - 1], levels[number]

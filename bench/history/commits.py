@@ -53,14 +53,8 @@ class GitSource:
         return _nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
 
     def commit(self, name: str) -> Commit:
-        return self._commit(
-            self._git(
-                "log",
-                "-1",
-                f"--format={FIELDS}",
-                self._git("rev-parse", "--verify", "--end-of-options", name + "^{commit}"),
-            )
-        )
+        sha = self._git("rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
+        return self._commit(self._git("log", "-1", f"--format={FIELDS}", sha))
 
     def fetch(self, commit: Commit, folder: Path) -> Path:
         self._git("worktree", "add", "--detach", "--quiet", str(folder), commit.sha)

@@ -113,7 +113,7 @@ def visits(
 ) -> list[tuple[Commit, bool]]:
     """The order after the anchor's first process: (commit, whether it is there as the anchor).
 
-    A pass holds each commit that lacks a process, shuffled; the anchor follows every `every` commits and ends each pass.
+    A pass holds each commit that lacks a process, shuffled; the anchor follows every `every` of them and ends the pass.
     An anchor that is one of the commits gets at least as many processes as it lacks.
     """
     rng = random.Random(seed)

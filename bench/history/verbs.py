@@ -29,6 +29,7 @@ from bench.history.view import History
 from bench.results import ResultsError, Selection
 
 STORE = ROOT / "history"
+INTERRUPTED = 130
 
 CommitsOption = Annotated[
     str, typer.Option("--commits", metavar="A..B", help="After A up to B along first parents; or names, with commas.")
@@ -56,9 +57,7 @@ def run(
     commits: CommitsOption,
     anchor: Annotated[
         str | None,
-        typer.Option(
-            "--anchor", metavar="REV", help="Measured between the others; default: the stored one, or the last."
-        ),
+        typer.Option("--anchor", metavar="REV", help="Measured between the others; default: the stored one, else B."),
     ] = None,
     profile: ProfileOption = None,
     axis: AxisOption = [],
@@ -105,7 +104,13 @@ def run(
         anchor_every=loaded.history.anchor_every,
         again=again,
     )
-    follow(running.run(job), console(), folder)
+    events = running.run(job)
+    try:
+        follow(events, console(), folder)
+    except KeyboardInterrupt:
+        events.close()
+        console().print("interrupted; the same command goes on with what is left")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -149,13 +154,9 @@ def bisect(
     contender: ContenderOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
-    processes: Annotated[
-        int | None, typer.Option(min=3, help="Fresh processes of a pair; default: the gate's.")
-    ] = None,
+    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
     exported: ExportedOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the raw records of the pairs.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the records of the pairs.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=1, help="Of layouts and order; default: random.")] = None,
 ) -> None:
     """Name the commit of A..B that changed the time, by interleaved pairs. Exit: 0 named, 3 cannot tell."""
@@ -211,7 +212,7 @@ def view(
     """What the store holds of a line, with its changes. Raises ResultsError, GateError."""
     stored = records.read_all(folder)
     clock = _one_clock(clocks, stored, folder)
-    entries = [item for item in records.of_machine([e for e in stored if _has(e, clock)], gpu, folder)]
+    entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
     line = source_of(exported).line(commits) if commits is not None else None
     order = order_of(entries, line)
     if not order:
@@ -308,7 +309,7 @@ def _one_clock(clocks: Sequence[str], stored: Sequence[Entry], folder: Path) -> 
         raise ConfigError("--clock: a series is of one clock; expected it once")
     for name in clocks or configuration.CLOCKS:
         if name in known:
-            return name  # type: ignore[return-value]
+            return name
     if not known:
         raise ResultsError(f"{folder}: no history; make one with: python -m bench history run --commits A..B")
     raise ResultsError(f"--clock {clocks[0]}: {folder} has {', '.join(sorted(known))}; expected one of them")

@@ -99,7 +99,7 @@ def change_lines(history: History) -> list[str]:
     """One line a commit that changed something, with its largest change, and its neighbours."""
     lines = []
     for found in history.of_commit().values():
-        largest = max(found, key=lambda change: abs(change.ratio - 1))
+        largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
         worse, better = [c for c in found if c.worse], [c for c in found if not c.worse]
         counts = " and ".join(f"{len(part)} {word}" for part, word in ((worse, "worse"), (better, "better")) if part)
         lines += [
