@@ -18,7 +18,8 @@ from bench.config import Config, ConfigError, Plan
 from bench.environment import ROOT, collect_code, nvml_device
 from bench.gate.session import Instrument
 from bench.gate.verbs import register as register_gate
-from bench.gate.verdict import GateError
+from bench.gate.verdict import CannotJudge, Exit, GateError
+from bench.history.verbs import register as register_history
 from bench.results import Results, ResultsError, Run, Schema, Selection
 
 TOOL_VERSION = "0.1.0"
@@ -190,6 +191,7 @@ def layer(
 
 
 register_gate(app)
+register_history(app)
 
 
 def _plan(loaded: Config, selection: Selection) -> Plan:
@@ -281,3 +283,6 @@ def main(arguments: list[str] | None = None, instrument: Instrument | None = Non
     except (ConfigError, GateError, ResultsError, WorkerDied) as error:
         sys.stderr.write(f"bench: {error}\n")
         raise SystemExit(USAGE_ERROR) from None
+    except CannotJudge as reason:
+        sys.stderr.write(f"bench: {reason}\n")
+        raise SystemExit(int(Exit.CANNOT_JUDGE)) from None

@@ -146,6 +146,18 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.eager if clock == "eager" else self.graph
 
 
+class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How commits are measured and changes found in their series; docs/method.md says why."""
+
+    profile: str
+    work_profile: str
+    contenders: tuple[str, ...]  # followed from commit to commit; the others are measured with the anchor, once
+    anchor_every: Positive
+    penalty: PositiveFloat
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
+    least_pct: Percent
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of bench.toml."""
 
@@ -153,6 +165,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: Axes
     profiles: dict[str, Profile]
     gate: Gate
+    history: History
 
 
 class PlannedPoint(msgspec.Struct, frozen=True):

@@ -6,15 +6,18 @@ import gc
 import sys
 from math import isfinite
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import msgspec
 import torch
 
 import csgmv_embed.ops
 from bench import contenders, measure
-from bench.environment import collect_environment
+from bench.environment import collect_environment, hash_sources
 from bench.isolate import Answer, Ask, Hello, Start
 from bench.results import Anchor, Point, Status
+
+LIBRARY = Path(csgmv_embed.__file__).resolve().parent
 
 
 def serve(receiver: Connection, sender: Connection) -> None:
@@ -28,6 +31,7 @@ def serve(receiver: Connection, sender: Connection) -> None:
     csgmv_embed.ops.accept_host_tensors |= start.kind == "compile"
     bench = measure.Bench(device, start.settings, start.process)
     env = collect_environment(device.type)
+    env.volatile["library_sha256"] = hash_sources(LIBRARY, root=LIBRARY.parent)  # of the files that were imported
     anchors = _anchors(bench) if on_gpu else []
     sender.send_bytes(msgspec.json.encode(Hello(env, anchors)))
     while True:
