@@ -208,20 +208,23 @@ def kernels(events: Sequence[dict[str, Any]]) -> list[Kernel]:
 
 
 def summarise(events: Sequence[dict[str, Any]], timed: Sequence[_Timed], floor_us: dict[str, float]) -> TraceBody:
-    """Device times of each point's kernels, a call. Raises CaptureFailed if a point has none."""
+    """Device times of each point's kernels, a call; none for a point whose launches the profiler did not record.
+
+    Raises CaptureFailed if that is every point.
+    """
     by_range: dict[str | None, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for kernel in kernels(events):
         by_range[kernel.range][kernel.name].append(kernel.device_us)
     points = []
     for item in timed:
-        seen = by_range.get(item.point.name)
-        if not seen:
-            raise CaptureFailed(
-                f"{item.point.name}: the profiler saw no kernel of it; is another profiler attached to this process?"
-            )
+        seen = by_range.get(item.point.name, {})
         calls = item.calls * TRACED_ROUNDS
         shown = [TracedKernel(name, len(times) / calls, median(times)) for name, times in seen.items()]
         case, contender, clock = item.point.case, item.point.contender, item.point.clock
         points.append(TracedPoint(case, contender, clock, item.untraced_us, item.traced_us, shown))
+    if not any(point.kernels for point in points):
+        raise CaptureFailed(
+            "torch's profiler saw no kernel of any point; is another profiler attached to this process?"
+        )
     empty = [us for times in by_range.get(EMPTY, {}).values() for us in times]
     return TraceBody(points, floor_us, median(empty) if empty else None)

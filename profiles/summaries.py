@@ -77,14 +77,14 @@ class DeviceTime:
     """A traced point: the kernels of a call, us, beside the clock's time of a call less the floor."""
 
     point: TracedPoint
-    device_us: float
+    device_us: float | None
     above_floor_us: float
     floor_us: float
 
     @property
     def ratio(self) -> float | None:
         """Device time over time above the floor, for calls long enough to tell."""
-        if self.point.clock != "graph" or self.point.untraced_us <= COMPARED_US:
+        if self.device_us is None or self.point.clock != "graph" or self.point.untraced_us <= COMPARED_US:
             return None
         return self.device_us / self.above_floor_us
 
@@ -175,7 +175,7 @@ def device_times(body: TraceBody) -> list[DeviceTime]:
     for point in body.points:
         floor_us = body.floor_us[point.clock]
         device_us = sum(kernel.per_call * kernel.device_us for kernel in point.kernels)
-        found.append(DeviceTime(point, device_us, point.untraced_us - floor_us, floor_us))
+        found.append(DeviceTime(point, device_us or None, point.untraced_us - floor_us, floor_us))
     return found
 
 
