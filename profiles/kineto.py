@@ -99,7 +99,7 @@ def _profiler() -> Iterator[Any]:
     from torch.profiler import ProfilerActivity, profile
 
     # CPU: without it the trace has no ranges to attribute by. It costs host time per torch call, on no device time.
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         yield profiler
 
 
