@@ -83,8 +83,8 @@ def ask(command: Sequence[str]) -> str:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
-    """Run to the end in the checkout. An interrupt or SIGTERM ends the child and its children, and is raised."""
-    with tempfile.TemporaryFile() as log, _terminable():
+    """Run to the end in the checkout. An interrupt ends the child and its children before it is raised."""
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -112,7 +112,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Within, SIGTERM is what an interrupt is; only the main thread can say so."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

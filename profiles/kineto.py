@@ -169,10 +169,10 @@ def _flush(bench: Bench, point: PlannedPoint) -> torch.Tensor | None:
 def load(path: Path) -> list[dict[str, Any]]:
     """The events of a Chrome trace. Raises CaptureFailed if the file is none."""
     try:
-        events: list[dict[str, Any]] = json.loads(path.read_bytes())["traceEvents"]
+        events = json.loads(path.read_bytes())["traceEvents"]
+        return [event for event in events if event.get("ph") == "X"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CaptureFailed(f"{path}: no Chrome trace: {error}") from error
-    return [event for event in events if event.get("ph") == "X"]
 
 
 def intervals(events: Sequence[dict[str, Any]]) -> list[Interval]:

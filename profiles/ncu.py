@@ -184,7 +184,8 @@ def read(report: Path, cache: CacheControl) -> list[KernelCounters]:
     """The counters of a report, by point; needs no GPU. Raises ProfileError or CaptureFailed."""
     kernels = [_counters(action, cache) for action in _actions(report)]
     if not kernels:
-        raise CaptureFailed(f"{report}: holds no kernel")
+        version = package_version("ncu-report")
+        raise CaptureFailed(f"{report}: ncu-report {version} finds no kernel in it; damaged, or of a newer ncu?")
     return kernels
 
 

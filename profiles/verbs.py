@@ -296,7 +296,8 @@ def _print_command(arguments: Sequence[str], dropped: Sequence[str], unprobed: b
 def _failures() -> Iterator[None]:
     """A failed capture is its reason and exit status 3; an interrupt leaves nothing behind."""
     try:
-        yield
+        with capture.terminable():
+            yield
     except CaptureFailed as error:
         sys.stderr.write(f"bench: {error}\n")
         raise typer.Exit(CAPTURE_FAILED) from None
