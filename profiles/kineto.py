@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SUFFIX = ".trace.json"
 EMPTY = "empty kernel"  # the range of the floor's kernel
 LAUNCHES = ("cuda_runtime", "cuda_driver")
+GPU_WORK = ("kernel", "gpu_memset", "gpu_memcpy")
 TRACED_ROUNDS = 5
 
 
@@ -46,11 +47,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of the trace and the name of the range its launch lies in, None outside all of them."""
+    """A kernel of the trace, the call that launched it, and the name of that call's range, None outside all of them.
+
+    Times are the trace's, us; `called_us` is when the call began, None if the trace has no such call.
+    """
 
     name: str
     range: str | None
+    start_us: float
     device_us: float
+    called_us: float | None
 
 
 @dataclass
@@ -200,11 +206,12 @@ def kernels(events: Sequence[dict[str, Any]]) -> list[Kernel]:
         inside = place >= 0 and moment_us is not None and moment_us <= ranges[place].end_us
         return ranges[place].name if inside else None
 
-    return [
-        Kernel(event["name"], enclosing(launched.get(event["args"].get("correlation"))), event["dur"])
-        for event in events
-        if event.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")
-    ]
+    found = []
+    for event in events:
+        if event.get("cat") in GPU_WORK:
+            called_us = launched.get(event["args"].get("correlation"))
+            found.append(Kernel(event["name"], enclosing(called_us), event["ts"], event["dur"], called_us))
+    return found
 
 
 def summarise(events: Sequence[dict[str, Any]], timed: Sequence[_Timed], floor_us: dict[str, float]) -> TraceBody:

@@ -190,6 +190,20 @@ def recipes() -> None:
     console().print(listing())
 
 
+@app.command()
+def plot(
+    file: Annotated[Path, typer.Argument(help="A Chrome trace that `profile trace` wrote.")],
+    case: Annotated[str | None, typer.Option("--case", metavar="NAME=V,...", help="Default: the first.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: beside the trace.")] = None,
+) -> None:
+    """Draw one replay of each contender of a trace, as PNG and SVG."""
+    from plots import timeline
+
+    with _failures():
+        for written in timeline.draw(timeline.data(file, case), output or file.with_suffix(".png")):
+            sys.stdout.write(f"written to {written}\n")
+
+
 def _sweep_session(
     config: Config, profile: str, recipe: str | None, launches: int | None, replays: int | None
 ) -> Session:

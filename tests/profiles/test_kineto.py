@@ -49,7 +49,8 @@ def events():
 
 def test_a_kernel_belongs_to_the_range_its_launch_lies_in(events):
     found = kineto.kernels(events)
-    assert [k for k in found if k.name == "fill"] == [Kernel("fill", POINT.name, 1.0), Kernel("fill", POINT.name, 1.2)]
+    fills = [Kernel("fill", POINT.name, 210, 1.0, 110), Kernel("fill", POINT.name, 230, 1.2, 110)]
+    assert [k for k in found if k.name == "fill"] == fills
     assert [k.range for k in found if k.name == "lookup"] == [POINT.name] * 3 + [EAGER.name]
     assert {k.name: k.range for k in found if k.range is None} == {"stray": None, "orphan": None}
 
