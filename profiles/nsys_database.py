@@ -26,7 +26,7 @@ EVENT_TYPES = {"NvtxPushPopRange": 59, "NvtxStartEndRange": 60, "NvtxDomainCreat
 PROCESS_MASK = 0xFFFFFFFFFF000000  # of a globalTid: what is left names the process, as globalPid does
 GPU_TABLES = ("CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_MEMCPY", "CUPTI_ACTIVITY_KIND_MEMSET")
 RUNTIME, NODES, GRAPHS = "CUPTI_ACTIVITY_KIND_RUNTIME", "CUDA_GRAPH_NODE_EVENTS", "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
-Path_ = tuple[str, ...]  # a range and those around it, outermost first
+Nest = tuple[str, ...]  # a range and those around it, outermost first
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def attribute(database: Path, domain: str = DOMAIN) -> Attribution:
 def _attribute(
     lanes: _Lanes, work: Sequence[Work], calls: dict[tuple[int, int], tuple[int, int]], captures: _Captures
 ) -> Attribution:
-    shares: dict[Path_, _Share] = defaultdict(_Share)
+    shares: dict[Nest, _Share] = defaultdict(_Share)
     unattributed = 0
     for item in work:
         call = calls.get((item.process, item.correlation))
@@ -109,7 +109,7 @@ def _attribute(
     return Attribution([_row(path, share) for path, share in shares.items()], unattributed)
 
 
-def _row(path: Path_, share: _Share) -> RangeTime:
+def _row(path: Nest, share: _Share) -> RangeTime:
     busy, gap = _busy_and_gap(share.work)
     whole = sum(item.whole_graph for item in share.work)
     nodes = sum(item.node is not None for item in share.work)
@@ -207,10 +207,10 @@ def _ranges(connection: sqlite3.Connection, domain: str) -> list[Range]:
     if "NVTX_EVENTS" not in _tables(connection):
         return []
     types = _event_types(connection)
-    domains = {
-        found
-        for (found,) in connection.execute(
-            "SELECT domainId FROM NVTX_EVENTS LEFT JOIN StringIds ON textId = StringIds.id "
+    domains = {  # numbered anew in each process
+        (thread & PROCESS_MASK, number)
+        for thread, number in connection.execute(
+            "SELECT globalTid, domainId FROM NVTX_EVENTS LEFT JOIN StringIds ON textId = StringIds.id "
             "WHERE eventType = ? AND COALESCE(text, value) = ?",
             (types["NvtxDomainCreate"], domain),
         )
@@ -220,7 +220,7 @@ def _ranges(connection: sqlite3.Connection, domain: str) -> list[Range]:
         'LEFT JOIN StringIds ON textId = StringIds.id WHERE eventType IN (?, ?) AND "end" IS NOT NULL',
         (types["NvtxPushPopRange"], types["NvtxStartEndRange"]),
     )
-    return [Range(*row[:4]) for row in rows if row[4] in domains and row[3] is not None]
+    return [Range(*row[:4]) for row in rows if (row[0] & PROCESS_MASK, row[4]) in domains and row[3] is not None]
 
 
 def _gpu_work(connection: sqlite3.Connection) -> list[Work]:

@@ -61,6 +61,7 @@ def _nvtx(domain: str) -> list[tuple[object, ...]]:
         (0, None, 75, None, domain, one, None, None, OURS),
         (0, None, 75, None, "someone else's", one, None, None, OTHERS),
         pushed(0, 2000, "everything", one, owner=OTHERS),
+        pushed(0, 2000, "another process's domain 1", 99 << 24, owner=OURS),
         pushed(0, 1000, "A", one),
         pushed(10, 100, "warmup", one),
         pushed(200, 400, None, one, SAMPLE),
