@@ -169,6 +169,7 @@ def _failure(done: Finished) -> str | None:
         "ERR_NVGPUCTRPERM": "no permission to read the GPU's counters: run as root, or load the driver with "
         "NVreg_RestrictProfilingToAdminUsers=0",
         "resource was unavailable": "another profiler holds the GPU's counters: end it (DCGM, nsys, a second ncu)",
+        "The application returned an error code": "the program under ncu failed:",
         "No kernels were profiled": f"ncu profiled no kernel: none was launched in a range {DOMAIN}@{SAMPLED}, or "
         "nvtx is missing",
     }

@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("launches", "replays", "seed"):
         parser.add_argument(f"--{name}", type=int, default=1)
     told = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("profiles.runner: needs an NVIDIA GPU and none was found")
     try:
         points = tuple(parse_point(name) for name in told.points)
         session = Session("runner", points, told.launches, told.replays, told.seed)

@@ -72,7 +72,14 @@ def test_a_contender_that_cannot_run_is_named_before_anything_is_captured(seen, 
     assert seen == []
 
 
-def test_a_wrong_point_is_a_usage_error(capsys):
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs an NVIDIA GPU"):
+        runner.main(["csgmv_embed-vocab_major|graph|phase=decode|batch_size=1|seq_len=1|rank=16"])
+
+
+def test_a_wrong_point_is_a_usage_error(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(SystemExit) as end:
         runner.main(["csgmv_embed|graph|rank=16"])
     assert end.value.code == 2

@@ -146,6 +146,7 @@ def test_a_missing_tool_is_one_line_and_status_2(bench, tool, monkeypatch, tmp_p
             1,
             "no permission to read the GPU's counters",
         ),
+        ("ncu", "2025.3.1", "==ERROR== The application returned an error code (1).", 1, "the program under ncu failed"),
         ("ncu", "2025.3.1", "==WARNING== No kernels were profiled.", 0, "ncu profiled no kernel"),
         ("ncu", "2025.3.1", "==ERROR== Driver resource was unavailable", 9, "another profiler holds"),
         ("ncu", "2025.3.1", "Traceback: boom", 1, "ended with status 1:\nTraceback: boom"),
