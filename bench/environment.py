@@ -28,6 +28,18 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def attached_profiler() -> str | None:
+    """The profiler this process runs under, nsys or ncu, by what it injects; None outside one."""
+    if "NSYS_PROFILING_SESSION_ID" in os.environ:
+        return "nsys"
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    injected = [line for line in mapped.splitlines() if "njection" in line.rsplit("/", 1)[-1]]
+    return None if not injected else "nsys" if any("ToolsInjection" in line for line in injected) else "ncu"
+
+
 def collect_environment(device_type: str) -> Environment:
     """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda."""
     identity: dict[str, Scalar] = {name: package_version(name) for name in VERSION_PACKAGES}
