@@ -78,21 +78,22 @@ def trace(session: Session, settings: Measure, output: Path) -> TraceBody:
     import torch
 
     from bench import measure
-    from bench.clocks.anchors import empty_eager_us, empty_graph_us
+    from bench.clocks.anchors import capture_empty, empty_eager_us, empty_graph_us
 
     os.environ.setdefault("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")  # its key omits the rank
     device = torch.device("cuda", torch.cuda.current_device())
     bench = measure.Bench(device, settings, process=0)
     bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    empty = capture_empty(settings.nodes)
     floors = {
-        "graph": empty_graph_us(settings.nodes, settings.block_ms),
+        "graph": empty_graph_us(empty, settings.block_ms),
         "eager": empty_eager_us(settings.eager_calls),
     }
     clocks = {point.clock for point in session.points}
     timed = [_untraced(bench, point) for point in session.points]
     with _profiler() as profiler:
         with torch.profiler.record_function(EMPTY):
-            empty_graph_us(settings.nodes, settings.block_ms / 10)
+            empty.replay()
             torch.cuda.synchronize()
         for item in timed:
             item.traced_us = _traced(bench, item)
