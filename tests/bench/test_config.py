@@ -75,11 +75,15 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
             '"csgmv", "sglang_csgmv"',
             ("profiles.quick.contenders[0]:", "'csgmv'", "torch_gather"),
         ),
-        ('clocks = ["eager", "prepare"]', 'clocks = ["graf"]', ("profiles.host.clocks[0]:", "graph, eager, prepare, work")),
+        (
+            'clocks = ["eager", "prepare"]',
+            'clocks = ["graf"]',
+            ("profiles.host.clocks[0]:", "graph, eager, prepare, work"),
+        ),
         ("skew = [1.5]", "skew = [-1]", ("profiles.quick.grids[2].skew[0]:", "float >= 0")),
         ('_CACHE = "1"', "_CACHE = 1", ("profiles.faults.worker_env.SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE:", "str")),
         ("rank = [64]", "rank = []", ("axes.rank:", "length >= 1", "a list, each int >= 1, at least 1")),
-        ("rank = [8, 16, 64, 256]", "rank = []", ("profiles.full.grids[1].rank:", "at least 1")),
+        ("rank = [8, 16, 32, 64, 128, 256]", "rank = []", ("profiles.full.grids[0].rank:", "at least 1")),
         ('clocks = ["eager", "prepare"]', "clocks = []", ("profiles.host.clocks:", "prepare, work, at least 1")),
         (
             'contenders = ["csgmv_embed", "sglang_csgmv", "sglang_triton", "torch_gather"]',
