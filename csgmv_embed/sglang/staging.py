@@ -49,49 +49,61 @@ def layout_of(sizes: tuple[int, ...]) -> Layout:
     return Layout(sizes, (0, *ends[:-1]), ends[-1])
 
 
+class HostBuffer:
+    """Pinned memory that holds one layout at a time."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.copied: torch.cuda.Event | None = None  # after the last copy out of it
+        self._memory = memory
+        self._layout: Layout | None = None
+
+    def holds(self, layout: Layout) -> bool:
+        """Make room for `layout`; False if the memory is too small. Steps of one size find their views made already."""
+        if self._layout is layout:
+            return True
+        if self._memory.shape[0] < layout.total:
+            return False
+        self._layout = layout
+        self.tensor = self._memory[: layout.total]
+        self.words: Int32Array = self.tensor.numpy()
+        self.views = layout.host(self.words)
+        return True
+
+
 class Staging:
     """RING pinned host buffers, taken in turn: the host fills one while the copy out of another is in flight."""
 
     def __init__(self, device: torch.device, elements: int = 0) -> None:
         self._device = device
         self._pinned = device.type == "cuda"
-        self._buffers = [self._empty(elements) for _ in range(RING)]
-        self._copied: list[torch.cuda.Event | None] = [None] * RING
-        self._views: list[list[Int32Array] | None] = [None] * RING
+        self._buffers = [HostBuffer(self._memory(elements)) for _ in range(RING)]
         self._turn = 0
         self._stream: tuple[int, torch.cuda.Stream] | None = None
 
-    def next(self, elements: int) -> Int32Array:
-        """A buffer of at least so many words that no copy reads any more; what is in it is undefined."""
+    def next(self, layout: Layout) -> HostBuffer:
+        """A buffer for `layout` that no copy reads any more; what is in it is undefined."""
         self._turn = (self._turn + 1) % RING
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()  # returns at once unless the GPU is RING batches behind
-        if self._buffers[self._turn][1].size < elements:
+        buffer = self._buffers[self._turn]
+        if buffer.copied is not None:
+            buffer.copied.synchronize()  # returns at once unless the GPU is RING batches behind
+        if not buffer.holds(layout):
             # torch keeps the old pinned memory until its last copy is done
-            self._buffers[self._turn] = self._empty(1 << (max(elements, SMALLEST) - 1).bit_length())
-        return self._buffers[self._turn][1]
-
-    def next_views(self, layout: Layout) -> list[Int32Array]:
-        """The arrays of `layout` in the next buffer; for a ring that only ever holds this layout."""
-        words = self.next(layout.total)
-        found = self._views[self._turn]
-        if found is None:
-            found = self._views[self._turn] = layout.host(words)
-        return found
+            buffer = HostBuffer(self._memory(1 << (max(layout.total, SMALLEST) - 1).bit_length()))
+            self._buffers[self._turn] = buffer
+            buffer.holds(layout)
+        return buffer
 
     def send(self, target: torch.Tensor) -> None:
-        """Copy the first words of the buffer taken last into all of `target`, in the order of the current stream."""
-        host, size = self._buffers[self._turn][0], target.shape[0]
-        target.copy_(host if host.shape[0] == size else host[:size], non_blocking=True)
+        """Copy the buffer taken last to `target`, of its layout's size, in the order of the current stream."""
+        buffer = self._buffers[self._turn]
+        target.copy_(buffer.tensor, non_blocking=True)
         if self._pinned:
-            event = self._copied[self._turn] = self._copied[self._turn] or torch.cuda.Event()
+            event = buffer.copied = buffer.copied or torch.cuda.Event()
             event.record(self._current_stream())
 
-    def _empty(self, elements: int) -> tuple[torch.Tensor, Int32Array]:
+    def _memory(self, elements: int) -> torch.Tensor:
         with torch.inference_mode(False):
-            host = torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=self._pinned)
-        return host, host.numpy()
+            return torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=self._pinned)
 
     def _current_stream(self) -> torch.cuda.Stream:
         """torch.cuda.current_stream costs more than planning a small batch: asked only when the stream has changed."""
