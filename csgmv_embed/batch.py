@@ -87,6 +87,8 @@ class EmbeddingBatch:
     planned with segments=True or from SGLang, whose triton backend has no permutation.
     """
 
+    _ranks: _Ranks  # of a batch with host buffers
+
     def __init__(
         self,
         *,
@@ -118,7 +120,6 @@ class EmbeddingBatch:
         self._device_buffer: torch.Tensor | None = None
         self._staging: list[_Staging] = []
         self._turn = 0
-        self._ranks = _Ranks()
         self._stream: tuple[int, torch.cuda.Stream] | None = None
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -287,6 +288,7 @@ class EmbeddingBatch:
             contents=_Contents(0, 0),
         )
         batch._capacity = capacity
+        batch._ranks = _Ranks()
         batch._device_buffer = device_buffer
         for _ in range(ring):
             host = torch.zeros(total, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
@@ -369,10 +371,10 @@ def _plan_segments(
         sorted_lens = lens[order]
         # from a token's place in the group order to the token
         shift = starts[order] - (sorted_lens.cumsum() - sorted_lens)
-        np.add(shift.astype(np.int32).repeat(sorted_lens), np.arange(tokens, dtype=np.int32), out=permutation[:tokens])
+        np.add(shift.astype(np.int32).repeat(sorted_lens), counting_int32(tokens), out=permutation[:tokens])
         group_tokens = np.bincount(slots, weights=lens, minlength=len(ranks)).astype(np.int64)
 
-    chunk, round_up = _chunk_constants(chunk_size)
+    chunk, round_up = chunk_constants(chunk_size)
     group_segments = (group_tokens + round_up) // chunk
     owners = counting(len(ranks)).repeat(group_segments)
     segments = len(owners)
@@ -388,13 +390,14 @@ def _plan_segments(
 
 
 @cache
-def _chunk_constants(chunk_size: int) -> tuple[Int64Array, Int64Array]:
+def chunk_constants(chunk_size: int) -> tuple[Int64Array, Int64Array]:
     """chunk_size and chunk_size - 1 without axes: numpy takes these at half the time of a Python int."""
     return np.array(chunk_size), np.array(chunk_size - 1)
 
 
-_counting: Int64Array = np.arange(1024)
 _NO_WORDS: Int32Array = np.zeros(0, dtype=np.int32)
+_counting: Int64Array = np.arange(1024)
+_counting_int32: Int32Array = np.arange(1024, dtype=np.int32)
 
 
 def counting(size: int) -> Int64Array:
@@ -403,6 +406,14 @@ def counting(size: int) -> Int64Array:
     if size > len(_counting):
         _counting = np.arange(1 << (size - 1).bit_length())
     return _counting[:size]
+
+
+def counting_int32(size: int) -> Int32Array:
+    """The same in 32 bits."""
+    global _counting_int32
+    if size > len(_counting_int32):
+        _counting_int32 = np.arange(1 << (size - 1).bit_length(), dtype=np.int32)
+    return _counting_int32[:size]
 
 
 def _checked(seq_lens: Ints | None, seq_slots: Ints, num_slots: int) -> tuple[Int64Array | None, Int64Array, int]:

@@ -28,6 +28,7 @@ from csgmv_embed.batch import (
     _Contents,
     _plan_segments,
     _Ranks,
+    chunk_constants,
     counting,
 )
 from csgmv_embed.errors import CapacityError, ShapeError
@@ -49,6 +50,7 @@ ARRAYS = (
     "lora_ranks",
     "scalings",
 )
+_ONE = np.array(1)
 
 
 class _Scalings:
@@ -180,7 +182,7 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
-    *views, lens, words = layout.device(buffer, layout.sizes)
+    *views, lens, words = layout.device(buffer)
     arrays = _named(views)
     static = StaticBatch(layout, buffer, Staging(device, layout.total), _words(words, slots, tokens), prefill)
     if state.design == "original_order":
@@ -363,11 +365,11 @@ def _fill_new(state: State, plan: _Plan, heads: list[_HeadPlan]) -> tuple[Any, l
         own = [_lens(plan) if in_order else _token_words(word_by_slot, plan)]
     extras = own + _head_arrays(heads)
     planned = (*_sizes(plan.most_segments(slots), plan.tokens, requests, slots), *map(len, extras))
-    layout = layout_of(planned)
+    layout = layout_of(planned, shrinking=2)
     views = _staging(state).next(layout).views
     segments = _write(state, plan, views[: len(ARRAYS)])
     _write_all(views[len(ARRAYS) :], extras)
-    found = _send_new(state, layout, (segments + 1, segments, *planned[2:]))
+    found = _send_new(state, layout, (segments + 1, segments))
 
     arrays, extra_arrays = _named(found[: len(ARRAYS)]), iter(found[len(ARRAYS) :])
     info = _batch_info(state, plan, arrays, segments)
@@ -393,8 +395,8 @@ def _write_all(views: list[Int32Array], arrays: list[Ints]) -> None:
         view[:] = array
 
 
-def _send_new(state: State, layout: Layout, used: Sequence[int]) -> list[torch.Tensor]:
-    """Send what was written last to a new device buffer; its arrays, of the sizes in use."""
+def _send_new(state: State, layout: Layout, used: Sequence[int] = ()) -> list[torch.Tensor]:
+    """Send what was written last to a new device buffer; its arrays. used: as Layout.device takes it."""
     buffer = torch.empty(layout.total, dtype=torch.int32, device=state.backend.device)
     _staging(state).send(buffer)
     return layout.device(buffer, used)
@@ -518,14 +520,17 @@ def merged_chunks(slots: Int64Array, lens: Int64Array, chunk_size: int) -> tuple
 
     slots, lens (requests,). Equals SGLang's merge_and_chunk_segments: a run without tokens keeps one empty segment.
     """
-    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    first = np.ones(len(slots), dtype=np.bool_)  # of its run
+    np.not_equal(slots[1:], slots[:-1], out=first[1:])
+    (starts,) = first.nonzero()
     run_tokens = np.add.reduceat(lens, starts) if len(lens) else lens
-    counts = np.maximum(-(-run_tokens // chunk_size), 1)
-    # segment g of a run begins at run_start + (g - first) * chunk_size
-    base = run_tokens.cumsum() - run_tokens - (counts.cumsum() - counts) * chunk_size
+    chunk, round_up = chunk_constants(chunk_size)
+    counts = np.maximum((run_tokens + round_up) // chunk, _ONE)
+    # segment g of a run begins at run_start + (g - first segment) * chunk_size
+    base = run_tokens.cumsum() - run_tokens - (counts.cumsum() - counts) * chunk
     segments = int(counts.sum())
     bounds = np.empty(segments + 1, dtype=np.int64)
-    bounds[:segments] = base.repeat(counts) + np.arange(segments) * chunk_size
+    bounds[:segments] = base.repeat(counts) + counting(segments) * chunk
     bounds[segments] = lens.sum()
     return slots[starts].repeat(counts), bounds
 
@@ -541,7 +546,7 @@ def _send_heads(state: State, heads: list[_HeadPlan]) -> list[tuple[torch.Tensor
     arrays = _head_arrays(heads)
     layout = layout_of(tuple(map(len, arrays)))
     _write_all(_staging(state).next(layout).views, arrays)
-    found = iter(_send_new(state, layout, layout.sizes))
+    found = iter(_send_new(state, layout))
     return list(zip(found, found, strict=True))
 
 

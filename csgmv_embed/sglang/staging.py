@@ -24,29 +24,37 @@ class Layout:
     sizes: tuple[int, ...]
     starts: tuple[int, ...]
     total: int
+    cuts: tuple[int, ...]  # the sizes, and those of the gaps between
+    places: tuple[int, ...]  # of the arrays among the cuts
 
     def host(self, words: Int32Array) -> list[Int32Array]:
         """Views of a host buffer."""
         return [words[start : start + size] for start, size in zip(self.starts, self.sizes, strict=True)]
 
-    def device(self, buffer: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-        """Views of a device buffer, of the sizes that are in use, none larger than planned for."""
-        cuts: list[int] = []
-        places = []
-        for planned, used in zip(self.sizes, sizes, strict=True):
-            places.append(len(cuts))
-            cuts.append(used)
-            if used < (space := _padded(planned)):
-                cuts.append(space - used)
+    def device(self, buffer: torch.Tensor, used: Sequence[int] = ()) -> list[torch.Tensor]:
+        """Views of a device buffer. used: the sizes in use of the shrinking arrays, none larger than planned for."""
+        cuts = [*self.cuts]
+        for place, size in zip(self.places, used, strict=False):
+            cuts[place + 1] += cuts[place] - size
+            cuts[place] = size
         views = buffer.split_with_sizes(cuts)  # one call for all views; one slice each costs more
-        return [views[place] for place in places]
+        return [views[place] for place in self.places]
 
 
 @lru_cache(maxsize=1024)
-def layout_of(sizes: tuple[int, ...]) -> Layout:
-    """These arrays in this order. Decode steps have the same sizes again and again."""
+def layout_of(sizes: tuple[int, ...], shrinking: int = 0) -> Layout:
+    """These arrays in this order, of which the first `shrinking` may be used in part.
+
+    Decode steps have the same sizes again and again.
+    """
     ends = tuple(itertools.accumulate(_padded(size) for size in sizes))
-    return Layout(sizes, (0, *ends[:-1]), ends[-1])
+    cuts: list[int] = []
+    places = []
+    for at, size in enumerate(sizes):
+        places.append(len(cuts))
+        gap = _padded(size) - size
+        cuts += (size, gap) if gap or at < shrinking else (size,)
+    return Layout(sizes, (0, *ends[:-1]), ends[-1], tuple(cuts), tuple(places))
 
 
 class HostBuffer:
