@@ -382,8 +382,8 @@ def _plan_segments(
     # g * chunk_size less what the groups before left of their last chunks.
     spare = group_segments * chunk - group_tokens
     lost = np.add.accumulate(spare) - spare
+    seg_indptr.fill(tokens)  # segments of the tail are empty
     seg_indptr[:segments] = counting(segments) * chunk - lost[owners]
-    seg_indptr[segments:] = tokens  # segments of the tail are empty
     seg_slots[:segments] = owners
     rank_out[:] = ranks
     return segments

@@ -30,6 +30,7 @@ from csgmv_embed.batch import (
     _Ranks,
     chunk_constants,
     counting,
+    counting_int32,
 )
 from csgmv_embed.errors import CapacityError, ShapeError
 from csgmv_embed.sglang.settings import Design
@@ -478,9 +479,12 @@ def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
         seg_slots,
         ranks,
     )
-    req_indptr[0] = 0
-    req_indptr[1 : requests + 1] = counting(requests + 1)[1:] if plan.lens is None else plan.lens.cumsum()
-    req_indptr[requests + 1 :] = plan.tokens
+    req_indptr.fill(plan.tokens)  # its tail
+    if plan.lens is None:
+        req_indptr[: requests + 1] = counting_int32(requests + 1)
+    else:
+        req_indptr[0] = 0
+        req_indptr[1 : requests + 1] = plan.lens.cumsum()
     req_slots[:requests] = plan.slots
     scalings[:] = state.scalings.words
     return segments

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.batch import ALIGN, RING
+from csgmv_embed.batch import ALIGN
 
 Int32Array = npt.NDArray[np.int32]
 SMALLEST = 4096  # elements of a host buffer that grows
+LAP = 4  # host buffers that one event covers
+LAPS = 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ class HostBuffer:
     """Pinned memory that holds one layout at a time."""
 
     def __init__(self, memory: torch.Tensor) -> None:
-        self.copied: torch.cuda.Event | None = None  # after the last copy out of it
         self._memory = memory
         self._layout: Layout | None = None
 
@@ -79,21 +80,27 @@ class HostBuffer:
 
 
 class Staging:
-    """RING pinned host buffers, taken in turn: the host fills one while the copy out of another is in flight."""
+    """Pinned host buffers, taken in turn: the host fills one while the copies out of others are in flight.
+
+    The ring goes round in LAPS. An event a lap, not one a copy, says when the buffers of a lap may be written again:
+    recording one and asking for it costs as much as planning the segments.
+    """
 
     def __init__(self, device: torch.device, elements: int = 0) -> None:
         self._device = device
         self._pinned = device.type == "cuda"
-        self._buffers = [HostBuffer(self._memory(elements)) for _ in range(RING)]
-        self._turn = 0
-        self._stream: tuple[int, torch.cuda.Stream] | None = None
+        self._buffers = [HostBuffer(self._memory(elements)) for _ in range(LAPS * LAP)]
+        self._copied: list[list[torch.cuda.Event]] = [[] for _ in range(LAPS)]  # events after the copies of each lap
+        self._turn = -1
+        self._stream: tuple[int, torch.cuda.Stream] | None = None  # of the last copy
 
     def next(self, layout: Layout) -> HostBuffer:
         """A buffer for `layout` that no copy reads any more; what is in it is undefined."""
-        self._turn = (self._turn + 1) % RING
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if self._turn % LAP == 0 and self._stream is not None:
+            self._record((self._turn - 1) // LAP % LAPS)  # the lap that ends here
+            self._wait(self._turn // LAP)
         buffer = self._buffers[self._turn]
-        if buffer.copied is not None:
-            buffer.copied.synchronize()  # returns at once unless the GPU is RING batches behind
         if not buffer.holds(layout):
             # torch keeps the old pinned memory until its last copy is done
             buffer = HostBuffer(self._memory(1 << (max(layout.total, SMALLEST) - 1).bit_length()))
@@ -103,23 +110,36 @@ class Staging:
 
     def send(self, target: torch.Tensor) -> None:
         """Copy the buffer taken last to `target`, of its layout's size, in the order of the current stream."""
-        buffer = self._buffers[self._turn]
-        target.copy_(buffer.tensor, non_blocking=True)
         if self._pinned:
-            event = buffer.copied = buffer.copied or torch.cuda.Event()
-            event.record(self._current_stream())
+            self._follow_stream()
+        target.copy_(self._buffers[self._turn].tensor, non_blocking=True)
 
     def _memory(self, elements: int) -> torch.Tensor:
         with torch.inference_mode(False):
             return torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=self._pinned)
 
-    def _current_stream(self) -> torch.cuda.Stream:
-        """torch.cuda.current_stream costs more than planning a small batch: asked only when the stream has changed."""
+    def _follow_stream(self) -> None:
+        """An event of one stream says nothing of another: what was copied in the last one gets its own.
+
+        torch.cuda.current_stream costs more than planning a small batch: asked only when the stream has changed.
+        """
         device = self._device.index if self._device.index is not None else torch.cuda.current_device()
         raw: int = torch._C._cuda_getCurrentRawStream(device)
         if self._stream is None or self._stream[0] != raw:
+            if self._stream is not None:
+                self._record(self._turn // LAP)
             self._stream = raw, torch.cuda.current_stream(device)
-        return self._stream[1]
+
+    def _record(self, lap: int) -> None:
+        assert self._stream is not None
+        event = torch.cuda.Event()
+        event.record(self._stream[1])
+        self._copied[lap].append(event)
+
+    def _wait(self, lap: int) -> None:
+        for event in self._copied[lap]:
+            event.synchronize()  # returns at once unless the GPU is LAP batches behind
+        self._copied[lap].clear()
 
 
 def _padded(size: int) -> int:
