@@ -323,7 +323,7 @@ def _check_capacity(static: StaticBatch, plan: _Plan) -> None:
             f"the batch has {len(plan.slots)} requests, {plan.tokens} tokens; the captured graph holds at most "
             f"{requests} requests, {tokens} tokens"
         )
-    if plan.most_segments(slots) <= segments:
+    if plan.tokens <= segments or plan.most_segments(slots) <= segments:  # a segment has a token at least
         return
     group_tokens = np.bincount(plan.slots, weights=plan.lens, minlength=slots).astype(np.int64)
     needed = int((-(-group_tokens // plan.chunk_size)).sum())
