@@ -30,7 +30,7 @@ class Output:
     tokens: tuple[int, ...]
 
 
-class Path(Protocol):
+class Engine(Protocol):
     """One way to run the model on a batch of requests."""
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
@@ -41,14 +41,14 @@ class Path(Protocol):
 
 
 @torch.inference_mode()
-def generate(path: Path, requests: Sequence[Request], steps: int) -> list[Output]:
+def generate(engine: Engine, requests: Sequence[Request], steps: int) -> list[Output]:
     """Prefill all requests in one batch, then `steps` greedy tokens each."""
     lens = [len(request.ids) for request in requests]
-    prefill = logprobs(path.prefill(requests)).split(lens)
+    prefill = logprobs(engine.prefill(requests)).split(lens)
     last = torch.stack([rows[-1] for rows in prefill])
     chosen, decode = [last.argmax(-1)], [last]
     for _ in range(steps - 1):
-        decode.append(logprobs(path.step(chosen[-1])))
+        decode.append(logprobs(engine.step(chosen[-1])))
         chosen.append(decode[-1].argmax(-1))
     tokens = torch.stack(chosen, dim=1).tolist()
     return [

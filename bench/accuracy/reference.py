@@ -46,7 +46,7 @@ class HuggingFace:
         self._groups: dict[str | None, _Group] = {}
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
-        """See generation.Path."""
+        """See generation.Engine."""
         self._groups, found = {}, {}
         for name in dict.fromkeys(request.adapter for request in requests):
             rows = [k for k, request in enumerate(requests) if request.adapter == name]
@@ -62,7 +62,7 @@ class HuggingFace:
         return torch.cat([found[k] for k in range(len(requests))])
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See generation.Path."""
+        """See generation.Engine."""
         found = {}
         for name, group in self._groups.items():
             ids = tokens[group.rows].to(self._device)[:, None]

@@ -45,7 +45,7 @@ def _filled(kind: Any, weight: torch.Tensor) -> Any:
 
 
 class Server:
-    """Serves requests of any loaded adapters in one batch; a generation.Path. Inside sglang_host.hosted.
+    """Serves requests of any loaded adapters in one batch; a generation.Engine. Inside sglang_host.hosted.
 
     `slots` counts the base model's. `graph_requests`: decode in CUDA graphs of so many requests, 0 is eager.
     """
@@ -87,7 +87,7 @@ class Server:
             raise AccuracyError(f"adapter {name}: SGLang did not unload it: {result.error_message}")
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
-        """See generation.Path. Adapters that are not in a slot are put into one, others evicted for them."""
+        """See generation.Engine. Adapters that are not in a slot are put into one, others evicted for them."""
         lens = [len(request.ids) for request in requests]
         self._uids = [None if request.adapter is None else self.refs[request.adapter].lora_id for request in requests]
         self.manager.fetch_new_loras(set(self._uids))
@@ -96,7 +96,7 @@ class Server:
         return self.head(self.body.prefill(self.embed(ids), lens))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See generation.Path."""
+        """See generation.Engine."""
         tokens = tokens.to(self.device)
         if self._graphs is not None:
             return self._graphs.step(tokens, self._uids)
