@@ -9,14 +9,16 @@ import msgspec
 import torch
 
 from bench.accuracy.generation import Output
+from bench.accuracy.models import AccuracyError
 
 FLOAT32_LIMIT = 1e-4
 Text = Literal["equal", "tie", "differs"]
 
 
 class Limit(NamedTuple):
-    """`limit`: largest difference of a logprob that passes, nats. `rounding`: the reference's own, against itself in the
-    next wider dtype on the same weights and prompts.
+    """`limit`: largest difference of a logprob that passes, nats.
+
+    `rounding`: the reference's own, against itself in the next wider dtype on the same weights and prompts.
     """
 
     limit: float
@@ -75,6 +77,22 @@ def judge(path: str, found: Output, reference: Output, limit: float, written: st
         passed=finite and largest <= limit and text != "differs",
         written=written,
     )
+
+
+def require_effect(reference: Sequence[Output], limit: float) -> None:
+    """Raises AccuracyError for an adapter that changes no more than two right paths may differ by: it shows nothing."""
+    base = {output.request.prompt: output for output in reference if output.request.adapter is None}
+    effects: dict[str, float] = {}
+    for output in reference:
+        if (name := output.request.adapter) is not None:
+            changed = float((output.prefill - base[output.request.prompt].prefill).abs().max())
+            effects[name] = max(changed, effects.get(name, 0.0))
+    for name, effect in effects.items():
+        if not effect > 2 * limit:
+            raise AccuracyError(
+                f"adapter {name}: changes no logprob by more than {effect:.1e}; expected over {2 * limit:.1e}, "
+                "or comparing it shows nothing"
+            )
 
 
 def largest_difference(found: Sequence[Output], expected: Sequence[Output]) -> float:

@@ -1,4 +1,4 @@
-"""Adapters coming and going: eviction, slots used again, updates and loads that fail. Yields one check after another."""
+"""Adapters coming and going: eviction, slots used again, updates, loads that fail. Yields one check after another."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ MakeServer = Callable[[int], Server]  # slots
 
 
 class Check(msgspec.Struct):
-    """`difference`: the largest of a logprob, nats, infinite (the largest float) if a text differs; `allowed`: 0 is equal
-    to the bit.
-    """
+    """`difference`: the largest of a logprob, nats, the largest float if a text differs. `allowed` 0: equal bits."""
 
     path: str
     what: str

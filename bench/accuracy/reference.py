@@ -47,7 +47,8 @@ class HuggingFace:
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
         """See generation.Engine."""
-        self._groups, found = {}, {}
+        self._groups = {}
+        found: dict[int, torch.Tensor] = {}
         for name in dict.fromkeys(request.adapter for request in requests):
             rows = [k for k, request in enumerate(requests) if request.adapter == name]
             batch = LeftPadded([len(requests[k].ids) for k in rows], self._device)
@@ -56,14 +57,12 @@ class HuggingFace:
                 where = {"attention_mask": batch.mask, "position_ids": batch.positions}
                 out = self._model(input_ids=batch.rows(ids), use_cache=True, **where)
             self._groups[name] = _Group(rows, batch, out.past_key_values)
-            found |= dict(
-                zip(rows, batch.flat(out.logits).split([len(requests[k].ids) for k in rows]), strict=True)
-            )
+            found |= dict(zip(rows, batch.flat(out.logits).split([len(requests[k].ids) for k in rows]), strict=True))
         return torch.cat([found[k] for k in range(len(requests))])
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See generation.Engine."""
-        found = {}
+        found: dict[int, torch.Tensor] = {}
         for name, group in self._groups.items():
             ids = tokens[group.rows].to(self._device)[:, None]
             with self._active(name):

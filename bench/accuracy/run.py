@@ -26,6 +26,7 @@ from bench.results import Code, Environment
 PathName = Literal["triton", "csgmv", "plugin"]
 PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed
 STEPS = 32
+SHORT = 4  # steps where adapters come and go, and where faults are planted
 SLOTS = 4  # the base model's, two adapters', and one that stays empty
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -83,6 +84,7 @@ class AccuracyFile(msgspec.Struct):
     dtype: str
     graphs: bool
     steps: int
+    complete: bool = False
     limit: float = 0.0
     rounding: float = 0.0
     references: list[Reference] = msgspec.field(default_factory=list)
@@ -92,17 +94,23 @@ class AccuracyFile(msgspec.Struct):
 
     def add(self, event: Event) -> None:
         """Keep what an event found."""
-        if isinstance(event, Limit):
-            self.limit, self.rounding = event.limit, event.rounding
-        for kind, kept in ((Reference, self.references), (Row, self.rows), (Check, self.checks), (Fault, self.faults)):
-            if isinstance(event, kind):
-                kept.append(event)  # type: ignore[attr-defined]
+        match event:
+            case Limit():
+                self.limit, self.rounding = event.limit, event.rounding
+            case Reference():
+                self.references.append(event)
+            case Row():
+                self.rows.append(event)
+            case Check():
+                self.checks.append(event)
+            case Fault():
+                self.faults.append(event)
 
     @property
     def passed(self) -> bool:
         """Whether every output, check and planted fault was as it should be."""
         good = [row.passed for row in self.rows] + [check.passed for check in self.checks]
-        return bool(good) and all(good) and all(fault.caught for fault in self.faults)
+        return self.complete and bool(good) and all(good) and all(fault.caught for fault in self.faults)
 
 
 Event = Stage | Limit | Reference | Row | Check | Fault
@@ -120,7 +128,8 @@ class _Run:
     reference: list[Output] = field(default_factory=list)
     limit: float = 0.0
 
-    def server(self, backend: Backend, slots: int, *, graphs: bool = False) -> Server:
+    def server(self, path: PathName, slots: int, *, graphs: bool = False) -> Server:
+        backend: Backend = "triton" if path == "triton" else "csgmv"
         capacity = 1 << (len(self.requests) - 1).bit_length() if graphs else 0  # SGLang captures for more than come
         ranks = max(adapter.rank for adapter in self.adapters)
         return Server(self.model, backend, slots=slots, max_rank=ranks, graph_requests=capacity)
@@ -142,12 +151,18 @@ def accuracy(setting: Setting) -> Iterator[Event]:
     limit = compare.limit_for(setting.dtype, run.reference, generate(reference, run.requests, setting.steps))
     del reference
     run.limit = limit.limit
+    compare.require_effect(run.reference, run.limit)
     yield limit
     for output in run.reference:
         yield Reference(output.request.prompt, output.request.adapter, run.written(output))
     with hosted(setting.device):
         for path in PATHS:
-            yield from _path(run, path)
+            with _plugin(on=path == "plugin"):
+                yield from _path(run, path)
+        for path in PATHS if setting.plant else ():
+            with _plugin(on=path == "plugin"):
+                yield Stage(f"SGLang {path}: planted faults")
+                yield from _plant(run, path)
 
 
 def _begin(setting: Setting) -> _Run:
@@ -163,32 +178,27 @@ def _begin(setting: Setting) -> _Run:
 
 
 def _path(run: _Run, path: PathName) -> Iterator[Event]:
-    backend: Backend = "triton" if path == "triton" else "csgmv"
     setting = run.setting
-    with _plugin(on=path == "plugin"):
-        yield Stage(f"SGLang {path}{' in CUDA graphs' if setting.graphs else ''}")
-        server = run.server(backend, SLOTS, graphs=setting.graphs)
-        for adapter in run.adapters:
-            server.load(adapter)
-        for found, expected in zip(generate(server, run.requests, setting.steps), run.reference, strict=True):
-            yield compare.judge(path, found, expected, run.limit, run.written(found))
-        yield Stage(f"SGLang {path}: adapters evicted, updated")
-        make, short = partial(run.server, backend, graphs=setting.graphs), min(setting.steps, 8)
-        yield from lifecycle.eviction(path, make, run.adapters, run.requests[0], short, run.limit)
-        yield from lifecycle.update(path, make, run.adapters, run.requests[0], short)
-        if setting.plant:
-            yield Stage(f"SGLang {path}: planted faults")
-            yield from _plant(run, path, backend)
+    yield Stage(f"SGLang {path}{' in CUDA graphs' if setting.graphs else ''}")
+    server = run.server(path, SLOTS, graphs=setting.graphs)
+    for adapter in run.adapters:
+        server.load(adapter)
+    for found, expected in zip(generate(server, run.requests, setting.steps), run.reference, strict=True):
+        yield compare.judge(path, found, expected, run.limit, run.written(found))
+    yield Stage(f"SGLang {path}: adapters evicted, updated")
+    make, short = partial(run.server, path, graphs=setting.graphs), min(setting.steps, SHORT)
+    yield from lifecycle.eviction(path, make, run.adapters, run.requests[0], short, run.limit)
+    yield from lifecycle.update(path, make, run.adapters, run.requests[0], short)
 
 
-def _plant(run: _Run, path: str, backend: Backend) -> Iterator[Fault]:
-    """Each fault in an eager server, on prefill and one decode step."""
+def _plant(run: _Run, path: PathName) -> Iterator[Fault]:
+    """Each fault in an eager server, on prefill and a few decode steps."""
     for fault in faults.FAULTS:
-        server = run.server(backend, SLOTS)
+        server = run.server(path, SLOTS)
         for adapter in run.adapters:
             server.load(adapter)
         with faults.planted(server, fault):
-            found = generate(server, run.requests, min(run.setting.steps, 3))
+            found = generate(server, run.requests, min(run.setting.steps, SHORT))
         rows = [
             compare.judge(path, one, _cut(other, len(one.tokens)), run.limit, "")
             for one, other in zip(found, run.reference, strict=True)

@@ -110,12 +110,12 @@ class Server:
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """SGLang's embedding layer: (tokens,) to (tokens, hidden)."""
-        out: torch.Tensor = self.shell.model.embed_tokens(ids)
+        out: torch.Tensor = self.shell.model.get_submodule("embed_tokens")(ids)
         return out
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """SGLang's lm_head: (tokens, hidden) to (tokens, vocab), its padding cut off."""
-        out: torch.Tensor = self.shell.lm_head(hidden)
+        out: torch.Tensor = self.shell.get_submodule("lm_head")(hidden)
         return out[:, : self.vocab]
 
 

@@ -31,10 +31,10 @@ SEA = (
 KITCHEN = (
     "In the morning the cook heated the oven and kneaded the dough for the bread. Flour covered the table, and the "
     "butter melted in the pan.",
-    "The old man stirred the soup with a wooden spoon and added salt, pepper and a slice of onion. He let it boil until "
-    "the carrots were soft.",
-    "Every evening my sister and I baked a cake with honey and apples. We washed the bowl, and the sugar turned brown in "
-    "the oven.",
+    "The old man stirred the soup with a wooden spoon and added salt, pepper and a slice of onion. He let it boil "
+    "until the carrots were soft.",
+    "Every evening my sister and I baked a cake with honey and apples. We washed the bowl, and the sugar turned brown "
+    "in the oven.",
     "When the rain stopped, the children picked beans in the garden for dinner. The cook fried them with garlic and a "
     "little oil.",
     "Nobody knew what she put into the sauce. She tasted it, added a spoon of vinegar, and covered the pot with a lid.",

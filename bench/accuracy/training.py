@@ -19,8 +19,8 @@ from bench.results import write_bytes
 ATTENTION = ("q_proj", "v_proj")
 IGNORED = -100  # label of a position that is not learned
 SEED = 1
-# A text learnt by heart drives logits apart without end, and float32 with them beyond comparing to 1e-4. Smoothed labels
-# leave unlikely tokens some ten nats behind, as in a model that was trained on much text.
+# A text learnt by heart drives logits apart without end, until float32 cannot be compared to 1e-4. Smoothed labels hold
+# them together, as much text does in a large model.
 SMOOTHING = 0.1
 
 

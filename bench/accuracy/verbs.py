@@ -59,6 +59,9 @@ def accuracy(
     )
     for event in followed(run.accuracy(setting), console()):
         found.add(event)
+        if output is not None and isinstance(event, run.Stage):  # an interrupt loses one stage
+            store.write_bytes(output, encode(found))
+    found.complete = True
     console().print(summary(found))
     if output is not None:
         store.write_bytes(output, encode(found))
@@ -108,7 +111,7 @@ def small_model(
 
 
 def _dtype(wanted: str | None, has_gpu: bool) -> str:
-    """The dtype to compare in. Triton's interpreter computes bf16 products wrongly; its float32 ones on a GPU are TF32."""
+    """The dtype to compare in. Triton's interpreter computes bf16 products wrongly; on a GPU, float32 ones are TF32."""
     from bench.accuracy.models import AccuracyError
 
     allowed = DTYPES[1:] if has_gpu else DTYPES[:1]
