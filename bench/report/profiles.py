@@ -55,6 +55,8 @@ def _body(body: NsysBody | NcuBody | TraceBody) -> RenderableType:
 
 
 def _file_line(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: not here any more"
     if path.suffix in (nsys.RAW, nsys.REPORT):
         return nsys.how_to_open(path)
     if path.suffix == ".ncu-rep":
