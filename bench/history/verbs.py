@@ -42,6 +42,7 @@ StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the histor
 ExportedOption = Annotated[
     Path | None, typer.Option("--exported", help="Take commits from this folder, made by `history export`.")
 ]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Profile; default: the history's.")]
 AxisOption = Annotated[list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis.")]
 ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work.")]
@@ -133,7 +134,7 @@ def show(
     clock: ClockOption = [],
     contender: ContenderOption = [],
     case: CaseOption = [],
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the store has several.")] = None,
+    gpu: GpuOption = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
