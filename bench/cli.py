@@ -21,6 +21,7 @@ from bench.gate.verbs import register as register_gate
 from bench.gate.verdict import CannotJudge, Exit, GateError
 from bench.history.verbs import GpuOption, LineOption, view
 from bench.history.verbs import register as register_history
+from bench.report.verbs import register as register_report
 from bench.results import Results, ResultsError, Run, Schema, Selection
 
 TOOL_VERSION = "0.1.0"
@@ -201,6 +202,7 @@ def layer(
 
 register_gate(app)
 register_history(app)
+register_report(app)
 
 
 def _plan(loaded: Config, selection: Selection) -> Plan:

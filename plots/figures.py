@@ -78,5 +78,11 @@ def draw(figure: str, inputs: Inputs, view: View, path: Path) -> list[Path]:
     for name, suffix, content in chosen:
         alone = figure != "all" and not suffix
         target = path if alone else path.with_name(f"{path.stem}-{name}{suffix}.png")
-        written += importlib.import_module(f"plots.{FIGURES[name].module}").draw(content, target)
+        written += draw_one(name, content, target)
     return written
+
+
+def draw_one(figure: str, content: Any, path: Path) -> list[Path]:
+    """Write one figure as PNG and SVG; `content` is what `drawable` gave for it."""
+    drawn: list[Path] = importlib.import_module(f"plots.{FIGURES[figure].module}").draw(content, path)
+    return drawn

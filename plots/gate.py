@@ -8,11 +8,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.gate.verdict import Exit, Report
-from bench.report.gate import MEANING, ORDER
-from bench.report.tables import case_label
+from bench.gate.verdict import Exit, Report, Verdict
+from bench.report.gate import MEANING, ORDER, change_text
+from plots.labels import case_name
 from plots.style import FASTER, QUIET, REFERENCE, SLOWER, UNSURE, caption, name_of, save, styled
 
+NOTE_WIDTH = 70  # characters of a reason
 LOOKS = {
     "slow": (SLOWER, "D"),
     "error": (SLOWER, "x"),
@@ -34,22 +35,29 @@ class Bar:
     high_pct: float | None
     sees_pct: float | None
     floor_pct: float | None
+    note: str = ""  # what is said in the place of a ratio
 
 
 def data(report: Report) -> list[Bar]:
     """A bar for each verdict, the worst status first, then the largest slowdown."""
     cases = {item.case for item in report.verdicts}
     ordered = sorted(report.verdicts, key=lambda item: (ORDER.index(item.status), -(item.ratio or 0.0)))
-    return [
-        Bar(
-            f"{name_of(item.contender)}; {case_label(item.case, cases)}{' cold' * (item.case.cache == 'cold')}"
-            f"{f', {item.clock}' if item.clock != 'graph' else ''}"
-            f"{f' (planted {100 * item.extra_share:g} %)' if item.extra_share else ''}",
-            item.status,
-            *(_percent(value) for value in (item.ratio, item.low, item.high, item.detectable, item.floor)),
-        )
-        for item in ordered
-    ]
+    return [_bar(item, case_name(item.case, cases)) for item in ordered]
+
+
+def _bar(item: Verdict, case: str) -> Bar:
+    clock = f", {item.clock}" if item.clock != "graph" else ""
+    planted = f" (planted {100 * item.extra_share:g} %)" if item.extra_share else ""
+    return Bar(
+        label=f"{name_of(item.contender)}; {case}{clock}{planted}",
+        status=item.status,
+        change_pct=_percent(item.ratio),
+        low_pct=_percent(item.low),
+        high_pct=_percent(item.high),
+        sees_pct=_percent(item.detectable),
+        floor_pct=_percent(item.floor),
+        note=", ".join(map(change_text, item.changes)) or ("" if item.status == "pass" else item.reason),
+    )
 
 
 def _percent(ratio: float | None) -> float | None:
@@ -71,7 +79,7 @@ def draw(report: Report, path: Path) -> list[Path]:
         gpu = report.identity.get("gpu") or "no GPU"
         caption(figure, f"{gpu}; {report.started_utc[:10]}; {report.duration_s:.0f} s{refused}")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", fontsize=8, frameon=True)
+            axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=6, fontsize=8, columnspacing=1.2)
         return save(figure, path)
 
 
@@ -91,12 +99,19 @@ def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
                 axes.plot([bar.sees_pct], [place], "|", color="#999999", markersize=6)
         for place, bar in chosen:
             if bar.change_pct is None:
-                axes.annotate(bar.status, (0.0, place), color=color, fontsize=7, va="center", ha="center")
+                text = f"{bar.status}: {bar.note[:NOTE_WIDTH]}" if bar.note else bar.status
+                axes.annotate(
+                    text, (0.0, place), xytext=(4, 0), textcoords="offset points", color=color, fontsize=7, va="center"
+                )
     axes.axvline(0.0, color="#333333", linewidth=0.8)
+    if all(bar.change_pct is None for bar in bars):  # counts, or nothing that could be measured: words alone
+        axes.set_xlim(0.0, 1.0)
+        axes.set_xticks([])
+    else:
+        axes.set_xlabel("change of the time of a call, % (slower to the right)")
     for floor in sorted({bar.floor_pct for bar in bars if bar.floor_pct is not None}):
         axes.axvline(floor, label=f"limit {floor:g} %", **REFERENCE)
     if any(bar.sees_pct is not None for bar in bars):
         axes.plot([], [], "|", color="#999999", markersize=6, linestyle="", label="smallest slowdown it would see")
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=7)
     axes.set_ylim(max(len(bars), 1) - 0.4, -0.6)
-    axes.set_xlabel("change of the time of a call, % (slower to the right)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -16,11 +16,11 @@ from bench.estimate import point_estimate
 from bench.history.changes import Change
 from bench.history.series import TIME, Era, Series
 from bench.history.view import History
-from bench.report.tables import case_label
+from plots.labels import case_name
 from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, name_of, plain, save, styled
 
 COLUMNS = 2
-# Of the counts, those that say most of a launch; the others are in `history show`.
+# Of the counts the first of these that ever differs is drawn; `history show` has all.
 COUNTED = ("instructions", "registers", "load_sectors", "busiest_loads", "widest_load_bits")
 GAP = 1.0  # between two eras: their values cannot be compared
 
@@ -48,39 +48,51 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A case on a clock. references: (name of the contender, us); eras: (first place, what began there)."""
+    """A group of cases: one of a time, those that are alike of a count.
 
-    title: str
+    references: (contender, us); eras: (first place, what began there); names: (place, commit) along the axis.
+    """
+
+    cases: tuple[str, ...]
     figure: str
     lines: tuple[Line, ...]
     references: tuple[tuple[str, float], ...]
     floor_us: float | None
     eras: tuple[tuple[float, str], ...]
-    names: tuple[tuple[float, str], ...]  # the commits along the axis
+    names: tuple[tuple[float, str], ...]
 
 
 def data(history: History) -> list[Panel]:
     """The numbers of the figure: every observation of every series of its figures."""
     places, starts = _places(history)
     names = tuple((x, sha[:9]) for (_, sha), x in places.items())
-    panels = []
+    panels: list[Panel] = []
     cases = sorted({series.case for era in history.eras for series in era.series})
     for case in cases:
         for figure in _figures(history, case):
-            lines = _lines(history, case, figure, places)
-            label = case_label(case, cases) + " cold" * (case.cache == "cold")
-            panels.append(
-                Panel(
-                    label if figure == TIME else f"{label}: {figure.replace('_', ' ')}",
-                    figure,
-                    tuple(lines),
-                    _references(history.eras[-1], case) if figure == TIME else (),
-                    _floor(history.eras, case) if figure == TIME else None,
-                    tuple(starts),
-                    names,
-                )
+            panel = Panel(
+                (case_name(case, cases),),
+                figure,
+                tuple(_lines(history, case, figure, places)),
+                _references(history.eras[-1], case) if figure == TIME else (),
+                _floor(history.eras, case) if figure == TIME else None,
+                tuple(starts),
+                names,
             )
+            _add(panels, panel)
     return panels
+
+
+def _add(panels: list[Panel], new: Panel) -> None:
+    """Cases with equal counts at every commit are one group, and one panel."""
+    for index, panel in enumerate(panels):
+        alike = [(line.contender, line.marks) for line in panel.lines] == [
+            (line.contender, line.marks) for line in new.lines
+        ]
+        if new.figure != TIME and panel.figure == new.figure and alike:
+            panels[index] = replace(panel, cases=(*panel.cases, *new.cases))
+            return
+    panels.append(new)
 
 
 def _places(history: History) -> tuple[dict[tuple[int, str], float], list[tuple[float, str]]]:
@@ -182,9 +194,8 @@ def _provenance(history: History) -> str:
         what = "counted, exact: Triton's interpreter and compiled code (sm_90)"
     else:
         what = "dots: medians of rounds with their 95 % interval, machine drift taken out by an anchor commit"
-    return (
-        f"{what}\n{identity.get('gpu') or 'no GPU'}; {versions}; commits oldest first; a name marks a change of level"
-    )
+    marks = "a name marks a change of level, a cross a commit without a figure"
+    return f"{what}\n{identity.get('gpu') or 'no GPU'}; {versions}; commits oldest first; {marks}"
 
 
 def _draw_panel(axes: Axes, panel: Panel, *, labelled: bool) -> None:
@@ -196,7 +207,9 @@ def _draw_panel(axes: Axes, panel: Panel, *, labelled: bool) -> None:
         for mark in line.marks:
             if mark.low is not None and mark.high is not None:
                 axes.vlines(mark.x, mark.low, mark.high, color=style["color"], linewidth=1.2)
-        marked(axes, [(mark.x, "") for mark in line.marks if mark.value is None and mark.status != "skipped"], style)
+        marked(
+            axes, [(mark.x, "") for mark in line.marks if mark.value is None and mark.status != "skipped"], style, 0.04
+        )
     _draw_changes(axes, panel)
     for name, value in panel.references:
         axes.axhline(value, color=look(name)["color"], linewidth=1.0, linestyle="--", label=name_of(name))
@@ -208,17 +221,23 @@ def _draw_panel(axes: Axes, panel: Panel, *, labelled: bool) -> None:
             f"new series: {reason}", (start, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7,
             xytext=(2, 0), textcoords="offset points", va="bottom",
         )  # fmt: skip
-    axes.set_title(panel.title, loc="left")
-    axes.set_ylabel("us a call" if timed else panel.figure.replace("_", " "))
+    axes.set_title(_title(panel), loc="left")
+    axes.set_ylabel("us a call" if timed else f"{panel.figure.replace('_', ' ')} a launch")
     if timed and panel.references:
         axes.set_yscale("log")
         plain(axes.yaxis, _ticks(panel))
+        axes.set_ylim(top=1.7 * axes.get_ylim()[1])  # room for names
     else:
         axes.margins(y=0.25)
     if panel.names:
         axes.set_xlim(panel.names[0][0] - 0.7, panel.names[-1][0] + 0.7)
     shown = [name if labelled else "" for _, name in panel.names]
     axes.set_xticks([x for x, _ in panel.names], shown, rotation=90, fontsize=7, family="monospace")
+
+
+def _title(panel: Panel) -> str:
+    first, *others = panel.cases
+    return first + (f"; the same in {len(others)} other case{'s' * (len(others) > 1)}" if others else "")
 
 
 def _ticks(panel: Panel) -> list[float]:

@@ -61,7 +61,10 @@ def load(paths: Sequence[Path]) -> Inputs:
 
 
 def together(results: Sequence[tuple[Path, Results]]) -> Results:
-    """The points of all files as one; the heading is the first's. Raises ResultsError if a point is there twice."""
+    """The points of all files as one; the heading is the first's, with every commit.
+
+    Raises ResultsError if a point is there twice, or none is.
+    """
     if not results:
         raise ResultsError("no results file was given; expected one made by bench sweep")
     (first_path, first), *others = results
@@ -81,7 +84,9 @@ def together(results: Sequence[tuple[Path, Results]]) -> Results:
     for anchor in anchors:
         known = joined.get(anchor.name)
         joined[anchor.name] = Anchor(anchor.name, anchor.unit, [*(known.values if known else []), *anchor.values])
-    return msgspec.structs.replace(first, points=points, anchors=list(joined.values()))
+    shorts = dict.fromkeys(item.code.short or "unknown" for _, item in results)
+    code = msgspec.structs.replace(first.code, short=" and ".join(shorts))
+    return msgspec.structs.replace(first, points=points, anchors=list(joined.values()), code=code)
 
 
 def _format(path: Path) -> str:

@@ -11,10 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.case import Case
 from bench.gate.judge import judge_pairs
 from bench.gate.records import PairPoint, PairRun, observations
-from bench.report.tables import case_label
+from plots.labels import case_name
 from plots.style import caption, name_of, save, styled
 
 DEEPEST_PCT = 3.0  # the colour of this spread and above
@@ -37,11 +36,7 @@ def data(run: PairRun) -> list[Cell]:
     sees = {(v.case, v.contender): v.detectable for v in judge_pairs(run).verdicts}
     cases = {point.case for point in run.points}
     ordered = sorted(run.points, key=lambda point: (point.case, point.contender))
-    return [_cell(point, _label(point, cases), sees.get((point.case, point.contender))) for point in ordered]
-
-
-def _label(point: PairPoint, cases: set[Case]) -> str:
-    return case_label(point.case, cases) + " cold" * (point.case.cache == "cold")
+    return [_cell(point, case_name(point.case, cases), sees.get((point.case, point.contender))) for point in ordered]
 
 
 def _cell(point: PairPoint, label: str, sees: float | None) -> Cell:

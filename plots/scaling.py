@@ -53,7 +53,7 @@ def longest_sequence(case: Case) -> int:
     if case.num_prefills == 0:
         return 1
     shares = [(index + 1) ** -case.skew for index in range(case.num_prefills)]
-    return 1 + round(case.num_prefills * (case.seq_len - 1) * shares[0] / sum(shares))
+    return 1 + int(case.num_prefills * (case.seq_len - 1) * shares[0] / sum(shares))
 
 
 PANELS = (

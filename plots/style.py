@@ -36,6 +36,9 @@ NAMES: dict[str, str] = {
     "csgmv_embed-vocab_major": "ours, vocab-major table",
     "csgmv_embed_pdl-vocab_major": "ours, vocab-major, overlapped launch (PDL)",
     "csgmv_embed-rank_major": "ours, SGLang's rank-major table",
+    "csgmv_embed_segments-vocab_major": "ours, vocab-major, csgmv's segments",
+    "csgmv_embed_segments-rank_major": "ours, rank-major, csgmv's segments",
+    "csgmv_embed_pdl-rank_major": "ours, rank-major, overlapped launch (PDL)",
     "sglang_csgmv-chunk16": "SGLang csgmv, chunk 16 (default)",
     "sglang_csgmv-chunk128": "SGLang csgmv, chunk 128",
     "sglang_triton": "SGLang triton fallback",
@@ -95,16 +98,16 @@ def spread_out(values: Iterable[float], factor: float) -> list[float]:
     return kept
 
 
-def marked(axes: Axes, places: Sequence[tuple[float, str]], style: dict[str, Any]) -> None:
-    """A cross at the top for each (place, status) that has no value: shown, never left out."""
+def marked(axes: Axes, places: Sequence[tuple[float, str]], style: dict[str, Any], height: float = 0.97) -> None:
+    """A cross, by default at the top, for each (place, status) that has no value: shown, never left out."""
     if not places:
         return
-    top = [0.97] * len(places)
+    top = [height] * len(places)
     cross = {**style, "marker": "x", "linestyle": "", "markersize": 6}
     axes.plot([x for x, _ in places], top, transform=axes.get_xaxis_transform(), clip_on=False, **cross)
     for x, status in places:
         axes.annotate(
-            status, (x, 0.97), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+            status, (x, height), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
             fontsize=7, color=style.get("color"), va="center",
         )  # fmt: skip
 
