@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from bench.gate.verdict import Exit, Report, Verdict
 from bench.report.gate import MEANING, ORDER, change_text
+from bench.report.tables import name_of
 from plots.labels import case_name
-from plots.style import FASTER, QUIET, REFERENCE, SLOWER, UNSURE, caption, name_of, save, styled
+from plots.style import FASTER, QUIET, REFERENCE, SLOWER, UNSURE, caption, save, styled
 
 NOTE_WIDTH = 70  # characters of a reason
 LOOKS = {

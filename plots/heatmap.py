@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from bench.case import Case, ClockName
 from bench.estimate import point_estimate
+from bench.report.tables import name_of
 from bench.results import Point, Results
-from plots.style import caption, name_of, provenance, save, styled
+from plots.style import caption, provenance, save, styled
 
 OURS = "csgmv_embed-vocab_major"
 PEERS = ("sglang_csgmv-chunk16", "sglang_csgmv-chunk128", "sglang_triton", "torch_gather")

@@ -16,8 +16,9 @@ from bench.estimate import point_estimate
 from bench.history.changes import Change
 from bench.history.series import TIME, Era, Series
 from bench.history.view import History
+from bench.report.tables import name_of
 from plots.labels import case_name
-from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, name_of, plain, save, styled
+from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, plain, save, styled
 
 COLUMNS = 2
 # Of the counts the first of these that ever differs is drawn; `history show` has all.

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from bench.gate.judge import judge_pairs
 from bench.gate.records import PairPoint, PairRun, observations
+from bench.report.tables import name_of
 from plots.labels import case_name
-from plots.style import caption, name_of, save, styled
+from plots.style import caption, save, styled
 
 DEEPEST_PCT = 3.0  # the colour of this spread and above
 

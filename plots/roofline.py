@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.estimate import anchor_value, point_estimate
+from bench.report.tables import name_of
 from bench.results import Results
-from plots.style import REFERENCE, caption, look, name_of, provenance, save, styled
+from plots.style import REFERENCE, caption, look, provenance, save, styled
 
 CONTENDERS = ("csgmv_embed-vocab_major", "csgmv_embed-rank_major", "sglang_csgmv-chunk16", "sglang_triton")
 FILLED = {"warm": True, "mixed": True, "cold": False}

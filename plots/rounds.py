@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from bench.case import ClockName
 from bench.estimate import round_values
+from bench.report.tables import name_of
 from bench.results import Point, Results
 from plots.labels import case_name
-from plots.style import REFERENCE, caption, look, name_of, provenance, save, styled
+from plots.style import REFERENCE, caption, look, provenance, save, styled
 
 CONTENDERS = (
     "csgmv_embed-vocab_major",

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from bench.case import Case
 from bench.estimate import anchor_value
+from bench.report.tables import name_of
 from bench.results import Point, Results
 from plots.series import Series, drawn, series
-from plots.style import REFERENCE, caption, look, marked, name_of, plain, provenance, save, spread_out, styled
+from plots.style import REFERENCE, caption, look, marked, plain, provenance, save, spread_out, styled
 
 CONTENDERS = (
     "csgmv_embed-vocab_major",

@@ -13,7 +13,6 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.report.tables import short_name
 from bench.results import Results
 
 # Okabe and Ito's palette: distinct for the common forms of colour blindness. A contender has one colour and marker in
@@ -32,19 +31,6 @@ LOOKS: dict[str, tuple[str, str]] = {
     "torch_gather": ("#777777", "X"),
 }
 OTHER = ("#999999", ".")
-NAMES: dict[str, str] = {
-    "csgmv_embed-vocab_major": "ours, vocab-major table",
-    "csgmv_embed_pdl-vocab_major": "ours, vocab-major, overlapped launch (PDL)",
-    "csgmv_embed-rank_major": "ours, SGLang's rank-major table",
-    "csgmv_embed_segments-vocab_major": "ours, vocab-major, csgmv's segments",
-    "csgmv_embed_segments-rank_major": "ours, rank-major, csgmv's segments",
-    "csgmv_embed_pdl-rank_major": "ours, rank-major, overlapped launch (PDL)",
-    "sglang_csgmv-chunk16": "SGLang csgmv, chunk 16 (default)",
-    "sglang_csgmv-chunk128": "SGLang csgmv, chunk 128",
-    "sglang_triton": "SGLang triton fallback",
-    "sglang_tokens": "SGLang token kernel",
-    "torch_gather": "torch gather",
-}
 SLOWER, FASTER, UNSURE, QUIET = "#D55E00", "#0072B2", "#E69F00", "#777777"  # of verdicts and changes
 REFERENCE: dict[str, Any] = {"color": "#777777", "linewidth": 1.0, "linestyle": "--"}
 CAPTION = {"fontsize": 7.5, "color": "#555555"}
@@ -68,11 +54,6 @@ def look(contender: str) -> dict[str, Any]:
     """Line colour and marker of a contender."""
     color, marker = LOOKS.get(contender, OTHER)
     return {"color": color, "marker": marker}
-
-
-def name_of(contender: str) -> str:
-    """A contender's name for readers who have not seen the code."""
-    return NAMES.get(contender, short_name(contender))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from bench.history.view import History
 from bench.report.gate import MEANING, interval, percent, worst_first
 from bench.report.history import change_lines, failure_lines
 from bench.report.history import heading as history_heading
-from bench.report.tables import MARKS, case_label, microseconds, short_name
+from bench.report.tables import MARKS, case_label, microseconds, name_of, short_name
 from bench.results import Point, Results
 
 HERE = Path(__file__).parent
@@ -146,8 +146,9 @@ def _summary(content: Content) -> str:
         parts += [_paragraph(f"Not judged: {reason}", bad=True) for reason in report.refusals]
     for name, history in content.histories:
         parts.append(f"<h3>{escape(f'History ({name})')}</h3>" + _paragraph(history_heading(history).strip()))
-        lines = [line.strip() for line in (*change_lines(history), *failure_lines(history))]
-        parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
+        lines = [*change_lines(history), *failure_lines(history)]
+        items = "\n".join(lines).replace("\n    ", "; ").split("\n")  # what goes on in an indented line is one item
+        parts.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
     parts.append(_failed([point for _, results in content.results for point in results.points]))
     return "".join(parts)
 
@@ -162,14 +163,15 @@ def _ratios(points: Sequence[Point]) -> str:
     rows = []
     for clock in CLOCKS:
         by_case = _by_case(point for point in points if point.clock == clock and point.status == "ok")
-        names = dict.fromkeys(name for row in by_case.values() for name in row if name != OURS)
+        found = dict.fromkeys(name for row in by_case.values() for name in row if name != OURS)
+        names = sorted(found, key=lambda name: (name.startswith("csgmv_embed"), name))  # peers first
         for name in names:
             values = [_us(row[name]) / _us(row[OURS]) for row in by_case.values() if name in row and OURS in row]
             if values:
                 mean = geometric_mean(values)
                 rows.append(
                     [
-                        (f"{short_name(name)}, {clock}", None),
+                        (f"{name_of(name)}; {clock}", None),
                         (f"{mean:.2f}", mean),
                         (f"{min(values):.2f}", min(values)),
                         (f"{max(values):.2f}", max(values)),

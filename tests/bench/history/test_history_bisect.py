@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
 
 import pytest
-from history_support import commit, exported, planned, sha
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "gate"))
 from gate_support import ENV
+from history_support import commit, exported, planned, sha
 
 from bench import cli, config
 from bench.config import Measure, PlannedPoint
