@@ -260,10 +260,16 @@ def _draw_changes(axes: Axes, panel: Panel) -> None:
         color = SLOWER if largest.worse else FASTER
         axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
         axes.text(
-            x - 0.4, 0.98, f"{largest.commit.short} {_size(largest)}", color=color, fontsize=7.5, va="top",
+            x - 0.4, 0.98, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5, va="top",
             transform=blended_transform_factory(axes.transData, axes.transAxes),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
+
+
+def _blamed(change: Change) -> str:
+    """The commit; or the first and the last that it may be, where some were not measured."""
+    first, last = change.suspects[0], change.suspects[-1]
+    return last.short if first == last else f"{first.short} to {last.short}"
 
 
 def _size(change: Change) -> str:

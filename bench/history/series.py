@@ -75,11 +75,11 @@ class _Group:
 
 
 def order_of(entries: Iterable[Entry], line: Sequence[Commit] | None) -> list[Commit]:
-    """The commits of the entries in the order of `line`, others left out; without a line by time of commit."""
+    """The commits of the entries in the order of `line`, others left out; without a line by time and depth."""
     known = {entry.commit.sha: entry.commit for entry in entries}
     if line is not None:
         return [known[commit.sha] for commit in line if commit.sha in known]
-    return sorted(known.values(), key=lambda commit: (commit.time or "", commit.sha))
+    return sorted(known.values(), key=lambda commit: (commit.time or "", commit.depth, commit.sha))
 
 
 def eras(

@@ -36,7 +36,7 @@ CommitsOption = Annotated[
 ]
 LineOption = Annotated[
     str | None,
-    typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored, by time of commit."),
+    typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored."),
 ]
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
 ExportedOption = Annotated[
@@ -214,7 +214,7 @@ def view(
     stored = records.read_all(folder)
     clock = _one_clock(clocks, stored, folder)
     entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
-    line = source_of(exported).line(commits) if commits is not None else None
+    line = source_of(exported).line(commits) if commits is not None else _own_line(entries)
     order = order_of(entries, line)
     if not order:
         raise ResultsError(
@@ -233,6 +233,21 @@ def view(
         changes=[change for era in found for one in era.series for change in changes(one, known, settings)],
         missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
     )
+
+
+def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
+    """The part of this checkout's own line that holds all entries; None if there is none, and time must order them."""
+    source = GitSource()
+    stored = {entry.commit.sha for entry in entries}
+    try:
+        own = source.ancestry("HEAD")
+    except GateError:  # no repository
+        return None
+    places = [index for index, sha in enumerate(own) if sha in stored]
+    if not places or len(places) != len(stored):
+        return None
+    first, last = own[places[0]], own[places[-1]]
+    return [source.commit(first), *(source.line(f"{first}..{last}") if last != first else [])]
 
 
 def source_of(exported: Path | None) -> Source:
