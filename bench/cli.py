@@ -15,7 +15,7 @@ from bench import config as configuration
 from bench import results as store
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
-from bench.environment import ROOT, collect_code, nvml_device
+from bench.environment import ROOT, attached_profiler, collect_code, nvml_device
 from bench.gate.session import Instrument
 from bench.gate.verbs import register as register_gate
 from bench.gate.verdict import CannotJudge, Exit, GateError
@@ -23,6 +23,7 @@ from bench.history.verbs import GpuOption, LineOption, view
 from bench.history.verbs import register as register_history
 from bench.report.verbs import register as register_report
 from bench.results import Results, ResultsError, Run, Schema, Selection
+from profiles.verbs import register as register_profiles
 
 TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
@@ -163,8 +164,7 @@ def tune(
     ] = None,
 ) -> None:
     """Time launch configurations on this GPU and write the library's table for it."""
-    if nvml_device() is None:
-        raise ConfigError("tune: needs an NVIDIA GPU and none was found")
+    _require_timing("tune")
     import torch
 
     from bench.report.progress import tuned
@@ -187,8 +187,7 @@ def layer(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
 ) -> None:
     """Time SGLang's embedding layer with the plugin on and off."""
-    if nvml_device() is None:
-        raise ConfigError("layer: needs an NVIDIA GPU and none was found")
+    _require_timing("layer")
     from bench import layer as layers
     from bench.environment import collect_environment
     from bench.report.layer import shown
@@ -203,6 +202,15 @@ def layer(
 register_gate(app)
 register_history(app)
 register_report(app)
+register_profiles(app)
+
+
+def _require_timing(verb: str) -> None:
+    """Raises ConfigError where times cannot be taken."""
+    if nvml_device() is None:
+        raise ConfigError(f"{verb}: needs an NVIDIA GPU and none was found")
+    if profiler := attached_profiler():
+        raise ConfigError(f"{verb}: runs under {profiler}; a profiled run yields no timing")
 
 
 def _plan(loaded: Config, selection: Selection) -> Plan:

@@ -16,6 +16,7 @@ from threading import Event as ThreadEvent
 import msgspec
 
 from bench import results as store
+from bench.case import shuffled_by_tables
 from bench.config import Plan, PlannedPoint
 from bench.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerKind, contender_names
 from bench.results import Point, Results, ResultsError
@@ -86,7 +87,7 @@ def left_of(plan: Plan, results: Results, process: int) -> list[Task]:
         if not measured:
             tasks.append((index, planned))
     if plan.shuffle:
-        random.Random(plan.measure.seed + process).shuffle(tasks)
+        return shuffled_by_tables(tasks, lambda task: task[1].case, random.Random(plan.measure.seed + process))
     return tasks
 
 

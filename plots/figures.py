@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.gate.judge import judge_pairs
+from bench.gate.records import PairRun
 from bench.history.view import History
 from bench.results import Results, ResultsError
 from plots.inputs import Inputs, together
@@ -38,7 +40,7 @@ FIGURES: dict[str, Kind] = {
 NEEDS = {
     "results": "a results file (bench sweep)",
     "pairs": "a record of pairs (bench gate --self-check -o FILE)",
-    "report": "a report of the gate (bench gate -f json=FILE)",
+    "report": "a report of the gate (bench gate -f json=FILE) or a record of pairs (bench gate -o FILE)",
     "history": "a folder of a history (bench history run)",
 }
 
@@ -48,8 +50,11 @@ def drawable(inputs: Inputs, view: View) -> list[tuple[str, str, Any]]:
     found: list[tuple[str, str, Any]] = []
     given: dict[str, list[tuple[str, Any]]] = {
         "results": [("", together(inputs.results))] if inputs.results else [],
-        "pairs": _named([(path.stem, run) for path, run in inputs.pairs]),
-        "report": _named([(path.stem, report) for path, report in inputs.reports]),
+        "pairs": _named([(path.stem, run) for path, run in inputs.pairs if _same_code(run)]),
+        "report": _named(
+            [(path.stem, report) for path, report in inputs.reports]
+            + [(path.stem, judge_pairs(run)) for path, run in inputs.pairs]
+        ),
         "history": _named([(path.name, view(path)) for path in inputs.histories]),
     }
     for name, kind in FIGURES.items():
@@ -61,6 +66,11 @@ def drawable(inputs: Inputs, view: View) -> list[tuple[str, str, Any]]:
 
 def _has_times(results: Results) -> bool:
     return any(point.clock in ("graph", "eager") for point in results.points)
+
+
+def _same_code(run: PairRun) -> bool:
+    """Whether what differs between the sides is noise alone."""
+    return run.use == "self-check" and not any(point.extra_share for point in run.points)
 
 
 def _named(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.environment import ROOT, collect_code, hash_sources
+from bench.environment import ROOT, collect_code, hash_sources, source_hashes
 from bench.gate.verdict import CannotJudge, GateError, Subject
 
 LIBRARY = "csgmv_embed"
@@ -101,6 +101,19 @@ def has_commit(sha: str | None) -> bool:
         return bool(commit_of(sha))
     except GateError:
         return False
+
+
+def hashes_at(sha: str) -> tuple[str, str] | None:
+    """The hashes of the sources of a commit, as collect_code takes them; None if git cannot bring it back."""
+    if not has_commit(sha):
+        return None
+    with tempfile.TemporaryDirectory(prefix="bench-sources-") as folder:
+        root = Path(folder) / "worktree"
+        git("worktree", "add", "--detach", "--quiet", str(root), sha)
+        try:
+            return source_hashes(root)
+        finally:
+            git("worktree", "remove", "--force", str(root))
 
 
 def git(*arguments: str, root: Path = ROOT) -> str:

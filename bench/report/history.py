@@ -143,9 +143,7 @@ def _points(era: Era) -> list[list[Series]]:
 def _table(history: History, era: Era, group: Sequence[Series]) -> Table:
     """One row a commit; of counts the columns that ever differ, or the first if none does."""
     timed = group[0].figure == TIME
-    columns = [series for series in group if timed or len({item.value for item in series.measured}) > 1] or group[
-        :1
-    ]
+    columns = [series for series in group if timed or len({item.value for item in series.measured}) > 1] or group[:1]
     label = case_label(group[0].case, {series.case for series in era.series})
     table = Table(title=f"{short_name(group[0].contender)}, {label}", title_justify="left", pad_edge=False)
     for name in ("commit", "date", "subject"):

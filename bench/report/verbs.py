@@ -30,22 +30,36 @@ def report(
     gpu: GpuOption = None,
 ) -> None:
     """Write one self-contained HTML page: summary, figures, tables, environment, how each figure was obtained."""
+    from bench.gate.judge import judge_pairs
     from bench.report.page import Content, page
     from bench.report.tables import console
     from plots import inputs
 
     found = inputs.load(files)
     histories = {folder: view(folder, commits, clock, [], [], gpu) for folder in found.histories}
+    _refuse_other_gpu(found, histories)
     content = Content(
         files=[(path.name, path.read_bytes()) for path in files if path.is_file()],
         results=[(path.name, results) for path, results in found.results],
         pairs=[(path.name, run) for path, run in found.pairs],
-        reports=[(path.name, item) for path, item in found.reports],
+        reports=[(path.name, item) for path, item in found.reports]
+        + [(path.name, judge_pairs(run)) for path, run in found.pairs],
         histories=[(folder.name, history) for folder, history in histories.items()],
     )
     content.pictures = _pictures(found, histories)
     store.write_bytes(output, page(content).encode())
     console().print(f"written to {output}")
+
+
+def _refuse_other_gpu(found: Inputs, histories: dict[Path, History]) -> None:
+    """Raises ResultsError if a history is of another GPU model than the results: the page speaks of one."""
+    gpus = {str(results.env.identity.get("gpu")): path for path, results in found.results if results.env}
+    for folder, history in histories.items():
+        for era in history.eras:
+            gpu = era.environment.identity.get("gpu")
+            if gpu is not None and gpus and gpu not in gpus:
+                name, path = next(iter(gpus.items()))
+                raise store.ResultsError(f"{folder}: is of {gpu}, {path} of {name}; expected one GPU model")
 
 
 def _pictures(found: Inputs, histories: dict[Path, History]) -> list[Picture]:

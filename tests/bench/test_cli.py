@@ -62,7 +62,10 @@ def test_list_prints_every_case_and_contender_and_the_profiles() -> None:
     )
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.case.key for point in plan.points}
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.contender for point in plan.points}
-    assert "of faults, full, gate_work, plugin, prepare, quick, smoke" in done.stdout and "clocks: work" in done.stdout
+    assert (
+        "of faults, full, gate_work, history, plugin, prepare, quick, smoke" in done.stdout
+        and "clocks: work" in done.stdout
+    )
 
 
 def test_doctor_names_each_package_and_each_contender() -> None:
