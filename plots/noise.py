@@ -62,7 +62,8 @@ def draw(run: PairRun, path: Path) -> list[Path]:
         processes = len({item.process for point in run.points for item in point.of_stage("screen")})
         caption(
             figure,
-            "spread (sd) of log(B / A) over pairs of processes, mean of it, smallest slowdown a gate would see\n"
+            "a cell: spread (sd) of log(B / A) over pairs of processes, its mean in brackets, and the smallest\n"
+            "slowdown that the gate would see in 99 % of the cases; dark is noisy\n"
             f"{gpu or 'unknown GPU'}; {processes} pairs of processes; {run.a.label}; {run.started_utc[:10]}",
         )
         return save(figure, path)

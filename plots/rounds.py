@@ -111,7 +111,7 @@ def _draw_strip(axes: Axes, strip: Strip, *, labelled: bool) -> None:
     blocks = [(b, place) for place, row in enumerate(strip.rows) for _, _, of_round in row.rounds for b in of_round]
     axes.plot(
         _held([value for value, _ in blocks], limit), [place for _, place in blocks],
-        "|", color="#999999", markersize=4, markeredgewidth=0.6,
+        "|", color="#999999", markersize=4, markeredgewidth=0.6, rasterized=True,  # thousands
     )  # fmt: skip
     values = [(process, value, place) for place, row in enumerate(strip.rows) for process, value, _ in row.rounds]
     for process in sorted({process for process, _, _ in values}):

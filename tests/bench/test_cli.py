@@ -104,7 +104,7 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("list", "-p", "nope"), ("'nope' is unknown", "full, gate_work, plugin, prepare, quick, smoke")),
+        (("list", "-p", "nope"), ("'nope' is unknown", "full, gate_work, history, plugin, prepare, quick, smoke")),
         (("list", "-a", "rank="), ("--axis: rank:", "at least 1")),
         (("list", "-a", "rank=8", "-a", "rank=16"), ("rank is given twice", "rank=8,16")),
         (("list", "-c", "nope*"), ("--contender nope*",)),
@@ -121,6 +121,9 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
         (("sweep", "--resume", PUBLISHED, "-o", "x.json"), ("expected no other option",)),
         (("plot", "nope", PUBLISHED), ("figure 'nope' is unknown", "scaling, roofline")),
         (("plot", "scaling", "absent.json"), ("absent.json: cannot be read",)),
+        (("plot", "gate", PUBLISHED), ("figure gate: nothing among the given files", "bench gate -f json=FILE")),
+        (("plot", "history", "docs"), ("schema.name is", "expected 'csgmv-bench-history'")),
+        (("report", "bench.toml"), ("bench.toml: not a file of this suite", "expected a results file")),
         (("sweep", *SMOKE, "-o", PUBLISHED), (f"{PUBLISHED}: exists", f"--resume {PUBLISHED}")),
         (("sweep", *SMOKE, "-o", "bench.toml/r.json"), ("bench.toml/r.json: cannot be written",)),
         (("sweep", *SMOKE, "-o", "x" * 300), ("cannot be written: File name too long",)),
