@@ -259,8 +259,10 @@ def _draw_changes(axes: Axes, panel: Panel) -> None:
         largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
         color = SLOWER if largest.worse else FASTER
         axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
+        late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
         axes.text(
-            x - 0.4, 0.98, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5, va="top",
+            x - (0.6 if late else 0.4), 0.98, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5,
+            va="top", ha="right" if late else "left",
             transform=blended_transform_factory(axes.transData, axes.transAxes),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip

@@ -15,7 +15,7 @@ from bench import config as configuration
 from bench import results as store
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
-from bench.environment import ROOT, nvml_device
+from bench.environment import ROOT, attached_profiler, nvml_device
 from bench.gate import files, judge, session
 from bench.gate import records as pair_store
 from bench.gate.session import LAYOUT_SEEDS, Instrument
@@ -280,6 +280,8 @@ def _counted(clocks: Sequence[str]) -> bool:
         return True
     if nvml_device() is None:
         raise ConfigError("history run: takes times on an NVIDIA GPU and none was found; expected --clock work")
+    if profiler := attached_profiler():
+        raise ConfigError(f"history run: runs under {profiler}; a profiled run yields no timing")
     return False
 
 

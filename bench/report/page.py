@@ -19,6 +19,7 @@ from bench.history.view import History
 from bench.report.gate import MEANING, interval, percent, worst_first
 from bench.report.history import change_lines, failure_lines
 from bench.report.history import heading as history_heading
+from bench.report.methods import METHODS
 from bench.report.tables import MARKS, case_label, microseconds, name_of, short_name
 from bench.results import Point, Results
 
@@ -41,31 +42,6 @@ VOLATILE = (
     "os",
     "python_full",
 )
-METHODS = {
-    "graph": (
-        "So many launches as the record says are captured in one CUDA graph; CUDA events around replays, divided by "
-        "the launches. A block is about 1 ms of replays; a round is one memory layout in one process, its value the "
-        "median of its blocks."
-    ),
-    "eager": (
-        "Calls from Python, one after another, between two CUDA events; what the host takes to enqueue them is in the "
-        "figure. On a virtual machine the host's noise dominates."
-    ),
-    "prepare": "Host time to plan a batch and send it to the GPU, without the launch.",
-    "work": (
-        "Counted, not timed: Triton's interpreter counts programs, loads, stores, bytes and sectors of one launch; "
-        "registers, spills, widths and instructions are those of the kernel compiled for sm_90."
-    ),
-    "time": (
-        "Geometric mean of the rounds. Each point was compared with a torch oracle before it was timed, outputs "
-        "poisoned first: one that differs is marked wrong and has no time."
-    ),
-    "ratio": "Time of the contender over ours (vocab-major table) on the same case and clock; above 1 ours is faster.",
-    "floor": (
-        "The larger of two times that no implementation can beat: an empty kernel, measured the same way in the same "
-        "run, and the least bytes of the lookup over the bandwidth of a 1 GiB copy."
-    ),
-}
 
 
 @dataclass(frozen=True)
