@@ -25,7 +25,7 @@ for _ in range({RANGES}):
 """
 DRIVER_PARAMETERS = Path("/proc/driver/nvidia/params")
 NSIGHT_PYTHON_NEEDS = (2026, 2, 1)  # of ncu, says nsight-python 1.1.0
-OLD_NSYS = (2022, 4, 2)  # with python's nvtx 0.2.11 and later it records domains and no ranges, and says nothing
+OLD_NSYS = (2022, 4, 2)  # python's nvtx 0.2.12 and later gives it domains and no ranges, and says nothing
 
 
 def findings() -> Iterator[str]:

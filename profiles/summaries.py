@@ -74,12 +74,17 @@ class Agreement:
 
 @dataclass(frozen=True)
 class DeviceTime:
-    """A traced point: the kernels of a call, us, beside the clock's time of a call less the floor."""
+    """A traced point: the kernels of a call, us, beside the clock's time of a call less the floor, or less the gaps.
+
+    A floor is an empty kernel and the gap behind it; most of it may be the kernel's own time on the device. A call of
+    several kernels has as many gaps.
+    """
 
     point: TracedPoint
     device_us: float | None
     above_floor_us: float
     floor_us: float
+    without_gaps_us: float | None
 
     @property
     def ratio(self) -> float | None:
@@ -87,6 +92,13 @@ class DeviceTime:
         if self.device_us is None or self.point.clock != "graph" or self.point.untraced_us <= COMPARED_US:
             return None
         return self.device_us / self.above_floor_us
+
+    @property
+    def gap_ratio(self) -> float | None:
+        """Device time over the clock's time less the gaps, for calls in a graph."""
+        if self.device_us is None or self.without_gaps_us is None or self.point.clock != "graph":
+            return None
+        return self.device_us / self.without_gaps_us
 
     @property
     def slowed(self) -> float:
@@ -175,7 +187,12 @@ def device_times(body: TraceBody) -> list[DeviceTime]:
     for point in body.points:
         floor_us = body.floor_us[point.clock]
         device_us = sum(kernel.per_call * kernel.device_us for kernel in point.kernels)
-        found.append(DeviceTime(point, device_us or None, point.untraced_us - floor_us, floor_us))
+        without_gaps_us = None
+        if body.floor_device_us is not None:
+            gaps = sum(kernel.per_call for kernel in point.kernels)
+            without_gaps_us = point.untraced_us - gaps * (floor_us - body.floor_device_us)
+        above_floor_us = point.untraced_us - floor_us
+        found.append(DeviceTime(point, device_us or None, above_floor_us, floor_us, without_gaps_us))
     return found
 
 

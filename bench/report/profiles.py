@@ -180,15 +180,29 @@ def _missing(names: Sequence[str]) -> RenderableType:
 
 
 def _traced(rows: Sequence[DeviceTime], body: TraceBody) -> RenderableType:
-    names = ("case", "contender", "clock", "kernels", "clock us", "floor us", "device us", "device/(clock-floor)")
+    names = (
+        "case",
+        "contender",
+        "clock",
+        "kernels",
+        "clock us",
+        "floor us",
+        "device us",
+        "/(clock-floor)",
+        "/(clock-gaps)",
+    )
     table = _table("torch profiler: device time of a call beside the suite's clock", names, 3)
     table.add_column("traced/untraced", justify="right")
     cases = {row.point.case for row in rows}
     for row in rows:
         table.add_row(*_traced_cells(row, cases))
-    lines = [f"compared where a call in a graph takes over {COMPARED_US:g} us"]
-    if body.floor_device_us is not None:
-        lines.append(f"an empty kernel in a graph: {microseconds(body.floor_device_us)} us on the device")
+    lines = [f"device time over the clock's less the floor: calls in a graph of more than {COMPARED_US:g} us"]
+    if body.floor_device_us is not None and "graph" in body.floor_us:
+        gap_us = body.floor_us["graph"] - body.floor_device_us
+        lines.append(
+            f"an empty kernel in a graph: {microseconds(body.floor_device_us)} us on the device and a gap of "
+            f"{microseconds(gap_us)} us behind it; the last ratio leaves a gap a kernel out of the clock's time"
+        )
     if any(row.disturbed for row in rows):
         lines.append("!: the trace slowed these calls by more than 10 %: read their kernels, not their gaps")
     return Group(table, Text("\n".join(lines)))
@@ -204,7 +218,7 @@ def _traced_cells(row: DeviceTime, cases: set[Case]) -> list[str]:
         microseconds(point.untraced_us),
         microseconds(row.floor_us),
         microseconds(row.device_us),
-        "-" if row.ratio is None else f"{row.ratio:.3f}",
+        *("-" if ratio is None else f"{ratio:.3f}" for ratio in (row.ratio, row.gap_ratio)),
         f"{row.slowed:.2f}{' !' if row.disturbed else ''}",
     ]
 

@@ -78,8 +78,9 @@ def test_device_times_are_medians_a_call_beside_the_clock():
     first, short = device_times(body)
     assert (first.device_us, first.above_floor_us) == (10.0, pytest.approx(10.2))
     assert first.ratio == pytest.approx(10.0 / 10.2)
+    assert first.gap_ratio == pytest.approx(10.0 / (11.0 - 2 * 0.1)), "two kernels, two gaps of 0.1 us"
     assert (first.slowed, first.disturbed) == (pytest.approx(12.5 / 11), True)
-    assert (short.device_us, short.ratio, short.disturbed) == (None, None, False)
+    assert (short.device_us, short.ratio, short.gap_ratio, short.disturbed) == (None, None, None, False)
 
 
 def test_short_and_eager_calls_are_not_compared():
