@@ -143,7 +143,7 @@ def _draw_panel(axes: Axes, found: PanelData) -> None:
         missing = [(mark.x, mark.status) for mark in item.marks if mark.value_us is None and mark.status != "skipped"]
         marked(axes, missing, look(item.contender))
     if found.floor_us:
-        axes.axhline(found.floor_us, label="empty kernel", **REFERENCE)
+        axes.axhline(found.floor_us, label="empty kernel (not overlapped)", **REFERENCE)
     if found.bytes_line:
         dotted = {**REFERENCE, "linestyle": ":"}
         line = found.bytes_line
