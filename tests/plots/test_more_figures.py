@@ -30,6 +30,7 @@ from bench.results import Point, Results, ResultsError, Round
 from bench.workload import sequence_lengths
 from plots import gate, heatmap, history, inputs, noise, rounds, scaling
 from plots.labels import case_name
+from plots.style import SLOWER
 
 ROOT = Path(__file__).parents[2]
 FULL, EAGER, AA = (ROOT / "docs" / "results" / name for name in ("h100-full.json", "h100-eager.json", "h200-aa.json"))
@@ -225,6 +226,8 @@ def test_the_history_draws_every_commit_and_marks_the_change(line: History) -> N
     assert crosses == [4]
     texts = [text.get_text() for text in axes.texts]
     assert "000000008 +10 %" in texts
+    marks = [item.get_xdata()[0] for item in axes.get_lines() if item.get_color() == SLOWER]
+    assert marks == [7.5], "between the last fast commit and the first slow one"
     assert "new series: measuring code v1 -> v2" in texts
     levels = {item.get_label(): item.get_ydata()[0] for item in axes.get_lines() if len(set(item.get_ydata())) == 1}
     assert levels["empty kernel (floor)"] == pytest.approx(0.8)

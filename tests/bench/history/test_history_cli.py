@@ -74,6 +74,18 @@ def test_show_says_what_is_missing_on_a_line(call: Call, stored: Path, tmp_path:
     assert "not measured: 2 of the line (000000014, 000000015)" in out
 
 
+def test_show_lists_what_it_may_be_where_commits_were_not_measured(call: Call, tmp_path: Path) -> None:
+    for number in (0, 1, 2, 3, 6, 7, 8, 9):
+        us = (2.0 + 0.003 * (number % 2)) * (1.1 if number >= 6 else 1.0)
+        records.write(tmp_path / "h", entry(number, [us * 0.999, us * 1.001]))
+    folder = exported(tmp_path / "c", 10)
+    line = ("--commits", "..", "--exported", folder)
+    _, out = call("history", "show", "--store", tmp_path / "h", *line)
+    assert "one of 000000004, 000000005, 000000006 (only the last was measured): 1 worse" in out
+    _, out = call("history", "show", "--store", tmp_path / "h")
+    assert "one of 000000005, 000000006 (only the last was measured): 1 worse" in out, "its parent is no neighbour"
+
+
 def test_several_gpus_make_no_series(call: Call, stored: Path) -> None:
     records.write(stored, entry(20, 2.0, gpu="Other GPU"))
     code, out = call("history", "show", "--store", stored)
