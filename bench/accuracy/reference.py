@@ -1,0 +1,80 @@
+"""The reference: Hugging Face's model with PEFT's adapters, one adapter active at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.accuracy.generation import LeftPadded, Request
+from bench.accuracy.models import Adapter, quiet
+
+
+@dataclass
+class _Group:
+    """The requests of one adapter: their numbers in the batch, and how far they are."""
+
+    rows: list[int]
+    batch: LeftPadded
+    cache: Any
+
+
+class HuggingFace:
+    """A copy of the model in `dtype`, adapters included, weights as they are in the model's own dtype."""
+
+    def __init__(self, model: Any, adapters: Sequence[Adapter], dtype: torch.dtype) -> None:
+        from peft import PeftModel
+
+        first, *others = adapters
+        options: dict[str, Any] = {"autocast_adapter_dtype": False}
+        with quiet():
+            self._model = PeftModel.from_pretrained(
+                copy.deepcopy(model), first.folder, adapter_name=first.name, **options
+            )
+            for other in others:
+                self._model.load_adapter(other.folder, adapter_name=other.name, **options)
+        self._model.eval()
+        # Adapters are served in the model's dtype: what is compared is rounding while computing, not of the weights.
+        # Buffers stay as they are: transformers computes rotary angles in float32 whatever the model's dtype.
+        for weight in self._model.parameters():
+            weight.data = weight.data.to(model.dtype).to(dtype)
+        self._device = model.device
+        self._groups: dict[str | None, _Group] = {}
+
+    def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
+        """See generation.Engine."""
+        self._groups = {}
+        found: dict[int, torch.Tensor] = {}
+        for name in dict.fromkeys(request.adapter for request in requests):
+            rows = [k for k, request in enumerate(requests) if request.adapter == name]
+            batch = LeftPadded([len(requests[k].ids) for k in rows], self._device)
+            ids = torch.tensor([token for k in rows for token in requests[k].ids], device=self._device)
+            with self._active(name):
+                where = {"attention_mask": batch.mask, "position_ids": batch.positions}
+                out = self._model(input_ids=batch.rows(ids), use_cache=True, **where)
+            self._groups[name] = _Group(rows, batch, out.past_key_values)
+            found |= dict(zip(rows, batch.flat(out.logits).split([len(requests[k].ids) for k in rows]), strict=True))
+        return torch.cat([found[k] for k in range(len(requests))])
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See generation.Engine."""
+        found: dict[int, torch.Tensor] = {}
+        for name, group in self._groups.items():
+            ids = tokens[group.rows].to(self._device)[:, None]
+            with self._active(name):
+                out = self._model(input_ids=ids, past_key_values=group.cache, use_cache=True, **group.batch.grow())
+            found |= dict(zip(group.rows, out.logits[:, -1], strict=True))
+        return torch.stack([found[k] for k in range(len(tokens))])
+
+    @contextmanager
+    def _active(self, name: str | None) -> Iterator[None]:
+        if name is None:
+            with self._model.disable_adapter():
+                yield
+            return
+        self._model.set_adapter(name)
+        yield

@@ -1,0 +1,228 @@
+"""The comparison as a loop: the reference, then each path, then adapters coming and going. Yields what it finds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import torch
+
+from bench.accuracy import compare, faults, lifecycle, models, text
+from bench.accuracy.compare import Limit, Row
+from bench.accuracy.generation import Output, Request, generate
+from bench.accuracy.lifecycle import Check
+from bench.accuracy.models import AccuracyError, Adapter, Source
+from bench.accuracy.reference import HuggingFace
+from bench.accuracy.serving import Backend, Server
+from bench.accuracy.sglang_host import hosted
+from bench.results import Code, Environment
+
+PathName = Literal["triton", "csgmv", "plugin"]
+PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed
+STEPS = 32
+SHORT = 4  # steps where adapters come and go, and where faults are planted
+SLOTS = 4  # the base model's, two adapters', and one that stays empty
+WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to compare. `graphs`: decode in CUDA graphs. `prompts`: how many of the fixed list."""
+
+    source: Source
+    adapters: tuple[Path, ...]  # folders
+    dtype: torch.dtype
+    device: torch.device
+    steps: int = STEPS
+    prompts: int = len(text.PROMPTS)
+    graphs: bool = False
+    plant: bool = False
+
+
+class Stage(NamedTuple):
+    """What begins now."""
+
+    what: str
+
+
+class Fault(msgspec.Struct):
+    """A planted fault: how many of the adapters' outputs failed, and the largest difference, nats."""
+
+    path: str
+    fault: str
+    failed: int
+    outputs: int
+    difference: float
+
+    @property
+    def caught(self) -> bool:
+        return self.failed > 0
+
+
+class Reference(msgspec.Struct):
+    """The reference's text of one request."""
+
+    prompt: str
+    adapter: str | None
+    written: str
+
+
+class AccuracyFile(msgspec.Struct):
+    """What `python -m bench accuracy -o` writes."""
+
+    environment: Environment
+    code: Code
+    argv: list[str]
+    model: str
+    adapters: list[str]
+    dtype: str
+    graphs: bool
+    steps: int
+    complete: bool = False
+    limit: float = 0.0
+    rounding: float = 0.0
+    references: list[Reference] = msgspec.field(default_factory=list)
+    rows: list[Row] = msgspec.field(default_factory=list)
+    checks: list[Check] = msgspec.field(default_factory=list)
+    faults: list[Fault] = msgspec.field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Keep what an event found."""
+        match event:
+            case Limit():
+                self.limit, self.rounding = event.limit, event.rounding
+            case Reference():
+                self.references.append(event)
+            case Row():
+                self.rows.append(event)
+            case Check():
+                self.checks.append(event)
+            case Fault():
+                self.faults.append(event)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output, check and planted fault was as it should be."""
+        good = [row.passed for row in self.rows] + [check.passed for check in self.checks]
+        return self.complete and bool(good) and all(good) and all(fault.caught for fault in self.faults)
+
+
+Event = Stage | Limit | Reference | Row | Check | Fault
+
+
+@dataclass
+class _Run:
+    """What every path is given."""
+
+    setting: Setting
+    model: Any
+    tokenizer: Any
+    adapters: list[Adapter]
+    requests: list[Request]
+    reference: list[Output] = field(default_factory=list)
+    limit: float = 0.0
+
+    def server(self, path: PathName, slots: int, *, graphs: bool = False) -> Server:
+        backend: Backend = "triton" if path == "triton" else "csgmv"
+        capacity = 1 << (len(self.requests) - 1).bit_length() if graphs else 0  # SGLang captures for more than come
+        ranks = max(adapter.rank for adapter in self.adapters)
+        return Server(self.model, backend, slots=slots, max_rank=ranks, graph_requests=capacity)
+
+    def written(self, output: Output) -> str:
+        found: str = self.tokenizer.decode(output.tokens)
+        return found
+
+
+def accuracy(setting: Setting) -> Iterator[Event]:
+    """Compare every path with the reference. Raises AccuracyError where that is not possible here."""
+    yield Stage(f"loading {setting.source.name}")
+    run = _begin(setting)
+    yield Stage(f"Hugging Face + PEFT, {len(run.requests)} requests")
+    reference = HuggingFace(run.model, run.adapters, setting.dtype)
+    run.reference = generate(reference, run.requests, setting.steps)
+    yield Stage(f"the same in {WIDER[setting.dtype]}".replace("torch.", ""))
+    reference = HuggingFace(run.model, run.adapters, WIDER[setting.dtype])
+    limit = compare.limit_for(setting.dtype, run.reference, generate(reference, run.requests, setting.steps))
+    del reference
+    run.limit = limit.limit
+    compare.require_effect(run.reference, run.limit)
+    yield limit
+    for output in run.reference:
+        yield Reference(output.request.prompt, output.request.adapter, run.written(output))
+    with hosted(setting.device):
+        for path in PATHS:
+            with _plugin(on=path == "plugin"):
+                yield from _path(run, path)
+        for path in PATHS if setting.plant else ():
+            with _plugin(on=path == "plugin"):
+                yield Stage(f"SGLang {path}: planted faults")
+                yield from _plant(run, path)
+
+
+def _begin(setting: Setting) -> _Run:
+    model, tokenizer = models.load(setting.source, setting.dtype, str(setting.device))
+    adapters = [models.adapter(folder) for folder in setting.adapters]
+    names = (None, *(adapter.name for adapter in adapters))
+    requests = [
+        Request(prompt, name, tuple(tokenizer(prompt).input_ids))
+        for prompt in text.PROMPTS[: setting.prompts]
+        for name in names
+    ]
+    return _Run(setting, model, tokenizer, adapters, requests)
+
+
+def _path(run: _Run, path: PathName) -> Iterator[Event]:
+    setting = run.setting
+    yield Stage(f"SGLang {path}{' in CUDA graphs' if setting.graphs else ''}")
+    server = run.server(path, SLOTS, graphs=setting.graphs)
+    for adapter in run.adapters:
+        server.load(adapter)
+    for found, expected in zip(generate(server, run.requests, setting.steps), run.reference, strict=True):
+        yield compare.judge(path, found, expected, run.limit, run.written(found))
+    yield Stage(f"SGLang {path}: adapters evicted, updated")
+    make, short = partial(run.server, path, graphs=setting.graphs), min(setting.steps, SHORT)
+    yield from lifecycle.eviction(path, make, run.adapters, run.requests[0], short, run.limit)
+    yield from lifecycle.update(path, make, run.adapters, run.requests[0], short)
+
+
+def _plant(run: _Run, path: PathName) -> Iterator[Fault]:
+    """Each fault in an eager server, on prefill and a few decode steps."""
+    for fault in faults.FAULTS:
+        server = run.server(path, SLOTS)
+        for adapter in run.adapters:
+            server.load(adapter)
+        with faults.planted(server, fault):
+            found = generate(server, run.requests, min(run.setting.steps, SHORT))
+        rows = [
+            compare.judge(path, one, _cut(other, len(one.tokens)), run.limit, "")
+            for one, other in zip(found, run.reference, strict=True)
+        ]
+        worst = max(max(row.prefill_max, row.decode_max) for row in rows)
+        yield Fault(path, fault, sum(not row.passed for row in rows), len(rows), worst)
+
+
+def _cut(output: Output, steps: int) -> Output:
+    return Output(output.request, output.prefill, output.decode[:steps], output.tokens[:steps])
+
+
+@contextmanager
+def _plugin(*, on: bool) -> Iterator[None]:
+    """The plugin's hooks in place and on, as `csgmv_embed.sglang.install` leaves them; off, and inert, outside."""
+    if not on:
+        yield
+        return
+    plugin = importlib.import_module("csgmv_embed.sglang")
+    runtime = importlib.import_module("csgmv_embed.sglang.runtime")
+    found = plugin.install()
+    if not found.active:
+        raise AccuracyError(f"the plugin is off: {found.reason}; ask python -m csgmv_embed doctor")
+    try:
+        yield
+    finally:
+        runtime.activate(None)

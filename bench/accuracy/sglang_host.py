@@ -1,0 +1,91 @@
+"""SGLang's LoRA manager outside a server, on a GPU or in Triton's interpreter: what it needs around it, no more."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from bench import stand_ins
+from bench.accuracy.models import AccuracyError
+from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, _standalone
+
+KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank
+# Columns of a program of csgmv's expand, where SGLang's default is 64: interpreted, a program costs the same whatever
+# its tile, and a vocabulary has hundreds.
+INTERPRETED_BLOCK = 1024
+MODULES = (
+    "sglang.srt.lora.backend.chunked_backend",
+    "sglang.srt.lora.backend.triton_backend",
+    "sglang.srt.lora.layers",
+)
+
+
+def settings() -> SimpleNamespace:
+    """The fields of SGLang's ServerArgs that LoRA reads, at the server's defaults."""
+    return SimpleNamespace(
+        max_lora_chunk_size=DEFAULT_CHUNK_SIZE,
+        enable_lora_overlap_loading=False,
+        lora_eviction_policy="lru",
+        experts_shared_outer_loras=None,
+        lora_use_virtual_experts=False,
+        lora_strict_loading=False,
+        enable_dp_attention=False,
+        enable_lora=True,
+    )
+
+
+@contextmanager
+def hosted(device: torch.device) -> Iterator[None]:
+    """SGLang's manager, pool, layers and backends work inside. Raises AccuracyError if they do not load.
+
+    A process group of one is started once; on a CPU, memory is not pinned and the GPU has no name.
+    """
+    os.environ.setdefault(KERNEL_CACHE, "0")
+    if device.type == "cpu":
+        _require_interpreter()
+    try:
+        stand_ins.provide()
+        modules = [importlib.import_module(name) for name in MODULES]
+        importlib.import_module("sglang.srt.lora.lora_manager")
+    except Exception as error:  # a missing or broken package raises what it likes
+        raise AccuracyError(f"SGLang's LoRA manager does not load: {type(error).__name__}: {error}"[:300]) from error
+    _start_group()
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_standalone(module, settings(), device))
+        if device.type == "cpu":
+            for tuning in [found for name, found in sys.modules.items() if name.endswith("lora_tuning_config")]:
+                stack.enter_context(patch.object(tuning, "get_device_name", lambda: "none"))
+                stack.enter_context(patch.dict(tuning.DEFAULT_EXPAND_CONFIG, BLOCK_N=INTERPRETED_BLOCK))
+        yield
+
+
+def _require_interpreter() -> None:
+    """Triton decides when it is imported."""
+    if "triton" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif os.environ.get("TRITON_INTERPRET") != "1":
+        raise AccuracyError("Triton was imported without TRITON_INTERPRET=1; expected it set, as there is no GPU")
+
+
+def _start_group() -> None:
+    """The process groups that SGLang's layers ask for."""
+    if torch.distributed.is_initialized():
+        return
+    distributed: Any = importlib.import_module("sglang.srt.distributed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    distributed.init_distributed_environment(
+        world_size=1, rank=0, local_rank=0, backend="gloo", distributed_init_method=address
+    )
+    distributed.initialize_model_parallel()
