@@ -15,7 +15,7 @@ import msgspec
 from bench import results as store
 from bench.environment import ROOT
 from bench.gate.trees import LIBRARY, Tree, git, link
-from bench.gate.verdict import CannotJudge, GateError, Subject
+from bench.gate.verdict import GateError, Subject
 from bench.history.records import Commit
 from bench.results import Schema
 
@@ -167,6 +167,3 @@ class Libraries:
     def without_paths(self, text: str) -> str:
         """A worker's words without the folders of this machine, which mean nothing elsewhere."""
         return text.replace(f"{self._folder}/", "").replace(f"{ROOT}/", "")
-
-
-__all__ = ["CannotJudge", "ExportedSource", "GitSource", "Libraries", "Source", "export"]

@@ -22,7 +22,7 @@ from bench.gate.session import LAYOUT_SEEDS, Instrument
 from bench.gate.verdict import Exit, GateError
 from bench.history import records
 from bench.history.changes import changes
-from bench.history.commits import CannotJudge, ExportedSource, GitSource, Libraries, Source, export
+from bench.history.commits import ExportedSource, GitSource, Libraries, Source, export
 from bench.history.records import Commit, Entry
 from bench.history.series import eras, order_of
 from bench.history.view import History
@@ -344,6 +344,3 @@ def _any(name: str, patterns: Sequence[str]) -> bool:
 def register(root: typer.Typer) -> None:
     """Add the verbs."""
     root.add_typer(app, name="history")
-
-
-__all__ = ["CannotJudge", "register"]
