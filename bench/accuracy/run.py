@@ -26,7 +26,7 @@ from bench.results import Code, Environment
 PathName = Literal["triton", "csgmv", "plugin"]
 PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed
 STEPS = 32
-SHORT = 4  # steps where adapters come and go, and where faults are planted
+SHORT = 3  # steps where adapters come and go, and where faults are planted
 SLOTS = 4  # the base model's, two adapters', and one that stays empty
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
