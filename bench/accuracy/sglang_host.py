@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import socket
 import sys
@@ -16,7 +17,7 @@ import torch
 
 from bench import stand_ins
 from bench.accuracy.models import AccuracyError
-from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, standalone
+from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, _standalone
 
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank
 # Columns of a program of csgmv's expand, where SGLang's default is 64: interpreted, a program costs the same whatever
@@ -58,10 +59,11 @@ def hosted(device: torch.device) -> Iterator[None]:
         importlib.import_module("sglang.srt.lora.lora_manager")
     except Exception as error:  # a missing or broken package raises what it likes
         raise AccuracyError(f"SGLang's LoRA manager does not load: {type(error).__name__}: {error}"[:300]) from error
+    logging.getLogger("sglang").setLevel(logging.WARNING)
     _start_group()
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(standalone(module, settings(), device))
+            stack.enter_context(_standalone(module, settings(), device))
         if device.type == "cpu":
             for tuning in [found for name, found in sys.modules.items() if name.endswith("lora_tuning_config")]:
                 stack.enter_context(patch.object(tuning, "get_device_name", lambda: "none"))

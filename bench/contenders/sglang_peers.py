@@ -108,7 +108,7 @@ class Peer:
         """
         module = self._backend_module()
         server_args = SimpleNamespace(max_lora_chunk_size=chunk_size)
-        with standalone(module, server_args, workload.device):
+        with _standalone(module, server_args, workload.device):
             backend = getattr(module, self.backend[1])(
                 max_loras_per_batch=workload.num_slots, device=workload.device, server_args=server_args
             )
@@ -216,7 +216,7 @@ def _allocate_graph_buffers(backend: Any, case: Case) -> tuple[bool, ...]:
 
 
 @contextmanager
-def standalone(module: ModuleType, server_args: SimpleNamespace, device: torch.device) -> Iterator[None]:
+def _standalone(module: ModuleType, server_args: SimpleNamespace, device: torch.device) -> Iterator[None]:
     """Lets a backend be built outside a server, and on a CPU; the module is put back as it was on exit."""
     stand_ins: dict[str, Any] = {}
     if hasattr(module, "get_lora"):  # 0.5.20 and later read the settings from a server's runtime context
