@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import random
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeVar, get_args
 
 import msgspec
+
+T = TypeVar("T")
 
 Phase = Literal["decode", "prefill", "mixed"]
 RankMix = Literal["equal", "ladder", "gaps"]
@@ -12,6 +16,7 @@ DType = Literal["float16", "bfloat16", "float32"]
 Cache = Literal["warm", "cold"]
 Storage = Literal["vocab_major", "rank_major"]
 ClockName = Literal["graph", "eager", "prepare", "work"]
+TablesKey = tuple[int, int, int, DType]  # slots, rank, vocab, dtype
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 RANK_MIXES: tuple[RankMix, ...] = get_args(RankMix)
@@ -62,6 +67,11 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
         return prefills * self.seq_len + self.batch_size - prefills
 
     @property
+    def tables(self) -> TablesKey:
+        """Equal for cases whose A tables are the same."""
+        return self.adapters + (self.base_fraction > 0), self.rank, self.vocab, self.dtype
+
+    @property
     def key(self) -> str:
         """Canonical `name=value` list, sorted by name: the identity of the case in files and on the command line."""
         fields = sorted(msgspec.structs.asdict(self).items())
@@ -73,6 +83,18 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
         shape = f"{self.batch_size}" if self.phase == "decode" else f"{self.batch_size}x{self.seq_len}"
         skew = f" skew {self.skew:g}" if self.skew else ""
         return f"{self.phase} {shape}{skew} r{self.rank}"
+
+
+def shuffled_by_tables(items: Iterable[T], case_of: Callable[[T], Case], rng: random.Random) -> list[T]:
+    """A random order in which items that share tables stay together: making tables takes longer than sampling."""
+    groups: dict[TablesKey, list[T]] = {}
+    for item in items:
+        groups.setdefault(case_of(item).tables, []).append(item)
+    shuffled = list(groups.values())
+    rng.shuffle(shuffled)
+    for group in shuffled:
+        rng.shuffle(group)
+    return [item for group in shuffled for item in group]
 
 
 def point_name(case: Case, contender: str, clock: str) -> str:

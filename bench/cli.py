@@ -16,11 +16,13 @@ from bench import results as store
 from bench.accuracy.verbs import register as register_accuracy
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
-from bench.environment import ROOT, collect_code, nvml_device
+from bench.environment import ROOT, attached_profiler, collect_code, nvml_device
 from bench.gate.session import Instrument
 from bench.gate.verbs import register as register_gate
-from bench.gate.verdict import GateError
+from bench.gate.verdict import CannotJudge, Exit, GateError
+from bench.history.verbs import register as register_history
 from bench.results import Results, ResultsError, Run, Schema, Selection
+from profiles.verbs import register as register_profiles
 
 TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
@@ -153,8 +155,7 @@ def tune(
     ] = None,
 ) -> None:
     """Time launch configurations on this GPU and write the library's table for it."""
-    if nvml_device() is None:
-        raise ConfigError("tune: needs an NVIDIA GPU and none was found")
+    _require_timing("tune")
     import torch
 
     from bench.report.progress import tuned
@@ -177,8 +178,7 @@ def layer(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
 ) -> None:
     """Time SGLang's embedding layer with the plugin on and off."""
-    if nvml_device() is None:
-        raise ConfigError("layer: needs an NVIDIA GPU and none was found")
+    _require_timing("layer")
     from bench import layer as layers
     from bench.environment import collect_environment
     from bench.report.layer import shown
@@ -191,7 +191,17 @@ def layer(
 
 
 register_gate(app)
+register_history(app)
+register_profiles(app)
 register_accuracy(app)
+
+
+def _require_timing(verb: str) -> None:
+    """Raises ConfigError where times cannot be taken."""
+    if nvml_device() is None:
+        raise ConfigError(f"{verb}: needs an NVIDIA GPU and none was found")
+    if profiler := attached_profiler():
+        raise ConfigError(f"{verb}: runs under {profiler}; a profiled run yields no timing")
 
 
 def _plan(loaded: Config, selection: Selection) -> Plan:
@@ -283,3 +293,6 @@ def main(arguments: list[str] | None = None, instrument: Instrument | None = Non
     except (ConfigError, GateError, ResultsError, WorkerDied) as error:
         sys.stderr.write(f"bench: {error}\n")
         raise SystemExit(USAGE_ERROR) from None
+    except CannotJudge as reason:
+        sys.stderr.write(f"bench: {reason}\n")
+        raise SystemExit(int(Exit.CANNOT_JUDGE)) from None

@@ -146,6 +146,18 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.eager if clock == "eager" else self.graph
 
 
+class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How commits are measured and changes found in their series; docs/method.md says why."""
+
+    profile: str
+    work_profile: str
+    contenders: tuple[str, ...]  # followed from commit to commit; the others are measured with the anchor, once
+    anchor_every: Positive
+    penalty: PositiveFloat
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
+    least_pct: Percent
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of bench.toml."""
 
@@ -153,6 +165,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axes: Axes
     profiles: dict[str, Profile]
     gate: Gate
+    history: History
 
 
 class PlannedPoint(msgspec.Struct, frozen=True):
@@ -179,6 +192,15 @@ class Plan(msgspec.Struct, frozen=True):
 
 def load(path: Path = DEFAULT_PATH) -> Config:
     """Read and check a configuration file. Raises ConfigError."""
+    config: Config = read_toml(path, Config)
+    missing = [name for name in Axes.__struct_fields__ if getattr(config.axes, name) is None]
+    if missing:
+        raise ConfigError(f"{path}: [axes] lacks {', '.join(missing)}; expected a default for every axis")
+    return config
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """A TOML file as a value of `kind`, a struct. Raises ConfigError, naming the place and what is allowed there."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -187,26 +209,23 @@ def load(path: Path = DEFAULT_PATH) -> Config:
         raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; expected TOML in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    config: Config = _convert(raw, Config, str(path))
-    missing = [name for name in Axes.__struct_fields__ if getattr(config.axes, name) is None]
-    if missing:
-        raise ConfigError(f"{path}: [axes] lacks {', '.join(missing)}; expected a default for every axis")
-    return config
+    converted: T = _convert(raw, kind, str(path))
+    return converted
 
 
-def parse_axis_overrides(texts: Iterable[str]) -> Axes:
+def parse_axis_overrides(texts: Iterable[str], source: str = "--axis") -> Axes:
     """`rank=16,64` -> Axes. Raises ConfigError naming the axis and what it allows."""
     values: dict[str, list[str]] = {}
     for text in texts:
         name, equals, listed = text.partition("=")
         if not equals or name not in Axes.__struct_fields__:
             known = ", ".join(Axes.__struct_fields__)
-            raise ConfigError(f"--axis {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
+            raise ConfigError(f"{source} {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
         if name in values:
             joined = ",".join([*values[name], listed])
-            raise ConfigError(f"--axis {text}: {name} is given twice; expected its values joined: {name}={joined}")
+            raise ConfigError(f"{source} {text}: {name} is given twice; expected its values joined: {name}={joined}")
         values[name] = [part.strip() for part in listed.split(",")] if listed else []
-    axes: Axes = _convert(values, Axes, "--axis", strict=False)
+    axes: Axes = _convert(values, Axes, source, strict=False)
     return axes
 
 

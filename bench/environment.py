@@ -28,6 +28,18 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def attached_profiler() -> str | None:
+    """The profiler this process runs under, nsys or ncu, by what it injects; None outside one."""
+    if "NSYS_PROFILING_SESSION_ID" in os.environ:
+        return "nsys"
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    injected = [line for line in mapped.splitlines() if "njection" in line.rsplit("/", 1)[-1]]
+    return None if not injected else "nsys" if any("ToolsInjection" in line for line in injected) else "ncu"
+
+
 def collect_environment(device_type: str) -> Environment:
     """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda."""
     identity: dict[str, Scalar] = {name: package_version(name) for name in VERSION_PACKAGES}
@@ -121,6 +133,7 @@ def collect_code() -> Code:
     # GIT_COMMIT names the commit where git cannot: a tree copied into a container, with another history or none.
     sha = os.environ.get("GIT_COMMIT") or _git("rev-parse", "HEAD")
     diff = _git("diff", sha or "HEAD", "--", "csgmv_embed", "bench", "bench.toml", ":!bench/baselines")
+    kernel_source_sha256, bench_version = source_hashes(ROOT)
     return Code(
         sha=sha,
         short=sha[:9] if sha else None,
@@ -128,9 +141,15 @@ def collect_code() -> Code:
         commit_time=_git("show", "-s", "--format=%cI", sha or "HEAD"),
         dirty=None if diff is None else bool(diff),
         diff_sha256=hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-        kernel_source_sha256=hash_sources(ROOT / "csgmv_embed"),
-        bench_version=hash_sources(*(ROOT / "bench" / name for name in BENCH_FILES))[:16],
+        kernel_source_sha256=kernel_source_sha256,
+        bench_version=bench_version,
     )
+
+
+def source_hashes(root: Path) -> tuple[str, str]:
+    """Of a checkout: the hash of the kernel's sources, and the version of the suite's measuring code."""
+    measuring = hash_sources(*(root / "bench" / name for name in BENCH_FILES), root=root)
+    return hash_sources(root / "csgmv_embed", root=root), measuring[:16]
 
 
 def _git(*arguments: str) -> str | None:

@@ -69,6 +69,11 @@ class Worker:
     module = "bench.worker"
 
     def __init__(self, start: Start, environment: dict[str, str]) -> None:
+        self._spawn(start.kind, environment)
+        self._greet(start)
+
+    def _spawn(self, kind: WorkerKind, environment: dict[str, str]) -> None:
+        """Start the process: it imports, and then waits to be told what for."""
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         ours, theirs = _pipes()
         command = [sys.executable, "-m", self.module, *map(str, theirs)]
@@ -78,12 +83,14 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=os.environ | _kind_environment(start.kind) | environment,
+            env=os.environ | _kind_environment(kind) | environment,
             start_new_session=True,  # an interrupt at the terminal is for the parent, which ends the worker itself
         )
         for fd in theirs:
             os.close(fd)
         self._receiver, self._sender = Connection(ours[0], writable=False), Connection(ours[1], readable=False)
+
+    def _greet(self, start: Start) -> None:
         try:
             self.hello = self._exchange(start, Hello, start.settings.start_timeout_s)
         except BaseException:
@@ -142,6 +149,17 @@ class Worker:
         self._log.seek(0)
         words = " ".join(self._log.read().decode(errors="replace").split())
         return f"worker ended with {ending}" + (f": ...{words[-LAST_WORDS:]}" if words else "")
+
+
+class EarlyWorker(Worker):
+    """A worker that is started before it is needed, so that its imports cost no time; `begin` makes it ready."""
+
+    def __init__(self, kind: WorkerKind, environment: dict[str, str]) -> None:
+        self._spawn(kind, environment)
+
+    def begin(self, start: Start) -> None:
+        """Tell it what for. Raises WorkerDied."""
+        self._greet(start)
 
 
 def _pipes() -> tuple[tuple[int, int], tuple[int, int]]:

@@ -22,17 +22,11 @@ except ImportError:
 
 @contextmanager
 def span(name: str, payload: int | None = None) -> Iterator[None]:
-    """A push/pop range `name` in the domain, its string registered so that nsys can start capturing at it."""
+    """A push/pop range `name` in the domain; nvtx registers its string, so that nsys can start capturing at it."""
     if _domain is None:
         yield
         return
-    registered = _domain.get_registered_string(name)
-    attributes = (
-        _domain.get_event_attributes(message=registered)
-        if payload is None
-        else _domain.get_event_attributes(message=registered, payload=payload)
-    )
-    _domain.push_range(attributes)
+    _domain.push_range(_domain.get_event_attributes(message=name, payload=payload))
     try:
         yield
     finally:

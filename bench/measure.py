@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from bench import contenders, markers
-from bench.case import Case, Storage
+from bench.case import Case, Storage, TablesKey
 from bench.config import Measure, PlannedPoint
 from bench.environment import nvml_device
 from bench.results import CacheAchieved, CacheState, Check, Point, Round, Status
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.contenders.base import Contender, Launch
 
 COLD_FACTOR = 3  # bytes touched between reuses, in units of the L2, from which rows must come from memory again
+FLOOR_BLOCKS = 3  # of the empty graph, beside each point: the floor in the state that the point was measured in
 ORACLE = "csgmv_embed.reference"
 Tables = dict[Storage, torch.Tensor]
 
@@ -43,17 +44,17 @@ class Bench:
     device: torch.device
     settings: Measure
     process: int
-    floors_us: dict[str, float] = field(default_factory=dict)
+    empty_graph: CapturedGraph | None = None
+    eager_floor_us: float = 0.0
     l2_bytes: int = 0
-    _tables_key: tuple[Any, ...] | None = None
+    _tables_key: TablesKey | None = None
     _tables: Tables = field(default_factory=dict)
 
     def workload(self, case: Case, index_sets: int) -> Workload:
         """The tensors of a case. Tables of the last case are kept: most neighbours share them."""
         workload = make_workload(case, seed=self.settings.seed, index_sets=index_sets, device=self.device)
-        key = (workload.num_slots, case.rank, case.vocab, case.dtype)
-        if key != self._tables_key:
-            self._tables_key, self._tables = key, {}
+        if case.tables != self._tables_key:
+            self._tables_key, self._tables = case.tables, {}
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -81,6 +82,7 @@ def measure(bench: Bench, planned: PlannedPoint, index: int) -> Point:
 
 def _graph(bench: Bench, contender: Contender, point: Point) -> None:
     from bench.clocks import graph
+    from bench.clocks.anchors import empty_graph_us
 
     settings = bench.settings
     sets = index_sets(bench, point.case)
@@ -89,7 +91,8 @@ def _graph(bench: Bench, contender: Contender, point: Point) -> None:
         _describe(point, contender, workload, bench)
     cold = point.case.cache == "cold"
     flush = graph.flush_buffer(bench.l2_bytes, bench.device) if cold else None
-    point.floor_us = [bench.floors_us["graph"]]
+    assert bench.empty_graph is not None
+    point.floor_us = [empty_graph_us(bench.empty_graph, settings.block_ms, FLOOR_BLOCKS)]
     for seed in _layout_seeds(bench):
         workload.relayout(seed)
         with markers.span("setup"):
@@ -114,7 +117,7 @@ def _eager(bench: Bench, contender: Contender, point: Point) -> None:
     with markers.span("setup"):
         workload = bench.workload(point.case, sets)
         _describe(point, contender, workload, bench)
-    point.floor_us = [bench.floors_us["eager"]]
+    point.floor_us = [bench.eager_floor_us]
     for seed in _layout_seeds(bench):
         workload.relayout(seed)
         with markers.span("setup"):

@@ -16,6 +16,7 @@ from threading import Event as ThreadEvent
 import msgspec
 
 from bench import results as store
+from bench.case import shuffled_by_tables
 from bench.config import Plan, PlannedPoint
 from bench.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerKind, contender_names
 from bench.results import Point, Results, ResultsError
@@ -47,6 +48,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 Event = Planned | WorkerStarted | Measured
 Task = tuple[int, PlannedPoint]  # index in the plan
+OpenWorker = Callable[[Start, dict[str, str]], Worker]
 
 
 def plan_digest(plan: Plan) -> str:
@@ -67,7 +69,7 @@ def sweep(plan: Plan, results: Results, path: Path) -> Generator[Event, None, No
     for process in range(plan.measure.processes):
         left = [left_of(plan, results, later) for later in range(process, plan.measure.processes)]
         yield Planned(total, total - sum(map(len, left)))
-        for event in _process(plan, results, process, left[0]):
+        for event in one_process(plan, results, process, left[0]):
             results.run.duration_s = spent_s + time.monotonic() - begun
             if isinstance(event, Measured):
                 store.write(path, results)
@@ -85,7 +87,7 @@ def left_of(plan: Plan, results: Results, process: int) -> list[Task]:
         if not measured:
             tasks.append((index, planned))
     if plan.shuffle:
-        random.Random(plan.measure.seed + process).shuffle(tasks)
+        return shuffled_by_tables(tasks, lambda task: task[1].case, random.Random(plan.measure.seed + process))
     return tasks
 
 
@@ -93,21 +95,28 @@ def _covers(point: Point, process: int) -> bool:
     return point.clock == "work" or any(item.process == process for item in point.rounds)
 
 
-def _process(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) -> Iterator[Event]:
-    """All of one process's measurements: the timed ones one after another, the counted ones in lanes."""
+def one_process(
+    plan: Plan, results: Results, process: int, tasks: Sequence[Task], open_worker: OpenWorker | None = None
+) -> Iterator[Event]:
+    """All of one process's measurements: the timed ones one after another, the counted ones in lanes.
+
+    `open_worker` makes the workers that take times. Raises WorkerDied if one cannot start.
+    """
     timed = [task for task in tasks if task[1].clock != "work"]
     counted = [task for task in tasks if task[1].clock == "work"]
-    yield from _timed(plan, results, process, timed)
+    yield from _timed(plan, results, process, timed, open_worker or Worker)
     yield from _counted(plan, results, process, counted)
 
 
-def _timed(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) -> Iterator[Event]:
+def _timed(
+    plan: Plan, results: Results, process: int, tasks: Sequence[Task], open_worker: OpenWorker
+) -> Iterator[Event]:
     remaining = list(tasks)
     while remaining:  # each turn is one worker's life
         with ExitStack() as stack:
             start = _start(plan, "gpu", process, tasks)
             begun = time.monotonic()
-            worker = stack.enter_context(Worker(start, plan.worker_env))
+            worker = stack.enter_context(open_worker(start, plan.worker_env))
             _adopt(results, worker.hello, process)
             yield WorkerStarted("gpu", process, time.monotonic() - begun)
             alive = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import geometric_mean, median
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -12,14 +12,16 @@ import torch
 from bench import contenders
 from bench.case import ELEMENT_BYTES, STORAGES, Case, DType, Storage
 from bench.clocks import graph
+from bench.contenders.base import Contender
+from bench.contenders.csgmv_embed import CHUNK_SIZE
 from bench.results import ResultsError
 from bench.workload import Workload, make_workload
 from csgmv_embed import tuning
-from csgmv_embed.tuning import LaunchConfig, TunedRow
+from csgmv_embed.tuning import LaunchConfig, Plan, TunedRow
 
 RANKS = (8, 16, 64, 256)
 TOKENS = (1, 32, 256, 2048, 16384)
-PLANS = ("csgmv_embed", "csgmv_embed_segments")
+PLANS: dict[Plan, str] = {"tokens": "csgmv_embed", "segments": "csgmv_embed_segments"}  # to its contenders
 DTYPES: tuple[DType, ...] = ("bfloat16",)  # adapters are served in two bytes; the rule serves the rest
 VOCAB, ADAPTERS, SEED = 128256, 8, 1
 NODES, BLOCKS, BLOCK_MS = 40, 5, 0.4
@@ -52,7 +54,7 @@ def as_fields(row: TunedRow) -> dict[str, Any]:
 
 
 def tune() -> Iterator[TunedRow]:
-    """One row a storage, dtype, rank and number of tokens. Raises ResultsError if a configuration gives wrong rows."""
+    """One row a plan, storage, dtype, rank and number of tokens. Raises ResultsError if any gives wrong rows."""
     for dtype in DTYPES:
         for rank in RANKS:
             tables: dict[Storage, torch.Tensor] = {}
@@ -65,10 +67,12 @@ def tune() -> Iterator[TunedRow]:
                         case, seed=SEED, index_sets=INDEX_SETS, device=torch.device("cuda", torch.cuda.current_device())
                     )
                     workload.tables = tables
-                    yield _best(workload, storage)
+                    expected = workload.oracle(0)
+                    for plan in PLANS:
+                        yield _best(workload, expected, plan, storage)
 
 
-def candidates(tokens: int, rank: int, rows_contiguous: bool) -> list[LaunchConfig]:
+def candidates(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> list[LaunchConfig]:
     """The rule's configuration first, then every other one worth timing."""
     block_rank = min(rank, tuning.MAX_BLOCK_RANK)
     if rows_contiguous:
@@ -82,37 +86,37 @@ def candidates(tokens: int, rank: int, rows_contiguous: bool) -> list[LaunchConf
         tiles = [
             LaunchConfig(block_tokens, width, warps)
             for block_tokens in (4, 8, 16, 32, 64, 128)
-            for width in (4, 8, 16, 32, 64)
+            for width in ((4, 8, 16, 32, 64) if plan == "tokens" else (8, 16, 32, 64, 128, 256))
             for warps in (1, 4)
             if width <= rank and 32 * warps <= block_tokens * width <= 1024 * warps
         ]
-    useful = [tile for tile in tiles if tile.block_tokens <= max(8, 2 * tokens)]
+    most = max(8, 2 * tokens) if plan == "tokens" else CHUNK_SIZE  # no segment is longer
+    useful = [tile for tile in tiles if tile.block_tokens <= most]
     return list(dict.fromkeys([tuning.rule(tokens, rank, rows_contiguous), *useful]))
 
 
-def _best(workload: Workload, storage: Storage) -> TunedRow:
+def _best(workload: Workload, expected: torch.Tensor, plan: Plan, storage: Storage) -> TunedRow:
     case = workload.case
     contiguous = storage == "vocab_major"
-    first, *others = candidates(case.num_tokens, case.rank, contiguous)
-    rule_us = _time_us(workload, storage, first)
-    timed = {config: _time_us(workload, storage, config) for config in others}
+    first, *others = candidates(plan, case.num_tokens, case.rank, contiguous)
+    contender = contenders.build(f"{PLANS[plan]}-{storage}")
+    rule_us = _time_us(contender, workload, expected, first)
+    timed = {config: _time_us(contender, workload, expected, config) for config in others}
     best = min(timed, key=timed.__getitem__, default=first)
     if best == first or timed[best] > WORTH * rule_us:
         best = first
     best_us = timed.get(best, rule_us)
+    element_bytes = ELEMENT_BYTES[case.dtype]
     return TunedRow(
-        contiguous, ELEMENT_BYTES[case.dtype], case.rank, case.num_tokens, best, round(best_us, 3), round(rule_us, 3)
+        plan, contiguous, element_bytes, case.rank, case.num_tokens, best, round(best_us, 3), round(rule_us, 3)
     )
 
 
-def _time_us(workload: Workload, storage: Storage, config: LaunchConfig) -> float:
-    """Geometric mean over both plans: one tile serves them, and what suits one may not suit the other."""
-    times = []
+def _time_us(contender: Contender, workload: Workload, expected: torch.Tensor, config: LaunchConfig) -> float:
+    """Median of the blocks of one graph, after a check of the first index set."""
     with tuning.forced(config):
-        for plan in PLANS:
-            launch = contenders.build(f"{plan}-{storage}").setup(workload, static=False)
-            if not torch.equal(launch(0), workload.oracle(0)):
-                raise ResultsError(f"{config} gives wrong rows at {workload.case.label}; expected those of the oracle")
-            captured = graph.capture(launch, index_sets=INDEX_SETS, nodes=NODES)
-            times.append(median(graph.sample(captured, blocks=BLOCKS, block_ms=BLOCK_MS, flush=None)))
-    return geometric_mean(times)
+        launch = contender.setup(workload, static=False)
+        if not torch.equal(launch(0), expected):
+            raise ResultsError(f"{config} gives wrong rows at {workload.case.label}; expected those of the oracle")
+        captured = graph.capture(launch, index_sets=INDEX_SETS, nodes=NODES)
+        return median(graph.sample(captured, blocks=BLOCKS, block_ms=BLOCK_MS, flush=None))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import msgspec
 import torch
 
 import csgmv_embed.ops
 from bench import contenders, measure
-from bench.environment import collect_environment
+from bench.environment import attached_profiler, collect_environment, hash_sources
 from bench.isolate import Answer, Ask, Hello, Start
 from bench.results import Anchor, Point, Status
+
+LIBRARY = Path(csgmv_embed.__file__).resolve().parent
 
 
 def serve(receiver: Connection, sender: Connection) -> None:
@@ -24,29 +29,57 @@ def serve(receiver: Connection, sender: Connection) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     for name in start.contenders:
         contenders.build(name).unavailable()  # imports the peer now: import time is nobody's wall time
+    gc.freeze()  # half a million objects of the imports, which a collection between points need not walk
     csgmv_embed.ops.accept_host_tensors |= start.kind == "compile"
     bench = measure.Bench(device, start.settings, start.process)
     env = collect_environment(device.type)
+    env.volatile["library_sha256"] = hash_sources(LIBRARY, root=LIBRARY.parent)  # of the files that were imported
     anchors = _anchors(bench) if on_gpu else []
-    sender.send_bytes(msgspec.json.encode(Hello(env, anchors)))
+    profiler = attached_profiler() if on_gpu else None
+    with _capture_range() if profiler else nullcontext():
+        sender.send_bytes(msgspec.json.encode(Hello(env, [] if profiler else anchors)))
+        _serve(bench, profiler, receiver, sender)
+
+
+def _serve(bench: measure.Bench, profiler: str | None, receiver: Connection, sender: Connection) -> None:
     while True:
         try:
             ask = msgspec.json.decode(receiver.recv_bytes(), type=Ask)
         except EOFError:
             return
         answer = _answer(bench, ask)
+        if profiler:
+            _forget_times(answer.point, profiler)
         sender.send_bytes(msgspec.json.encode(answer))
         if answer.lost:
             return
 
 
+@contextmanager
+def _capture_range() -> Iterator[None]:
+    """What a profiler told to wait for cudaProfilerStart records; open before any graph is captured."""
+    torch.cuda.profiler.start()
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+
+
+def _forget_times(point: Point, profiler: str) -> None:
+    """A profiled run yields no timing: the point was verified, and its record says why it has no rounds."""
+    if point.status == "ok" and point.clock != "work":
+        point.status, point.reason = "skipped", f"ran under {profiler}: verified, and not timed"
+        point.rounds, point.floor_us = [], []
+
+
 def _anchors(bench: measure.Bench) -> list[Anchor]:
-    from bench.clocks.anchors import measure_anchors
+    from bench.clocks.anchors import capture_empty, measure_anchors
 
     settings = bench.settings
-    anchors = measure_anchors(settings.nodes, settings.block_ms, settings.eager_calls)
-    values = {anchor.name: anchor.values[0] for anchor in anchors}
-    bench.floors_us = {"graph": values["empty_kernel_graph"], "eager": values["empty_kernel_eager"]}
+    bench.empty_graph = capture_empty(settings.nodes)
+    anchors = measure_anchors(bench.empty_graph, settings.block_ms, settings.eager_calls)
+    bench.eager_floor_us = next(anchor.values[0] for anchor in anchors if anchor.name == "empty_kernel_eager")
     bench.l2_bytes = torch.cuda.get_device_properties(bench.device).L2_cache_size
     return anchors
 

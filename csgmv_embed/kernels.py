@@ -192,7 +192,7 @@ def embedding_lora_a_segments_kernel(
 
     Program p < num_segments * tiles copies tiles p % tiles, p % tiles + tiles, ... of segment p // tiles: one of
     them, unless a replay brings longer segments than the capture saw. The programs after them write the zero rows
-    behind the last segment: padding tokens of a captured batch.
+    behind the last segment, in turn: padding tokens of a captured batch, none or all but a few of them.
     """
     if PDL:
         _overlap_launches()
@@ -211,7 +211,7 @@ def embedding_lora_a_segments_kernel(
         first = tl.load(seg_indptr + num_segments).to(tl.int32) + (program - num_segments * tiles) * BLOCK_TOKENS
         slot = 0
         rank = 0
-        step = num_tokens
+        step = (tl.num_programs(0) - num_segments * tiles) * BLOCK_TOKENS
     for start in range(first, end, step):
         position = start + tl.arange(0, BLOCK_TOKENS)
         live = position < end

@@ -31,6 +31,9 @@ Grid = tuple[int, int, int]
 Tensors = tuple[torch.Tensor, ...]
 Constants = tuple[object, ...]
 Key = tuple[object, ...]
+# Launches once more what a call launched, on tensors at these addresses that are equal modulo ALIGNMENT to that call's.
+# False: not now, for another device is current or someone wants to be told; then `launch` is the way.
+Again = Callable[[Sequence[int]], bool]
 
 _variants: dict[Key, Callable[..., None]] = {}
 
@@ -43,25 +46,26 @@ def launch(
     constants: Constants,
     num_warps: int,
     pdl: bool = False,
-) -> None:
+) -> Again | None:
     """Launch `kernel` on the current stream of the device where all its tensors are.
 
     The kernel's parameters are tensors, then counts, then constants. Counts change from call to call and are declared
     `do_not_specialize`; constants are all others, tl.constexpr ones included. pdl: let it be set up while the kernel
     before it still runs, for a kernel that waits (overlaps_launches); the constants must say so too.
+
+    Returns how to launch exactly this again without any of the checks, once the variant is known.
     """
     device = tensors[0].device
     if not DIRECT or device.type != "cuda" or _hooked():
         _front(kernel, grid, tensors, counts, constants, num_warps, pdl)
-        return
+        return None
     current = driver.active.get_current_device()
     if device.index != current:
         if not isinstance(current, int):  # a stand-in that compiles and launches nothing
             _front(kernel, grid, tensors, counts, constants, num_warps, pdl)
-            return
+            return None
         with torch.cuda.device(device):
-            launch(kernel, grid, tensors, counts, constants, num_warps, pdl)
-        return
+            return launch(kernel, grid, tensors, counts, constants, num_warps, pdl)
     pointers = [tensor.data_ptr() for tensor in tensors]
     key = variant_key(kernel, tensors, pointers, constants, num_warps, current)
     run = _variants.get(key)
@@ -73,8 +77,21 @@ def launch(
             if len(_variants) >= MAX_VARIANTS:
                 _variants.clear()
             _variants[key] = direct
-        return
+        return None
     run(grid, driver.active.get_current_stream(current), pointers, counts)
+    return _again(run, grid, counts, current)
+
+
+def _again(run: Callable[..., None], grid: Grid, counts: tuple[int, ...], device: int) -> Again:
+    active = driver.active
+
+    def again(pointers: Sequence[int]) -> bool:
+        if active.get_current_device() != device or _hooked():
+            return False
+        run(grid, active.get_current_stream(device), pointers, counts)
+        return True
+
+    return again
 
 
 def _front(

@@ -13,12 +13,16 @@ from csgmv_embed import tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
 from csgmv_embed.kernels import embedding_lora_a_segments_kernel, embedding_lora_a_tokens_kernel
-from csgmv_embed.launch import launch, overlaps_launches
+from csgmv_embed.launch import ALIGNMENT, Again, launch, overlaps_launches
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
 VECTOR_BYTES = 16  # the widest load of one thread
+# Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as
+# many programs as all tokens need nearly doubled the time of a full prefill in small tiles.
+MAX_PADDING_PROGRAMS = 64
 MAX_LAYOUTS = 1024  # kept checks; a serving process has one or two tables
+MAX_LAUNCHES = 1024  # kept launches of a table: decode steps come in few sizes
 
 # Host tensors make sense where nothing is launched on a GPU: in the interpreter, or in a tool that only compiles.
 accept_host_tensors = isinstance(embedding_lora_a_tokens_kernel, InterpretedFunction)
@@ -88,6 +92,7 @@ class _Layout:
     has_extra: bool
     gpu: str  # its name, empty for none
     constants: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
+    launches: dict[tuple[object, ...], Again] = field(default_factory=dict)  # of the token words
 
 
 _layouts: dict[tuple[object, ...], _Layout] = {}
@@ -143,25 +148,21 @@ def _launch(
     layout: _Layout,
     pdl: bool,
 ) -> None:
-    tokens, max_rank = input_ids.shape[0], layout.max_rank
-    config = tuning.choose(tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
     extra = a_table if extra_embeddings is None else extra_embeddings
-    constants = _constants(layout, a_table, out, config, pdl)
-    tiles = -(-tokens // config.block_tokens)
-    rank_blocks = -(-max_rank // config.block_rank)
     if batch.token_adapters is not None:
-        tensors = (input_ids, batch.token_adapters, a_table, extra, out)
-        grid = (tiles, rank_blocks, 1)
-        launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), constants, config.num_warps, pdl)
+        _launch_tokens((input_ids, batch.token_adapters, a_table, extra, out), layout, pdl)
         return
+    tokens = input_ids.shape[0]
+    config, constants, tiles, rank_blocks = _tiling("segments", tokens, a_table, out, layout, pdl)
     permutation, seg_indptr, seg_slots, ranks = batch.permutation, batch.seg_indptr, batch.seg_slots, batch.ranks
     assert seg_indptr is not None and seg_slots is not None and ranks is not None
     segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // config.block_tokens))
     # Rows behind the last segment: none if the batch was built for these tokens, any number at some later replay.
-    padding_tiles = 0 if not batch.static and batch.num_tokens == tokens else tiles
+    exact = not batch.static and batch.num_tokens == tokens
+    padding_programs = 0 if exact else min(tiles, MAX_PADDING_PROGRAMS)
     launch(
         embedding_lora_a_segments_kernel,
-        (batch.num_segments * segment_tiles + padding_tiles, rank_blocks, 1),
+        (batch.num_segments * segment_tiles + padding_programs, rank_blocks, 1),
         (
             input_ids,
             seg_indptr if permutation is None else permutation,
@@ -177,6 +178,39 @@ def _launch(
         config.num_warps,
         pdl,
     )
+
+
+def _launch_tokens(tensors: tuple[torch.Tensor, ...], layout: _Layout, pdl: bool) -> None:
+    """tensors: the kernel's, in order. What the layout leaves open of a launch is the key of the launches it keeps."""
+    input_ids, words, a_table, extra, out = tensors
+    tokens = input_ids.shape[0]
+    ids_at, words_at, table_at, out_at = input_ids.data_ptr(), words.data_ptr(), a_table.data_ptr(), out.data_ptr()
+    extra_at = table_at if extra is a_table else extra.data_ptr()
+    pointers = (ids_at, words_at, table_at, extra_at, out_at)
+    misaligned: object = (ids_at | words_at | table_at | extra_at | out_at) % ALIGNMENT  # 0 tells of all five
+    if misaligned:
+        misaligned = tuple([pointer % ALIGNMENT for pointer in pointers])
+    key = (tokens, out.stride(0), words.dtype, pdl, tuning.forced_config(), misaligned)
+    again = layout.launches.get(key)
+    if again is not None and again(pointers):
+        return
+    config, constants, tiles, rank_blocks = _tiling("tokens", tokens, a_table, out, layout, pdl)
+    grid = (tiles, rank_blocks, 1)
+    again = launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), constants, config.num_warps, pdl)
+    if again is not None:
+        if len(layout.launches) >= MAX_LAUNCHES:
+            layout.launches.clear()
+        layout.launches[key] = again
+
+
+def _tiling(
+    plan: tuning.Plan, tokens: int, a_table: torch.Tensor, out: torch.Tensor, layout: _Layout, pdl: bool
+) -> tuple[tuning.LaunchConfig, tuple[object, ...], int, int]:
+    """The configuration, the kernel's parameters from vocab_size on, and how many tiles cover tokens and ranks."""
+    max_rank = layout.max_rank
+    config = tuning.choose(plan, tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
+    constants = _constants(layout, a_table, out, config, pdl)
+    return config, constants, -(-tokens // config.block_tokens), -(-max_rank // config.block_rank)
 
 
 def _constants(

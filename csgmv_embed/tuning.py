@@ -1,7 +1,8 @@
 """Launch configurations: a measured table per GPU model, and a rule where there is none.
 
 Tables are `tuned/<GPU name>.json`, written by `python -m bench tune` on that GPU. Each row says up to which rank and
-number of tokens it holds, for one storage and element size, and why: the time of its configuration and of the rule's.
+number of tokens it holds, for one plan, storage and element size, and why: the time of its configuration and of the
+rule's. What suits one plan does not suit the other: every tile of the segments plan repeats its dependent loads.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 TABLES = Path(__file__).parent / "tuned"
+Plan = Literal["tokens", "segments"]  # how a kernel learns slot and rank of a token (kernels.py)
 
 
 class LaunchConfig(NamedTuple):
@@ -28,6 +30,7 @@ class LaunchConfig(NamedTuple):
 class TunedRow(NamedTuple):
     """The best configuration measured for max_tokens tokens of rank max_rank, used up to there."""
 
+    plan: str  # a Plan, or "any": the times are geometric means over both
     rows_contiguous: bool
     element_bytes: int
     max_rank: int
@@ -51,12 +54,14 @@ SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 _forced: LaunchConfig | None = None
 
 
-def choose(num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str) -> LaunchConfig:
+def choose(
+    plan: Plan, num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str
+) -> LaunchConfig:
     """The configuration for num_tokens rows of max_rank columns of element_bytes each.
 
     rows_contiguous: the table is vocab-major. gpu: the name torch.cuda.get_device_name gives, empty for none.
     """
-    return _forced or _chosen(num_tokens, max_rank, rows_contiguous, element_bytes, gpu)
+    return _forced or _chosen(plan, num_tokens, max_rank, rows_contiguous, element_bytes, gpu)
 
 
 def rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
@@ -80,9 +85,19 @@ def forced(config: LaunchConfig) -> Iterator[None]:
         _forced = None
 
 
+def forced_config() -> LaunchConfig | None:
+    """The configuration that every launch uses now, if one is forced."""
+    return _forced
+
+
 @lru_cache(maxsize=4096)
-def _chosen(num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str) -> LaunchConfig:
-    rows = [row for row in table(gpu) if (row.rows_contiguous, row.element_bytes) == (rows_contiguous, element_bytes)]
+def _chosen(
+    plan: Plan, num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str
+) -> LaunchConfig:
+    wanted = (rows_contiguous, element_bytes)
+    rows = [
+        row for row in table(gpu) if row.plan in (plan, "any") and (row.rows_contiguous, row.element_bytes) == wanted
+    ]
     if not rows:
         return rule(num_tokens, max_rank, rows_contiguous)
     rank = _at_least(max_rank, {row.max_rank for row in rows})

@@ -13,6 +13,7 @@ import torch
 import triton
 
 from bench.clocks import eager, graph
+from bench.contenders.base import Launch
 from bench.results import Anchor
 
 COPY_BYTES = 1 << 30
@@ -26,27 +27,30 @@ def empty_kernel(pointer):
     """Does nothing: what is left is the cost of a launch."""
 
 
-def empty_graph_us(nodes: int, block_ms: float) -> float:
-    """Time of one empty kernel among `nodes` of them in a graph, us."""
+def empty_launch() -> Launch:
+    """A launch of one empty kernel."""
     target = torch.empty(1, device="cuda")
 
     def launch(_: int) -> torch.Tensor:
         empty_kernel[(1,)](target)
         return target
 
-    captured = graph.capture(launch, index_sets=1, nodes=nodes)
-    return median(graph.sample(captured, blocks=BLOCKS, block_ms=block_ms, flush=None))
+    return launch
+
+
+def capture_empty(nodes: int) -> graph.CapturedGraph:
+    """A graph of `nodes` empty kernels: the floor of all graphs, kept to be timed beside each of them."""
+    return graph.capture(empty_launch(), index_sets=1, nodes=nodes)
+
+
+def empty_graph_us(empty: graph.CapturedGraph, block_ms: float, blocks: int = BLOCKS) -> float:
+    """Time of one node of an empty graph now, us."""
+    return median(graph.sample(empty, blocks=blocks, block_ms=block_ms, flush=None))
 
 
 def empty_eager_us(calls: int) -> float:
     """Time of one empty kernel launched eagerly, back to back, us."""
-    target = torch.empty(1, device="cuda")
-
-    def launch(_: int) -> torch.Tensor:
-        empty_kernel[(1,)](target)
-        return target
-
-    return median(eager.sample(launch, index_sets=1, calls=calls, blocks=BLOCKS)[0])
+    return median(eager.sample(empty_launch(), index_sets=1, calls=calls, blocks=BLOCKS)[0])
 
 
 def copy_bytes_per_us() -> float:
@@ -70,10 +74,10 @@ def gather_us() -> float:
     return median(graph.sample(captured, blocks=BLOCKS, block_ms=1.0, flush=None))
 
 
-def measure_anchors(nodes: int, block_ms: float, calls: int) -> list[Anchor]:
+def measure_anchors(empty: graph.CapturedGraph, block_ms: float, calls: int) -> list[Anchor]:
     """All anchors of this process."""
     return [
-        Anchor("empty_kernel_graph", "us", [empty_graph_us(nodes, block_ms)]),
+        Anchor("empty_kernel_graph", "us", [empty_graph_us(empty, block_ms)]),
         Anchor("empty_kernel_eager", "us", [empty_eager_us(calls)]),
         Anchor("copy_bandwidth", "bytes/us", [copy_bytes_per_us()]),
         Anchor("gather", "us", [gather_us()]),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.environment import ROOT, collect_code
+from bench.gate import trees
 from bench.gate.verdict import GateError
 from bench.results import Code, Results
 
@@ -33,20 +34,19 @@ def refuse_dirty(code: Code | None = None) -> None:
 def refuse_unproven(results: Results, path: Path | None) -> None:
     """Raises GateError unless the results were measured on a committed tree.
 
-    A machine without .git cannot say; then the sources' hashes must be those of this checkout's commit.
+    A machine without .git cannot say; then the sources' hashes must be those of the commit that it names.
     """
-    then, here = results.code, collect_code()
+    then = results.code
     where = shown(path) if path else "the result"
     if then.dirty:
         raise GateError(f"{where}: measured on a tree with uncommitted changes; expected a commit")
     if then.dirty is None:
-        same = (then.sha, then.kernel_source_sha256, then.bench_version)
-        if same != (here.sha, here.kernel_source_sha256, here.bench_version):
+        if then.sha is None or trees.hashes_at(then.sha) != (then.kernel_source_sha256, then.bench_version):
             raise GateError(
-                f"{where}: does not say whether its tree had changes, and its sources are not those of this "
-                f"checkout's commit {here.short}; expected to be run from the commit that was measured"
+                f"{where}: does not say whether its tree had changes, and its sources are not those of the "
+                f"commit {then.short or '(none)'} it names; expected results of a commit of this repository"
             )
-        results.code = here
+        then.dirty, then.diff_sha256 = False, None
 
 
 def work_faults(results: Results) -> list[str]:

@@ -345,14 +345,25 @@ def baseline_faults(results: Results, gate: Gate) -> list[str]:
                 f"{_name(point)} has {len(point.rounds)} rounds of {len(processes)} processes; "
                 f"expected {gate.baseline_rounds} of {gate.baseline_processes} or more"
             )
-            continue
-        spread = log_sd([exp(value) for value in log_values(point)]) or 0.0
-        if 100 * spread > gate.unstable_pct:
-            limit = f"at most {gate.unstable_pct:g} % allowed"
-            faults.append(f"{_name(point)} is unstable: {100 * spread:.1f} % between its processes, {limit}")
+    faults += [instability(point, gate) for point in timed if is_unstable(point, gate)]
     if reasons := comparable.throttled(timed):
         faults.append(f"the GPU lowered its clock while it was measured: {', '.join(reasons)}")
     return faults or ([] if results.points else ["it has no point"])
+
+
+def is_unstable(point: Point, gate: Gate) -> bool:
+    """Whether the processes of a timed point differ by more than a baseline allows."""
+    return _spread_pct(point) > gate.unstable_pct
+
+
+def instability(point: Point, gate: Gate) -> str:
+    """How much they differ, in words."""
+    limit = f"at most {gate.unstable_pct:g} % allowed"
+    return f"{_name(point)} is unstable: {_spread_pct(point):.1f} % between its processes, {limit}"
+
+
+def _spread_pct(point: Point) -> float:
+    return 100 * (log_sd([exp(value) for value in log_values(point)]) or 0.0)
 
 
 def _name(point: Point) -> str:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bench.case import Case
+from bench.case import shuffled_by_tables
 from bench.config import Measure, PlannedPoint
 from bench.gate.protocol import Begin, Begun, Ended, Finish, Prepare, Prepared, Request, Side, SideLost, Visit, Visited
 from bench.gate.records import PairPoint, PairRound, PairRun, SideName, Stage
@@ -163,7 +163,8 @@ class Runner:
         points = [point for point in points if point.status == "ok"]
         yield StageStarted(stage, len(points), processes)
         for _ in range(processes):
-            todo = self._order([point for point in points if point.status == "ok"])
+            alive = [point for point in points if point.status == "ok"]
+            todo = shuffled_by_tables(alive, lambda point: point.case, self._rng)
             yield from self._process(stage, todo, layouts)
             self._processes += 1
 
@@ -236,21 +237,6 @@ class Runner:
 
     def _side(self, name: SideName) -> Side:
         return self._sides[0 if name == "A" else 1]
-
-    def _order(self, points: list[PairPoint]) -> list[PairPoint]:
-        """Random, but points that share a table stay together: making a table takes longer than sampling a point."""
-        groups: dict[tuple[object, ...], list[PairPoint]] = {}
-        for point in points:
-            groups.setdefault(_table_key(point.case), []).append(point)
-        shuffled = list(groups.values())
-        self._rng.shuffle(shuffled)
-        for group in shuffled:
-            self._rng.shuffle(group)
-        return [point for group in shuffled for point in group]
-
-
-def _table_key(case: Case) -> tuple[object, ...]:
-    return case.adapters, case.base_fraction > 0, case.rank, case.vocab, case.dtype
 
 
 def _prepared(side: Side, point: PairPoint, seed: int, share: float) -> Prepared:

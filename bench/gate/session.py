@@ -17,7 +17,7 @@ import msgspec
 
 from bench import sweep as loop
 from bench.config import Config, Measure, Plan, PlannedPoint
-from bench.environment import collect_code, nvml_device
+from bench.environment import attached_profiler, collect_code, nvml_device
 from bench.gate import judge
 from bench.gate.pairs import OpenSide, PairEvent, Runner, WorkerSide, opened
 from bench.gate.protocol import Side
@@ -49,6 +49,8 @@ class Instrument:
 
     def require_gpu(self) -> None:
         """Raises CannotJudge."""
+        if profiler := attached_profiler():
+            raise CannotJudge(f"runs under {profiler}: a profiled run yields no timing")
         if not self.has_gpu():
             raise CannotJudge("no NVIDIA GPU was found: only --clock work judges without one")
 

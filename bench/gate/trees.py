@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.environment import ROOT, collect_code, hash_sources
+from bench.environment import ROOT, collect_code, hash_sources, source_hashes
 from bench.gate.verdict import CannotJudge, GateError, Subject
 
 LIBRARY = "csgmv_embed"
@@ -55,23 +55,17 @@ def trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
                 root = ROOT
                 if rev is not None:
                     root = folder / f"worktree-{side}"
-                    _git("worktree", "add", "--detach", "--quiet", str(root), commit_of(rev))
+                    git("worktree", "add", "--detach", "--quiet", str(root), commit_of(rev))
                     made.append(root)
                 sides.append(_tree(folder / side, root, rev))
             yield sides[0], sides[1]
         finally:
             for root in made:
-                _git("worktree", "remove", "--force", str(root))
+                git("worktree", "remove", "--force", str(root))
 
 
 def _tree(folder: Path, root: Path, rev: str | None) -> Tree:
-    library = root / LIBRARY
-    if not (library / "__init__.py").is_file():
-        raise CannotJudge(f"{rev}: has no {LIBRARY}/__init__.py, so there is nothing to measure on that side")
-    folder.mkdir()
-    (folder / LIBRARY).symlink_to(library, target_is_directory=True)
-    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
-    digest = hash_sources(library, root=root)
+    digest = link(folder, root, str(rev))
     if rev is None:
         code = collect_code()
         label = f"{code.short or 'unknown commit'}{' + uncommitted changes' if code.dirty else ''}"
@@ -80,9 +74,23 @@ def _tree(folder: Path, root: Path, rev: str | None) -> Tree:
     return Tree(Subject(sha[:9], sha, False, digest), folder)
 
 
+def link(folder: Path, root: Path, label: str) -> str:
+    """Make the folder for PYTHONPATH of the library below `root`; the hash of its sources.
+
+    Raises CannotJudge if there is no library.
+    """
+    library = root / LIBRARY
+    if not (library / "__init__.py").is_file():
+        raise CannotJudge(f"{label}: has no {LIBRARY}/__init__.py, so there is nothing to measure on that side")
+    folder.mkdir()
+    (folder / LIBRARY).symlink_to(library, target_is_directory=True)
+    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    return hash_sources(library, root=root)
+
+
 def commit_of(rev: str) -> str:
     """The full hash of a revision. Raises GateError."""
-    return _git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
+    return git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}")
 
 
 def has_commit(sha: str | None) -> bool:
@@ -95,14 +103,28 @@ def has_commit(sha: str | None) -> bool:
         return False
 
 
-def _git(*arguments: str) -> str:
+def hashes_at(sha: str) -> tuple[str, str] | None:
+    """The hashes of the sources of a commit, as collect_code takes them; None if git cannot bring it back."""
+    if not has_commit(sha):
+        return None
+    with tempfile.TemporaryDirectory(prefix="bench-sources-") as folder:
+        root = Path(folder) / "worktree"
+        git("worktree", "add", "--detach", "--quiet", str(root), sha)
+        try:
+            return source_hashes(root)
+        finally:
+            git("worktree", "remove", "--force", str(root))
+
+
+def git(*arguments: str, root: Path = ROOT) -> str:
+    """What git says of a repository. Raises GateError, with git's own words."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=120
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=120
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise GateError(f"git {arguments[0]}: {error}; --against needs git") from error
     if done.returncode:
         words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise GateError(f"git {' '.join(arguments)}: {words}; expected a revision of {ROOT.name} and a git checkout")
+        raise GateError(f"git {' '.join(arguments)}: {words}; expected a revision of {root.name} and a git checkout")
     return done.stdout.strip()

@@ -309,6 +309,9 @@ def baseline(
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: bench/baselines/NAME.json.")] = None,
+    leave_out_unstable: Annotated[
+        bool, typer.Option("--leave-out-unstable", help="Keep the stable points and name the others.")
+    ] = False,
 ) -> None:
     """Write a baseline; refuses uncommitted changes, too few rounds, failed and unstable points."""
     from bench.report.gate import progress_console
@@ -322,10 +325,16 @@ def baseline(
     files.refuse_dirty()
     results = store.read(result) if result else _measure_baseline(chosen)
     files.refuse_unproven(results, result)
+    left_out = [
+        point for point in results.points if leave_out_unstable and judge.is_unstable(point, chosen.config.gate)
+    ]
+    results.points = [point for point in results.points if point not in left_out]
     if faults := judge.baseline_faults(results, chosen.config.gate) + files.work_faults(results):
         raise GateError("no baseline: " + "; ".join(faults))
     path = output or BASELINES / f"{files.baseline_name(results)}.json"
     store.write(path, session.compact(results))
+    for point in left_out:
+        progress_console().print(f"left out: {judge.instability(point, chosen.config.gate)}", soft_wrap=True)
     progress_console().print(f"written to {files.shown(path)}: {len(results.points)} points")
 
 

@@ -36,6 +36,7 @@ def serve(receiver: Connection, sender: Connection) -> None:
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     for name in start.contenders:
         contenders.build(name).unavailable()  # imports what it needs
+    gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     while True:
         try:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.environment import nvml_device, package_version
+from profiles.doctor import findings
 
 # package -> (module, what it is for, how to get it)
 PARTS = {
@@ -30,6 +31,7 @@ def diagnose() -> tuple[RenderableType, bool]:
         lines.append(f"{name:13} {state}")
     lines += _contender_lines() if all(found[name] for name in NEEDED) else []
     lines.append(_gpu_line())
+    lines += findings()
     return Group(*(Text(line) for line in lines)), all(found[name] for name in NEEDED)
 
 

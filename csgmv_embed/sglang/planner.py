@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,11 +23,14 @@ from csgmv_embed.batch import (
     EmbeddingBatch,
     Int32Array,
     Int64Array,
+    Ints,
     _checked,
     _Contents,
     _plan_segments,
     _Ranks,
+    chunk_constants,
     counting,
+    counting_int32,
 )
 from csgmv_embed.errors import CapacityError, ShapeError
 from csgmv_embed.sglang.settings import Design
@@ -47,7 +51,7 @@ ARRAYS = (
     "lora_ranks",
     "scalings",
 )
-REQUESTS = ARRAYS.index("req_weight_indices")
+_ONE = np.array(1)
 
 
 class _Scalings:
@@ -67,7 +71,7 @@ class _Step(NamedTuple):
     """A decode step as it was given, and what was prepared for it."""
 
     slots: list[int]
-    ranks: list[int]
+    ranks: list[int] | None
     scalings: list[float]
     words_version: int
     static_info: Any
@@ -162,11 +166,6 @@ class StaticBatch:
     words: EmbeddingBatch
     prefill: bool
     sequence_order: Any = None  # the batch info of the original-order design
-    words_are_neutral: bool = True
-
-    @property
-    def words_start(self) -> int:
-        return self.layout.starts[-1]
 
 
 def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
@@ -184,7 +183,7 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
-    *views, lens, words = layout.device(buffer, layout.sizes)
+    *views, lens, words = layout.device(buffer)
     arrays = _named(views)
     static = StaticBatch(layout, buffer, Staging(device, layout.total), _words(words, slots, tokens), prefill)
     if state.design == "original_order":
@@ -240,7 +239,7 @@ def _planned(
     plan = _checked_plan(state, forward_batch, weight_indices, lora_ranks, scalings)
     heads = _plan_heads(state, forward_batch, weight_indices, plan)
     if static_info is not None:
-        _check_capacity(getattr(static_info, STATIC), static_info, plan)
+        _check_capacity(getattr(static_info, STATIC), plan)
     state.last_step = None  # until all is written
     if static_info is None:
         batch_info, head_arrays = _fill_new(state, plan, heads)
@@ -248,7 +247,8 @@ def _planned(
         batch_info, head_arrays = _fill_static(state, static_info, plan), _send_heads(state, heads)
     if plan.lens is None and not heads:
         order = state.backend.embedding_batch_info if state.design == "original_order" else None
-        given = [*weight_indices], [*lora_ranks], [*scalings]
+        # A caller may write into its lists later; those of the adapters were copied when they changed.
+        given = [*weight_indices], state.ranks.given, state.scalings.given
         state.last_step = _Step(*given, state.words_version, static_info, batch_info, order)
     return batch_info, list(zip(heads, head_arrays, strict=True))
 
@@ -316,15 +316,14 @@ def _utils() -> Any:
     return importlib.import_module("sglang.srt.lora.utils")
 
 
-def _check_capacity(static: StaticBatch, info: Any, plan: _Plan) -> None:
-    requests, tokens = static.layout.sizes[REQUESTS], info.permutation.shape[0]
+def _check_capacity(static: StaticBatch, plan: _Plan) -> None:
+    _, segments, tokens, _, requests, slots, *_ = static.layout.sizes
     if len(plan.slots) > requests or plan.tokens > tokens:
         raise CapacityError(
             f"the batch has {len(plan.slots)} requests, {plan.tokens} tokens; the captured graph holds at most "
             f"{requests} requests, {tokens} tokens"
         )
-    segments, slots = info.weight_indices.shape[0], info.lora_ranks.shape[0]
-    if plan.most_segments(slots) <= segments:
+    if plan.tokens <= segments or plan.most_segments(slots) <= segments:  # a segment has a token at least
         return
     group_tokens = np.bincount(plan.slots, weights=plan.lens, minlength=slots).astype(np.int64)
     needed = int((-(-group_tokens // plan.chunk_size)).sum())
@@ -333,67 +332,75 @@ def _check_capacity(static: StaticBatch, info: Any, plan: _Plan) -> None:
 
 
 def _fill_static(state: State, info: Any, plan: _Plan) -> Any:
-    """Write the plan into the buffers of a captured graph; returns its batch info, up to date."""
+    """Send the plan into the buffers of a captured graph; returns its batch info, up to date."""
     static: StaticBatch = getattr(info, STATIC)
-    *views, lens, words = static.staging.next_views(static.layout)
+    host = static.staging.next(static.layout)
+    host.words.fill(0)  # one call for the neutral tails of all arrays
+    *views, lens, words = host.views
+    requests = len(plan.slots)
     segments = _write(state, plan, views)
     if static.sequence_order is not None:
-        _write_lens(plan, lens)
+        lens[:requests] = _lens(plan)
     word_by_slot = state.word_by_slot()
-    if word_by_slot is None and static.words_are_neutral:
-        static.staging.send(static.buffer[: static.words_start])  # the words on the device say no LoRA already
-    else:
-        _write_words(word_by_slot, plan, words)
-        static.staging.send(static.buffer)
-        static.words_are_neutral = word_by_slot is None
+    if word_by_slot is not None:
+        words[: plan.tokens] = _token_words(word_by_slot, plan)
+    static.staging.send(static.buffer)
     static.words._contents.num_tokens = plan.tokens
     static.words._contents.max_rank = state.ranks.largest
-    info.bs, info.num_segments, info.max_len = len(plan.slots), segments, plan.chunk_size
+    info.bs, info.num_segments, info.max_len = requests, segments, plan.chunk_size
     setattr(info, BATCH, static.words)
     if static.sequence_order is not None:
         if not static.prefill:
-            static.sequence_order.bs = static.sequence_order.num_segments = len(plan.slots)
+            static.sequence_order.bs = static.sequence_order.num_segments = requests
         state.backend.embedding_batch_info = static.sequence_order
     return info
 
 
 def _fill_new(state: State, plan: _Plan, heads: list[_HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
     """Send the plan to new device arrays; returns the batch info, and slots and bounds of each lm_head pass."""
-    device = torch.device(state.backend.device)
     slots, requests = state.backend.max_loras_per_batch, len(plan.slots)
     word_by_slot = state.word_by_slot()
-    in_order = word_by_slot is not None and state.design == "original_order"
-    has_words = word_by_slot is not None and not in_order
-    head_sizes = [size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))]
-    sizes = _sizes(plan.most_segments(slots), plan.tokens, requests, slots)
-    sizes = (*sizes, requests if in_order else 0, plan.tokens if has_words else 0, *head_sizes)
-    layout = layout_of(sizes)
-    staging = state.staging = state.staging or Staging(device)
-    views = layout.host(staging.next(layout.total))
+    in_order = state.design == "original_order"
+    own: list[Ints] = []  # what is sent beside SGLang's arrays: nothing if no adapter has LoRA on the embedding layer
+    if word_by_slot is not None:
+        own = [_lens(plan) if in_order else _token_words(word_by_slot, plan)]
+    extras = own + _head_arrays(heads)
+    planned = (*_sizes(plan.most_segments(slots), plan.tokens, requests, slots), *map(len, extras))
+    layout = layout_of(planned, shrinking=2)
+    views = _staging(state).next(layout).views
     segments = _write(state, plan, views[: len(ARRAYS)])
-    if in_order:
-        _write_lens(plan, views[len(ARRAYS)])
-    if has_words:
-        _write_words(word_by_slot, plan, views[len(ARRAYS) + 1])
-    for head, seg_slots, seg_indptr in zip(
-        heads, views[len(ARRAYS) + 2 :: 2], views[len(ARRAYS) + 3 :: 2], strict=True
-    ):
-        seg_slots[:], seg_indptr[:] = head.seg_slots, head.seg_indptr
-    buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
-    staging.send(buffer)
+    _write_all(views[len(ARRAYS) :], extras)
+    found = _send_new(state, layout, (segments + 1, segments))
 
-    found = layout.device(buffer, (segments + 1, segments, *sizes[2:]))
-    arrays = _named(found[: len(ARRAYS)])
-    lens, words, *rest = found[len(ARRAYS) :]
+    arrays, extra_arrays = _named(found[: len(ARRAYS)]), iter(found[len(ARRAYS) :])
     info = _batch_info(state, plan, arrays, segments)
-    if has_words:
-        setattr(info, BATCH, _words(words, slots, None, plan.tokens, state.ranks.largest))
-    elif word_by_slot is None:
+    if word_by_slot is None:
         setattr(info, BATCH, None)
-    if state.design == "original_order":
-        order = _sequence_order(info, arrays, lens, requests, plan.longest) if in_order else None
-        state.backend.embedding_batch_info = order
-    return info, list(zip(rest[::2], rest[1::2], strict=True))
+    elif not in_order:
+        setattr(info, BATCH, _words(next(extra_arrays), slots, None, plan.tokens, state.ranks.largest))
+    if in_order:
+        state.backend.embedding_batch_info = (
+            _sequence_order(info, arrays, next(extra_arrays), requests, plan.longest) if own else None
+        )
+    return info, list(zip(extra_arrays, extra_arrays, strict=True))
+
+
+def _staging(state: State) -> Staging:
+    if state.staging is None:
+        state.staging = Staging(torch.device(state.backend.device))
+    return state.staging
+
+
+def _write_all(views: list[Int32Array], arrays: list[Ints]) -> None:
+    for view, array in zip(views, arrays, strict=True):
+        view[:] = array
+
+
+def _send_new(state: State, layout: Layout, used: Sequence[int] = ()) -> list[torch.Tensor]:
+    """Send what was written last to a new device buffer; its arrays. used: as Layout.device takes it."""
+    buffer = torch.empty(layout.total, dtype=torch.int32, device=state.backend.device)
+    _staging(state).send(buffer)
+    return layout.device(buffer, used)
 
 
 def _batch_info(state: State, plan: _Plan, arrays: dict[str, torch.Tensor], segments: int) -> Any:
@@ -458,7 +465,7 @@ def _named(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
-    """Write ARRAYS and their neutral tails; returns the number of segments."""
+    """Write ARRAYS; returns the number of segments. Tails are neutral if they were zeros."""
     seg_indptr, seg_slots, permutation, req_indptr, req_slots, ranks, scalings = views
     requests = len(plan.slots)
     segments = _plan_segments(
@@ -472,36 +479,31 @@ def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
         seg_slots,
         ranks,
     )
+    req_indptr.fill(plan.tokens)  # its tail
     if plan.lens is None:
-        np.minimum(counting(len(req_indptr)), requests, out=req_indptr, casting="unsafe")
+        req_indptr[: requests + 1] = counting_int32(requests + 1)
     else:
         req_indptr[0] = 0
-        plan.lens.cumsum(out=req_indptr[1 : requests + 1])
-        req_indptr[requests + 1 :] = plan.tokens
+        req_indptr[1 : requests + 1] = plan.lens.cumsum()
     req_slots[:requests] = plan.slots
-    req_slots[requests:] = 0
     scalings[:] = state.scalings.words
     return segments
 
 
-def _write_lens(plan: _Plan, lens: Int32Array) -> None:
-    requests = len(plan.slots)
-    lens[:requests] = 1 if plan.lens is None else plan.lens
-    lens[requests:] = 0
+def _lens(plan: _Plan) -> Int64Array:
+    """Tokens of each request."""
+    return np.ones(len(plan.slots), dtype=np.int64) if plan.lens is None else plan.lens
 
 
-def _write_words(word_by_slot: Int32Array | None, plan: _Plan, words: Int32Array) -> None:
-    words[plan.tokens :] = 0
-    if word_by_slot is None:
-        words[: plan.tokens] = 0
-        return
+def _token_words(word_by_slot: Int32Array, plan: _Plan) -> Int32Array:
+    """The word of each token, in the order of the tokens."""
     of_request = word_by_slot[plan.slots]
-    words[: plan.tokens] = of_request if plan.lens is None else of_request.repeat(plan.lens)
+    return of_request if plan.lens is None else of_request.repeat(plan.lens)
 
 
 def _plan_heads(state: State, forward_batch: Any, weight_indices: list[int], plan: _Plan) -> list[_HeadPlan]:
     """The lm_head batch, then its passes if log-probabilities are computed in passes; none if lm_head has no LoRA."""
-    if state.lm_head_targeted is False:
+    if state.lm_head_targeted is False or plan.lens is None:  # decode keeps every row
         return []
     kept = _utils().get_lm_head_pruned_lens(forward_batch)
     if kept is None:
@@ -522,32 +524,34 @@ def merged_chunks(slots: Int64Array, lens: Int64Array, chunk_size: int) -> tuple
 
     slots, lens (requests,). Equals SGLang's merge_and_chunk_segments: a run without tokens keeps one empty segment.
     """
-    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    first = np.ones(len(slots), dtype=np.bool_)  # of its run
+    np.not_equal(slots[1:], slots[:-1], out=first[1:])
+    (starts,) = first.nonzero()
     run_tokens = np.add.reduceat(lens, starts) if len(lens) else lens
-    counts = np.maximum(-(-run_tokens // chunk_size), 1)
-    # segment g of a run begins at run_start + (g - first) * chunk_size
-    base = run_tokens.cumsum() - run_tokens - (counts.cumsum() - counts) * chunk_size
+    chunk, round_up = chunk_constants(chunk_size)
+    counts = np.maximum((run_tokens + round_up) // chunk, _ONE)
+    # segment g of a run begins at run_start + (g - first segment) * chunk_size
+    base = run_tokens.cumsum() - run_tokens - (counts.cumsum() - counts) * chunk
     segments = int(counts.sum())
     bounds = np.empty(segments + 1, dtype=np.int64)
-    bounds[:segments] = base.repeat(counts) + np.arange(segments) * chunk_size
+    bounds[:segments] = base.repeat(counts) + counting(segments) * chunk
     bounds[segments] = lens.sum()
     return slots[starts].repeat(counts), bounds
+
+
+def _head_arrays(heads: list[_HeadPlan]) -> list[Ints]:
+    return [array for head in heads for array in (head.seg_slots, head.seg_indptr)]
 
 
 def _send_heads(state: State, heads: list[_HeadPlan]) -> list[tuple[torch.Tensor, ...]]:
     """lm_head runs outside the captured graph, so its arrays are new although the batch's are not."""
     if not heads:
         return []
-    layout = layout_of(tuple(size for head in heads for size in (len(head.seg_slots), len(head.seg_indptr))))
-    device = torch.device(state.backend.device)
-    staging = state.staging = state.staging or Staging(device)
-    views = layout.host(staging.next(layout.total))
-    for head, seg_slots, seg_indptr in zip(heads, views[::2], views[1::2], strict=True):
-        seg_slots[:], seg_indptr[:] = head.seg_slots, head.seg_indptr
-    buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
-    staging.send(buffer)
-    found = layout.device(buffer, layout.sizes)
-    return list(zip(found[::2], found[1::2], strict=True))
+    arrays = _head_arrays(heads)
+    layout = layout_of(tuple(map(len, arrays)))
+    _write_all(_staging(state).next(layout).views, arrays)
+    found = iter(_send_new(state, layout))
+    return list(zip(found, found, strict=True))
 
 
 def _head_info(state: State, batch_info: Any, head: _HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.batch import ALIGN, RING
+from csgmv_embed.batch import ALIGN
 
 Int32Array = npt.NDArray[np.int32]
 SMALLEST = 4096  # elements of a host buffer that grows
+LAP = 4  # host buffers that one event covers
+LAPS = 2
 
 
 @dataclass(frozen=True)
@@ -24,82 +26,120 @@ class Layout:
     sizes: tuple[int, ...]
     starts: tuple[int, ...]
     total: int
+    cuts: tuple[int, ...]  # the sizes, and those of the gaps between
+    places: tuple[int, ...]  # of the arrays among the cuts
 
     def host(self, words: Int32Array) -> list[Int32Array]:
         """Views of a host buffer."""
         return [words[start : start + size] for start, size in zip(self.starts, self.sizes, strict=True)]
 
-    def device(self, buffer: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-        """Views of a device buffer, of the sizes that are in use, none larger than planned for."""
-        cuts: list[int] = []
-        places = []
-        for planned, used in zip(self.sizes, sizes, strict=True):
-            places.append(len(cuts))
-            cuts.append(used)
-            if used < (space := _padded(planned)):
-                cuts.append(space - used)
+    def device(self, buffer: torch.Tensor, used: Sequence[int] = ()) -> list[torch.Tensor]:
+        """Views of a device buffer. used: the sizes in use of the shrinking arrays, none larger than planned for."""
+        cuts = [*self.cuts]
+        for place, size in zip(self.places, used, strict=False):
+            cuts[place + 1] += cuts[place] - size
+            cuts[place] = size
         views = buffer.split_with_sizes(cuts)  # one call for all views; one slice each costs more
-        return [views[place] for place in places]
+        return [views[place] for place in self.places]
 
 
 @lru_cache(maxsize=1024)
-def layout_of(sizes: tuple[int, ...]) -> Layout:
-    """These arrays in this order. Decode steps have the same sizes again and again."""
+def layout_of(sizes: tuple[int, ...], shrinking: int = 0) -> Layout:
+    """These arrays in this order, of which the first `shrinking` may be used in part.
+
+    Decode steps have the same sizes again and again.
+    """
     ends = tuple(itertools.accumulate(_padded(size) for size in sizes))
-    return Layout(sizes, (0, *ends[:-1]), ends[-1])
+    cuts: list[int] = []
+    places = []
+    for at, size in enumerate(sizes):
+        places.append(len(cuts))
+        gap = _padded(size) - size
+        cuts += (size, gap) if gap or at < shrinking else (size,)
+    return Layout(sizes, (0, *ends[:-1]), ends[-1], tuple(cuts), tuple(places))
+
+
+class HostBuffer:
+    """Pinned memory that holds one layout at a time."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+        self._layout: Layout | None = None
+
+    def holds(self, layout: Layout) -> bool:
+        """Make room for `layout`; False if the memory is too small. Steps of one size find their views made already."""
+        if self._layout is layout:
+            return True
+        if self._memory.shape[0] < layout.total:
+            return False
+        self._layout = layout
+        self.tensor = self._memory[: layout.total]
+        self.words: Int32Array = self.tensor.numpy()
+        self.views = layout.host(self.words)
+        return True
 
 
 class Staging:
-    """RING pinned host buffers, taken in turn: the host fills one while the copy out of another is in flight."""
+    """Pinned host buffers, taken in turn: the host fills one while the copies out of others are in flight.
+
+    The ring goes round in LAPS. An event a lap, not one a copy, says when the buffers of a lap may be written again:
+    recording one and asking for it costs as much as planning the segments.
+    """
 
     def __init__(self, device: torch.device, elements: int = 0) -> None:
         self._device = device
         self._pinned = device.type == "cuda"
-        self._buffers = [self._empty(elements) for _ in range(RING)]
-        self._copied: list[torch.cuda.Event | None] = [None] * RING
-        self._views: list[list[Int32Array] | None] = [None] * RING
-        self._turn = 0
-        self._stream: tuple[int, torch.cuda.Stream] | None = None
+        self._buffers = [HostBuffer(self._memory(elements)) for _ in range(LAPS * LAP)]
+        self._copied: list[list[torch.cuda.Event]] = [[] for _ in range(LAPS)]  # events after the copies of each lap
+        self._turn = -1
+        self._stream: tuple[int, torch.cuda.Stream] | None = None  # of the last copy
 
-    def next(self, elements: int) -> Int32Array:
-        """A buffer of at least so many words that no copy reads any more; what is in it is undefined."""
-        self._turn = (self._turn + 1) % RING
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()  # returns at once unless the GPU is RING batches behind
-        if self._buffers[self._turn][1].size < elements:
+    def next(self, layout: Layout) -> HostBuffer:
+        """A buffer for `layout` that no copy reads any more; what is in it is undefined."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if self._turn % LAP == 0 and self._stream is not None:
+            self._record((self._turn - 1) // LAP % LAPS)  # the lap that ends here
+            self._wait(self._turn // LAP)
+        buffer = self._buffers[self._turn]
+        if not buffer.holds(layout):
             # torch keeps the old pinned memory until its last copy is done
-            self._buffers[self._turn] = self._empty(1 << (max(elements, SMALLEST) - 1).bit_length())
-        return self._buffers[self._turn][1]
-
-    def next_views(self, layout: Layout) -> list[Int32Array]:
-        """The arrays of `layout` in the next buffer; for a ring that only ever holds this layout."""
-        words = self.next(layout.total)
-        found = self._views[self._turn]
-        if found is None:
-            found = self._views[self._turn] = layout.host(words)
-        return found
+            buffer = HostBuffer(self._memory(1 << (max(layout.total, SMALLEST) - 1).bit_length()))
+            self._buffers[self._turn] = buffer
+            buffer.holds(layout)
+        return buffer
 
     def send(self, target: torch.Tensor) -> None:
-        """Copy the first words of the buffer taken last into all of `target`, in the order of the current stream."""
-        host, size = self._buffers[self._turn][0], target.shape[0]
-        target.copy_(host if host.shape[0] == size else host[:size], non_blocking=True)
+        """Copy the buffer taken last to `target`, of its layout's size, in the order of the current stream."""
         if self._pinned:
-            event = self._copied[self._turn] = self._copied[self._turn] or torch.cuda.Event()
-            event.record(self._current_stream())
+            self._follow_stream()
+        target.copy_(self._buffers[self._turn].tensor, non_blocking=True)
 
-    def _empty(self, elements: int) -> tuple[torch.Tensor, Int32Array]:
+    def _memory(self, elements: int) -> torch.Tensor:
         with torch.inference_mode(False):
-            host = torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=self._pinned)
-        return host, host.numpy()
+            return torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=self._pinned)
 
-    def _current_stream(self) -> torch.cuda.Stream:
-        """torch.cuda.current_stream costs more than planning a small batch: asked only when the stream has changed."""
+    def _follow_stream(self) -> None:
+        """An event of one stream says nothing of another: what was copied in the last one gets its own.
+
+        torch.cuda.current_stream costs more than planning a small batch: asked only when the stream has changed.
+        """
         device = self._device.index if self._device.index is not None else torch.cuda.current_device()
         raw: int = torch._C._cuda_getCurrentRawStream(device)
         if self._stream is None or self._stream[0] != raw:
+            if self._stream is not None:
+                self._record(self._turn // LAP)
             self._stream = raw, torch.cuda.current_stream(device)
-        return self._stream[1]
+
+    def _record(self, lap: int) -> None:
+        assert self._stream is not None
+        event = torch.cuda.Event()
+        event.record(self._stream[1])
+        self._copied[lap].append(event)
+
+    def _wait(self, lap: int) -> None:
+        for event in self._copied[lap]:
+            event.synchronize()  # returns at once unless the GPU is LAP batches behind
+        self._copied[lap].clear()
 
 
 def _padded(size: int) -> int:

@@ -268,6 +268,20 @@ def test_without_lengths_every_sequence_has_one_token():
         assert batch.num_tokens == 3
 
 
+@pytest.mark.parametrize("num_slots", [1, 9, 256, 257])
+def test_slots_of_a_list_are_those_of_an_array_and_as_strict(num_slots):
+    """A list of slots that fit a byte is read another way."""
+    last = num_slots - 1
+    for good in ([], [last], [0, last, 0], [last] * 300):
+        batch = EmbeddingBatch.build(None, good, [8] * num_slots, segments=True, device="cpu")
+        assert batch.token_adapters.tolist() == [slot << 16 | 8 for slot in good]
+        grouped = sorted(range(len(good)), key=good.__getitem__)
+        assert batch.permutation.tolist() == grouped
+    for bad, kind in (([0, num_slots], SlotError), ([-1], SlotError), ([1 << 70], ShapeError), ([0.0], ShapeError)):
+        with pytest.raises(kind, match="seq_slots"):
+            EmbeddingBatch.build(None, bad, [8] * num_slots, device="cpu")
+
+
 def test_ranks_changed_in_place_are_seen():
     static = EmbeddingBatch.allocate(max_tokens=2, slots=2, device="cpu")
     for ranks in ([4, 8], np.array([4, 8])):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import triton
@@ -98,9 +100,65 @@ def test_each_part_of_a_key_matters():
     assert len(keys) == 1 + 2 * 5 + 17 + 2 + 1
 
 
+# What may differ between two calls of `embedding_lora_a`.
+PARTS = {
+    "rank": [8, 16, 20],
+    "dtype": [torch.bfloat16, torch.float32],
+    "tokens": [4, 5],
+    "padding": [0, 4],
+    "shifted": ["none", "ids", "table", "extra", "out"],  # which tensor starts elsewhere ...
+    "elements": [1, 2],  # ... by so many elements
+    "storage": ["rank_major", "vocab_major"],
+    "id_dtype": [torch.int32, torch.int64],
+    "extra": [False, True],
+    "vocab": [30, 29],
+    "pdl": [False, True],
+    "forced": [None, tuning.LaunchConfig(2, 8, 1)],
+}
+
+
+def lookup_arguments(rank, dtype, tokens, padding, shifted, elements, storage, id_dtype, extra, vocab):
+    def of(name, *shape, dtype=dtype):
+        skipped = elements if name == shifted else 0
+        return torch.zeros(math.prod(shape) + skipped, dtype=dtype)[skipped:].view(shape)
+
+    table = of("table", 2, rank, 30) if storage == "rank_major" else of("table", 2, 30, rank).transpose(1, 2)
+    batch = EmbeddingBatch.build([tokens], [0], [8, 8], device="cpu")
+    out = of("out", tokens, rank + padding)[:, :rank]
+    return of("ids", tokens, dtype=id_dtype), table, batch, vocab, of("extra", 2, 3, rank) if extra else None, out
+
+
+@given(data=st.data())
+def test_a_kept_launch_is_the_one_that_its_call_would_make(data):
+    """Each call is made twice: with what earlier calls have left, and with nothing kept. Most differ in one part."""
+    made = []
+    parts = {name: data.draw(st.sampled_from(values)) for name, values in PARTS.items()}
+
+    def fake(kernel, grid, tensors, counts, constants, num_warps, pdl):
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        key = launch.variant_key(kernel, tensors, pointers, constants, num_warps, 0)
+        made.append((grid, counts, key, pdl))
+        return lambda addresses, this=made[-1]: made.append(this) is None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "launch", fake)
+        patch.setattr(ops, "overlaps_launches", lambda device: True)
+        patch.setattr(ops, "accept_host_tensors", True)
+        kept = {}
+        for name in [*PARTS, *PARTS]:
+            parts[name] = data.draw(st.sampled_from(PARTS[name]))
+            patch.setattr(tuning, "_forced", parts["forced"])
+            arguments = lookup_arguments(**{key: parts[key] for key in parts if key not in ("forced", "pdl")})
+            for layouts in (kept, {}):
+                patch.setattr(ops, "_layouts", layouts)
+                embedding_lora_a(*arguments, pdl=parts["pdl"])
+            assert made[-1] == made[-2]
+
+
 @pytest.mark.gpu
 def test_a_known_variant_skips_the_front_and_another_is_never_taken_for_it(device, monkeypatch):
     monkeypatch.setattr(launch, "_variants", {})
+    monkeypatch.setattr(ops, "_layouts", {})
     front = JITFunction.run
     fronted = []
 

@@ -20,6 +20,7 @@ from csgmv_embed import (
     embedding_lora_a_reference,
     ops,
     to_storage,
+    tuning,
 )
 from csgmv_embed.tuning import LaunchConfig
 
@@ -322,8 +323,11 @@ def test_a_static_batch_longer_than_its_first_segments_is_exact_on_the_launch_ma
     assert torch.equal(out, table[1, :, :40].T)
 
 
-def test_rows_behind_a_batch_are_zero_although_it_was_full_when_its_launch_was_chosen(device, monkeypatch):
-    """What a captured graph meets: launched when full, replayed with fewer tokens."""
+@pytest.mark.parametrize("programs", [1, 2, 64])
+def test_rows_behind_a_batch_are_zero_although_it_was_full_when_its_launch_was_chosen(device, monkeypatch, programs):
+    """What a captured graph meets: launched when full, replayed with fewer tokens, on as many programs or fewer."""
+    monkeypatch.setattr(tuning, "_forced", LaunchConfig(2, 8, 1))
+    monkeypatch.setattr(ops, "MAX_PADDING_PROGRAMS", programs)
     table, ids = torch.randn(2, 8, 50, device=device), torch.arange(12, device=device)
     static = EmbeddingBatch.allocate(max_tokens=12, slots=2, segments=True, device=device)
     view = static.without_token_words()

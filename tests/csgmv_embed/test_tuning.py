@@ -24,10 +24,10 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_table(folder: Path, gpu: str, rows: list[tuple[int, int, tuple[int, int, int]]]) -> None:
+def write_table(folder: Path, gpu: str, rows: list[tuple[int, int, tuple[int, int, int]]], plan: str = "any") -> None:
     fields = ("block_tokens", "block_rank", "num_warps")
     content = [
-        {**ROW, "max_rank": rank, "max_tokens": tokens, "config": dict(zip(fields, config, strict=True))}
+        {**ROW, "plan": plan, "max_rank": rank, "max_tokens": tokens, "config": dict(zip(fields, config, strict=True))}
         for rank, tokens, config in rows
     ]
     (folder / tuning.table_path(gpu).name).write_text(json.dumps({"gpu": gpu, "rows": content}))
@@ -38,7 +38,7 @@ def test_a_table_gives_the_row_of_the_next_larger_rank_and_tokens(tables: Path) 
     write_table(tables, "NVIDIA Test (80 GB)", rows)
 
     def chosen(tokens: int, rank: int) -> LaunchConfig:
-        return tuning.choose(tokens, rank, True, 2, "NVIDIA Test (80 GB)")
+        return tuning.choose("tokens", tokens, rank, True, 2, "NVIDIA Test (80 GB)")
 
     assert chosen(1, 16) == chosen(32, 9) == (8, 16, 1)
     assert chosen(33, 16) == chosen(10**6, 16) == (16, 16, 2)
@@ -50,7 +50,7 @@ def test_a_table_gives_the_row_of_the_next_larger_rank_and_tokens(tables: Path) 
 def test_without_a_row_for_it_the_rule_holds(tables: Path) -> None:
     write_table(tables, "GPU", [(16, 32, (1, 16, 1))])
     for case in ((True, 4, "GPU"), (False, 2, "GPU"), (True, 2, "another"), (True, 2, "")):
-        assert tuning.choose(5, 16, *case) == tuning.rule(5, 16, case[0])
+        assert tuning.choose("segments", 5, 16, *case) == tuning.rule(5, 16, case[0])
 
 
 @pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda path: path.stem)
@@ -58,20 +58,27 @@ def test_a_shipped_table_is_whole_and_never_slower_than_the_rule(path: Path) -> 
     content = json.loads(path.read_text())
     assert tuning.table_path(content["gpu"]) == path
     rows = tuning.table(content["gpu"])
-    steps = {(row.rows_contiguous, row.element_bytes): [0, 0] for row in rows}
+    steps = {(row.plan, row.rows_contiguous, row.element_bytes): 0 for row in rows}
+    assert {row.plan for row in rows} in ({"any"}, {"tokens", "segments"})
     for row in rows:
         assert 0 < row.best_us <= row.rule_us
         assert all(value & (value - 1) == 0 and value > 0 for value in row.config), row
         assert row.config.block_tokens * row.config.block_rank <= 1 << 14
-        steps[row.rows_contiguous, row.element_bytes][0] += 1
-    assert len({tuple(count) for count in steps.values()}) == 1, "every storage and element size has the same grid"
+        steps[row.plan, row.rows_contiguous, row.element_bytes] += 1
+    assert len(set(steps.values())) == 1, "every plan, storage and element size has the same grid"
+
+
+def test_each_plan_has_its_own_rows(tables: Path) -> None:
+    write_table(tables, "GPU", [(16, 32, (8, 16, 1))], plan="tokens")
+    assert tuning.choose("tokens", 5, 16, True, 2, "GPU") == (8, 16, 1)
+    assert tuning.choose("segments", 5, 16, True, 2, "GPU") == tuning.rule(5, 16, True) != (8, 16, 1)
 
 
 def test_a_forced_configuration_is_used_and_given_up_again(device: torch.device) -> None:
     table, ids = torch.randn(1, 20, 24, device=device).transpose(1, 2), torch.arange(17, device=device)
     batch = EmbeddingBatch.build([17], [0], [24], device=device)
-    before = tuning.choose(17, 24, True, 4, "")
+    before = tuning.choose("tokens", 17, 24, True, 4, "")
     with tuning.forced(LaunchConfig(4, 8, 1)):
-        assert tuning.choose(17, 24, True, 4, "") == (4, 8, 1)
+        assert tuning.choose("tokens", 17, 24, True, 4, "") == (4, 8, 1)
         assert torch.equal(embedding_lora_a(ids, table, batch, 20), table[0, :, :17].T)
-    assert tuning.choose(17, 24, True, 4, "") == before
+    assert tuning.choose("tokens", 17, 24, True, 4, "") == before

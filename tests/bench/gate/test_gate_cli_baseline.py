@@ -53,13 +53,15 @@ def test_compare_of_a_broken_file_is_2(run: Run, tmp_path: Path) -> None:
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> Results:
-    """A checkout without changes, at the commit that h200-aa.json measured."""
-    from bench.gate import files
+    """A checkout without changes, in whose history the commit that h200-aa.json measured is as it was measured."""
+    from bench.gate import files, trees
 
     results = aa()
     code = results.code
     code.dirty = False
     monkeypatch.setattr(files, "collect_code", lambda: code)
+    known = {code.sha: (code.kernel_source_sha256, code.bench_version)}
+    monkeypatch.setattr(trees, "hashes_at", known.get)
     return results
 
 
@@ -103,6 +105,21 @@ def test_a_baseline_refuses_unstable_points(run: Run, clean: Results, tmp_path: 
     assert "is unstable" in done.err and "at most 1.5 % allowed" in done.err
 
 
+def test_a_baseline_leaves_unstable_points_out_where_asked_and_names_them(
+    run: Run, clean: Results, tmp_path: Path
+) -> None:
+    shaky, path = aa(), tmp_path / "baseline.json"
+    unstable = shaky.points[1]
+    for item in unstable.rounds:
+        item.blocks_us = [value * (1 + 0.05 * item.process) for value in item.blocks_us]
+    done = run("baseline", saved(tmp_path / "shaky.json", shaky), "-o", path, "--leave-out-unstable")
+    assert done.code == 0, done.err
+    assert f"left out: {unstable.contender}" in done.err and "at most 1.5 % allowed" in done.err
+    assert {point.key for point in store.read(path).points} == {p.key for p in shaky.points} - {unstable.key}
+    only_shaky = saved(tmp_path / "only.json", jittered(aa(), sd=0.05))
+    assert run("baseline", only_shaky, "-o", tmp_path / "none.json", "--leave-out-unstable").code == 2
+
+
 def test_a_baseline_refuses_a_dirty_tree_and_results_of_one(
     run: Run, clean: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,14 +134,16 @@ def test_a_baseline_refuses_a_dirty_tree_and_results_of_one(
     assert run("baseline", AA, "-o", tmp_path / "b.json").code == 2
 
 
-def test_a_baseline_from_a_machine_without_git_must_be_of_this_commits_sources(
-    run: Run, clean: Results, tmp_path: Path
+@pytest.mark.parametrize("part", ["kernel_source_sha256", "bench_version", "sha"])
+def test_a_baseline_from_a_machine_without_git_must_be_of_its_commits_sources(
+    run: Run, clean: Results, tmp_path: Path, part: str
 ) -> None:
     other = aa()
-    other.code.kernel_source_sha256 = "0" * 64
+    assert other.code.dirty is None
+    setattr(other.code, part, "0" * 64)
     done = run("baseline", saved(tmp_path / "other.json", other), "-o", tmp_path / "b.json")
     assert done.code == 2
-    assert "its sources are not those of this checkout's commit" in done.err
+    assert "its sources are not those of the commit" in done.err
 
 
 def test_thresholds_are_in_bench_toml_and_shown(run: Run) -> None:

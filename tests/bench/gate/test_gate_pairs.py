@@ -18,13 +18,14 @@ import pytest
 from gate_support import GATE, LOADED, ROOT, FakeGpu, fake_trees
 
 from bench.config import Config, Measure, PlannedPoint
+from bench.environment import collect_code
 from bench.gate import records, selftest, session
 from bench.gate.judge import judge_pairs
 from bench.gate.pairs import WorkerSide
 from bench.gate.protocol import Prepared, Side, SideLost
 from bench.gate.records import PairPoint, PairRun
 from bench.gate.session import Instrument
-from bench.gate.trees import LIBRARY, Tree, trees
+from bench.gate.trees import LIBRARY, Tree, hashes_at, trees
 from bench.gate.verbs import Choice
 from bench.gate.verdict import CannotJudge, Exit, GateError, Subject
 
@@ -311,6 +312,16 @@ def in_git() -> bool:
 
 
 needs_git = pytest.mark.skipif(not in_git(), reason="not a git checkout")
+
+
+@needs_git
+def test_the_sources_of_a_commit_have_the_hashes_of_a_checkout_of_it() -> None:
+    here = collect_code()
+    assert here.sha is not None
+    found = hashes_at(here.sha)
+    assert found is not None
+    assert found == (here.kernel_source_sha256, here.bench_version) or here.dirty
+    assert hashes_at("0" * 40) is None
 
 
 @needs_git

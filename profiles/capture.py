@@ -1,0 +1,146 @@
+"""Running a profiler as a child: all of its files or none, and an end that can be told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from bench.config import ConfigError
+from bench.environment import ROOT
+from bench.results import ResultsError
+from profiles.session import Session
+
+RUNNER = "profiles.runner"
+PROFILED = "CSGMV_BENCH_PROFILED"  # set for every process that a session starts under a tool
+GRACE_S = 10.0
+PROBE_TIMEOUT_S = 60.0
+LAST_LINES = 12  # of a failed tool's output
+
+
+class ProfileError(ConfigError):
+    """A session cannot begin: a tool is missing, a name is wrong. Exit status 2."""
+
+
+class CaptureFailed(Exception):
+    """A session began and yielded nothing that can be used. Exit status 3."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a tool ended, and all it said."""
+
+    returncode: int
+    output: str
+
+    def last_lines(self) -> str:
+        return "\n".join(self.output.strip().splitlines()[-LAST_LINES:])
+
+
+def find_tool(name: str, places: Sequence[str]) -> Path | None:
+    """The program of this name: the one that the variable NAME (in capitals) names, on the path, or in `places`, globs.
+
+    Of several in one place, the newest version. Raises ProfileError if the variable names no program.
+    """
+    variable = name.upper()
+    if told := os.environ.get(variable):
+        if not os.access(told, os.X_OK):
+            raise ProfileError(f"{variable}={told}: no such program; expected the path of {name}")
+        return Path(told)
+    if found := shutil.which(name):
+        return Path(found)
+    for place in places:
+        fitting = sorted(Path("/").glob(place.removeprefix("/")))
+        if fitting:
+            return fitting[-1]
+    return None
+
+
+def runner_command(session: Session) -> list[str]:
+    """The profiled program: this interpreter running the session's points."""
+    numbers = {"--launches": session.launches, "--replays": session.replays, "--seed": session.seed}
+    options = [part for name, value in numbers.items() for part in (name, str(value))]
+    return [sys.executable, "-m", RUNNER, *options, *(point.name for point in session.points)]
+
+
+def ask(command: Sequence[str]) -> str:
+    """What a tool prints, for probing it; empty if it fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PROBE_TIMEOUT_S, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
+    """Run to the end in the checkout. An interrupt ends the child and its children before it is raised."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {PROFILED: "1"} | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # one group, so that the tool, its helpers and the program end together
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        log.seek(0)
+        return Finished(code, log.read().decode(errors="replace"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM is what an interrupt is; only the main thread can say so."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def scratch(stem: Path) -> Iterator[Path]:
+    """A folder beside `stem` for a tool to write in, gone at the end. Raises ResultsError."""
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".profile-", dir=stem.parent)
+    except OSError as error:
+        raise ResultsError(f"{stem.parent}: cannot be written: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def publish(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Move finished files to `folder`, each in one step."""
+    return [file.replace(folder / file.name) for file in files]

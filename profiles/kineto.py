@@ -1,0 +1,238 @@
+"""torch's profiler in this process: per-kernel device times beside the suite's own clock. Only this module knows it.
+
+Two passes, for CUPTI slows what it watches: every point is first timed by the suite's clock with the profiler off, then
+set up again and traced. A kernel belongs to the point in whose range the host launched it, found by the correlation
+id of the launch and never by the kernel's own time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bench.config import Measure, PlannedPoint
+from profiles.capture import CaptureFailed
+from profiles.records import TraceBody, TracedKernel, TracedPoint
+from profiles.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.contenders.base import Launch
+    from bench.measure import Bench
+
+SUFFIX = ".trace.json"
+EMPTY = "empty kernel"  # the range of the floor's kernel
+LAUNCHES = ("cuda_runtime", "cuda_driver")
+GPU_WORK = ("kernel", "gpu_memset", "gpu_memcpy")
+TRACED_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A host range of the trace, us."""
+
+    name: str
+    start_us: float
+    end_us: float
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the trace, the call that launched it, and the name of that call's range, None outside all of them.
+
+    Times are the trace's, us; `called_us` is when the call began, None if the trace has no such call.
+    """
+
+    name: str
+    range: str | None
+    start_us: float
+    device_us: float
+    called_us: float | None
+
+
+@dataclass
+class _Timed:
+    """A point between its two passes."""
+
+    point: PlannedPoint
+    calls: int
+    untraced_us: float
+    traced_us: float = 0.0
+
+
+def trace(session: Session, settings: Measure, output: Path) -> TraceBody:
+    """Time and trace the session's points on this machine's GPU, and write the Chrome trace to `output`.
+
+    A row of calls is `settings.nodes` launches whatever the session says: the clock's own. Raises NotMeasured for a
+    point that cannot be launched or is wrong, CaptureFailed if the profiler saw no kernel.
+    """
+    import torch
+
+    from bench import measure
+    from bench.clocks.anchors import capture_empty, empty_eager_us, empty_graph_us
+
+    os.environ.setdefault("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")  # its key omits the rank
+    device = torch.device("cuda", torch.cuda.current_device())
+    bench = measure.Bench(device, settings, process=0)
+    bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    empty = capture_empty(settings.nodes)
+    floors = {
+        "graph": empty_graph_us(empty, settings.block_ms),
+        "eager": empty_eager_us(settings.eager_calls),
+    }
+    clocks = {point.clock for point in session.points}
+    timed = [_untraced(bench, point) for point in session.points]
+    with _profiler() as profiler:
+        with torch.profiler.record_function(EMPTY):
+            empty.replay()
+            torch.cuda.synchronize()
+        for item in timed:
+            item.traced_us = _traced(bench, item)
+    profiler.export_chrome_trace(str(output))
+    return summarise(load(output), timed, {name: us for name, us in floors.items() if name in clocks})
+
+
+@contextmanager
+def _profiler() -> Iterator[Any]:
+    from torch.profiler import ProfilerActivity, profile
+
+    # CPU: without it the trace has no ranges to attribute by. It costs host time per torch call, on no device time.
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        yield profiler
+
+
+def _untraced(bench: Bench, point: PlannedPoint) -> _Timed:
+    """Verify and time a point by the suite's own clock."""
+    from bench import contenders, measure
+    from bench.clocks import eager, graph
+
+    settings = bench.settings
+    contender = contenders.build(point.contender)
+    if reason := contender.unavailable():
+        raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
+    sets = measure.index_sets(bench, point.case)
+    workload = bench.workload(point.case, sets)
+    launch = contender.setup(workload, static=point.clock == "graph")
+    if point.clock == "eager":
+        measure.verify_eager(contender, workload, launch)
+        blocks, _ = eager.sample(launch, index_sets=sets, calls=settings.eager_calls, blocks=settings.blocks)
+        return _Timed(point, settings.eager_calls, median(blocks))
+    captured = graph.capture(launch, index_sets=sets, nodes=settings.nodes)
+    measure.verify_graph(contender, workload, captured)
+    flush = _flush(bench, point)
+    blocks = graph.sample(captured, blocks=settings.blocks, block_ms=settings.block_ms, flush=flush)
+    return _Timed(point, captured.nodes, median(blocks))
+
+
+def _traced(bench: Bench, item: _Timed) -> float:
+    """Time of a call under the profiler; each round of calls in a range that carries the point's name."""
+    import torch
+
+    from bench import contenders, measure
+    from bench.clocks import graph
+
+    point = item.point
+    contender = contenders.build(point.contender)
+    sets = measure.index_sets(bench, point.case)
+    launch = contender.setup(bench.workload(point.case, sets), static=point.clock == "graph")
+    calls = _calls(launch, sets, item)
+    flush = _flush(bench, point)
+    calls()
+    torch.cuda.synchronize()
+    rounds = []
+    for _ in range(TRACED_ROUNDS):
+        if flush is not None:
+            torch.amax(flush)
+            torch.cuda.synchronize()
+        with torch.profiler.record_function(point.name):
+            rounds.append(graph.event_us(calls) / item.calls)
+    return median(rounds)
+
+
+def _calls(launch: Launch, sets: int, item: _Timed) -> Callable[[], object]:
+    from bench.clocks import graph
+
+    if item.point.clock == "graph":
+        return graph.capture(launch, index_sets=sets, nodes=item.calls, exact=True).replay
+    return lambda: [launch(call % sets) for call in range(item.calls)]
+
+
+def _flush(bench: Bench, point: PlannedPoint) -> torch.Tensor | None:
+    from bench.clocks import graph
+
+    cold = point.case.cache == "cold" and point.clock == "graph"
+    return graph.flush_buffer(bench.l2_bytes, bench.device) if cold else None
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The events of a Chrome trace. Raises CaptureFailed if the file is none."""
+    try:
+        events = json.loads(path.read_bytes())["traceEvents"]
+        return [event for event in events if event.get("ph") == "X"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CaptureFailed(f"{path}: no Chrome trace: {error}") from error
+
+
+def intervals(events: Sequence[dict[str, Any]]) -> list[Interval]:
+    """The ranges that the program itself named, in order of their start."""
+    found = [
+        Interval(event["name"], event["ts"], event["ts"] + event["dur"])
+        for event in events
+        if event.get("cat") == "user_annotation"
+    ]
+    return sorted(found, key=lambda item: item.start_us)
+
+
+def kernels(events: Sequence[dict[str, Any]]) -> list[Kernel]:
+    """The kernels with the range of their launch. Our ranges do not nest, so the last one begun is the only one."""
+    ranges = intervals(events)
+    starts = [item.start_us for item in ranges]
+    launched = {
+        event["args"]["correlation"]: event["ts"]
+        for event in events
+        if event.get("cat") in LAUNCHES and "correlation" in event.get("args", {})
+    }
+
+    def enclosing(moment_us: float | None) -> str | None:
+        place = bisect_right(starts, moment_us) - 1 if moment_us is not None else -1
+        inside = place >= 0 and moment_us is not None and moment_us <= ranges[place].end_us
+        return ranges[place].name if inside else None
+
+    found = []
+    for event in events:
+        if event.get("cat") in GPU_WORK:
+            called_us = launched.get(event["args"].get("correlation"))
+            found.append(Kernel(event["name"], enclosing(called_us), event["ts"], event["dur"], called_us))
+    return found
+
+
+def summarise(events: Sequence[dict[str, Any]], timed: Sequence[_Timed], floor_us: dict[str, float]) -> TraceBody:
+    """Device times of each point's kernels, a call; none for a point whose launches the profiler did not record.
+
+    Raises CaptureFailed if that is every point.
+    """
+    by_range: dict[str | None, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for kernel in kernels(events):
+        by_range[kernel.range][kernel.name].append(kernel.device_us)
+    points = []
+    for item in timed:
+        seen = by_range.get(item.point.name, {})
+        calls = item.calls * TRACED_ROUNDS
+        shown = [TracedKernel(name, len(times) / calls, median(times)) for name, times in seen.items()]
+        case, contender, clock = item.point.case, item.point.contender, item.point.clock
+        points.append(TracedPoint(case, contender, clock, item.untraced_us, item.traced_us, shown))
+    if not any(point.kernels for point in points):
+        raise CaptureFailed(
+            "torch's profiler saw no kernel of any point; is another profiler attached to this process?"
+        )
+    empty = [us for times in by_range.get(EMPTY, {}).values() for us in times]
+    return TraceBody(points, floor_us, median(empty) if empty else None)

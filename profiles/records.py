@@ -1,0 +1,153 @@
+"""The record of a profiled run, in a format of its own: what a tool saw is never a timing of the suite.
+
+History of the format (semver, as in bench/results.py)
+1.0.0  first version
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from bench import results as store
+from bench.case import Case
+from bench.results import Code, Environment, WorkCounts
+
+PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.0.0"
+CacheControl = Literal["cold", "warm"]
+
+
+class ProfileSchema(msgspec.Struct):
+    """Which format, which version of it."""
+
+    name: str = PROFILE_NAME
+    version: str = PROFILE_VERSION
+
+
+class RangeTime(msgspec.Struct):
+    """The GPU work that was enqueued while an NVTX range was the innermost one of its thread.
+
+    path          the range and those around it, outermost first
+    instances     how often the range was entered and enqueued anything
+    eager, graph  kernels launched by themselves, and as nodes of a CUDA graph
+    busy_us       time in which at least one kernel ran
+    gap_us        time between the first start and the last end in which none did
+    origins       graph kernels by the path of the range in which their node was captured
+    whole_graphs  graphs recorded as one row each, whose kernels cannot be told
+    """
+
+    path: list[str]
+    instances: int
+    eager: int
+    graph: int
+    busy_us: float
+    gap_us: float
+    origins: dict[str, int] = {}
+    whole_graphs: int = 0
+
+
+class NsysBody(msgspec.Struct, tag="nsys"):
+    """What nsys recorded; without its importer the ranges are None and the raw file is all there is."""
+
+    ranges: list[RangeTime] | None
+    unattributed: int = 0  # kernels whose launch no range of ours encloses
+    remark: str | None = None
+
+
+class KernelCounters(msgspec.Struct):
+    """The counters of one profiled kernel of a launch; `metrics` are ncu's own names and base units."""
+
+    case: Case
+    contender: str
+    clock: str
+    cache: CacheControl
+    kernel: str
+    metrics: dict[str, float]
+
+
+class UsefulBytes(msgspec.Struct):
+    """What a launch on index set 0 has to move: ids and distinct rows in, rows out."""
+
+    case: Case
+    read_bytes: int
+    written_bytes: int
+
+
+class CountedWork(msgspec.Struct):
+    """The work clock's counts of one launch of a contender."""
+
+    case: Case
+    contender: str
+    counts: WorkCounts
+
+
+class NcuBody(msgspec.Struct, tag="ncu"):
+    """Counters of one launch a point; `missing` are wanted metrics that this chip or version of ncu does not have.
+
+    No kernels: the reports were kept where there was no reader, and are read when they are shown.
+    """
+
+    kernels: list[KernelCounters]
+    useful: list[UsefulBytes]
+    counted: list[CountedWork] = []
+    missing: list[str] = []
+
+
+class TracedKernel(msgspec.Struct):
+    """One kernel of a call under the trace: its name, how many a call, the median time on the device."""
+
+    kernel: str
+    per_call: float
+    device_us: float
+
+
+class TracedPoint(msgspec.Struct):
+    """A point timed without the trace and then traced.
+
+    untraced_us   time of a call by the suite's own clock, before the trace was switched on, median of blocks
+    traced_us     the same calls under the trace
+    """
+
+    case: Case
+    contender: str
+    clock: str
+    untraced_us: float
+    traced_us: float
+    kernels: list[TracedKernel]
+
+
+class TraceBody(msgspec.Struct, tag="trace"):
+    """What torch's profiler recorded. floor_us: an empty kernel, by clock; floor_device_us: its time on the device."""
+
+    points: list[TracedPoint]
+    floor_us: dict[str, float]
+    floor_device_us: float | None = None
+
+
+class Profile(msgspec.Struct):
+    """A whole profile file. `files` are the tool's own, beside it."""
+
+    schema: ProfileSchema
+    tool_version: str
+    commands: list[list[str]]
+    started_utc: str
+    code: Code
+    seed: int
+    launches: int
+    replays: int
+    files: list[str]
+    body: NsysBody | NcuBody | TraceBody
+    dropped_flags: list[str] = []  # that this version of the tool lacks
+    env: Environment | None = None
+
+
+def write(path: Path, profile: Profile) -> None:
+    """Replace the file in one step. Raises ResultsError."""
+    store.write(path, profile)
+
+
+def read(path: Path) -> Profile:
+    """Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
+    return store.read_document(path, Profile, PROFILE_NAME, PROFILE_VERSION)

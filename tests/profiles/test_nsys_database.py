@@ -1,0 +1,125 @@
+"""nsys' SQLite put back together: which range launched a kernel, and which captured it."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import nsys_schema
+import pytest
+
+from profiles import nsys_database
+from profiles.capture import CaptureFailed
+
+
+@pytest.fixture
+def database(tmp_path):
+    return nsys_schema.build(tmp_path / "capture.sqlite")
+
+
+def rows(database):
+    found = nsys_database.attribute(database)
+    return {tuple(row.path): row for row in found.ranges}, found.unattributed
+
+
+def test_kernels_belong_to_the_innermost_range_of_their_launch(database):
+    by_path, unattributed = rows(database)
+    assert set(by_path) == {("A", "sample"), ("B", "sample")}, "no range of another domain, none that launched nothing"
+    sample = by_path["A", "sample"]
+    assert (sample.graph, sample.eager, sample.instances) == (4, 1, 1)
+    assert (by_path["B", "sample"].graph, by_path["B", "sample"].eager) == (0, 1), "threads are kept apart"
+    assert unattributed == 2, "one launched outside every range, one of another process"
+
+
+def test_busy_time_counts_an_overlap_once_and_gaps_are_the_holes(database):
+    sample = rows(database)[0]["A", "sample"]
+    assert sample.busy_us == pytest.approx(0.4 + 0.5 + 1.0 + 0.1)
+    assert sample.gap_us == pytest.approx((7100 - 3000) / 1000 - sample.busy_us)
+
+
+def test_graph_kernels_name_the_range_that_captured_them_through_copies_of_copies(database):
+    sample = rows(database)[0]["A", "sample"]
+    assert sample.origins == {"A / warmup": 4}
+
+
+def test_nodes_made_before_the_capture_have_no_known_origin(database):
+    change(database, "DELETE FROM CUDA_GRAPH_NODE_EVENTS WHERE originalGraphNodeId IS NULL")
+    assert rows(database)[0]["A", "sample"].origins == {"unknown": 4}
+    change(database, "DROP TABLE CUDA_GRAPH_NODE_EVENTS")
+    assert rows(database)[0]["A", "sample"].origins == {"unknown": 4}
+
+
+def test_nodes_that_copy_each_other_do_not_hang(database):
+    change(database, "UPDATE CUDA_GRAPH_NODE_EVENTS SET originalGraphNodeId = 21 WHERE graphNodeId = 11")
+    assert rows(database)[0]["A", "sample"].origins == {"A / warmup": 2, "unknown": 2}
+
+
+def test_whole_graphs_are_told_from_kernels(database):
+    change(
+        database,
+        "CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start, end, correlationId, globalPid)",
+        f"INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES (3000, 4000, 100, {nsys_schema.PROCESS})",
+        "DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL",
+    )
+    by_path, _ = rows(database)
+    assert (by_path["A", "sample"].whole_graphs, by_path["A", "sample"].graph, by_path["A", "sample"].eager) == (
+        1,
+        0,
+        0,
+    )
+
+
+def test_copies_and_fills_count_as_gpu_work(database):
+    change(
+        database,
+        "CREATE TABLE CUPTI_ACTIVITY_KIND_MEMSET (start, end, correlationId, globalPid, graphNodeId)",
+        f"INSERT INTO CUPTI_ACTIVITY_KIND_MEMSET VALUES (2900, 2950, 102, {nsys_schema.PROCESS}, NULL)",
+    )
+    assert rows(database)[0]["A", "sample"].eager == 2
+
+
+def test_an_older_schema_without_node_ids_still_gives_eager_kernels(database):
+    change(
+        database,
+        "ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL DROP COLUMN graphNodeId",
+        "DROP TABLE ENUM_NSYS_EVENT_TYPE",
+    )
+    sample = rows(database)[0]["A", "sample"]
+    assert (sample.eager, sample.graph) == (5, 0)
+
+
+def test_ranges_of_the_domain_are_counted(database, tmp_path):
+    assert nsys_database.count_ranges(database) == 5
+    assert nsys_database.count_ranges(nsys_schema.build(tmp_path / "other.sqlite", domain="another")) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL"], "no GPU work"),
+        (["DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL"], "no GPU work"),
+        (["DELETE FROM NVTX_EVENTS"], "no NVTX range of the domain csgmv_bench"),
+        (["DROP TABLE NVTX_EVENTS"], "no NVTX range of the domain csgmv_bench"),
+        (["DROP TABLE StringIds"], "no table StringIds"),
+    ],
+)
+def test_an_empty_capture_says_what_it_lacks(database, changes, said):
+    change(database, *changes)
+    with pytest.raises(CaptureFailed, match=said):
+        nsys_database.attribute(database)
+
+
+def test_what_is_no_database_is_named(tmp_path):
+    file = tmp_path / "report.sqlite"
+    with pytest.raises(CaptureFailed, match="does not exist"):
+        nsys_database.attribute(file)
+    file.write_bytes(b"no database at all" * 100)
+    with pytest.raises(CaptureFailed, match="no SQLite file"):
+        nsys_database.attribute(file)
+
+
+def change(database, *statements):
+    connection = sqlite3.connect(database)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
