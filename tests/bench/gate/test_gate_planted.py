@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
 
 def tree(folder: Path, variant: str | None) -> Path:
     """A copy of the library and the suite; with `variant`, the stand-in lookup in the library's place."""
-    shutil.copytree(ROOT / "csgmv_embed", folder / "csgmv_embed", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "bench", folder / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("csgmv_embed", "bench", "profiles"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     toml = (ROOT / "bench.toml").read_text(encoding="utf-8")
     if variant is not None:
         assert LANES in toml
