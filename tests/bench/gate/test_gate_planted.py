@@ -25,6 +25,7 @@ def tree(folder: Path, variant: str | None) -> Path:
     """A copy of the library and the suite; with `variant`, the stand-in lookup in the library's place."""
     shutil.copytree(ROOT / "csgmv_embed", folder / "csgmv_embed", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "bench", folder / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "profiles", folder / "profiles", ignore=shutil.ignore_patterns("__pycache__"))
     toml = (ROOT / "bench.toml").read_text(encoding="utf-8")
     if variant is not None:
         assert LANES in toml
