@@ -29,9 +29,7 @@ class Check(msgspec.Struct):
         return self.difference <= self.allowed
 
 
-def eviction(
-    path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Request, steps: int, limit: float
-) -> Iterator[Check]:
+def eviction(path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Request, steps: int) -> Iterator[Check]:
     """Four adapters in rotation through two slots, twice: each as it is alone, and the second time as the first."""
     rotation = [*adapters, *(weaker(adapter) for adapter in adapters)]
     alone = {adapter.name: _alone(make, adapter, prompt, steps) for adapter in rotation}
@@ -46,9 +44,9 @@ def eviction(
         rounds.append(found)
         pairs = [(row[k], alone[str(row[k].request.adapter)][k]) for row in found for k in (0, 2)]
         worst = largest_difference(*zip(*pairs, strict=True))
-        yield Check(path, f"eviction, round {number}: each adapter as alone", _finite(worst), limit)
+        yield Check(path, f"eviction, round {number}: each adapter as alone", finite(worst), 0.0)
     worst = max(largest_difference(one, other) for one, other in zip(*rounds, strict=True))
-    yield Check(path, "eviction, round 2 as round 1", _finite(worst), 0.0)
+    yield Check(path, "eviction, round 2 as round 1", finite(worst), 0.0)
 
 
 def _alone(make: MakeServer, adapter: Adapter, prompt: Request, steps: int) -> list[Output]:
@@ -75,7 +73,7 @@ def update(path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Req
     server.load(last)
     yield _same(path, "all after a reload", generate(server, everyone, steps), loaded)
     for what, bad in spoiled(last, server.vocab, plugin=path == "plugin"):
-        yield Check(path, f"update: refused, {what}", 0.0 if _refused(server, bad) else _finite(float("inf")), 0.0)
+        yield Check(path, f"update: refused, {what}", 0.0 if _refused(server, bad) else finite(float("inf")), 0.0)
     yield _same(path, "all after a load that failed", generate(server, everyone, steps), loaded)
     yield _same(path, "the others without it", generate(server, others, steps), without)
 
@@ -106,13 +104,13 @@ def _refused(server: Server, bad: Adapter) -> bool:
 
 
 def _same(path: str, what: str, found: Sequence[Output], expected: Sequence[Output]) -> Check:
-    return Check(path, f"update: {what}", _finite(largest_difference(found, expected)), 0.0)
+    return Check(path, f"update: {what}", finite(largest_difference(found, expected)), 0.0)
 
 
 def _for(prompt: Request, adapter: str | None) -> Request:
     return Request(prompt.prompt, adapter, prompt.ids)
 
 
-def _finite(difference: float) -> float:
+def finite(difference: float) -> float:
     """What JSON can hold."""
     return min(difference, 3.4e38)

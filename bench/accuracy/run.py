@@ -26,7 +26,7 @@ from bench.results import Code, Environment
 PathName = Literal["triton", "csgmv", "plugin"]
 PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed
 STEPS = 32
-SHORT = 4  # steps where adapters come and go, and where faults are planted
+SHORT = 3  # steps where adapters come and go, and where faults are planted
 SLOTS = 4  # the base model's, two adapters', and one that stays empty
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -126,6 +126,7 @@ class _Run:
     adapters: list[Adapter]
     requests: list[Request]
     reference: list[Output] = field(default_factory=list)
+    served: dict[PathName, list[Output]] = field(default_factory=dict)
     limit: float = 0.0
 
     def server(self, path: PathName, slots: int, *, graphs: bool = False) -> Server:
@@ -183,11 +184,15 @@ def _path(run: _Run, path: PathName) -> Iterator[Event]:
     server = run.server(path, SLOTS, graphs=setting.graphs)
     for adapter in run.adapters:
         server.load(adapter)
-    for found, expected in zip(generate(server, run.requests, setting.steps), run.reference, strict=True):
+    run.served[path] = generate(server, run.requests, setting.steps)
+    for found, expected in zip(run.served[path], run.reference, strict=True):
         yield compare.judge(path, found, expected, run.limit, run.written(found))
+    if path == "plugin":
+        worst = compare.largest_difference(run.served[path], run.served["csgmv"])
+        yield Check(path, "every request as by csgmv", lifecycle.finite(worst), 0.0)
     yield Stage(f"SGLang {path}: adapters evicted, updated")
     make, short = partial(run.server, path, graphs=setting.graphs), min(setting.steps, SHORT)
-    yield from lifecycle.eviction(path, make, run.adapters, run.requests[0], short, run.limit)
+    yield from lifecycle.eviction(path, make, run.adapters, run.requests[0], short)
     yield from lifecycle.update(path, make, run.adapters, run.requests[0], short)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import socket
 import sys
@@ -58,6 +59,7 @@ def hosted(device: torch.device) -> Iterator[None]:
         importlib.import_module("sglang.srt.lora.lora_manager")
     except Exception as error:  # a missing or broken package raises what it likes
         raise AccuracyError(f"SGLang's LoRA manager does not load: {type(error).__name__}: {error}"[:300]) from error
+    logging.getLogger("sglang").setLevel(logging.WARNING)
     _start_group()
     with ExitStack() as stack:
         for module in modules:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,13 @@ import torch
 
 from bench.accuracy import text
 from bench.accuracy.models import MODULES, Source, load, quiet
+from bench.environment import ROOT
 from bench.results import write_bytes
 
 ATTENTION = ("q_proj", "v_proj")
 IGNORED = -100  # label of a position that is not learned
 SEED = 1
+SCRATCH = ROOT / "build" / "accuracy"
 # A text learnt by heart drives logits apart without end, until float32 cannot be compared to 1e-4. Smoothed labels hold
 # them together, as much text does in a large model.
 SMOOTHING = 0.1
@@ -189,10 +191,12 @@ def _made(losses: list[float]) -> tuple[str, list[float]]:
 
 def _place(folder: Path, save: Any, curve: Curve) -> None:
     """Put a folder in place whole: an interrupted run leaves the old one, or none."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save(temporary)
-    write_bytes(temporary / "training.json", msgspec.json.format(msgspec.json.encode(curve), indent=0) + b"\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:  # never beside sources, whatever becomes of the process
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        save(made)
+        write_bytes(made / "training.json", msgspec.json.format(msgspec.json.encode(curve), indent=0) + b"\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, folder)

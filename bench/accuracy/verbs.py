@@ -50,7 +50,7 @@ def accuracy(
     found = run.AccuracyFile(
         environment=collect_environment(device.type),
         code=collect_code(),
-        argv=["python", "-m", "bench", *sys.argv[1:]],
+        argv=["bench", *(Path(word).name if word == str(output) else word for word in sys.argv[1:])],
         model=source.name,
         adapters=[folder.name for folder in folders],
         dtype=chosen,
