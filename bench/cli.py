@@ -20,7 +20,9 @@ from bench.environment import ROOT, attached_profiler, collect_code, nvml_device
 from bench.gate.session import Instrument
 from bench.gate.verbs import register as register_gate
 from bench.gate.verdict import CannotJudge, Exit, GateError
+from bench.history.verbs import GpuOption, LineOption, view
 from bench.history.verbs import register as register_history
+from bench.report.verbs import register as register_report
 from bench.results import Results, ResultsError, Run, Schema, Selection
 from profiles.verbs import register as register_profiles
 
@@ -28,7 +30,7 @@ TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
 USAGE_ERROR, INTERRUPTED = 2, 130
 DEFAULT_PROFILE = "quick"
-FIGURES = ("scaling", "roofline")
+FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -96,18 +98,26 @@ def show(file: Annotated[Path, typer.Argument(help="Results file.")]) -> None:
 
 @app.command()
 def plot(
-    figure: Annotated[str, typer.Argument(help=f"One of {', '.join(FIGURES)}.")],
-    file: Annotated[Path, typer.Argument(help="Results file.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: beside the results file.")] = None,
+    figure: Annotated[str, typer.Argument(help=f"One of {', '.join(FIGURES)}; or all that the files allow.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Results, records of pairs, reports of the gate, folders of a history.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; of all: what their names begin with.")
+    ] = None,
+    commits: LineOption = None,
+    clock: ClockOption = [],
+    gpu: GpuOption = None,
 ) -> None:
-    """Draw a figure of a results file, as PNG and SVG."""
-    if figure not in FIGURES:
-        raise ConfigError(f"figure {figure!r} is unknown; expected one of {', '.join(FIGURES)}")
-    import importlib
+    """Draw a figure, as PNG and SVG. The last three options choose from a history."""
+    if figure not in (*FIGURES, "all"):
+        raise ConfigError(f"figure {figure!r} is unknown; expected one of {', '.join(FIGURES)} or all")
+    from plots import figures, inputs
 
-    results = store.read(file)
-    path = output or file.with_name(f"{file.stem}-{figure}.png")
-    for written in importlib.import_module(f"plots.{figure}").draw(results, path):
+    single = f"{files[0].stem}-{figure}.png" if figure != "all" else f"{files[0].stem}.png"
+    path = output or files[0].with_name(single)
+    found = inputs.load(files)
+    for written in figures.draw(figure, found, lambda folder: view(folder, commits, clock, [], [], gpu), path):
         sys.stdout.write(f"written to {written}\n")
 
 
@@ -192,6 +202,7 @@ def layer(
 
 register_gate(app)
 register_history(app)
+register_report(app)
 register_profiles(app)
 register_accuracy(app)
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.estimate import anchor_value, point_estimate
-from bench.report.tables import short_name
+from bench.report.tables import name_of
 from bench.results import Results
-from plots.style import REFERENCE, look, save, styled
+from plots.style import REFERENCE, caption, look, provenance, save, styled
 
 CONTENDERS = ("csgmv_embed-vocab_major", "csgmv_embed-rank_major", "sglang_csgmv-chunk16", "sglang_triton")
 FILLED = {"warm": True, "mixed": True, "cold": False}
@@ -51,7 +51,7 @@ def draw(results: Results, path: Path) -> list[Path]:
     """Write the figure; returns the files."""
     found = data(results)
     with styled():
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.6, 5.6), layout="constrained")
         axes = figure.subplots()
         for name in CONTENDERS:
             for filled in (True, False):
@@ -62,7 +62,7 @@ def draw(results: Results, path: Path) -> list[Path]:
                         "linestyle": "",
                         "markerfacecolor": look(name)["color"] if filled else "none",
                     }
-                    label = short_name(name) + ("" if filled else ", cold")
+                    label = name_of(name) + ("" if filled else ", cold cache")
                     axes.plot([p.bytes for p in chosen], [p.bytes_per_us / 1e6 for p in chosen], label=label, **style)
         _draw_ceilings(axes, found)
         axes.set_xscale("log")
@@ -70,14 +70,21 @@ def draw(results: Results, path: Path) -> list[Path]:
         axes.set_xlabel("least bytes of the lookup (ids, rows once, output)")
         axes.set_ylabel("achieved, TB/s")
         if axes.get_lines():
-            figure.legend(loc="outside right upper", fontsize=8)
+            figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        above = "above the copy line: rows came from the L2, which holds them between launches"
+        caption(figure, f"a point is a case; higher is better; {above}\n{provenance(results)}")
         return save(figure, path)
 
 
 def _draw_ceilings(axes: Axes, found: Roof) -> None:
     ends = [min(p.bytes for p in found.points), max(p.bytes for p in found.points)] if found.points else [1, 1]
     if found.copy_bytes_per_us:
-        axes.plot(ends, [found.copy_bytes_per_us / 1e6] * 2, label="1 GiB copy", **REFERENCE)
+        axes.plot(ends, [found.copy_bytes_per_us / 1e6] * 2, label="ceiling: bandwidth of a 1 GiB copy", **REFERENCE)
     if found.floor_us:
         dotted = {**REFERENCE, "linestyle": ":"}
-        axes.plot(ends, [end / found.floor_us / 1e6 for end in ends], label="bytes / empty kernel", **dotted)
+        axes.plot(
+            ends,
+            [end / found.floor_us / 1e6 for end in ends],
+            label="ceiling: least bytes in the time of an empty kernel",
+            **dotted,
+        )

@@ -1,4 +1,4 @@
-"""Time against tokens, rank and adapters, with the floor and the line of bytes over bandwidth."""
+"""Time against tokens, rank, adapters and skew, with the floor and the line of bytes over bandwidth."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from bench.case import Case
 from bench.estimate import anchor_value
-from bench.report.tables import short_name
+from bench.report.tables import name_of
 from bench.results import Point, Results
 from plots.series import Series, drawn, series
-from plots.style import REFERENCE, look, save, styled
+from plots.style import REFERENCE, caption, look, marked, plain, provenance, save, spread_out, styled
 
 CONTENDERS = (
     "csgmv_embed-vocab_major",
@@ -27,6 +27,7 @@ CONTENDERS = (
 )
 OURS = CONTENDERS[0]
 RANK, BATCH = 64, 256
+SKEWED_TOKENS = (4000, 5000)  # cases of about as many tokens, however they are spread over sequences
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,20 @@ class Panel:
 
 
 def _plain(case: Case) -> bool:
-    usual = (case.cache, case.vocab, case.dtype, case.rank_mix, case.mix, case.skew, case.base_fraction)
-    return usual == ("warm", 128256, "bfloat16", "equal", "uniform", 0.0, 0.0)
+    return _usual(case) and case.skew == 0.0
+
+
+def _usual(case: Case) -> bool:
+    usual = (case.cache, case.vocab, case.dtype, case.rank_mix, case.mix, case.base_fraction)
+    return usual == ("warm", 128256, "bfloat16", "equal", "uniform", 0.0)
+
+
+def longest_sequence(case: Case) -> int:
+    """Tokens of the longest request, by the same shares as bench.workload, which imports torch; to within one."""
+    if case.num_prefills == 0:
+        return 1
+    shares = [(index + 1) ** -case.skew for index in range(case.num_prefills)]
+    return 1 + int(case.num_prefills * (case.seq_len - 1) * shares[0] / sum(shares))
 
 
 PANELS = (
@@ -66,6 +79,16 @@ PANELS = (
         "adapters in the batch",
         lambda case: _plain(case) and case.phase == "decode" and case.batch_size == BATCH and case.rank == RANK,
         lambda case: case.adapters,
+    ),
+    Panel(
+        f"prefill of about 4096 tokens, rank {RANK}",
+        "tokens of the longest sequence (skew)",
+        lambda case: (
+            _usual(case)
+            and (case.rank, case.adapters, case.phase) == (RANK, 8, "prefill")
+            and SKEWED_TOKENS[0] <= case.num_tokens <= SKEWED_TOKENS[1]
+        ),
+        longest_sequence,
     ),
 )
 
@@ -99,31 +122,38 @@ def _bytes_us(point: Point, bandwidth: float | None) -> float:
 def draw(results: Results, path: Path) -> list[Path]:
     """Write the figure; returns the files."""
     with styled():
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
-        for axes, panel in zip(figure.subplots(1, len(PANELS), sharey=True), data(results), strict=True):
+        figure = Figure(figsize=(9.2, 7.6), layout="constrained")
+        grid = figure.subplots(2, 2, sharey=True)
+        for axes, panel in zip(grid.flat, data(results), strict=True):
             _draw_panel(axes, panel)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
+        handles = {
+            label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=5)
-        figure.axes[0].set_ylabel("us a call, CUDA graph")
+            figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, fontsize=8)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("us a call, CUDA graph")
+        caption(figure, f"lower is better; both axes logarithmic\n{provenance(results)}")
         return save(figure, path)
 
 
 def _draw_panel(axes: Axes, found: PanelData) -> None:
     for item in found.series:
-        axes.plot(*drawn(item.marks), label=short_name(item.contender), **look(item.contender))
-        missing = [mark.x for mark in item.marks if mark.value_us is None and mark.status != "skipped"]
-        if missing:  # wrong or crashed: shown at the top, never left out
-            style = {**look(item.contender), "marker": "x"}
-            axes.plot(missing, [0.97] * len(missing), transform=axes.get_xaxis_transform(), linestyle="", **style)
+        axes.plot(*drawn(item.marks), label=name_of(item.contender), **look(item.contender))
+        missing = [(mark.x, mark.status) for mark in item.marks if mark.value_us is None and mark.status != "skipped"]
+        marked(axes, missing, look(item.contender))
     if found.floor_us:
-        axes.axhline(found.floor_us, label="empty kernel", **REFERENCE)
+        axes.axhline(found.floor_us, label="empty kernel (not overlapped)", **REFERENCE)
     if found.bytes_line:
         dotted = {**REFERENCE, "linestyle": ":"}
-        axes.plot([x for x, _ in found.bytes_line], [y for _, y in found.bytes_line], label="bytes / copy", **dotted)
+        line = found.bytes_line
+        axes.plot([x for x, _ in line], [y for _, y in line], label="least bytes / copy bandwidth", **dotted)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel(found.panel.label)
-    axes.set_title(found.panel.title, fontsize=9)
-    lowest = min([value for item in found.series for value in drawn(item.marks)[1]], default=1.0)
-    axes.set_ylim(bottom=0.5 * min(lowest, found.floor_us or lowest))
+    axes.set_title(found.panel.title, loc="left")
+    plain(axes.xaxis, spread_out((mark.x for item in found.series for mark in item.marks), 1.5))
+    plain(axes.yaxis, (0.5, 1, 2, 5, 10, 20, 50, 100, 200))
+    values = [value for item in found.series for value in drawn(item.marks)[1]]
+    if values:
+        axes.set_ylim(0.6 * min(*values, found.floor_us or values[0]), 1.5 * max(values))

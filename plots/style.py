@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from bench.results import Results
 
 # Okabe and Ito's palette: distinct for the common forms of colour blindness. A contender has one colour and marker in
 # every figure.
@@ -22,10 +27,13 @@ LOOKS: dict[str, tuple[str, str]] = {
     "sglang_csgmv-chunk16": ("#D55E00", "^"),
     "sglang_csgmv-chunk128": ("#E69F00", "^"),
     "sglang_triton": ("#CC79A7", "P"),
+    "sglang_tokens": ("#F0E442", "d"),
     "torch_gather": ("#777777", "X"),
 }
 OTHER = ("#999999", ".")
+SLOWER, FASTER, UNSURE, QUIET = "#D55E00", "#0072B2", "#E69F00", "#777777"  # of verdicts and changes
 REFERENCE: dict[str, Any] = {"color": "#777777", "linewidth": 1.0, "linestyle": "--"}
+CAPTION = {"fontsize": 7.5, "color": "#555555"}
 SETTINGS: dict[Any, Any] = {
     "figure.facecolor": "white",  # opaque: readable on a dark page too
     "savefig.facecolor": "white",
@@ -34,6 +42,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 9,
+    "axes.titlesize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
@@ -51,6 +60,51 @@ def look(contender: str) -> dict[str, Any]:
 def styled() -> Iterator[None]:
     with mpl.rc_context(SETTINGS):
         yield
+
+
+def plain(axis: Axis, ticks: Iterable[float] | None = None) -> None:
+    """Whole and decimal numbers on a logarithmic axis in the place of powers; at these ticks, if given."""
+    if ticks is not None:
+        axis.set_ticks(sorted(set(ticks)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def spread_out(values: Iterable[float], factor: float) -> list[float]:
+    """Values that are at least `factor` apart, from the largest down: ticks whose labels do not run together."""
+    kept: list[float] = []
+    for value in sorted(set(values), reverse=True):
+        if not kept or kept[-1] >= factor * value:
+            kept.append(value)
+    return kept
+
+
+def marked(axes: Axes, places: Sequence[tuple[float, str]], style: dict[str, Any], height: float = 0.97) -> None:
+    """A cross, by default at the top, for each (place, status) that has no value: shown, never left out."""
+    if not places:
+        return
+    top = [height] * len(places)
+    cross = {**style, "marker": "x", "linestyle": "", "markersize": 6}
+    axes.plot([x for x, _ in places], top, transform=axes.get_xaxis_transform(), clip_on=False, **cross)
+    for x, status in places:
+        axes.annotate(
+            status, (x, height), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+            fontsize=7, color=style.get("color"), va="center",
+        )  # fmt: skip
+
+
+def caption(figure: Figure, text: str) -> None:
+    """What was measured, small, below everything."""
+    figure.supxlabel(text, x=0.01, ha="left", **CAPTION)
+
+
+def provenance(results: Results) -> str:
+    """GPU, versions and commit of a results file in a line."""
+    identity = results.env.identity if results.env else {}
+    versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
+    dirty = " + uncommitted changes" if results.code.dirty else ""
+    gpu = identity.get("gpu") or "no GPU"
+    return f"{gpu}; {versions}; commit {results.code.short or 'unknown'}{dirty}; {results.run.started_utc[:10]}"
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

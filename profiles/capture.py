@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,9 +59,9 @@ def find_tool(name: str, places: Sequence[str]) -> Path | None:
     if found := shutil.which(name):
         return Path(found)
     for place in places:
-        fitting = sorted(Path("/").glob(place.removeprefix("/")))
-        if fitting:
-            return fitting[-1]
+        fitting = list(Path("/").glob(place.removeprefix("/")))
+        if fitting:  # 2024.10 is newer than 2024.9
+            return max(fitting, key=lambda path: [int(number) for number in re.findall(r"\d+", str(path))])
     return None
 
 

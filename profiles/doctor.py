@@ -120,7 +120,8 @@ def _counted(tool: nsys.Nsys, raw: Path) -> str:
     report = nsys.to_report(tool, raw)
     database = nsys.to_database(tool, report) if report else None
     if database is None:
-        named = "names them" if NAME.encode() in raw.read_bytes() else "does not name them: they are lost"
+        # Parts of it are compressed: a name that is there proves more than one that is not.
+        named = "names them" if NAME.encode() in raw.read_bytes() else "does not name them: probably lost"
         return f"{RANGES} ranges cannot be counted here; the raw file {named}"
     found = nsys_database.count_ranges(database)
     return f"{found} of {RANGES} ranges seen" + ("" if found == RANGES else ": its captures cannot be attributed")

@@ -51,7 +51,7 @@ class Request:
         return Profile(
             schema=ProfileSchema(),
             tool_version=version,
-            commands=[[_shown(part) for part in command] for command in commands],
+            commands=[[Path(tool).name, *map(_shown, arguments)] for tool, *arguments in commands],
             started_utc=self.started_utc,
             code=collect_code(),
             seed=self.session.seed,
@@ -208,9 +208,6 @@ def add_counts(profile: Profile, results: Results) -> None:
         raise ProfileError(
             f"the counts are of seed {results.run.seed}, the profile of {profile.seed}; expected the same workloads"
         )
-    wanted = {(item.case, item.contender) for item in profile.body.kernels if item.clock == "graph"}
-    profile.body.counted = [
-        CountedWork(point.case, point.contender, point.work.counts)
-        for point in results.points
-        if point.work is not None and (point.case, point.contender) in wanted
-    ]
+    counts = {(point.case, point.contender): point.work.counts for point in results.points if point.work is not None}
+    wanted = [(item.case, item.contender) for item in profile.body.kernels if item.clock == "graph"]
+    profile.body.counted = [CountedWork(*key, counts[key]) for key in dict.fromkeys(wanted) if key in counts]

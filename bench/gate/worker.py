@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def serve(receiver: Connection, sender: Connection) -> None:
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     for name in start.contenders:
         contenders.build(name).unavailable()  # imports what it needs
+    _warm_triton()
     gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     while True:
@@ -51,6 +53,23 @@ def serve(receiver: Connection, sender: Connection) -> None:
             _measure(start, begin, receiver, sender)
             reason = None
         sender.send_bytes(msgspec.json.encode(Ended(reason)))
+
+
+def _warm_triton() -> None:
+    """What Triton does once in a process before its first launch, done here, so that no fork does it again.
+
+    Hashing its compiler and importing its backend take two thirds of the second that a fork's first point takes.
+    """
+    try:
+        from triton.backends import backends
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+        for backend in backends.values():
+            importlib.import_module(backend.compiler.__module__)
+            importlib.import_module(backend.driver.__module__)
+    except (ImportError, AttributeError, OSError):  # another version: a fork's first point takes a second longer
+        return
 
 
 def _in_child(run: Callable[[], None]) -> str | None:
@@ -93,10 +112,11 @@ def _measure(start: Start, begin: Begin, receiver: Connection, sender: Connectio
 
 @dataclass
 class _Ready:
-    """A prepared point: `sample` and what to multiply its times by."""
+    """A prepared point: `sample` and what to multiply its times by. A graph reads tensors that only `launch` keeps."""
 
     sample: Sample
     scale: float
+    launch: Launch
 
 
 class Session:
@@ -160,7 +180,7 @@ class Session:
         sample: Sample = lambda blocks: graph.sample(  # noqa: E731
             captured, blocks=blocks, block_ms=settings.block_ms, flush=flush
         )
-        self._ready = _Ready(sample, captured.nodes / settings.nodes)
+        self._ready = _Ready(sample, captured.nodes / settings.nodes, launch)
         return Prepared("ok", nodes=captured.nodes, minimum_bytes=workload.minimum_bytes())
 
     def _calls(self, contender: Contender, ask: Prepare) -> Prepared:
@@ -180,7 +200,7 @@ class Session:
             sample: Sample = lambda blocks: eager.sample(launch, index_sets=sets, calls=calls, blocks=blocks)[0]  # noqa: E731
         else:
             sample = lambda blocks: [_host_us(launch, calls) for _ in range(blocks)]  # noqa: E731
-        self._ready = _Ready(sample, calls / settings.eager_calls)
+        self._ready = _Ready(sample, calls / settings.eager_calls, launch)
         return Prepared("ok", nodes=None, minimum_bytes=workload.minimum_bytes())
 
     def _first_time(self, ask: Prepare) -> bool:

@@ -164,6 +164,7 @@ def _change(
 
 def _between(line: Sequence[Commit], before: Commit, commit: Commit) -> tuple[Commit, ...]:
     shas = [item.sha for item in line]
-    if before.sha not in shas or commit.sha not in shas:
-        return (commit,)
-    return tuple(line[shas.index(before.sha) + 1 : shas.index(commit.sha) + 1])
+    found = tuple(line[shas.index(before.sha) + 1 : shas.index(commit.sha) + 1]) if before.sha in shas else ()
+    if len(found) == 1 and commit.parent not in (None, before.sha):  # the line knows only what was measured
+        return Commit(str(commit.parent)), commit
+    return found or (commit,)

@@ -15,7 +15,7 @@ import msgspec
 from bench import results as store
 from bench.environment import ROOT
 from bench.gate.trees import LIBRARY, Tree, git, link
-from bench.gate.verdict import CannotJudge, GateError, Subject
+from bench.gate.verdict import GateError, Subject
 from bench.history.records import Commit
 from bench.results import Schema
 
@@ -52,6 +52,10 @@ class GitSource:
             return _nonempty([self._commit(line) for line in listed.splitlines()], wanted)
         return _nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
 
+    def ancestry(self, name: str) -> list[str]:
+        """The hashes of a commit's own line, along first parents, oldest first."""
+        return self._git("rev-list", "--first-parent", "--reverse", "--end-of-options", name).splitlines()
+
     def commit(self, name: str) -> Commit:
         sha = self._git("rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
         return self._commit(self._git("log", "-1", f"--format={FIELDS}", sha))
@@ -72,7 +76,8 @@ class GitSource:
             library = self._git("rev-parse", "--verify", "--quiet", f"{sha}:{LIBRARY}")
         except GateError:  # a commit without the library
             library = None
-        return Commit(sha, subject, time, parents.split(" ")[0] or None, library)
+        depth = int(self._git("rev-list", "--first-parent", "--count", sha)) - 1
+        return Commit(sha, subject, time, parents.split(" ")[0] or None, library, depth)
 
 
 class Exported(msgspec.Struct):
@@ -162,6 +167,3 @@ class Libraries:
     def without_paths(self, text: str) -> str:
         """A worker's words without the folders of this machine, which mean nothing elsewhere."""
         return text.replace(f"{self._folder}/", "").replace(f"{ROOT}/", "")
-
-
-__all__ = ["CannotJudge", "ExportedSource", "GitSource", "Libraries", "Source", "export"]

@@ -28,13 +28,17 @@ class HistorySchema(msgspec.Struct):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """A commit of the history. `library` names the content of csgmv_embed: equal for commits that do not change it."""
+    """A commit of the history. `library` names the content of csgmv_embed: equal for commits that do not change it.
+
+    depth   commits before it along first parents: the order of those that were made in the same second
+    """
 
     sha: str
     subject: str = ""
     time: str | None = None  # ISO 8601, of the commit
     parent: str | None = None  # the first one
     library: str | None = None
+    depth: int = 0
 
     @property
     def short(self) -> str:

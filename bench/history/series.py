@@ -75,11 +75,11 @@ class _Group:
 
 
 def order_of(entries: Iterable[Entry], line: Sequence[Commit] | None) -> list[Commit]:
-    """The commits of the entries in the order of `line`, others left out; without a line by time of commit."""
+    """The commits of the entries in the order of `line`, others left out; without a line by time and depth."""
     known = {entry.commit.sha: entry.commit for entry in entries}
     if line is not None:
         return [known[commit.sha] for commit in line if commit.sha in known]
-    return sorted(known.values(), key=lambda commit: (commit.time or "", commit.sha))
+    return sorted(known.values(), key=lambda commit: (commit.time or "", commit.depth, commit.sha))
 
 
 def eras(
@@ -194,14 +194,16 @@ class Drift:
     """What the anchor commit says of the machine while a session ran.
 
     Between sessions each point moves with its own mean at the anchor. Within one, all points of a clock move with the
-    median over points of the anchor, interpolated between its processes: that is the machine's, and little noise.
+    median over points of the anchor, interpolated between its processes: that is the machine's, and little noise. The
+    anchor's own points are moved by the others' median: else their spread would be taken out with the drift.
     """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._anchors = {item.session: item for item in entries if item.anchor == item.commit.sha}
         self._reference: dict[tuple[str, Key], float] = {}  # (anchor, point) -> mean of its log times in all sessions
         self._means: dict[tuple[str, Key], float] = {}  # (session, point) -> the same in one session
-        self._moves: dict[tuple[str, ClockName], list[tuple[int, float]]] = {}  # (session, clock) -> (process, shift)
+        # (session, clock) -> process -> point -> shift of the anchor's log time from its mean
+        self._moves: dict[tuple[str, ClockName], dict[int, dict[Key, float]]] = {}
         for session, entry in self._anchors.items():
             self._learn(session, entry)
         for (session, key), _ in self._means.items():
@@ -219,34 +221,35 @@ class Drift:
         if entry.session in self._anchors and (entry.session, point.key) in self._means:
             anchor = self._anchors[entry.session].commit.sha
             between = self._means[entry.session, point.key] - self._reference[anchor, point.key]
+        without = point.key if self._anchors.get(entry.session) is entry else None
         return [
-            log(value) - between - self._within(entry.session, point.clock, item.process)
+            log(value) - between - self._within(entry.session, point.clock, item.process, without)
             for item, value in zip(_sampled(point.rounds), round_values(point.rounds), strict=True)
         ]
 
     def _learn(self, session: str, entry: Entry) -> None:
-        shifts: dict[ClockName, dict[int, list[float]]] = {}
         for point in entry.results.points:
             if point.status != "ok" or not point.rounds:
                 continue
             by_process = _by_process(point)
             self._means[session, point.key] = middle = mean(by_process.values())
             if len(by_process) > 1:
+                moves = self._moves.setdefault((session, point.clock), {})
                 for process, value in by_process.items():
-                    shifts.setdefault(point.clock, {}).setdefault(process, []).append(value - middle)
-        for clock, of_clock in shifts.items():
-            self._moves[session, clock] = sorted((process, median(values)) for process, values in of_clock.items())
+                    moves.setdefault(process, {})[point.key] = value - middle
 
-    def _within(self, session: str, clock: ClockName, process: int) -> float:
-        moves = self._moves.get((session, clock))
-        if not moves:
+    def _within(self, session: str, clock: ClockName, process: int, without: Key | None) -> float:
+        shifts = {
+            other: median(values)
+            for other, moves in self._moves.get((session, clock), {}).items()
+            if (values := [value for key, value in moves.items() if key != without])
+        }
+        if not shifts:
             return 0.0
-        before = max((item for item in moves if item[0] <= process), default=moves[0])
-        after = min((item for item in moves if item[0] >= process), default=moves[-1])
-        if before[0] == after[0]:
-            return before[1]
-        share = (process - before[0]) / (after[0] - before[0])
-        return before[1] + share * (after[1] - before[1])
+        before = max((other for other in shifts if other <= process), default=min(shifts))
+        after = min((other for other in shifts if other >= process), default=max(shifts))
+        share = (process - before) / (after - before) if after > before else 0.0
+        return shifts[before] + share * (shifts[after] - shifts[before])
 
 
 def _sampled(rounds: Sequence[Round]) -> list[Round]:

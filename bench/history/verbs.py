@@ -15,14 +15,14 @@ from bench import config as configuration
 from bench import results as store
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
-from bench.environment import ROOT, nvml_device
+from bench.environment import ROOT, attached_profiler, nvml_device
 from bench.gate import files, judge, session
 from bench.gate import records as pair_store
 from bench.gate.session import LAYOUT_SEEDS, Instrument
 from bench.gate.verdict import Exit, GateError
 from bench.history import records
 from bench.history.changes import changes
-from bench.history.commits import CannotJudge, ExportedSource, GitSource, Libraries, Source, export
+from bench.history.commits import ExportedSource, GitSource, Libraries, Source, export
 from bench.history.records import Commit, Entry
 from bench.history.series import eras, order_of
 from bench.history.view import History
@@ -36,12 +36,13 @@ CommitsOption = Annotated[
 ]
 LineOption = Annotated[
     str | None,
-    typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored, by time of commit."),
+    typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored."),
 ]
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
 ExportedOption = Annotated[
     Path | None, typer.Option("--exported", help="Take commits from this folder, made by `history export`.")
 ]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Profile; default: the history's.")]
 AxisOption = Annotated[list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis.")]
 ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work.")]
@@ -133,7 +134,7 @@ def show(
     clock: ClockOption = [],
     contender: ContenderOption = [],
     case: CaseOption = [],
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the store has several.")] = None,
+    gpu: GpuOption = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
@@ -213,7 +214,7 @@ def view(
     stored = records.read_all(folder)
     clock = _one_clock(clocks, stored, folder)
     entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
-    line = source_of(exported).line(commits) if commits is not None else None
+    line = source_of(exported).line(commits) if commits is not None else _own_line(entries)
     order = order_of(entries, line)
     if not order:
         raise ResultsError(
@@ -232,6 +233,21 @@ def view(
         changes=[change for era in found for one in era.series for change in changes(one, known, settings)],
         missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
     )
+
+
+def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
+    """The part of this checkout's own line that holds all entries; None if there is none, and time must order them."""
+    source = GitSource()
+    stored = {entry.commit.sha for entry in entries}
+    try:
+        own = source.ancestry("HEAD")
+    except GateError:  # no repository
+        return None
+    places = [index for index, sha in enumerate(own) if sha in stored]
+    if not places or len(places) != len(stored):
+        return None
+    first, last = own[places[0]], own[places[-1]]
+    return [source.commit(first), *(source.line(f"{first}..{last}") if last != first else [])]
 
 
 def source_of(exported: Path | None) -> Source:
@@ -264,6 +280,8 @@ def _counted(clocks: Sequence[str]) -> bool:
         return True
     if nvml_device() is None:
         raise ConfigError("history run: takes times on an NVIDIA GPU and none was found; expected --clock work")
+    if profiler := attached_profiler():
+        raise ConfigError(f"history run: runs under {profiler}; a profiled run yields no timing")
     return False
 
 
@@ -326,6 +344,3 @@ def _any(name: str, patterns: Sequence[str]) -> bool:
 def register(root: typer.Typer) -> None:
     """Add the verbs."""
     root.add_typer(app, name="history")
-
-
-__all__ = ["CannotJudge", "register"]

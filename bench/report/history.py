@@ -24,6 +24,7 @@ from bench.report.tables import MARKS, case_label, microseconds, short_name
 from bench.sweep import Measured
 
 SUBJECT_WIDTH = 48
+SUSPECTS = 4  # commits that a change may lie at and that are listed by name
 
 
 def follow(events: Iterable[HistoryEvent], console: Console, folder: Path) -> None:
@@ -124,8 +125,12 @@ def size(change: Change) -> str:
 
 
 def _blame(change: Change) -> str:
-    others = len(change.suspects) - 1
-    return change.commit.short + (f" or one of {others} before it that were not measured" if others > 0 else "")
+    """The commit; or all that it may be, where those before it were not measured."""
+    names = [commit.short for commit in change.suspects]
+    if len(names) == 1:
+        return names[0]
+    listed = ", ".join(names) if len(names) <= SUSPECTS else f"{len(names)} commits from {names[0]} to {names[-1]}"
+    return f"one of {listed} (only the last was measured)"
 
 
 def _where(series: Series) -> str:
@@ -143,9 +148,7 @@ def _points(era: Era) -> list[list[Series]]:
 def _table(history: History, era: Era, group: Sequence[Series]) -> Table:
     """One row a commit; of counts the columns that ever differ, or the first if none does."""
     timed = group[0].figure == TIME
-    columns = [series for series in group if timed or len({item.value for item in series.observations}) > 1] or group[
-        :1
-    ]
+    columns = [series for series in group if timed or len({item.value for item in series.measured}) > 1] or group[:1]
     label = case_label(group[0].case, {series.case for series in era.series})
     table = Table(title=f"{short_name(group[0].contender)}, {label}", title_justify="left", pad_edge=False)
     for name in ("commit", "date", "subject"):

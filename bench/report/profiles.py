@@ -55,6 +55,8 @@ def _body(body: NsysBody | NcuBody | TraceBody) -> RenderableType:
 
 
 def _file_line(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: not here any more"
     if path.suffix in (nsys.RAW, nsys.REPORT):
         return nsys.how_to_open(path)
     if path.suffix == ".ncu-rep":
@@ -111,40 +113,35 @@ def _point_label(name: str) -> str:
     return f"{short_name(point.contender)} {point.clock} {point.case.label}"
 
 
+TRAFFIC = (
+    "programs",
+    "sectors/req",
+    "L2 sectors rd",
+    "wr",
+    "overfetch",
+    "L1 hit %",
+    "L2 hit %",
+    "DRAM rd kB",
+    "DRAM wr kB",
+)
+EXECUTION = ("kernels", "DRAM %", "L2 %", "occupancy %", "issuing %", "registers", "warps waiting, an issue")
+
+
 def _counters(rows: Sequence[Counters]) -> RenderableType:
-    names = (
-        "case",
-        "contender",
-        "cache",
-        "programs",
-        "sect/req",
-        "L2 sect rd",
-        "wr",
-        "overfetch",
-        "L1 hit %",
-        "L2 hit %",
-        "DRAM rd kB",
-        "DRAM %",
-        "L2 %",
-        "occup %",
-        "issue %",
-        "regs",
-        "warps waiting, an issue",
-    )
-    table = _table("ncu, one launch a row; sums over its kernels", names, 3)
+    """What moved, and how it was executed."""
+    keys = ("case", "contender", "clock", "cache")
+    traffic = _table("ncu, traffic of one launch: sums over its kernels", (*keys, *TRAFFIC), len(keys))
+    execution = _table("ncu, execution: of the kernel that reads most", (*keys, *EXECUTION), len(keys))
     cases = {row.case for row in rows}
     for row in rows:
-        table.add_row(*_counter_cells(row, cases))
-    return table
+        key = (case_label(row.case, cases), short_name(row.contender), row.clock, row.cache)
+        traffic.add_row(*key, *_traffic_cells(row))
+        execution.add_row(*key, *_execution_cells(row))
+    return Group(traffic, execution)
 
 
-def _counter_cells(row: Counters, cases: set[Case]) -> list[str]:
-    waits = ", ".join(f"{name} {value:.1f}" for name, value in row.stalls[:SHOWN_STALLS])
-    dram = None if row.dram_read_bytes is None else row.dram_read_bytes / 1000
+def _traffic_cells(row: Counters) -> list[str]:
     return [
-        case_label(row.case, cases),
-        short_name(row.contender),
-        row.cache,
         _count(row.programs),
         _number(row.sectors_per_request),
         _count(row.load_sectors),
@@ -152,11 +149,15 @@ def _counter_cells(row: Counters, cases: set[Case]) -> list[str]:
         _number(row.overfetch),
         _number(row.l1_hit_pct),
         _number(row.l2_hit_pct),
-        _number(dram),
-        _number(row.dram_pct),
-        _number(row.l2_pct),
-        _number(row.occupancy_pct),
-        _number(row.issue_pct),
+        *(_number(None if moved is None else moved / 1000) for moved in (row.dram_read_bytes, row.dram_write_bytes)),
+    ]
+
+
+def _execution_cells(row: Counters) -> list[str]:
+    waits = ", ".join(f"{name} {value:.1f}" for name, value in row.stalls[:SHOWN_STALLS])
+    return [
+        f"{row.kernels}",
+        *(_number(share) for share in (row.dram_pct, row.l2_pct, row.occupancy_pct, row.issue_pct)),
         _count(row.registers),
         waits or "-",
     ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.gate.simulate import Counts, Row
+from bench.history.simulate import STEP_PCT, Tally
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -31,3 +32,19 @@ def _unsure(counts: Counts) -> str:
 
 def _flagged(counts: Counts) -> str:
     return f"{counts.flagged / counts.runs / 2:.1f} of {counts.points}"
+
+
+def show_history(tallies: Iterable[Tally]) -> None:
+    """Print the error rates of change points, a row as soon as it is there."""
+    heads = ("noise", "commits", "simulated", "with a change found", "rate")
+    sys.stdout.write("| " + " | ".join(heads) + " |\n| " + " | ".join("---" for _ in heads) + " |\n")
+    for tally in tallies:
+        sys.stdout.write(history_row(tally) + "\n")
+        sys.stdout.flush()
+
+
+def history_row(tally: Tally) -> str:
+    """A row of docs/method.md's table of change points."""
+    asked = "no step" if tally.after is None else f"{STEP_PCT:g} % step, {tally.after} commits ago"
+    rate = f"{100 * tally.hits / tally.series:.2f} %"
+    return f"| {tally.noise} | {tally.commits} | {asked} | {tally.hits} of {tally.series} | {rate} |"

@@ -16,6 +16,20 @@ from bench.results import Point, Results
 
 OURS = "csgmv_embed-vocab_major"
 SHORT = {"csgmv_embed": "ours", "vocab_major": "vocab", "rank_major": "rank", "sglang_": "", "torch_": ""}
+# For readers who have not seen the code.
+NAMES: dict[str, str] = {
+    "csgmv_embed-vocab_major": "ours, vocab-major table",
+    "csgmv_embed_pdl-vocab_major": "ours, vocab-major, overlapped launch (PDL)",
+    "csgmv_embed-rank_major": "ours, SGLang's rank-major table",
+    "csgmv_embed_segments-vocab_major": "ours, vocab-major, csgmv's segments",
+    "csgmv_embed_segments-rank_major": "ours, rank-major, csgmv's segments",
+    "csgmv_embed_pdl-rank_major": "ours, rank-major, overlapped launch (PDL)",
+    "sglang_csgmv-chunk16": "SGLang csgmv, chunk 16 (default)",
+    "sglang_csgmv-chunk128": "SGLang csgmv, chunk 128",
+    "sglang_triton": "SGLang triton fallback",
+    "sglang_tokens": "SGLang token kernel",
+    "torch_gather": "torch gather",
+}
 MARKS = {"skipped": "skip", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR"}
 
 
@@ -24,6 +38,11 @@ def short_name(contender: str) -> str:
     for long, short in SHORT.items():
         contender = contender.replace(long, short)
     return contender
+
+
+def name_of(contender: str) -> str:
+    """A contender's name in a sentence or a legend."""
+    return NAMES.get(contender, short_name(contender))
 
 
 def microseconds(value: float | None) -> str:

@@ -12,7 +12,7 @@ import pytest
 from bench import config, isolate
 from bench.case import Case
 from bench.config import PlannedPoint
-from bench.isolate import Ask, Hello, Start, Worker, WorkerDied
+from bench.isolate import Ask, EarlyWorker, Hello, Start, Worker, WorkerDied
 from bench.results import Environment
 
 START = Start("interpret", msgspec.structs.replace(config.load().measure, start_timeout_s=20.0), 0, ())
@@ -144,3 +144,25 @@ def test_a_worker_is_told_where_it_runs(played: Callable[[str], None]) -> None:
         with Worker(start, {"EXTRA": "7"}) as worker, pytest.raises(WorkerDied) as death:
             worker.ask(ASK, 20)
         assert repr([interpret, "", "0", "7"]) in str(death.value)
+
+
+def test_a_worker_started_early_waits_to_be_told_what_for(played: Callable[[str], None], tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    played(HELLO.replace("sender.send_bytes", f"open({str(told)!r}, 'w').close(); sender.send_bytes"))
+    with EarlyWorker("interpret", {}) as worker:
+        assert not told.exists()
+        worker.begin(START)
+        assert told.exists() and worker.hello.env == ENVIRONMENT
+
+
+def test_a_worker_that_is_never_told_ends_when_it_is_closed(played: Callable[[str], None], tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    played(HELLO.replace("receiver.recv_bytes()", f"""
+try:
+    receiver.recv_bytes()
+except EOFError:
+    open({str(ended)!r}, "w").close()
+    raise
+""", 1))  # fmt: skip
+    EarlyWorker("interpret", {}).close()
+    assert ended.exists(), "it ended by itself, at the closed pipe"

@@ -89,6 +89,7 @@ def test_the_file_of_a_sweep_is_of_today_and_fits_the_schema(
     age = datetime.now(UTC) - datetime.fromisoformat(data["run"]["started_utc"])
     assert timedelta(0) <= age < timedelta(hours=1)
     assert data["schema"] == {"name": store.SCHEMA_NAME, "version": store.SCHEMA_VERSION}
+    assert data["env"]["volatile"]["library_sha256"] == data["code"]["kernel_source_sha256"], "what the worker imported"
 
 
 def test_show_prints_the_table_of_a_file(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

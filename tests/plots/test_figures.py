@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from bench import results as store
 from bench.estimate import point_estimate
+from bench.report.tables import name_of
 from bench.results import Results
 from plots import roofline, scaling
 
@@ -39,7 +40,7 @@ def test_scaling_draws_every_time_of_its_cases_and_no_other(stored: Results) -> 
             assert len({mark.x for mark in item.marks}) == len(item.marks) > 2, "one value at each place of the axis"
             axes = Figure().subplots()
             scaling._draw_panel(axes, panel)
-            label = scaling.short_name(item.contender)
+            label = name_of(item.contender)
             drawn = lines_of(axes)[label]
             assert [x for x, _ in drawn] == [x for x, _ in expected]
             assert [y for _, y in drawn] == pytest.approx([y for _, y in expected])
@@ -59,8 +60,9 @@ def test_a_failed_point_is_marked_and_never_drawn_as_a_time(stored: Results) -> 
     axes = Figure().subplots()
     scaling._draw_panel(axes, found)
     drawn = lines_of(axes)
-    assert 64 not in [x for x, _ in drawn["triton"]]
+    assert 64 not in [x for x, _ in drawn[name_of("sglang_triton")]]
     assert [x for line in axes.get_lines() if line.get_marker() == "x" for x in line.get_xdata()] == [64]
+    assert [text.get_text() for text in axes.texts] == ["crashed"]
 
 
 def test_the_roofline_holds_every_point_and_its_ceilings(stored: Results) -> None:

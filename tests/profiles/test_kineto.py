@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -11,8 +13,10 @@ from bench.config import PlannedPoint
 from profiles import kineto
 from profiles.capture import CaptureFailed
 from profiles.kineto import EMPTY, TRACED_ROUNDS, Kernel
+from profiles.session import parse_point
 from profiles.summaries import device_times
 
+REAL = Path(__file__).parents[2] / "docs" / "experiments" / "h100-timeline.trace.json"
 POINT = PlannedPoint(Case("decode", 32, 1, 64), "sglang_csgmv-chunk16", "graph")
 SHORT = PlannedPoint(Case("decode", 1, 1, 64), "csgmv_embed-vocab_major", "graph")
 EAGER = PlannedPoint(Case("decode", 32, 1, 64), "sglang_csgmv-chunk16", "eager")
@@ -110,3 +114,25 @@ def test_only_complete_events_are_read(tmp_path, events):
     file = tmp_path / "x.trace.json"
     file.write_text(json.dumps({"traceEvents": [*events, {"ph": "M", "name": "process_name"}]}))
     assert kineto.load(file) == events
+
+
+def test_a_real_trace_of_an_h100_gives_each_call_its_kernels():
+    """One replay of 60 calls of each contender: SGLang's kernels have torch's fill before them, ours has none."""
+    by_range: dict[str | None, list[Kernel]] = {}
+    for kernel in kineto.kernels(kineto.load(REAL)):
+        by_range.setdefault(kernel.range, []).append(kernel)
+    shares = {}
+    for name, found in by_range.items():
+        assert name is not None, "every kernel has its launch in a range"
+        own = [kernel.device_us for kernel in found if "FillFunctor" not in kernel.name]
+        assert len(own) == 60
+        shares[parse_point(name).contender] = (len(found) / 60, median(own))
+    assert {contender: kernels for contender, (kernels, _) in shares.items()} == {
+        "csgmv_embed-vocab_major": 1,
+        "csgmv_embed-rank_major": 1,
+        "sglang_csgmv-chunk16": 2,
+        "sglang_triton": 2,
+    }
+    times = [shares[name][1] for name in sorted(shares, key=lambda name: shares[name][1])]
+    assert sorted(shares, key=lambda name: shares[name][1])[0] == "csgmv_embed-vocab_major"
+    assert times[0] == pytest.approx(1.2, abs=0.2) and times[-1] == pytest.approx(11.5, abs=1.0)

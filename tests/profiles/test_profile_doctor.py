@@ -88,7 +88,7 @@ def test_ranges_that_come_back_are_counted(fake_tool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"), [(b"..round-trip..", "names them"), (b"..", "does not name them: they are lost")]
+    ("raw", "said"), [(b"..round-trip..", "names them"), (b"..", "does not name them: probably lost")]
 )
 def test_without_an_importer_the_raw_file_is_searched(fake_tool, tmp_path, raw, said):
     capturing(fake_tool, tmp_path, suffix="qdstrm", raw=raw)

@@ -147,12 +147,12 @@ def test_an_installation_is_probed(fake_tool):
 def test_the_newest_of_several_installations_is_taken(tmp_path, monkeypatch):
     monkeypatch.delenv("NSYS", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    for version in ("2024.1", "2025.3"):
+    for version in ("2025.2", "2025.10", "2024.11"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "nsys").touch()
     monkeypatch.setattr(nsys, "PLACES", (f"{tmp_path}/none/*/nsys", f"{tmp_path}/*/nsys"))
     found = nsys.find()
-    assert found is not None and found.path.parent.name == "2025.3"
+    assert found is not None and found.path.parent.name == "2025.10"
     monkeypatch.setattr(nsys, "PLACES", ())
     assert nsys.find() is None
     with pytest.raises(ProfileError, match="nsys was not found"):

@@ -16,9 +16,11 @@ from profile_support import DATA
 from bench import cli
 from bench import results as store
 from bench.results import ResultsError
-from profiles import records
+from profiles import records, workflow
+from profiles.capture import ProfileError
 
 ROOT = Path(__file__).parents[2]
+COUNTERS = ROOT / "docs" / "experiments" / "h100-ncu.json"
 CASE = "phase=decode,batch_size=8,rank=16,vocab=1000"
 OURS = ("-c", "csgmv_embed-vocab_major")
 
@@ -232,6 +234,29 @@ def test_without_the_reader_reports_are_kept_unread(bench, fake_tool, tmp_path, 
     assert status == 0
     assert left(tmp_path / "out") == ["x-cold.ncu-rep", "x-warm.ncu-rep", "x.json"]
     assert "kept unread" in out and "pip install" in out
+
+
+def test_the_committed_counters_are_shown_beside_the_work_clock_s(bench):
+    status, out, _ = bench("show", COUNTERS)
+    assert status == 0
+    compared = [line for line in out.splitlines() if "programs" in line and "1.000" in line]
+    assert len(compared) == 9, "three cases by three contenders, equal"
+    assert "not here any more" not in out
+
+
+def test_counts_of_other_workloads_are_refused(bench):
+    status, _, _ = bench("show", COUNTERS, "--counts", ROOT / "bench" / "baselines" / "work.json")
+    assert status == 0, "the baseline's seed is the profile's; it has other cases"
+    profile, results = records.read(COUNTERS), store.read(ROOT / "bench" / "baselines" / "work.json")
+    results.run.seed += 1
+    with pytest.raises(ProfileError, match="the counts are of seed 2, the profile of 1"):
+        workflow.add_counts(profile, results)
+
+
+def test_only_counters_are_compared_with_counts(bench):
+    trace = ROOT / "docs" / "experiments" / "h100-trace.json"
+    status, _, err = bench("show", trace, "--counts", ROOT / "bench" / "baselines" / "work.json")
+    assert status == 2 and "holds no counters of ncu" in err
 
 
 def test_recipes_are_listed(bench):

@@ -12,7 +12,6 @@ from history_support import (
     Machine,
     commit,
     exported,
-    machine,
     measured,
     session,
     sha,
@@ -26,8 +25,6 @@ from bench.history.records import Entry
 from bench.history.run import NothingLeft, Stored, visits
 from bench.isolate import WorkerDied
 from bench.results import ResultsError
-
-__all__ = ["machine"]
 
 
 def entries(folder: Path) -> dict[str, Entry]:

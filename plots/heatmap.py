@@ -1,0 +1,137 @@
+"""How many times faster than each peer, by batch or tokens and rank: a map a peer, a row of maps a clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from bench.case import Case, ClockName
+from bench.estimate import point_estimate
+from bench.report.tables import name_of
+from bench.results import Point, Results
+from plots.style import caption, provenance, save, styled
+
+OURS = "csgmv_embed-vocab_major"
+PEERS = ("sglang_csgmv-chunk16", "sglang_csgmv-chunk128", "sglang_triton", "torch_gather")
+CLOCKS: dict[ClockName, str] = {"graph": "in a CUDA graph", "eager": "eager, launch by launch"}
+SHORT = {"skipped": "skip", "wrong": "wrong", "crashed": "crash", "error": "error"}
+DEEPEST = 100.0  # the colour of this factor and above
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One case: the peer's time over ours, or the status of the one that has no time."""
+
+    row: str
+    rank: int
+    ratio: float | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Map:
+    """One peer on one clock. Rows in order, decode by batch and then prefill by tokens."""
+
+    peer: str
+    clock: ClockName
+    rows: tuple[str, ...]
+    ranks: tuple[int, ...]
+    cells: tuple[Cell, ...] = field(default=())
+
+
+def data(results: Results) -> list[Map]:
+    """The maps for which there is a point of the peer; only cases that differ in nothing but batch, tokens and rank."""
+    maps = []
+    for clock in CLOCKS:
+        points = {
+            (p.case, p.contender): p for p in results.points if p.clock == clock and _plain(p.case, results.points)
+        }
+        cases = sorted((case for case, name in points if name == OURS), key=_order)
+        for peer in PEERS:
+            cells = [_cell(case, points[case, OURS], points[case, peer]) for case in cases if (case, peer) in points]
+            if any(cell.status != "skipped" for cell in cells):
+                rows = tuple(dict.fromkeys(_row(case) for case in cases))
+                maps.append(Map(peer, clock, rows, tuple(sorted({case.rank for case in cases})), tuple(cells)))
+    return maps
+
+
+def _plain(case: Case, points: list[Point]) -> bool:
+    usual = (case.cache, case.dtype, case.rank_mix, case.mix, case.skew, case.base_fraction, case.adapters)
+    vocab = max((p.case.vocab for p in points if p.case.vocab == 128256), default=case.vocab)
+    plain = ("warm", "bfloat16", "equal", "uniform", 0.0, 0.0, 8)
+    return usual == plain and case.vocab == vocab and case.phase != "mixed"
+
+
+def _order(case: Case) -> tuple[bool, int, int]:
+    return case.phase != "decode", case.num_tokens, case.rank
+
+
+def _row(case: Case) -> str:
+    if case.phase == "decode":
+        return f"decode, {case.batch_size} request{'s' * (case.batch_size > 1)}"
+    return f"prefill, {case.num_tokens} tokens"
+
+
+def _cell(case: Case, ours: Point, peer: Point) -> Cell:
+    failed = next((p.status for p in (ours, peer) if p.status != "ok"), None)
+    mine, theirs = point_estimate(ours), point_estimate(peer)
+    if failed or mine is None or theirs is None:
+        return Cell(_row(case), case.rank, None, failed or "error")
+    return Cell(_row(case), case.rank, theirs.value / mine.value, "ok")
+
+
+def draw(results: Results, path: Path) -> list[Path]:
+    """Write the figure; returns the files."""
+    maps = data(results)
+    clocks = [clock for clock in CLOCKS if any(item.clock == clock for item in maps)]
+    columns = max((sum(item.clock == clock for item in maps) for clock in clocks), default=1)
+    with styled():
+        heights = [1.1 + 0.3 * len(next(item.rows for item in maps if item.clock == clock)) for clock in clocks] or [2]
+        figure = Figure(figsize=(2.0 + 2.5 * columns, sum(heights) + 0.7), layout="constrained")
+        grid = figure.subplots(max(1, len(clocks)), columns, squeeze=False, height_ratios=heights)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for row, clock in enumerate(clocks):
+            of_clock = [item for item in maps if item.clock == clock]
+            for column, item in enumerate(of_clock):
+                _draw_map(grid[row, column], item, labelled=column == 0)
+        figure.suptitle("How many times faster ours (vocab-major table) is than ...", x=0.01, ha="left", fontsize=10)
+        caption(figure, f"below 1: slower; empty: not measured\n{provenance(results)}")
+        return save(figure, path)
+
+
+def _draw_map(axes: Axes, found: Map, *, labelled: bool) -> None:
+    values = np.full((len(found.rows), len(found.ranks)), np.nan)
+    for cell in found.cells:
+        if cell.ratio is not None:
+            values[found.rows.index(cell.row), found.ranks.index(cell.rank)] = cell.ratio
+    axes.set_visible(True)
+    # Centred on 1, so that a peer that is faster has another hue and not just a paler one.
+    axes.imshow(values, cmap="PuOr", norm=LogNorm(1 / DEEPEST, DEEPEST), aspect="auto")
+    for cell in found.cells:
+        place = found.ranks.index(cell.rank), found.rows.index(cell.row)
+        dark = cell.ratio is not None and not 1 / 12 < cell.ratio < 12
+        text = (
+            SHORT[cell.status]
+            if cell.ratio is None
+            else f"{cell.ratio:.1f}"
+            if cell.ratio < 9.95
+            else f"{cell.ratio:.0f}"
+        )
+        axes.text(*place, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.set_xticks(range(len(found.ranks)), [str(rank) for rank in found.ranks])
+    axes.set_yticks(range(len(found.rows)), list(found.rows) if labelled else [""] * len(found.rows))
+    axes.tick_params(length=0)
+    axes.set_xlabel("rank")
+    axes.set_title(f"{name_of(found.peer)}\n{CLOCKS[found.clock]}")
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    decode = sum(row.startswith("decode") for row in found.rows)
+    if 0 < decode < len(found.rows):
+        axes.axhline(decode - 0.5, color="white", linewidth=3)

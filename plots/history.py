@@ -1,0 +1,280 @@
+"""Times or counts across commits: a panel a case, changes marked and named, floor and peers as reference lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
+
+from bench.case import Case
+from bench.estimate import point_estimate
+from bench.history.changes import Change
+from bench.history.series import TIME, Era, Series
+from bench.history.view import History
+from bench.report.tables import name_of
+from plots.labels import case_name
+from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, plain, save, styled
+
+COLUMNS = 2
+# Of the counts the first of these that ever differs is drawn; `history show` has all.
+COUNTED = ("instructions", "registers", "load_sectors", "busiest_loads", "widest_load_bits")
+GAP = 1.0  # between two eras: their values cannot be compared
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One commit of a line: its place on the axis, its figure with interval; or None, with the status."""
+
+    x: float
+    short: str
+    value: float | None
+    low: float | None
+    high: float | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a panel, and the places of its changes."""
+
+    contender: str
+    marks: tuple[Mark, ...]
+    changes: tuple[tuple[float, Change], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A group of cases: one of a time, those that are alike of a count.
+
+    references: (contender, us); eras: (first place, what began there); names: (place, commit) along the axis.
+    """
+
+    cases: tuple[str, ...]
+    figure: str
+    lines: tuple[Line, ...]
+    references: tuple[tuple[str, float], ...]
+    floor_us: float | None
+    eras: tuple[tuple[float, str], ...]
+    names: tuple[tuple[float, str], ...]
+
+
+def data(history: History) -> list[Panel]:
+    """The numbers of the figure: every observation of every series of its figures."""
+    places, starts = _places(history)
+    names = tuple((x, sha[:9]) for (_, sha), x in places.items())
+    panels: list[Panel] = []
+    cases = sorted({series.case for era in history.eras for series in era.series})
+    for case in cases:
+        for figure in _figures(history, case):
+            panel = Panel(
+                (case_name(case, cases),),
+                figure,
+                tuple(_lines(history, case, figure, places)),
+                _references(history.eras[-1], case) if figure == TIME else (),
+                _floor(history.eras, case) if figure == TIME else None,
+                tuple(starts),
+                names,
+            )
+            _add(panels, panel)
+    return panels
+
+
+def _add(panels: list[Panel], new: Panel) -> None:
+    """Cases with equal counts at every commit are one group, and one panel."""
+    for index, panel in enumerate(panels):
+        alike = [(line.contender, line.marks) for line in panel.lines] == [
+            (line.contender, line.marks) for line in new.lines
+        ]
+        if new.figure != TIME and panel.figure == new.figure and alike:
+            panels[index] = replace(panel, cases=(*panel.cases, *new.cases))
+            return
+    panels.append(new)
+
+
+def _places(history: History) -> tuple[dict[tuple[int, str], float], list[tuple[float, str]]]:
+    """Where each commit of each era lies, eras one after another; and where the later ones begin, and why."""
+    places: dict[tuple[int, str], float] = {}
+    starts: list[tuple[float, str]] = []
+    x = 0.0
+    for number, era in enumerate(history.eras):
+        if number:
+            starts.append((x + GAP / 2 - 0.5, era.begins or ""))
+            x += GAP
+        shas = dict.fromkeys(item.commit.sha for series in era.series for item in series.observations)
+        order = [commit.sha for commit in history.line if commit.sha in shas]
+        for sha in order:
+            places[number, sha] = x
+            x += 1
+    return places, starts
+
+
+def _figures(history: History, case: Case) -> list[str]:
+    """Time; of counts one panel a figure that ever differs, or the first if none does."""
+    found = [series for era in history.eras for series in era.series if series.case == case]
+    if all(series.figure == TIME for series in found):
+        return [TIME]
+    varied = [
+        name
+        for name in COUNTED
+        if len({item.value.value for s in found if s.figure == name for item in s.observations if item.value}) > 1
+    ]
+    return varied[:1] or [name for name in COUNTED if any(series.figure == name for series in found)][:1]
+
+
+def _lines(history: History, case: Case, figure: str, places: dict[tuple[int, str], float]) -> list[Line]:
+    lines = []
+    for number, era in enumerate(history.eras):
+        for series in era.series:
+            if series.case == case and series.figure == figure:
+                marks = tuple(
+                    _mark(series, index, places[number, item.commit.sha])
+                    for index, item in enumerate(series.observations)
+                )
+                found = tuple((places[number, c.commit.sha], c) for c in history.changes if c.series == series)
+                lines.append(Line(series.contender, marks, found))
+    return lines
+
+
+def _mark(series: Series, index: int, x: float) -> Mark:
+    item = series.observations[index]
+    if item.value is None:
+        return Mark(x, item.commit.short, None, None, None, item.status)
+    return Mark(x, item.commit.short, item.value.value, item.value.low, item.value.high, "ok")
+
+
+def _references(era: Era, case: Case) -> tuple[tuple[str, float], ...]:
+    found = [(point.contender, point_estimate(point)) for point in era.references if point.case == case]
+    return tuple(sorted((name, taken.value) for name, taken in found if taken is not None))
+
+
+def _floor(eras: Sequence[Era], case: Case) -> float | None:
+    """The empty kernel's time in the processes that measured this case."""
+    values = [
+        value
+        for era in eras
+        for entry in era.entries
+        for point in entry.results.points
+        if point.case == case
+        for value in point.floor_us
+    ]
+    return median(values) if values else None
+
+
+def draw(history: History, path: Path) -> list[Path]:
+    """Write the figure; returns the files."""
+    panels = data(history)
+    with styled():
+        rows = -(-len(panels) // COLUMNS)
+        columns = min(COLUMNS, max(1, len(panels)))
+        commits = len(panels[0].names) if panels else 1
+        figure = Figure(figsize=(max(4.6, 1.4 + 0.27 * commits) * columns, 2.9 * rows + 1.5), layout="constrained")
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, number + 1)
+            _draw_panel(axes, panel, labelled=number >= len(panels) - columns)
+        handles = {
+            label: handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        if handles:
+            figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, fontsize=8)
+        caption(figure, _provenance(history))
+        return save(figure, path)
+
+
+def _provenance(history: History) -> str:
+    era = history.eras[-1]
+    identity = era.environment.identity
+    versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton") if identity.get(name))
+    if history.clock == "work":
+        what = "counted, exact: Triton's interpreter and compiled code (sm_90)"
+    else:
+        what = "dots: medians of rounds with their 95 % interval, machine drift taken out by an anchor commit"
+    marks = "a name marks a change of level, a cross a commit without a figure"
+    return f"{what}\n{identity.get('gpu') or 'no GPU'}; {versions}; commits oldest first; {marks}"
+
+
+def _draw_panel(axes: Axes, panel: Panel, *, labelled: bool) -> None:
+    timed = panel.figure == TIME
+    for line in panel.lines:
+        style = look(line.contender)
+        kept = [(mark.x, mark.value) for mark in line.marks if mark.value is not None]
+        axes.plot([x for x, _ in kept], [value for _, value in kept], label=name_of(line.contender), **style)
+        for mark in line.marks:
+            if mark.low is not None and mark.high is not None:
+                axes.vlines(mark.x, mark.low, mark.high, color=style["color"], linewidth=1.2)
+        marked(
+            axes, [(mark.x, "") for mark in line.marks if mark.value is None and mark.status != "skipped"], style, 0.04
+        )
+    _draw_changes(axes, panel)
+    for name, value in panel.references:
+        axes.axhline(value, color=look(name)["color"], linewidth=1.0, linestyle="--", label=name_of(name))
+    if panel.floor_us:
+        axes.axhline(panel.floor_us, label="empty kernel (floor)", **{**REFERENCE, "linestyle": ":"})
+    for start, reason in panel.eras:
+        axes.axvline(start, color="#333333", linewidth=1.0)
+        axes.annotate(
+            f"new series: {reason}", (start, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7,
+            xytext=(2, 0), textcoords="offset points", va="bottom",
+        )  # fmt: skip
+    axes.set_title(_title(panel), loc="left")
+    axes.set_ylabel("us a call" if timed else f"{panel.figure.replace('_', ' ')} a launch")
+    if timed and panel.references:
+        axes.set_yscale("log")
+        plain(axes.yaxis, _ticks(panel))
+        axes.set_ylim(top=1.7 * axes.get_ylim()[1])  # room for names
+    else:
+        axes.margins(y=0.25)
+    if panel.names:
+        axes.set_xlim(panel.names[0][0] - 0.7, panel.names[-1][0] + 0.7)
+    shown = [name if labelled else "" for _, name in panel.names]
+    axes.set_xticks([x for x, _ in panel.names], shown, rotation=90, fontsize=7, family="monospace")
+
+
+def _title(panel: Panel) -> str:
+    first, *others = panel.cases
+    return first + (f"; the same in {len(others)} other case{'s' * (len(others) > 1)}" if others else "")
+
+
+def _ticks(panel: Panel) -> list[float]:
+    """1, 2 and 5 of each decade that the panel touches."""
+    values = [mark.value for line in panel.lines for mark in line.marks if mark.value is not None]
+    values += [value for _, value in panel.references] + ([panel.floor_us] if panel.floor_us else [])
+    low, high = 0.8 * min(values, default=1.0), 1.25 * max(values, default=1.0)
+    return [step * 10.0**power for power in range(-2, 6) for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+
+
+def _draw_changes(axes: Axes, panel: Panel) -> None:
+    """One line and one name a commit: the largest change of the panel there."""
+    by_place: dict[float, list[Change]] = {}
+    for line in panel.lines:
+        for x, change in line.changes:
+            by_place.setdefault(x, []).append(change)
+    for x, found in by_place.items():
+        largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
+        color = SLOWER if largest.worse else FASTER
+        axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
+        late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
+        axes.text(
+            x - (0.6 if late else 0.4), 0.98, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5,
+            va="top", ha="right" if late else "left",
+            transform=blended_transform_factory(axes.transData, axes.transAxes),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+        )  # fmt: skip
+
+
+def _blamed(change: Change) -> str:
+    """The commit; or the first and the last that it may be, where some were not measured."""
+    first, last = change.suspects[0], change.suspects[-1]
+    return last.short if first == last else f"{first.short} to {last.short}"
+
+
+def _size(change: Change) -> str:
+    if change.low is None:
+        return f"{change.old:.0f} to {change.new:.0f}"
+    return f"{100 * (change.ratio - 1):+.0f} %"

@@ -1,0 +1,120 @@
+"""Files given to a figure or a report: what each of them is, and whether they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from bench import results as store
+from bench.gate import records as pairs
+from bench.gate.records import PairRun
+from bench.gate.verdict import REPORT_NAME, REPORT_VERSION, Report
+from bench.results import Anchor, Results, ResultsError
+
+EXPECTED = (
+    "a results file (bench sweep), a record of pairs (bench gate -o), a gate's report (bench gate -f json=FILE) "
+    "or a folder of a history"
+)
+
+
+@dataclass
+class Inputs:
+    """What was given, each with the path it came from."""
+
+    results: list[tuple[Path, Results]] = field(default_factory=list)
+    pairs: list[tuple[Path, PairRun]] = field(default_factory=list)
+    reports: list[tuple[Path, Report]] = field(default_factory=list)
+    histories: list[Path] = field(default_factory=list)
+
+
+class _Head(msgspec.Struct):
+    """Enough of any of the formats to tell which one it is."""
+
+    schema: store.Schema | None = None
+    name: str | None = None
+    version: str = ""
+
+
+def load(paths: Sequence[Path]) -> Inputs:
+    """Read everything. Raises ResultsError for an empty list and for a file that is of none of the formats."""
+    if not paths:
+        raise ResultsError(f"no file was given; expected {EXPECTED}")
+    found = Inputs()
+    for path in paths:
+        if path.is_dir():
+            found.histories.append(path)
+            continue
+        name = _format(path)
+        if name == store.SCHEMA_NAME:
+            found.results.append((path, store.read(path)))
+        elif name == pairs.PAIRS_NAME:
+            found.pairs.append((path, pairs.read(path)))
+        elif name == REPORT_NAME:
+            found.reports.append((path, _report(path)))
+        else:
+            raise ResultsError(f"{path}: is a {name!r}; expected {EXPECTED}")
+    _refuse_other_machines(found)
+    return found
+
+
+def together(results: Sequence[tuple[Path, Results]]) -> Results:
+    """The points of all files as one; the heading is the first's, with every commit.
+
+    Raises ResultsError if a point is there twice, or none is.
+    """
+    if not results:
+        raise ResultsError("no results file was given; expected one made by bench sweep")
+    (first_path, first), *others = results
+    seen = {point.key: first_path for point in first.points}
+    points, anchors = list(first.points), list(first.anchors)
+    for path, other in others:
+        for point in other.points:
+            if point.key in seen:
+                where = f"{point.contender}, {point.clock}, {point.case.label}"
+                raise ResultsError(f"{path}: has {where}, and so has {seen[point.key]}; expected each point once")
+            seen[point.key] = path
+        points += other.points
+        anchors += other.anchors
+    if not points:
+        raise ResultsError(f"{', '.join(str(path) for path, _ in results)}: holds no point; expected a finished sweep")
+    joined: dict[str, Anchor] = {}
+    for anchor in anchors:
+        known = joined.get(anchor.name)
+        joined[anchor.name] = Anchor(anchor.name, anchor.unit, [*(known.values if known else []), *anchor.values])
+    shorts = dict.fromkeys(item.code.short or "unknown" for _, item in results)
+    code = msgspec.structs.replace(first.code, short=" and ".join(shorts))
+    return msgspec.structs.replace(first, points=points, anchors=list(joined.values()), code=code)
+
+
+def _format(path: Path) -> str:
+    try:
+        head = msgspec.json.decode(path.read_bytes(), type=_Head)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: not a file of this suite: {error}; expected {EXPECTED}") from error
+    return head.schema.name if head.schema is not None else head.name or "file without a format"
+
+
+def _report(path: Path) -> Report:
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=Report)
+    except msgspec.DecodeError as error:
+        raise ResultsError(f"{path}: not a valid report of the gate: {error}") from error
+    if report.version.split(".")[0] != REPORT_VERSION.split(".")[0]:
+        raise ResultsError(f"{path}: version is {report.version}; expected {REPORT_VERSION.split('.')[0]}.x.y")
+    return report
+
+
+def _refuse_other_machines(found: Inputs) -> None:
+    """Raises ResultsError for files of two GPU models: no figure may hold both."""
+    gpus = [(path, item.env.identity.get("gpu") if item.env else None) for path, item in found.results]
+    gpus += [(path, run.env.identity.get("gpu") if run.env else None) for path, run in found.pairs]
+    gpus += [(path, report.identity.get("gpu")) for path, report in found.reports]
+    known = [(path, gpu) for path, gpu in gpus if gpu is not None]
+    for path, gpu in known[1:]:
+        if gpu != known[0][1]:
+            raise ResultsError(f"{path}: was measured on {gpu}, {known[0][0]} on {known[0][1]}; expected one GPU model")

@@ -1,0 +1,32 @@
+"""Names of cases for readers who have not seen the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.case import Case
+
+PLAIN_VOCAB = 128256
+
+
+def case_name(case: Case, among: Iterable[Case] = ()) -> str:
+    """What is asked of a batch: `prefill 8 x 512, rank 64, skew 1`. The vocabulary if it differs among the cases."""
+    shape = f"{case.batch_size}" if case.phase == "decode" else f"{case.batch_size} x {case.seq_len}"
+    parts = [f"{case.phase} {shape}", f"rank {case.rank}"]
+    if case.skew:
+        parts.append(f"skew {case.skew:g}")
+    if case.adapters != 8:
+        parts.append(f"{case.adapters} adapter{'s' * (case.adapters > 1)}")
+    if case.mix != "uniform":
+        parts.append(f"adapters {case.mix}")
+    if case.rank_mix != "equal":
+        parts.append(f"ranks {case.rank_mix}")
+    if case.base_fraction:
+        parts.append(f"{100 * case.base_fraction:g} % without LoRA")
+    if len({other.vocab for other in among}) > 1 and case.vocab != PLAIN_VOCAB:
+        parts.append(f"vocab {case.vocab}")
+    if case.dtype != "bfloat16":
+        parts.append(case.dtype)
+    if case.cache == "cold":
+        parts.append("cold cache")
+    return ", ".join(parts)

@@ -1,0 +1,138 @@
+"""Every round of every point around its median: two clusters in a row are two modes that no average shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.case import ClockName
+from bench.estimate import round_values
+from bench.report.tables import name_of
+from bench.results import Point, Results
+from plots.labels import case_name
+from plots.style import REFERENCE, caption, look, provenance, save, styled
+
+CONTENDERS = (
+    "csgmv_embed-vocab_major",
+    "csgmv_embed-rank_major",
+    "sglang_csgmv-chunk16",
+    "sglang_triton",
+    "torch_gather",
+)
+PROCESS_MARKS = "osD^vPX*<>"
+WIDEST_PCT = 40.0  # half the widest axis; what lies beyond is drawn at the edge
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point: its rounds, each (process, deviation from the median of the point's rounds in percent, its blocks)."""
+
+    label: str
+    status: str
+    rounds: tuple[tuple[int, float, tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One contender on one clock."""
+
+    contender: str
+    clock: ClockName
+    rows: tuple[Row, ...]
+
+
+def data(results: Results) -> list[Strip]:
+    """Strips of the contenders that were timed."""
+    strips = []
+    cases = {point.case for point in results.points}
+    for clock in ("graph", "eager", "prepare"):
+        for name in CONTENDERS:
+            points = [p for p in results.points if p.clock == clock and p.contender == name and p.status != "skipped"]
+            rows = [_row(point, case_name(point.case, cases)) for point in sorted(points, key=lambda p: p.case)]
+            if rows:
+                strips.append(Strip(name, clock, tuple(rows)))
+    return strips
+
+
+def _row(point: Point, label: str) -> Row:
+    sampled = [item for item in point.rounds if item.blocks_us]
+    if point.status != "ok" or not sampled:
+        return Row(label, point.status, ())
+    values = round_values(sampled)
+    middle = median(values)
+    rounds = [
+        (item.process, _percent(value, middle), tuple(_percent(block, middle) for block in item.blocks_us))
+        for item, value in zip(sampled, values, strict=True)
+    ]
+    return Row(label, "ok", tuple(rounds))
+
+
+def _percent(value: float, middle: float) -> float:
+    return 100 * log(value / middle)
+
+
+def draw(results: Results, path: Path) -> list[Path]:
+    """Write the figure; returns the files."""
+    strips = data(results)
+    clocks = list(dict.fromkeys(strip.clock for strip in strips))
+    columns = max((sum(strip.clock == clock for strip in strips) for clock in clocks), default=1)
+    with styled():
+        heights = [1.2 + 0.17 * max(len(s.rows) for s in strips if s.clock == clock) for clock in clocks] or [2.0]
+        figure = Figure(figsize=(2.6 + 2.4 * columns, sum(heights) + 0.8), layout="constrained")
+        grid = figure.subplots(max(1, len(clocks)), columns, squeeze=False, height_ratios=heights)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for row, clock in enumerate(clocks):
+            of_clock = [strip for strip in strips if strip.clock == clock]
+            for column, strip in enumerate(of_clock):
+                shared = column > 0 and [r.label for r in strip.rows] == [r.label for r in of_clock[0].rows]
+                _draw_strip(grid[row, column], strip, labelled=not shared)
+        processes = {process for strip in strips for row in strip.rows for process, _, _ in row.rounds}
+        figure.suptitle("Repeatability: every round of every point", x=0.01, ha="left", fontsize=10)
+        marks = f"a marker for each of {len(processes)} processes" if len(processes) > 1 else "one process"
+        caption(
+            figure,
+            f"large: median of a round, {marks}; small: its blocks; a row's zero is the median of its rounds; "
+            f"two clusters in a row would be two modes\n{provenance(results)}",
+        )
+        return save(figure, path)
+
+
+def _draw_strip(axes: Axes, strip: Strip, *, labelled: bool) -> None:
+    color = look(strip.contender)["color"]
+    limit = max((abs(value) for row in strip.rows for _, value, _ in row.rounds), default=1.0)
+    limit = min(max(1.0, 1.3 * limit), WIDEST_PCT)
+    axes.set_visible(True)
+    blocks = [(b, place) for place, row in enumerate(strip.rows) for _, _, of_round in row.rounds for b in of_round]
+    axes.plot(
+        _held([value for value, _ in blocks], limit), [place for _, place in blocks],
+        "|", color="#999999", markersize=4, markeredgewidth=0.6, rasterized=True,  # thousands
+    )  # fmt: skip
+    values = [(process, value, place) for place, row in enumerate(strip.rows) for process, value, _ in row.rounds]
+    for process in sorted({process for process, _, _ in values}):
+        mine = [(value, place) for other, value, place in values if other == process]
+        mark = PROCESS_MARKS[process % len(PROCESS_MARKS)]
+        axes.plot(
+            _held([value for value, _ in mine], limit), [place for _, place in mine],
+            mark, color=color, markersize=4, alpha=0.75,
+        )  # fmt: skip
+    for place, row in enumerate(strip.rows):
+        if not row.rounds:
+            axes.annotate(row.status, (0, place), color=color, fontsize=7, ha="center", va="center")
+    axes.axvline(0.0, **REFERENCE)
+    axes.set_xlim(-limit * 1.06, limit * 1.06)
+    axes.set_ylim(len(strip.rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(strip.rows)), [row.label for row in strip.rows] if labelled else [""] * len(strip.rows))
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("% from the point's median")
+    axes.set_title(f"{name_of(strip.contender)}\n{strip.clock} clock")
+
+
+def _held(values: list[float], limit: float) -> list[float]:
+    """At the edge in the place of beyond it: a far block must not squeeze all others into a line."""
+    return [max(-limit, min(limit, value)) for value in values]

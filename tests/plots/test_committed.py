@@ -1,0 +1,86 @@
+"""The committed records draw every figure, and show what the docs say they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from bench.gate import records
+from bench.history.verbs import view
+from bench.history.view import History
+from bench.report.tables import name_of
+from plots import figures, gate, history, inputs, noise
+
+DOCS = Path(__file__).parents[2] / "docs"
+CHECK = DOCS / "experiments" / "h100-self-check-1.json"
+PLANTED, BISECT = DOCS / "experiments" / "planted-slow", DOCS / "experiments" / "planted-slow-bisect"
+SLOW = "81b5caa10"
+
+
+def seen(clock: str) -> History:
+    return view(PLANTED, None, [clock], [], [], None)
+
+
+def test_every_figure_is_drawn_from_committed_records(tmp_path: Path) -> None:
+    found = inputs.load([DOCS / "results" / "h100-eager.json", CHECK, PLANTED])
+    written = figures.draw("all", found, lambda folder: seen("graph"), tmp_path / "x.png")
+    names = {path.stem.removeprefix("x-") for path in written}
+    assert names == set(figures.FIGURES), "a figure that nothing committed can draw, or one that is not known"
+    assert all(path.stat().st_size > 5000 for path in written) and len(written) == 2 * len(names)
+
+
+def test_the_self_check_is_drawn_as_it_was_measured() -> None:
+    run = records.read(CHECK)
+    cells = noise.data(run)
+    axes = Figure().subplots()
+    cases, names = list(dict.fromkeys(c.case for c in cells)), list(dict.fromkeys(c.contender for c in cells))
+    noise._draw_map(axes, cells, cases, names)
+    image = np.asarray(axes.get_images()[0].get_array(), dtype=float)
+    assert np.isfinite(image).all() and image.size == len(run.points) == 32
+    for cell in cells:
+        assert image[cases.index(cell.case), names.index(cell.contender)] == pytest.approx(cell.spread_pct)
+    bars = gate.data(gate_report())
+    assert {bar.status for bar in bars} == {"pass"} and len(bars) == 32
+
+
+def gate_report():  # type: ignore[no-untyped-def]
+    from bench.gate.judge import judge_pairs
+
+    return judge_pairs(records.read(CHECK))
+
+
+def test_the_planted_commit_is_in_the_timed_history_and_its_picture() -> None:
+    found = seen("graph")
+    assert [sha[:9] for sha in found.of_commit()] == ["cbcd906a7"]
+    (change, *others) = found.changes
+    assert len(others) == 7 and all(item.worse for item in found.changes)
+    assert [item.short for item in change.suspects] == [SLOW, "cbcd906a7"], "the planted one was not measured itself"
+    assert found.failures() == {
+        "0ca9ed47e": ["error: TypeError: embedding_lora_a() got an unexpected keyword argument 'pdl'"]
+    }
+    panel = history.data(found)[0]
+    axes = Figure().subplots()
+    history._draw_panel(axes, panel, labelled=True)
+    assert f"{SLOW} to cbcd906a7 +11 %" in [text.get_text() for text in axes.texts]
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    for item in panel.lines:
+        drawn = list(lines[name_of(item.contender)].get_ydata())
+        assert drawn == [mark.value for mark in item.marks if mark.value is not None] and len(drawn) == 8
+
+
+def test_the_planted_commit_is_named_by_its_counts() -> None:
+    assert [sha[:9] for sha in seen("work").of_commit()] == ["c8c51def3", SLOW]
+
+
+def test_the_pairs_of_the_bisection_have_the_planted_commit_on_the_new_level_and_its_parent_on_the_old() -> None:
+    ratios = {}
+    for path in sorted(BISECT.glob("bisect-*.json")):
+        run = records.read(path)
+        values = [item.log_ratio for item in run.points[0].of_stage("confirm")]
+        ratios[run.a.label, run.b.label] = float(np.mean(values))
+    assert ratios["bdcaa8fb0", "f9de85d33"] == pytest.approx(-0.005, abs=0.003)
+    assert ratios["bdcaa8fb0", SLOW] == pytest.approx(0.093, abs=0.005)
+    assert ratios["f9de85d33", SLOW] == pytest.approx(0.090, abs=0.005)
