@@ -267,5 +267,5 @@ def _record(results: Results, new: Point) -> Point:
 
 
 def argv() -> list[str]:
-    """The command line, without the path of the interpreter's file."""
-    return ["bench", *sys.argv[1:]]
+    """The command line, without the paths of the machine it ran on."""
+    return ["bench", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]

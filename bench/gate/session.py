@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -67,7 +66,7 @@ def pair_run(
         measure=msgspec.structs.replace(config.measure, nodes=config.gate.nodes),
         seed=seed,
         started_utc=_now(),
-        argv=["bench", *sys.argv[1:]],
+        argv=loop.argv(),
         points=list(points),
         selection=selection,
     )
