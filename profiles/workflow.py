@@ -14,6 +14,7 @@ from bench.case import ELEMENT_BYTES, Case
 from bench.config import Config, Measure, Plan, PlannedPoint
 from bench.environment import collect_code, collect_environment, nvml_device, package_version
 from bench.results import Code, Environment, Results, ResultsError
+from bench.sweep import argv
 from profiles import capture, kineto, ncu, nsys, nsys_database, records
 from profiles.capture import CaptureFailed, ProfileError
 from profiles.records import CacheControl, CountedWork, NcuBody, NsysBody, Profile, ProfileSchema, UsefulBytes
@@ -177,7 +178,7 @@ def run_trace(request: Request, settings: Measure) -> Profile:
         except NotMeasured as error:
             raise CaptureFailed(f"{error.status}: {error.reason}") from error
         version = f"torch profiler {package_version('torch')}"
-        return request.keep(request.profile(version, body, [["bench", *sys.argv[1:]]]), [output])
+        return request.keep(request.profile(version, body, [argv()]), [output])
 
 
 def useful_bytes(points: Sequence[PlannedPoint], seed: int) -> list[UsefulBytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +40,7 @@ def accuracy(
     from bench.environment import collect_code, collect_environment
     from bench.report.accuracy import encode, followed, summary
     from bench.report.tables import console
+    from bench.sweep import argv
 
     device = torch.device("cuda:0" if has_gpu else "cpu")
     chosen = _dtype(dtype, has_gpu)
@@ -50,7 +50,7 @@ def accuracy(
     found = run.AccuracyFile(
         environment=collect_environment(device.type),
         code=collect_code(),
-        argv=["bench", *(Path(word).name if word == str(output) else word for word in sys.argv[1:])],
+        argv=argv(),
         model=source.name,
         adapters=[folder.name for folder in folders],
         dtype=chosen,
