@@ -11,149 +11,27 @@ import copy
 import dataclasses
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from csgmv_embed.batch import (
-    EmbeddingBatch,
-    Int32Array,
-    Int64Array,
-    Ints,
-    _checked,
-    _Contents,
-    _plan_segments,
-    _Ranks,
-    chunk_constants,
-    counting,
-    counting_int32,
-)
+from csgmv_embed.batch import EmbeddingBatch, _Contents
 from csgmv_embed.errors import CapacityError, ShapeError
-from csgmv_embed.sglang.settings import Design
+from csgmv_embed.host_plan import Int32Array, Ints, checked
+from csgmv_embed.sglang.arrays import ARRAYS as ARRAYS
+from csgmv_embed.sglang.arrays import Plan, lens_of, named, sizes_of, token_words, write
+from csgmv_embed.sglang.heads import HeadPlan, merged_chunks
 from csgmv_embed.sglang.staging import Layout, Staging, layout_of
-from csgmv_embed.sglang.targets import Release
+from csgmv_embed.sglang.state import STATE as STATE
+from csgmv_embed.sglang.state import State as State
+from csgmv_embed.sglang.state import Step
+from csgmv_embed.sglang.state import attach as attach
 
-STATE = "csgmv_embed_state"  # attribute of a backend object
 BATCH = "csgmv_embed_batch"  # attribute of a LoRABatchInfo that this planner has filled
 STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
-
-# The arrays of every plan, in the order in which they lie in the buffer.
-ARRAYS = (
-    "seg_indptr",
-    "weight_indices",
-    "permutation",
-    "req_seg_indptr",
-    "req_weight_indices",
-    "lora_ranks",
-    "scalings",
-)
-_ONE = np.array(1)
-
-
-class _Scalings:
-    """The scalings of the slots as 32-bit words; they change when adapters do, not with every batch."""
-
-    def __init__(self) -> None:
-        self.given: list[float] = []
-        self.words = np.zeros(0, dtype=np.int32)
-
-    def update(self, scalings: list[float]) -> None:
-        if scalings != self.given:
-            self.given = list(scalings)
-            self.words = np.array(scalings, dtype=np.float32).view(np.int32)
-
-
-class _Step(NamedTuple):
-    """A decode step as it was given, and what was prepared for it."""
-
-    slots: list[int]
-    ranks: list[int] | None
-    scalings: list[float]
-    words_version: int
-    static_info: Any
-    batch_info: Any
-    sequence_order: Any
-
-
-@dataclass
-class State:
-    """What the plugin keeps for one backend object.
-
-    None in the two flags and in slot_has_embedding means not told: then everything is prepared.
-    """
-
-    backend: Any
-    release: Release
-    design: Design = "token_words"
-    embedding_targeted: bool | None = None
-    lm_head_targeted: bool | None = None
-    slot_has_embedding: npt.NDArray[np.bool_] | None = None
-    ranks: _Ranks = field(default_factory=_Ranks)
-    scalings: _Scalings = field(default_factory=_Scalings)
-    staging: Staging | None = None
-    positions: torch.Tensor | None = None  # 0, 1, 2, ... on the device
-    last_step: _Step | None = None  # what the last call prepared, if that was a decode step
-    # The words of all slots these came from, and those that are left of them; None if a slot has changed since.
-    _words_known: tuple[Int32Array, Int32Array | None] | None = None
-    words_version: int = 0
-
-    def set_slot(self, slot: int, has_embedding: bool) -> None:
-        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer."""
-        if self.slot_has_embedding is None:
-            self.slot_has_embedding = np.zeros(self.backend.max_loras_per_batch, dtype=np.bool_)
-        self.slot_has_embedding[slot] = has_embedding
-        self._words_known = None
-
-    def word_by_slot(self) -> Int32Array | None:
-        """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer."""
-        if self.embedding_targeted is False:
-            return None
-        words = self.ranks.words
-        if self._words_known is None or self._words_known[0] is not words:
-            left = words if self.slot_has_embedding is None else np.where(self.slot_has_embedding, words, 0)
-            self._words_known = words, left if left.any() else None
-            self.words_version += 1
-        return self._words_known[1]
-
-
-def attach(backend: Any, release: Release, design: Design = "token_words") -> State:
-    """The state of a backend object, made on first use."""
-    state: State | None = getattr(backend, STATE, None)
-    if state is None:
-        state = State(backend, release, design)
-        setattr(backend, STATE, state)
-    return state
-
-
-class _Plan(NamedTuple):
-    """A batch as the scheduler gave it, checked."""
-
-    lens: Int64Array | None  # None: one token each
-    slots: Int64Array
-    tokens: int
-    chunk_size: int
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest request."""
-        return 1 if self.lens is None else int(self.lens.max(initial=0))
-
-    def most_segments(self, slots: int) -> int:
-        """Never less than the segments of the batch: full chunks, and one ragged chunk for each slot in use."""
-        return self.tokens // self.chunk_size + min(slots, len(self.slots), self.tokens)
-
-
-class _HeadPlan(NamedTuple):
-    """The segments of one pass of lm_head over the rows that sampling or log-probabilities keep."""
-
-    seg_slots: Int64Array
-    seg_indptr: Int64Array
-    chunk_size: int
-    tokens: int
 
 
 @dataclass
@@ -177,14 +55,14 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     tokens = batch_info.permutation.shape[0]
     requests = batch_info.req_weight_indices.shape[0] if state.release.request_fields else batch_info.bs
     segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
-    sizes = _sizes(segments, tokens, requests, slots)
+    sizes = sizes_of(segments, tokens, requests, slots)
     extra = requests if state.design == "original_order" else 0
     layout = layout_of((*sizes, extra, tokens))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
     *views, lens, words = layout.device(buffer)
-    arrays = _named(views)
+    arrays = named(views)
     static = StaticBatch(layout, buffer, Staging(device, layout.total), _words(words, slots, tokens), prefill)
     if state.design == "original_order":
         # The fallback kernel's grid is (max_len, bs) of the capture. A captured decode covers its own requests; a
@@ -234,7 +112,7 @@ def _planned(
     lora_ranks: list[int],
     scalings: list[float],
     static_info: Any,
-) -> tuple[Any, list[tuple[_HeadPlan, tuple[torch.Tensor, ...]]]]:
+) -> tuple[Any, list[tuple[HeadPlan, tuple[torch.Tensor, ...]]]]:
     """Plan the batch and send it: its batch info, and each lm_head pass with its arrays."""
     plan = _checked_plan(state, forward_batch, weight_indices, lora_ranks, scalings)
     heads = _plan_heads(state, forward_batch, weight_indices, plan)
@@ -249,7 +127,7 @@ def _planned(
         order = state.backend.embedding_batch_info if state.design == "original_order" else None
         # A caller may write into its lists later; those of the adapters were copied when they changed.
         given = [*weight_indices], state.ranks.given, state.scalings.given
-        state.last_step = _Step(*given, state.words_version, static_info, batch_info, order)
+        state.last_step = Step(*given, state.words_version, static_info, batch_info, order)
     return batch_info, list(zip(heads, head_arrays, strict=True))
 
 
@@ -260,7 +138,7 @@ def _repeated(
     lora_ranks: list[int],
     scalings: list[float],
     static_info: Any,
-) -> _Step | None:
+) -> Step | None:
     """The last call if this is the same decode step again; most are, until a request or an adapter comes or goes.
 
     Its arrays are on the device still: those of a graph are written here alone, those of an eager batch never again.
@@ -278,7 +156,7 @@ def _repeated(
     return step if state.words_version == step.words_version else None
 
 
-def _again(state: State, step: _Step) -> Any:
+def _again(state: State, step: Step) -> Any:
     """The batch info of a step that is on the device already."""
     if state.design == "original_order":
         state.backend.embedding_batch_info = step.sequence_order
@@ -287,17 +165,17 @@ def _again(state: State, step: _Step) -> Any:
 
 def _checked_plan(
     state: State, forward_batch: Any, weight_indices: list[int], lora_ranks: list[int], scalings: list[float]
-) -> _Plan:
+) -> Plan:
     slots = state.backend.max_loras_per_batch
     if len(lora_ranks) != slots or len(scalings) != slots:
         raise ShapeError(f"lora_ranks, scalings have {len(lora_ranks)}, {len(scalings)} slots; expected {slots} each")
     if len(weight_indices) != forward_batch.batch_size:
         raise ShapeError(f"weight_indices has {len(weight_indices)} entries; expected {forward_batch.batch_size}")
-    lens, seq_slots, tokens = _checked(_lengths(forward_batch), weight_indices, slots)
+    lens, seq_slots, tokens = checked(_lengths(forward_batch), weight_indices, slots)
     chunk_size = state.backend._determine_chunk_size(forward_batch)
     state.ranks.update(lora_ranks)
     state.scalings.update(scalings)
-    return _Plan(lens, seq_slots, tokens, chunk_size)
+    return Plan(lens, seq_slots, tokens, chunk_size)
 
 
 def _lengths(forward_batch: Any) -> Any:
@@ -316,7 +194,7 @@ def _utils() -> Any:
     return importlib.import_module("sglang.srt.lora.utils")
 
 
-def _check_capacity(static: StaticBatch, plan: _Plan) -> None:
+def _check_capacity(static: StaticBatch, plan: Plan) -> None:
     _, segments, tokens, _, requests, slots, *_ = static.layout.sizes
     if len(plan.slots) > requests or plan.tokens > tokens:
         raise CapacityError(
@@ -331,19 +209,19 @@ def _check_capacity(static: StaticBatch, plan: _Plan) -> None:
         raise CapacityError(f"the batch has {needed} segments; the captured graph holds at most {segments}")
 
 
-def _fill_static(state: State, info: Any, plan: _Plan) -> Any:
+def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     """Send the plan into the buffers of a captured graph; returns its batch info, up to date."""
     static: StaticBatch = getattr(info, STATIC)
     host = static.staging.next(static.layout)
     host.words.fill(0)  # one call for the neutral tails of all arrays
     *views, lens, words = host.views
     requests = len(plan.slots)
-    segments = _write(state, plan, views)
+    segments = write(state, plan, views)
     if static.sequence_order is not None:
-        lens[:requests] = _lens(plan)
+        lens[:requests] = lens_of(plan)
     word_by_slot = state.word_by_slot()
     if word_by_slot is not None:
-        words[: plan.tokens] = _token_words(word_by_slot, plan)
+        words[: plan.tokens] = token_words(word_by_slot, plan)
     static.staging.send(static.buffer)
     static.words._contents.num_tokens = plan.tokens
     static.words._contents.max_rank = state.ranks.largest
@@ -356,23 +234,23 @@ def _fill_static(state: State, info: Any, plan: _Plan) -> Any:
     return info
 
 
-def _fill_new(state: State, plan: _Plan, heads: list[_HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
+def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
     """Send the plan to new device arrays; returns the batch info, and slots and bounds of each lm_head pass."""
     slots, requests = state.backend.max_loras_per_batch, len(plan.slots)
     word_by_slot = state.word_by_slot()
     in_order = state.design == "original_order"
     own: list[Ints] = []  # what is sent beside SGLang's arrays: nothing if no adapter has LoRA on the embedding layer
     if word_by_slot is not None:
-        own = [_lens(plan) if in_order else _token_words(word_by_slot, plan)]
+        own = [lens_of(plan) if in_order else token_words(word_by_slot, plan)]
     extras = own + _head_arrays(heads)
-    planned = (*_sizes(plan.most_segments(slots), plan.tokens, requests, slots), *map(len, extras))
+    planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *map(len, extras))
     layout = layout_of(planned, shrinking=2)
     views = _staging(state).next(layout).views
-    segments = _write(state, plan, views[: len(ARRAYS)])
+    segments = write(state, plan, views[: len(ARRAYS)])
     _write_all(views[len(ARRAYS) :], extras)
     found = _send_new(state, layout, (segments + 1, segments))
 
-    arrays, extra_arrays = _named(found[: len(ARRAYS)]), iter(found[len(ARRAYS) :])
+    arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[len(ARRAYS) :])
     info = _batch_info(state, plan, arrays, segments)
     if word_by_slot is None:
         setattr(info, BATCH, None)
@@ -403,7 +281,7 @@ def _send_new(state: State, layout: Layout, used: Sequence[int] = ()) -> list[to
     return layout.device(buffer, used)
 
 
-def _batch_info(state: State, plan: _Plan, arrays: dict[str, torch.Tensor], segments: int) -> Any:
+def _batch_info(state: State, plan: Plan, arrays: dict[str, torch.Tensor], segments: int) -> Any:
     """SGLang's LoRABatchInfo of an eager batch."""
     if not state.release.request_fields:
         arrays = {name: array for name, array in arrays.items() if not name.startswith("req_")}
@@ -453,55 +331,7 @@ def _words(
     )
 
 
-def _sizes(segments: int, tokens: int, requests: int, slots: int) -> tuple[int, ...]:
-    """Elements of ARRAYS."""
-    return (segments + 1, segments, tokens, requests + 1, requests, slots, slots)
-
-
-def _named(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    arrays = dict(zip(ARRAYS, views, strict=True))
-    arrays["scalings"] = arrays["scalings"].view(torch.float32)
-    return arrays
-
-
-def _write(state: State, plan: _Plan, views: list[Int32Array]) -> int:
-    """Write ARRAYS; returns the number of segments. Tails are neutral if they were zeros."""
-    seg_indptr, seg_slots, permutation, req_indptr, req_slots, ranks, scalings = views
-    requests = len(plan.slots)
-    segments = _plan_segments(
-        plan.lens,
-        plan.slots,
-        state.ranks.values,
-        plan.chunk_size,
-        plan.tokens,
-        permutation,
-        seg_indptr,
-        seg_slots,
-        ranks,
-    )
-    req_indptr.fill(plan.tokens)  # its tail
-    if plan.lens is None:
-        req_indptr[: requests + 1] = counting_int32(requests + 1)
-    else:
-        req_indptr[0] = 0
-        req_indptr[1 : requests + 1] = plan.lens.cumsum()
-    req_slots[:requests] = plan.slots
-    scalings[:] = state.scalings.words
-    return segments
-
-
-def _lens(plan: _Plan) -> Int64Array:
-    """Tokens of each request."""
-    return np.ones(len(plan.slots), dtype=np.int64) if plan.lens is None else plan.lens
-
-
-def _token_words(word_by_slot: Int32Array, plan: _Plan) -> Int32Array:
-    """The word of each token, in the order of the tokens."""
-    of_request = word_by_slot[plan.slots]
-    return of_request if plan.lens is None else of_request.repeat(plan.lens)
-
-
-def _plan_heads(state: State, forward_batch: Any, weight_indices: list[int], plan: _Plan) -> list[_HeadPlan]:
+def _plan_heads(state: State, forward_batch: Any, weight_indices: list[int], plan: Plan) -> list[HeadPlan]:
     """The lm_head batch, then its passes if log-probabilities are computed in passes; none if lm_head has no LoRA."""
     if state.lm_head_targeted is False or plan.lens is None:  # decode keeps every row
         return []
@@ -515,35 +345,15 @@ def _plan_heads(state: State, forward_batch: Any, weight_indices: list[int], pla
     for slots, lens in batches:
         tokens = int(lens.sum())
         chunk_size = state.backend._determine_chunk_size_for_tokens(tokens)
-        heads.append(_HeadPlan(*merged_chunks(slots, lens, chunk_size), chunk_size, tokens))
+        heads.append(HeadPlan(*merged_chunks(slots, lens, chunk_size), chunk_size, tokens))
     return heads
 
 
-def merged_chunks(slots: Int64Array, lens: Int64Array, chunk_size: int) -> tuple[Int64Array, Int64Array]:
-    """Runs of requests of one slot, cut every chunk_size tokens: slots (segments,), bounds (segments + 1,).
-
-    slots, lens (requests,). Equals SGLang's merge_and_chunk_segments: a run without tokens keeps one empty segment.
-    """
-    first = np.ones(len(slots), dtype=np.bool_)  # of its run
-    np.not_equal(slots[1:], slots[:-1], out=first[1:])
-    (starts,) = first.nonzero()
-    run_tokens = np.add.reduceat(lens, starts) if len(lens) else lens
-    chunk, round_up = chunk_constants(chunk_size)
-    counts = np.maximum((run_tokens + round_up) // chunk, _ONE)
-    # segment g of a run begins at run_start + (g - first segment) * chunk_size
-    base = run_tokens.cumsum() - run_tokens - (counts.cumsum() - counts) * chunk
-    segments = int(counts.sum())
-    bounds = np.empty(segments + 1, dtype=np.int64)
-    bounds[:segments] = base.repeat(counts) + counting(segments) * chunk
-    bounds[segments] = lens.sum()
-    return slots[starts].repeat(counts), bounds
-
-
-def _head_arrays(heads: list[_HeadPlan]) -> list[Ints]:
+def _head_arrays(heads: list[HeadPlan]) -> list[Ints]:
     return [array for head in heads for array in (head.seg_slots, head.seg_indptr)]
 
 
-def _send_heads(state: State, heads: list[_HeadPlan]) -> list[tuple[torch.Tensor, ...]]:
+def _send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor, ...]]:
     """lm_head runs outside the captured graph, so its arrays are new although the batch's are not."""
     if not heads:
         return []
@@ -554,7 +364,7 @@ def _send_heads(state: State, heads: list[_HeadPlan]) -> list[tuple[torch.Tensor
     return list(zip(found, found, strict=True))
 
 
-def _head_info(state: State, batch_info: Any, head: _HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:
+def _head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:
     seg_slots, seg_indptr = arrays
     eager = {"use_cuda_graph": False} if state.release.lm_head_eager else {}
     return dataclasses.replace(

@@ -14,7 +14,7 @@ import support
 import torch
 
 from csgmv_embed import CapacityError, ShapeError, SlotError
-from csgmv_embed.sglang import hooks, planner, runtime
+from csgmv_embed.sglang import heads, hooks, planner, runtime
 from csgmv_embed.sglang.settings import Settings
 from csgmv_embed.sglang.staging import Staging
 
@@ -178,7 +178,7 @@ def test_merged_chunks_equal_sglangs() -> None:
         requests = int(rng.integers(1, 12))
         slots, lens = rng.integers(0, 3, requests), rng.integers(0, 40, requests)
         theirs = chunks(slots.tolist(), lens.tolist(), chunk_size=16)
-        ours_slots, bounds = planner.merged_chunks(slots, lens, 16)
+        ours_slots, bounds = heads.merged_chunks(slots, lens, 16)
         assert (ours_slots.tolist(), np.diff(bounds).tolist()) == theirs
 
 

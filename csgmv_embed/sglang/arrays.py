@@ -1,0 +1,88 @@
+"""The arrays of SGLang's LoRABatchInfo as one batch fills them, and the token words. numpy writes, torch views."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from csgmv_embed.host_plan import Int32Array, Int64Array, counting_int32, plan_segments
+from csgmv_embed.sglang.state import State
+
+# The arrays of every plan, in the order in which they lie in the buffer.
+ARRAYS = (
+    "seg_indptr",
+    "weight_indices",
+    "permutation",
+    "req_seg_indptr",
+    "req_weight_indices",
+    "lora_ranks",
+    "scalings",
+)
+
+
+class Plan(NamedTuple):
+    """A batch as the scheduler gave it, checked."""
+
+    lens: Int64Array | None  # None: one token each
+    slots: Int64Array
+    tokens: int
+    chunk_size: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request."""
+        return 1 if self.lens is None else int(self.lens.max(initial=0))
+
+    def most_segments(self, slots: int) -> int:
+        """Never less than the segments of the batch: full chunks, and one ragged chunk for each slot in use."""
+        return self.tokens // self.chunk_size + min(slots, len(self.slots), self.tokens)
+
+
+def sizes_of(segments: int, tokens: int, requests: int, slots: int) -> tuple[int, ...]:
+    """Elements of ARRAYS."""
+    return (segments + 1, segments, tokens, requests + 1, requests, slots, slots)
+
+
+def named(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    arrays = dict(zip(ARRAYS, views, strict=True))
+    arrays["scalings"] = arrays["scalings"].view(torch.float32)
+    return arrays
+
+
+def write(state: State, plan: Plan, views: list[Int32Array]) -> int:
+    """Write ARRAYS; returns the number of segments. Tails are neutral if they were zeros."""
+    seg_indptr, seg_slots, permutation, req_indptr, req_slots, ranks, scalings = views
+    requests = len(plan.slots)
+    segments = plan_segments(
+        plan.lens,
+        plan.slots,
+        state.ranks.values,
+        plan.chunk_size,
+        plan.tokens,
+        permutation,
+        seg_indptr,
+        seg_slots,
+        ranks,
+    )
+    req_indptr.fill(plan.tokens)  # its tail
+    if plan.lens is None:
+        req_indptr[: requests + 1] = counting_int32(requests + 1)
+    else:
+        req_indptr[0] = 0
+        req_indptr[1 : requests + 1] = plan.lens.cumsum()
+    req_slots[:requests] = plan.slots
+    scalings[:] = state.scalings.words
+    return segments
+
+
+def lens_of(plan: Plan) -> Int64Array:
+    """Tokens of each request."""
+    return np.ones(len(plan.slots), dtype=np.int64) if plan.lens is None else plan.lens
+
+
+def token_words(word_by_slot: Int32Array, plan: Plan) -> Int32Array:
+    """The word of each token, in the order of the tokens."""
+    of_request = word_by_slot[plan.slots]
+    return of_request if plan.lens is None else of_request.repeat(plan.lens)

@@ -1,0 +1,92 @@
+"""What the plugin keeps for one backend object: its adapters, its host buffers, its last decode step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from csgmv_embed.host_plan import Int32Array, Ranks
+from csgmv_embed.sglang.settings import Design
+from csgmv_embed.sglang.staging import Staging
+from csgmv_embed.sglang.targets import Release
+
+STATE = "csgmv_embed_state"  # attribute of a backend object
+
+
+class Scalings:
+    """The scalings of the slots as 32-bit words; they change when adapters do, not with every batch."""
+
+    def __init__(self) -> None:
+        self.given: list[float] = []
+        self.words = np.zeros(0, dtype=np.int32)
+
+    def update(self, scalings: list[float]) -> None:
+        if scalings != self.given:
+            self.given = list(scalings)
+            self.words = np.array(scalings, dtype=np.float32).view(np.int32)
+
+
+class Step(NamedTuple):
+    """A decode step as it was given, and what was prepared for it."""
+
+    slots: list[int]
+    ranks: list[int] | None
+    scalings: list[float]
+    words_version: int
+    static_info: Any
+    batch_info: Any
+    sequence_order: Any
+
+
+@dataclass
+class State:
+    """What the plugin keeps for one backend object.
+
+    None in the two flags and in slot_has_embedding means not told: then everything is prepared.
+    """
+
+    backend: Any
+    release: Release
+    design: Design = "token_words"
+    embedding_targeted: bool | None = None
+    lm_head_targeted: bool | None = None
+    slot_has_embedding: npt.NDArray[np.bool_] | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    scalings: Scalings = field(default_factory=Scalings)
+    staging: Staging | None = None
+    positions: torch.Tensor | None = None  # 0, 1, 2, ... on the device
+    last_step: Step | None = None  # what the last call prepared, if that was a decode step
+    # The words of all slots these came from, and those that are left of them; None if a slot has changed since.
+    _words_known: tuple[Int32Array, Int32Array | None] | None = None
+    words_version: int = 0
+
+    def set_slot(self, slot: int, has_embedding: bool) -> None:
+        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer."""
+        if self.slot_has_embedding is None:
+            self.slot_has_embedding = np.zeros(self.backend.max_loras_per_batch, dtype=np.bool_)
+        self.slot_has_embedding[slot] = has_embedding
+        self._words_known = None
+
+    def word_by_slot(self) -> Int32Array | None:
+        """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer."""
+        if self.embedding_targeted is False:
+            return None
+        words = self.ranks.words
+        if self._words_known is None or self._words_known[0] is not words:
+            left = words if self.slot_has_embedding is None else np.where(self.slot_has_embedding, words, 0)
+            self._words_known = words, left if left.any() else None
+            self.words_version += 1
+        return self._words_known[1]
+
+
+def attach(backend: Any, release: Release, design: Design = "token_words") -> State:
+    """The state of a backend object, made on first use."""
+    state: State | None = getattr(backend, STATE, None)
+    if state is None:
+        state = State(backend, release, design)
+        setattr(backend, STATE, state)
+    return state
