@@ -177,7 +177,15 @@ def test_killed_in_the_middle_nothing_is_left_of_files_or_processes(fake_tool, t
     hangs = tmp_path / "pid"
     fake_tool("nsys", "2025.3.1", hangs=hangs)
     command = [sys.executable, "-m", "bench", "profile", "nsys", CASE, *OURS, "-o", str(tmp_path / "out" / "x")]
-    bench = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    bench = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell ignores SIGINT and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         wait_for(lambda: hangs.exists() and hangs.read_text())
         bench.send_signal(number)
