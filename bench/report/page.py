@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from statistics import geometric_mean, median
 
+from bench import contenders
 from bench.case import PHASES, Case
 from bench.estimate import anchor_value, floor, point_estimate
 from bench.gate.records import PairRun
@@ -25,6 +26,7 @@ from bench.results import Point, Results
 
 HERE = Path(__file__).parent
 OURS = "csgmv_embed-vocab_major"
+ORDER = {name: place for place, name in enumerate(contenders.names())}
 CLOCKS = {
     "graph": "CUDA graph: us a call",
     "eager": "eager: us a call",
@@ -140,7 +142,8 @@ def _ratios(points: Sequence[Point]) -> str:
     for clock in CLOCKS:
         by_case = _by_case(point for point in points if point.clock == clock and point.status == "ok")
         found = dict.fromkeys(name for row in by_case.values() for name in row if name != OURS)
-        names = sorted(found, key=lambda name: (name.startswith("csgmv_embed"), name))  # peers first
+        # Peers first, each at its own default before its other settings: the registry's order.
+        names = sorted(found, key=lambda name: (name.startswith("csgmv_embed"), ORDER.get(name, len(ORDER))))
         for name in names:
             values = [_us(row[name]) / _us(row[OURS]) for row in by_case.values() if name in row and OURS in row]
             if values:

@@ -57,6 +57,16 @@ class Seen(HTMLParser):
         self._in_cell = self._in_cell and tag not in ("td", "th")
 
 
+def test_a_peer_at_its_own_default_comes_before_its_other_settings() -> None:
+    cells = Seen(page(Content(files=[], results=[("prepare", store.read(PREPARE))]))).cells
+    compared = [cell for cell in cells if cell.endswith("; prepare")]
+    assert compared[:3] == [
+        "SGLang csgmv, chunk 16 (default); prepare",
+        "SGLang csgmv, chunk 128; prepare",
+        "SGLang triton fallback; prepare",
+    ]
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a sweep, a self-check and a history of one H100, as the command line writes it."""
