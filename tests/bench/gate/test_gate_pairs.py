@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from gate_support import GATE, LOADED, ROOT, FakeGpu, fake_trees
 
 from bench.config import Config, Measure, PlannedPoint
@@ -312,6 +313,16 @@ def in_git() -> bool:
 
 
 needs_git = pytest.mark.skipif(not in_git(), reason="not a git checkout")
+
+
+def test_later_processes_compare_one_index_set_and_the_first_all_of_them() -> None:
+    from bench.clocks.graph import CapturedGraph
+    from bench.gate.worker import to_verify
+
+    captured = CapturedGraph(object(), 60, [torch.zeros(1), torch.ones(1)])
+    assert to_verify(captured, 0).outputs == captured.outputs
+    later = to_verify(captured, 3)
+    assert later.outputs == captured.outputs[:1] and later.graph is captured.graph and later.nodes == 60
 
 
 @needs_git
