@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from bench.clocks import eager, graph
 from bench.contenders.base import Launch
 from bench.contenders.csgmv_embed_plugin import plugged
 from bench.contenders.sglang_csgmv import SglangCsgmv
+from bench.process_group import start_process_group
 from bench.results import Code, Environment, ResultsError
 from bench.workload import Workload, make_workload
 
@@ -190,14 +190,7 @@ def _load_layers() -> list[str]:
 def _base_layer(weight: torch.Tensor) -> Any:
     """SGLang's base layer around the weight, in a process group of one."""
     layers = importlib.import_module("sglang.srt.lora.layers")
-    distributed = importlib.import_module("sglang.srt.distributed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    distributed.init_distributed_environment(
-        world_size=1, rank=0, local_rank=0, backend="gloo", distributed_init_method=address
-    )
-    distributed.initialize_model_parallel()
+    start_process_group()
     with torch.device("meta"):
         base = layers.VocabParallelEmbedding(*weight.shape, params_dtype=weight.dtype)
     base.weight = torch.nn.Parameter(weight, requires_grad=False)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from bench import stand_ins
 from bench.accuracy.models import AccuracyError
 from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, _standalone
+from bench.process_group import start_process_group
 
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank
 # Columns of a program of csgmv's expand, where SGLang's default is 64: interpreted, a program costs the same whatever
@@ -30,10 +29,10 @@ MODULES = (
 )
 
 
-def settings() -> SimpleNamespace:
+def settings(chunk_size: int = DEFAULT_CHUNK_SIZE) -> SimpleNamespace:
     """The fields of SGLang's ServerArgs that LoRA reads, at the server's defaults."""
     return SimpleNamespace(
-        max_lora_chunk_size=DEFAULT_CHUNK_SIZE,
+        max_lora_chunk_size=chunk_size,
         enable_lora_overlap_loading=False,
         lora_eviction_policy="lru",
         experts_shared_outer_loras=None,
@@ -60,7 +59,7 @@ def hosted(device: torch.device) -> Iterator[None]:
     except Exception as error:  # a missing or broken package raises what it likes
         raise AccuracyError(f"SGLang's LoRA manager does not load: {type(error).__name__}: {error}"[:300]) from error
     logging.getLogger("sglang").setLevel(logging.WARNING)
-    _start_group()
+    start_process_group()
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(_standalone(module, settings(), device))
@@ -77,17 +76,3 @@ def _require_interpreter() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     elif os.environ.get("TRITON_INTERPRET") != "1":
         raise AccuracyError("Triton was imported without TRITON_INTERPRET=1; expected it set, as there is no GPU")
-
-
-def _start_group() -> None:
-    """The process groups that SGLang's layers ask for."""
-    if torch.distributed.is_initialized():
-        return
-    distributed: Any = importlib.import_module("sglang.srt.distributed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    distributed.init_distributed_environment(
-        world_size=1, rank=0, local_rank=0, backend="gloo", distributed_init_method=address
-    )
-    distributed.initialize_model_parallel()

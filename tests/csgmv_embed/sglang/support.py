@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
-import socket
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from bench.process_group import start_process_group
 from csgmv_embed.sglang.targets import Release
 
 REPO = Path(__file__).parents[3]
@@ -190,14 +190,7 @@ def start_group_of_one() -> None:
     """The process groups that SGLang's layers ask for."""
     if importlib.util.find_spec("sglang.srt.runtime_context") is not None:
         publish_settings()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    distributed = importlib.import_module("sglang.srt.distributed")
-    distributed.init_distributed_environment(
-        world_size=1, rank=0, local_rank=0, backend="gloo", distributed_init_method=f"tcp://127.0.0.1:{port}"
-    )
-    distributed.initialize_model_parallel()
+    start_process_group()
 
 
 class TwoModules(nn.Module):
