@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,20 +48,24 @@ def trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
     """
     with tempfile.TemporaryDirectory(prefix="bench-gate-") as name:
         folder = Path(name)
-        made: list[Path] = []
-        try:
+        with ExitStack() as stack:
             sides = []
             for side, rev in (("a", before), ("b", after)):
                 root = ROOT
                 if rev is not None:
-                    root = folder / f"worktree-{side}"
-                    git("worktree", "add", "--detach", "--quiet", str(root), commit_of(rev))
-                    made.append(root)
+                    root = stack.enter_context(_checked_out(commit_of(rev), folder / f"worktree-{side}"))
                 sides.append(_tree(folder / side, root, rev))
             yield sides[0], sides[1]
-        finally:
-            for root in made:
-                git("worktree", "remove", "--force", str(root))
+
+
+@contextmanager
+def _checked_out(sha: str, root: Path) -> Iterator[Path]:
+    """A worktree of the commit at `root`, as long as it is needed."""
+    git("worktree", "add", "--detach", "--quiet", str(root), sha)
+    try:
+        yield root
+    finally:
+        git("worktree", "remove", "--force", str(root))
 
 
 def _tree(folder: Path, root: Path, rev: str | None) -> Tree:
@@ -107,13 +111,11 @@ def hashes_at(sha: str) -> tuple[str, str] | None:
     """The hashes of the sources of a commit, as collect_code takes them; None if git cannot bring it back."""
     if not has_commit(sha):
         return None
-    with tempfile.TemporaryDirectory(prefix="bench-sources-") as folder:
-        root = Path(folder) / "worktree"
-        git("worktree", "add", "--detach", "--quiet", str(root), sha)
-        try:
-            return source_hashes(root)
-        finally:
-            git("worktree", "remove", "--force", str(root))
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-sources-") as folder,
+        _checked_out(sha, Path(folder) / "worktree") as root,
+    ):
+        return source_hashes(root)
 
 
 def git(*arguments: str, root: Path = ROOT) -> str:

@@ -19,6 +19,7 @@ from bench.environment import ROOT, attached_profiler, nvml_device
 from bench.gate import files, judge, session
 from bench.gate import records as pair_store
 from bench.gate.session import LAYOUT_SEEDS, Instrument
+from bench.gate.verbs import AxisOption, CaseOption, ConfigOption, ContenderOption
 from bench.gate.verdict import Exit, GateError
 from bench.history import records
 from bench.history.changes import changes
@@ -44,11 +45,7 @@ ExportedOption = Annotated[
 ]
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", "-p", help="Profile; default: the history's.")]
-AxisOption = Annotated[list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis.")]
 ClockOption = Annotated[list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work.")]
-ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or pattern; may repeat.")]
-CaseOption = Annotated[list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values.")]
-ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
 
 app = typer.Typer(no_args_is_help=True, help="Series across commits: measure, add, show, bisect.")
 
