@@ -51,7 +51,24 @@ MAX_BLOCK_RANK = 256
 # neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 85 us, the worst tile 103).
 SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
+
+class TileConfig(NamedTuple):
+    """One program of a matrix kernel: a tile of tokens by columns, ranks (or for the shrink columns) taken in blocks."""
+
+    block_tokens: int
+    block_columns: int
+    block_rank: int
+    num_warps: int
+
+
+# Up to here the layer's base programs find the rows without adapter by their token words, two dependent loads away;
+# beyond, where bytes count and latency does not, the walk of the segments writes them.
+WORDS_MAX_TOKENS = 1024
+MIN_TILE = 16  # tokens: the smallest matrix product
+MAX_TILE = 64
+
 _forced: LaunchConfig | None = None
+_forced_tile: TileConfig | None = None
 
 
 def choose(
@@ -131,3 +148,43 @@ def _row(fields: dict[str, Any]) -> TunedRow:
 
 def _next_power_of_2(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
+
+
+def choose_layer(num_tokens: int, slots: int, max_rank: int, hidden: int) -> TileConfig:
+    """The layer kernel's tile for num_tokens rows of `hidden` columns and tables of max_rank."""
+    if _forced_tile is not None:
+        return _forced_tile
+    tokens = _tokens_of_a_slot(num_tokens, slots)
+    columns = 128 if num_tokens <= WORDS_MAX_TOKENS else 256
+    return TileConfig(tokens, min(columns, max(16, _next_power_of_2(hidden))), 64, 4)
+
+
+def choose_shrink(num_tokens: int, slots: int, max_rank: int) -> TileConfig:
+    """The tile of lm_head's shrink: block_columns are taken of the hidden states at a time."""
+    return _forced_tile or TileConfig(_tokens_of_a_slot(num_tokens, slots), 256, 16, 4)
+
+
+def choose_expand(num_tokens: int, slots: int, max_rank: int) -> TileConfig:
+    """The tile of lm_head's expand."""
+    return _forced_tile or TileConfig(_tokens_of_a_slot(num_tokens, slots), 128, 64, 4)
+
+
+@contextmanager
+def forced_tile(config: TileConfig) -> Iterator[None]:
+    """Within, every matrix kernel uses this tile: for measuring one."""
+    global _forced_tile
+    _forced_tile = config
+    try:
+        yield
+    finally:
+        _forced_tile = None
+
+
+def forced_layer() -> TileConfig | None:
+    """The tile that every matrix kernel uses now, if one is forced."""
+    return _forced_tile
+
+
+def _tokens_of_a_slot(num_tokens: int, slots: int) -> int:
+    """A tile for as many tokens as a slot has if all have the same."""
+    return min(MAX_TILE, max(MIN_TILE, _next_power_of_2(num_tokens // max(1, slots))))
