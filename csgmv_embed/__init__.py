@@ -1,10 +1,12 @@
-"""LoRA on the embedding layer for many adapters in one batch: the A-side lookup and its host planner."""
+"""LoRA on the embedding layer and lm_head for many adapters in one batch: the kernels and their host planner."""
 
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, CsgmvEmbedError, DeviceError, DtypeError, ShapeError, SlotError
+from csgmv_embed.head import lm_head_expand, lm_head_lora, lm_head_shrink
+from csgmv_embed.layer import embedding_lora, embedding_lora_add
 from csgmv_embed.layout import empty_a_table, storage_of, to_storage
 from csgmv_embed.ops import embedding_lora_a
-from csgmv_embed.reference import embedding_lora_a_reference
+from csgmv_embed.reference import embedding_lora_a_reference, embedding_lora_reference, lm_head_lora_reference
 
 __version__ = "0.1.0"
 
@@ -16,9 +18,16 @@ __all__ = [
     "EmbeddingBatch",
     "ShapeError",
     "SlotError",
+    "embedding_lora",
     "embedding_lora_a",
     "embedding_lora_a_reference",
+    "embedding_lora_add",
+    "embedding_lora_reference",
     "empty_a_table",
+    "lm_head_expand",
+    "lm_head_lora",
+    "lm_head_lora_reference",
+    "lm_head_shrink",
     "storage_of",
     "to_storage",
 ]

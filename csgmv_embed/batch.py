@@ -26,6 +26,7 @@ from csgmv_embed.host_plan import (
     Ints,
     Ranks,
     checked,
+    checked_scalings,
     checked_size,
     plan_segments,
 )
@@ -51,10 +52,10 @@ class BatchCapacity:
 
     @property
     def section_sizes(self) -> tuple[int, ...]:
-        """Elements of token_adapters, and with segments of permutation, seg_indptr, seg_slots and ranks."""
+        """Elements of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
         if not self.segments:
             return (self.max_tokens,)
-        return (self.max_tokens, self.max_tokens, self.max_segments + 1, self.max_segments, self.slots)
+        return (self.max_tokens, self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
 
 
 @dataclass
@@ -73,6 +74,7 @@ class _Contents:
 
     num_tokens: int | None  # None: not known on the host
     max_rank: int | None  # largest rank in use; None: not known on the host
+    adapted: bool = True  # whether a token may have an adapter
 
 
 class EmbeddingBatch:
@@ -81,7 +83,8 @@ class EmbeddingBatch:
     Made by `build` (exact size), `allocate` + `refill` (static buffers of a CUDA graph), or `from_sglang` (a view of
     SGLang's LoRABatchInfo). Device arrays, all int32 unless from SGLang: token_adapters (tokens,), None if from
     SGLang; permutation (tokens,), seg_indptr (segments + 1,), seg_slots (segments,) and ranks (slots,), None unless
-    planned with segments=True or from SGLang, whose triton backend has no permutation.
+    planned with segments=True or from SGLang, whose triton backend has no permutation. With them come the scalings
+    (slots,), float32, by which the whole layer and lm_head multiply the product of B and A.
     """
 
     _ranks: Ranks  # of a batch with host buffers
@@ -99,12 +102,14 @@ class EmbeddingBatch:
         max_tokens: int | None,
         num_segments: int,
         contents: _Contents,
+        scalings: torch.Tensor | None = None,
     ) -> None:
         self.token_adapters = token_adapters
         self.permutation = permutation
         self.seg_indptr = seg_indptr
         self.seg_slots = seg_slots
         self.ranks = ranks
+        self.scalings = scalings
         self.slots = slots
         self.chunk_size = chunk_size
         self.max_tokens = max_tokens  # None: not a static batch
@@ -134,6 +139,11 @@ class EmbeddingBatch:
         return self._contents.num_tokens
 
     @property
+    def adapted(self) -> bool:
+        """Whether a token of the batch may have an adapter: False if the host knows that none has."""
+        return self._contents.adapted
+
+    @property
     def max_rank(self) -> int | None:
         """Largest rank of a slot; None if only the device knows (SGLang)."""
         return self._contents.max_rank
@@ -145,6 +155,7 @@ class EmbeddingBatch:
         seq_slots: Ints,
         ranks: Ints,
         *,
+        scalings: Sequence[float] | None = None,
         segments: bool = False,
         chunk_size: int = 16,
         device: torch.device | str = "cuda",
@@ -152,17 +163,18 @@ class EmbeddingBatch:
         """Plan one batch into buffers of exactly its size.
 
         seq_lens, seq_slots (sequences,): tokens and slot of each sequence, seq_lens None for one token each (decode);
-        ranks (slots,), 0 = no LoRA; all on the host. segments: plan csgmv's structure too.
-        Raises ShapeError, SlotError, CapacityError on bad values.
+        ranks (slots,), 0 = no LoRA; scalings (slots,), 1.0 each if None; all on the host. segments: plan csgmv's
+        structure too, which alone keeps the scalings. Raises ShapeError, SlotError, CapacityError on bad values.
         """
         known = Ranks()
         known.update(ranks)
+        factors = checked_scalings(scalings, len(known.values))
         lens, slots, tokens = checked(seq_lens, seq_slots, len(known.values))
         chunk_size = checked_size("chunk_size", chunk_size, 1)
         capacity = BatchCapacity(tokens, len(slots), len(known.values), chunk_size, segments)
         batch = cls._with_buffers(capacity, torch.device(device), ring=1)
         batch._ranks = known
-        batch._fill(lens, slots, tokens)
+        batch._fill(lens, slots, tokens, factors)
         batch.max_tokens = None
         batch._capacity = None
         batch._staging = []  # pinned memory is kept by torch until the copy is done
@@ -213,6 +225,7 @@ class EmbeddingBatch:
             seg_indptr=batch_info.seg_indptr,
             seg_slots=batch_info.weight_indices,
             ranks=batch_info.lora_ranks,
+            scalings=getattr(batch_info, "scalings", None),
             slots=batch_info.lora_ranks.shape[0],
             chunk_size=checked_size("batch_info.max_len", batch_info.max_len, 0),
             max_tokens=tokens if static else None,
@@ -222,7 +235,9 @@ class EmbeddingBatch:
             contents=_Contents(None if static else tokens, None),
         )
 
-    def refill(self, seq_lens: Ints | None, seq_slots: Ints, ranks: Ints) -> None:
+    def refill(
+        self, seq_lens: Ints | None, seq_slots: Ints, ranks: Ints, scalings: Sequence[float] | None = None
+    ) -> None:
         """Write another batch into the static buffers, in place, in the order of the current stream.
 
         Takes what `build` takes. Raises CapacityError if it does not fit; the buffers are then unchanged.
@@ -236,13 +251,14 @@ class EmbeddingBatch:
         if len(self._ranks.values) != capacity.slots:
             raise CapacityError(f"ranks has {len(self._ranks.values)} slots; expected {capacity.slots}, as allocated")
         lens, slots, tokens = checked(seq_lens, seq_slots, capacity.slots)
+        factors = checked_scalings(scalings, capacity.slots)
         if len(slots) > capacity.max_sequences:
             raise CapacityError(f"the batch has {len(slots)} sequences; expected at most {capacity.max_sequences}")
         if tokens > capacity.max_tokens:
             raise CapacityError(f"the batch has {tokens} tokens; expected at most {capacity.max_tokens}")
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise DeviceError("refill while a CUDA graph is captured; expected it before the capture or a replay")
-        self._fill(lens, slots, tokens)
+        self._fill(lens, slots, tokens, factors)
 
     def without_token_words(self) -> EmbeddingBatch:
         """The same batch seen through csgmv's structure alone; shares the device arrays and follows refills.
@@ -257,6 +273,7 @@ class EmbeddingBatch:
             seg_indptr=self.seg_indptr,
             seg_slots=self.seg_slots,
             ranks=self.ranks,
+            scalings=self.scalings,
             slots=self.slots,
             chunk_size=self.chunk_size,
             max_tokens=self.max_tokens,
@@ -271,13 +288,14 @@ class EmbeddingBatch:
         with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
             device_buffer = torch.empty(total, dtype=torch.int32, device=device)
         words, *structure = _sections(device_buffer, sizes)
-        permutation, seg_indptr, seg_slots, ranks = structure or (None, None, None, None)
+        permutation, seg_indptr, seg_slots, ranks, scalings = structure or (None, None, None, None, None)
         batch = cls(
             token_adapters=words,
             permutation=permutation,
             seg_indptr=seg_indptr,
             seg_slots=seg_slots,
             ranks=ranks,
+            scalings=None if scalings is None else scalings.view(torch.float32),
             slots=capacity.slots,
             chunk_size=capacity.chunk_size,
             max_tokens=capacity.max_tokens,
@@ -292,7 +310,7 @@ class EmbeddingBatch:
             batch._staging.append(_Staging(host, host.numpy(), [section.numpy() for section in _sections(host, sizes)]))
         return batch
 
-    def _fill(self, lens: Int64Array | None, slots: Int64Array, tokens: int) -> None:
+    def _fill(self, lens: Int64Array | None, slots: Int64Array, tokens: int, factors: Int32Array) -> None:
         """Plan into the next staging buffer and copy it to the device."""
         assert self._device_buffer is not None
         staging = self._staging[self._turn]
@@ -304,9 +322,12 @@ class EmbeddingBatch:
         of_sequence = self._ranks.words[slots]
         words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)
         if structure:
+            *structure, scalings = structure
             plan_segments(lens, slots, self._ranks.values, self.chunk_size, tokens, *structure)
+            scalings[:] = factors
         self._contents.num_tokens = tokens
         self._contents.max_rank = self._ranks.largest
+        self._contents.adapted = bool(of_sequence.any())
         self._device_buffer.copy_(staging.buffer, non_blocking=True)
         if self._device_buffer.is_cuda and len(self._staging) > 1:
             staging.copied = staging.copied or torch.cuda.Event()
@@ -326,6 +347,11 @@ def _check_foreign(batch_info: Any, permutation: torch.Tensor | None) -> None:
     arrays = {name: getattr(batch_info, name) for name in ("seg_indptr", "weight_indices", "lora_ranks")}
     if permutation is not None:
         arrays["permutation"] = permutation
+    scalings = getattr(batch_info, "scalings", None)
+    if scalings is not None and (scalings.dtype != torch.float32 or scalings.device != device):
+        raise DtypeError(
+            f"batch_info.scalings is {scalings.dtype} on {scalings.device}; expected torch.float32 on {device}"
+        )
     for name, tensor in arrays.items():
         if tensor.ndim != 1 or not tensor.is_contiguous():
             raise ShapeError(

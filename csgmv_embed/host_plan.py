@@ -150,6 +150,27 @@ def _allowed_bytes(num_slots: int) -> bytes:
     return bytes(range(num_slots))
 
 
+def checked_scalings(scalings: Sequence[float] | None, num_slots: int) -> Int32Array:
+    """The float32 scalings of the slots as 32-bit words, as they lie in a buffer; 1.0 each if None."""
+    if scalings is None:
+        return _ones(num_slots)
+    try:
+        found = np.asarray(scalings, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ShapeError(f"scalings is {scalings!r}; expected {num_slots} numbers on the host") from None
+    if found.shape != (num_slots,):
+        raise ShapeError(f"scalings has shape {found.shape}; expected ({num_slots},), one for each slot")
+    if not np.isfinite(found).all():
+        at = int((~np.isfinite(found)).argmax())
+        raise ShapeError(f"scalings[{at}] is {found[at]}; expected a finite number")
+    return found.view(np.int32)
+
+
+@cache
+def _ones(size: int) -> Int32Array:
+    return np.ones(size, np.float32).view(np.int32)
+
+
 def checked_size(name: str, value: object, low: int, high: int = MAX_TOKENS) -> int:
     """A plain int in [low, high]."""
     try:

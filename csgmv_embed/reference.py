@@ -1,4 +1,4 @@
-"""The oracle: the promise of the op in plain torch, slow and obvious."""
+"""The oracles: the promises of the ops in plain torch, slow and obvious."""
 
 from __future__ import annotations
 
@@ -29,3 +29,68 @@ def embedding_lora_a_reference(
         out[extra] = extra_embeddings[slots[extra], ids[extra] - vocab_size]
     columns = torch.arange(max_rank, device=ids.device)
     return out.masked_fill_(columns[None, :] >= ranks.long()[slots][:, None], 0)
+
+
+def embedding_lora_reference(
+    input_ids: torch.Tensor,
+    embedding: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    token_slots: torch.Tensor,
+    ranks: torch.Tensor,
+    scalings: torch.Tensor,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None = None,
+    *,
+    missing_row: int | None = None,
+) -> torch.Tensor:
+    """The embedding layer in float64: out[t] = embedding[id] + scaling * B[slot] @ A[slot, :, id].
+
+    Arguments as in `embedding_lora`, with token_slots (tokens,), ranks and scalings (slots,) in place of the batch.
+    Returns (tokens, hidden) float64.
+    """
+    ids = input_ids.long()
+    found = (ids >= 0) & (ids < embedding.shape[0])
+    base = embedding.new_zeros(ids.numel(), embedding.shape[1])
+    base[found] = embedding[ids[found]]
+    if missing_row is not None:
+        base[~found] = embedding[missing_row]
+    looked_up = embedding_lora_a_reference(input_ids, a_table, token_slots, ranks, vocab_size, extra_embeddings)
+    return base.double() + _expanded(looked_up, b_table, token_slots, ranks, scalings)
+
+
+def lm_head_lora_reference(
+    hidden_states: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    logits: torch.Tensor,
+    token_slots: torch.Tensor,
+    ranks: torch.Tensor,
+    scalings: torch.Tensor,
+) -> torch.Tensor:
+    """LoRA on lm_head in float64: logits[t] + scaling * B[slot] @ (A[slot] @ hidden_states[t]), rounded nowhere.
+
+    Arguments as in `lm_head_lora`, with token_slots (tokens,), ranks and scalings (slots,) in place of the batch.
+    Returns (tokens, columns of logits) float64; logits are left as they are.
+    """
+    slots = token_slots.long()
+    shrunk = hidden_states.new_zeros(hidden_states.shape[0], a_table.shape[1], dtype=torch.float64)
+    for slot in slots.unique().tolist():
+        of_slot, rank = slots == slot, int(ranks[slot])
+        shrunk[of_slot, :rank] = hidden_states[of_slot].double() @ a_table[slot, :rank].double().T
+    out = logits.double()
+    out[:, : b_table.shape[1]] += _expanded(shrunk, b_table, token_slots, ranks, scalings)
+    return out
+
+
+def _expanded(
+    rows: torch.Tensor, b_table: torch.Tensor, token_slots: torch.Tensor, ranks: torch.Tensor, scalings: torch.Tensor
+) -> torch.Tensor:
+    """scaling * B[slot] @ rows[t] in float64, slot by slot."""
+    slots = token_slots.long()
+    out = rows.new_zeros(rows.shape[0], b_table.shape[1], dtype=torch.float64)
+    for slot in slots.unique().tolist():
+        of_slot, rank = slots == slot, int(ranks[slot])
+        product = rows[of_slot, :rank].double() @ b_table[slot, :, :rank].double().T
+        out[of_slot] = float(scalings[slot]) * product
+    return out

@@ -51,7 +51,26 @@ MAX_BLOCK_RANK = 256
 # neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 85 us, the worst tile 103).
 SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
+
+class TileConfig(NamedTuple):
+    """One program of a matrix kernel: block_tokens rows by `steps` blocks of columns, ranks taken in blocks."""
+
+    block_tokens: int
+    block_columns: int
+    block_rank: int
+    num_warps: int
+    steps: int = 1
+
+
+# Up to here the layer's programs find rows without adapter by their token words, two dependent loads away; beyond,
+# where bytes count and latency does not, the walk of the segments writes them.
+WORDS_MAX_TOKENS = 1024
+MIN_TILE = 16  # the smallest matrix product
+MAX_EXPAND_TILE = 32
+SMALL_RANK = 32  # up to here a row of A and its product are cheap
+
 _forced: LaunchConfig | None = None
+_forced_tile: TileConfig | None = None
 
 
 def choose(
@@ -131,3 +150,71 @@ def _row(fields: dict[str, Any]) -> TunedRow:
 
 def _next_power_of_2(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
+
+
+def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int) -> TileConfig:
+    """The layer kernel's tile for num_tokens rows of `hidden` columns and tables of max_rank.
+
+    From 650 tiles timed on an NVIDIA H100 (bf16, hidden 4096, ranks 16 and 64, 8 slots, vocab 128256): decode waits for
+    dependent loads, which many small programs hide; prefill moves bytes, and a program that keeps its rows of A for
+    many blocks of columns reads them once. float32 is multiplied without tensor cores, out of registers: small tiles.
+    No tile takes more than 96 KiB of shared memory.
+    """
+    if _forced_tile is not None:
+        return _forced_tile
+    small = max_rank <= SMALL_RANK
+    steps = 1 if num_tokens <= WORDS_MAX_TOKENS else 8 if num_tokens <= 8192 else 16
+    if element_bytes > 2:
+        tile = TileConfig(16, 64, 32, 4, steps)
+    elif num_tokens <= 4:
+        tile = TileConfig(16, 64, 64, 4)
+    elif num_tokens <= 128:
+        tile = TileConfig(16, 128, 64, 8)
+    elif small and num_tokens <= WORDS_MAX_TOKENS:
+        tile = TileConfig(16, 256, 64, 8)
+    elif num_tokens <= 256:
+        tile = TileConfig(32, 128, 64, 8, 2)
+    elif num_tokens <= WORDS_MAX_TOKENS:
+        tile = TileConfig(64, 64, 64, 4, 2)
+    else:
+        tile = TileConfig(32 if small else 64, 128, 64, 4, steps)
+    columns = min(tile.block_columns, max(MIN_TILE, _next_power_of_2(hidden)))
+    return tile._replace(block_columns=columns, steps=min(tile.steps, max(1, hidden // columns)))
+
+
+def choose_shrink(element_bytes: int) -> TileConfig:
+    """The tile of lm_head's shrink: block_columns are taken of the hidden states at a time.
+
+    1024 bytes of each row: 8 us for 32 to 512 rows of 4096 bf16 on an NVIDIA H100, where the worst of 9 tiles takes 16,
+    and 96 KiB of shared memory, which every GPU from compute capability 8.0 on has.
+    """
+    return _forced_tile or TileConfig(16, 1024 // element_bytes, 16, 4)
+
+
+def choose_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> TileConfig:
+    """The tile of lm_head's expand: as many tokens as a slot has on average, for B is read once for all of a tile.
+
+    Within 1.03 to 1.16 of what the bytes take on an NVIDIA H100 (32 to 512 rows, ranks 16 and 64).
+    """
+    if _forced_tile is not None:
+        return _forced_tile
+    if element_bytes > 2:
+        return TileConfig(16, 64, 32, 4)
+    tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, _next_power_of_2(num_tokens // max(1, slots))))
+    return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
+
+
+@contextmanager
+def forced_tile(config: TileConfig) -> Iterator[None]:
+    """Within, every matrix kernel uses this tile: for measuring one."""
+    global _forced_tile
+    _forced_tile = config
+    try:
+        yield
+    finally:
+        _forced_tile = None
+
+
+def forced_layer() -> TileConfig | None:
+    """The tile that every matrix kernel uses now, if one is forced."""
+    return _forced_tile

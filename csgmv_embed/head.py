@@ -1,0 +1,179 @@
+"""LoRA on lm_head: shrink the hidden states to the rank, expand them into the logits in place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from csgmv_embed import operands, tuning
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.errors import ShapeError
+from csgmv_embed.head_kernels import lm_head_expand_kernel, lm_head_shrink_kernel
+from csgmv_embed.launch import launch
+from csgmv_embed.operands import Key, check_tensor, seen, width
+from csgmv_embed.segment_runs import walk
+
+
+def lm_head_lora(
+    hidden_states: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    logits: torch.Tensor,
+    batch: EmbeddingBatch,
+) -> torch.Tensor:
+    """LoRA on lm_head, in place: logits[t] += scaling * B[slot] @ (A[slot] @ hidden_states[t]).
+
+    slot, rank and scaling of row t by `batch`; rows without adapter, and those behind the tokens of a static batch,
+    stay as they are.
+
+    hidden_states  (tokens, hidden) fp16, bf16 or fp32, rows contiguous.
+    a_table        (slots, max_rank, hidden), dtype of hidden_states, last axis contiguous.
+    b_table        (slots, vocab, max_rank), dtype of hidden_states, last axis contiguous. Under tensor parallelism the
+                   shard of this rank's vocabulary; A is whole.
+    logits         (tokens, >= vocab), rows contiguous and apart, any float dtype; columns from vocab on stay.
+    batch          planned with segments=True (any chunk size, with scalings) or from SGLang.
+
+    Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32). The row of A's products is
+    rounded to the dtype of hidden_states; B's are scaled and added to the logits in float32 and rounded once.
+    Returns logits. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static batch.
+    Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    """
+    return lm_head_expand(lm_head_shrink(hidden_states, a_table, batch), b_table, logits, batch)
+
+
+def lm_head_shrink(
+    hidden_states: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """out[t, :r] = A[slot, :r] @ hidden_states[t], out[t, r:] = 0 for the rows with an adapter; others are not written.
+
+    Arguments as in `lm_head_lora`; out (tokens, max_rank), dtype of hidden_states, allocated if None. Returns out.
+    """
+    if out is None:
+        out = hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
+    key: Key = (*map(seen, (hidden_states, a_table, out)), operands.seen_batch(batch), tuning.forced_layer())
+    prepared = operands.kept(_shrinks, key, lambda: _prepare_shrink(hidden_states, a_table, out, batch))
+    slots, max_rank, _ = a_table.shape
+    operands.check_batch(batch, hidden_states.shape[0], slots, max_rank, "hidden_states")
+    if prepared is not None:
+        _launch(lm_head_shrink_kernel, prepared, batch, hidden_states, a_table, out)
+    return out
+
+
+def lm_head_expand(
+    shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
+) -> torch.Tensor:
+    """logits[t] += scaling * B[slot] @ shrunk[t] in place; shrunk (tokens, max_rank) as `lm_head_shrink` gives it.
+
+    Other arguments as in `lm_head_lora`. Returns logits.
+    """
+    key: Key = (*map(seen, (shrunk, b_table, logits)), operands.seen_batch(batch), tuning.forced_layer())
+    prepared = operands.kept(_expands, key, lambda: _prepare_expand(shrunk, b_table, logits, batch))
+    slots, _, max_rank = b_table.shape
+    operands.check_batch(batch, shrunk.shape[0], slots, max_rank, "shrunk")
+    if prepared is not None:
+        _launch(lm_head_expand_kernel, prepared, batch, shrunk, b_table, logits)
+    return logits
+
+
+class _Prepared(NamedTuple):
+    """A launch but for its tensors."""
+
+    grid: tuple[int, int, int]
+    counts: tuple[int, ...]
+    constants: tuple[object, ...]
+    num_warps: int
+
+
+_shrinks: dict[Key, _Prepared | None] = {}
+_expands: dict[Key, _Prepared | None] = {}
+
+
+def _launch(kernel: object, prepared: _Prepared, batch: EmbeddingBatch, *operand: torch.Tensor) -> None:
+    bounds, slots, ranks, scalings = batch.seg_indptr, batch.seg_slots, batch.ranks, batch.scalings
+    assert bounds is not None and slots is not None and ranks is not None and scalings is not None
+    permutation = bounds if batch.permutation is None else batch.permutation
+    tensors = (permutation, bounds, slots, ranks, scalings, *operand)
+    launch(kernel, prepared.grid, tensors, *prepared[1:])
+
+
+def _prepare_shrink(
+    hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
+) -> _Prepared | None:
+    check_tensor("hidden_states", hidden_states, (None, None), "(tokens, hidden)", hidden_states, "hidden_states")
+    tokens, hidden = hidden_states.shape
+    shape = (None, None, hidden)
+    check_tensor("a_table", a_table, shape, f"(slots, max_rank, {hidden})", hidden_states, "hidden_states")
+    slots, max_rank, _ = a_table.shape
+    check_tensor("out", out, (tokens, max_rank), f"({tokens}, {max_rank})", hidden_states, "hidden_states")
+    operands.check_rows_apart("out", out)
+    operands.check_device(batch, hidden_states, "hidden_states")
+    if tokens == 0 or max_rank == 0 or operands.without_adapter(batch):
+        return None
+    config = tuning.choose_shrink(hidden_states.element_size())
+    steps = walk(batch, tokens, config.block_tokens)
+    group = min(
+        width(hidden_states, hidden, hidden_states.stride(0)),
+        width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
+    )
+    block_rank = min(config.block_rank, max(16, operands.power_of_two(max_rank)))
+    constants = (
+        hidden_states.stride(0),
+        a_table.stride(0),
+        a_table.stride(1),
+        out.stride(0),
+        hidden,
+        max_rank,
+        batch.permutation is not None,
+        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
+        operands.INTERPRETED,
+        group,
+        steps.segments,
+        config.block_tokens,
+        block_rank,
+        min(config.block_columns, max(16, operands.power_of_two(hidden))),
+    )
+    grid = (-(-max_rank // block_rank), steps.groups * steps.tiles, 1)
+    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
+    return _Prepared(grid, counts, constants, config.num_warps)
+
+
+def _prepare_expand(
+    shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
+) -> _Prepared | None:
+    check_tensor("shrunk", shrunk, (None, None), "(tokens, max_rank)", shrunk, "shrunk")
+    tokens, max_rank = shrunk.shape
+    check_tensor("b_table", b_table, (None, None, max_rank), f"(slots, vocab, {max_rank})", shrunk, "shrunk")
+    slots, vocab, _ = b_table.shape
+    described = f"({tokens}, at least {vocab})"
+    check_tensor("logits", logits, (tokens, None), described, shrunk, "shrunk", any_dtype=True)
+    if logits.shape[1] < vocab:
+        raise ShapeError(f"logits has shape {tuple(logits.shape)}; expected {described}")
+    operands.check_rows_apart("logits", logits)
+    operands.check_device(batch, shrunk, "shrunk")
+    if tokens == 0 or max_rank == 0 or vocab == 0 or operands.without_adapter(batch):
+        return None
+    config = tuning.choose_expand(tokens, batch.slots, max_rank, shrunk.element_size())
+    steps = walk(batch, tokens, config.block_tokens)
+    constants = (
+        shrunk.stride(0),
+        b_table.stride(0),
+        b_table.stride(1),
+        logits.stride(0),
+        vocab,
+        max_rank,
+        batch.permutation is not None,
+        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
+        operands.INTERPRETED,
+        width(shrunk, max_rank, shrunk.stride(0)),
+        width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
+        width(logits, vocab, logits.stride(0)),
+        steps.segments,
+        config.block_tokens,
+        config.block_columns,
+        min(config.block_rank, max(16, operands.power_of_two(max_rank))),
+        config.steps,
+    )
+    grid = (steps.groups * steps.tiles, -(-vocab // (config.block_columns * config.steps)), 1)
+    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
+    return _Prepared(grid, counts, constants, config.num_warps)

@@ -1,0 +1,248 @@
+"""The whole embedding layer: base lookup, A lookup and product with B in one kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from csgmv_embed import operands, tuning
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
+from csgmv_embed.launch import launch
+from csgmv_embed.layer_kernels import embedding_lora_kernel
+from csgmv_embed.operands import Key, seen, width
+from csgmv_embed.segment_runs import walk
+
+ID_DTYPES = (torch.int32, torch.int64)
+NONE, BY_WORDS, BEHIND, ALL = range(4)  # which rows a program copies beside those of its group: OTHERS of the kernel
+MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 4, 1024  # of a tile of these rows
+BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
+
+
+def embedding_lora(
+    input_ids: torch.Tensor,
+    embedding: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    missing_row: int | None = None,
+) -> torch.Tensor:
+    """The embedding layer with LoRA: out[t] = embedding[id] + scaling * B[slot] @ A[slot, :, id].
+
+    slot, rank and scaling of token t by `batch`, id = input_ids[t]; a token without adapter, and a row behind the
+    tokens of a static batch, gets its base row alone.
+
+    input_ids         (tokens,) int32 or int64, contiguous. An id outside [0, rows) has a base row of zeros. For the
+                      LoRA part, ids in [vocab_size, vocab_size + extra) read extra_embeddings, other ids outside
+                      [0, vocab_size) nothing.
+    embedding         (rows, hidden), dtype of a_table, rows contiguous.
+    a_table           (slots, max_rank, >= vocab_size) fp16, bf16 or fp32, of any strides.
+    b_table           (slots, hidden, max_rank), dtype of a_table, last axis contiguous.
+    batch             planned with segments=True (any chunk size, with scalings) or from SGLang.
+    extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
+    out               (tokens, hidden), dtype of a_table, rows contiguous; may be uninitialised. Allocated if None.
+    missing_row       the row of `embedding` that ids outside it read instead of zeros.
+
+    Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32); scaling and base row are
+    applied in float32 and the sum is rounded once.
+    Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a static
+    batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    """
+    tokens = input_ids.shape[0] if input_ids.ndim else 0
+    if out is None:
+        out = a_table.new_empty(tokens, embedding.shape[-1])
+    missing = -1 if missing_row is None else missing_row
+    tables = embedding, a_table, b_table
+    _run(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing, add=False)
+    return out
+
+
+def embedding_lora_add(
+    base_output: torch.Tensor,
+    input_ids: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The LoRA part alone, in place: base_output[t] += scaling * B[slot] @ A[slot, :, id].
+
+    For a base layer that has to do more than look up, all-reduce its vocabulary shards for example. base_output
+    (tokens, hidden), dtype of a_table, rows contiguous; rows without adapter stay as they are. All else as in
+    `embedding_lora`. Returns base_output.
+    """
+    tables = base_output, a_table, b_table
+    _run(input_ids, tables, batch, vocab_size, extra_embeddings, base_output, -1, add=True)
+    return base_output
+
+
+class _Prepared(NamedTuple):
+    """A launch but for its tensors."""
+
+    grid: tuple[int, int, int]
+    counts: tuple[int, ...]
+    constants: tuple[object, ...]
+    num_warps: int
+    words: bool  # whether the base programs read the token words
+
+
+_prepared: dict[Key, _Prepared | None] = {}
+
+
+def _run(
+    input_ids: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor,
+    missing_row: int,
+    *,
+    add: bool,
+) -> None:
+    embedding, a_table, b_table = tables
+    extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
+    key: Key = (
+        seen(input_ids),
+        *map(seen, (embedding, a_table, b_table, extra, out)),
+        operands.seen_batch(batch),
+        vocab_size,
+        missing_row,
+        add,
+        extra_embeddings is None,
+        tuning.forced_layer(),
+    )
+
+    def prepare() -> _Prepared | None:
+        _check(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
+        return _prepare(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
+
+    prepared = operands.kept(_prepared, key, prepare)
+    operands.check_batch(batch, input_ids.shape[0], a_table.shape[0], a_table.shape[1], "input_ids")
+    if prepared is None:
+        return
+    bounds, slots, ranks, scalings = batch.seg_indptr, batch.seg_slots, batch.ranks, batch.scalings
+    assert bounds is not None and slots is not None and ranks is not None and scalings is not None
+    permutation = bounds if batch.permutation is None else batch.permutation
+    words = batch.token_adapters if prepared.words else bounds
+    assert words is not None
+    tensors = (input_ids, words, permutation, bounds, slots, ranks, scalings, embedding, a_table, extra, b_table, out)
+    launch(embedding_lora_kernel, prepared.grid, tensors, prepared.counts, prepared.constants, prepared.num_warps)
+
+
+def _prepare(
+    input_ids: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor,
+    missing_row: int,
+    *,
+    add: bool,
+) -> _Prepared | None:
+    embedding, a_table, b_table = tables
+    tokens, (slots, hidden, max_rank) = input_ids.shape[0], b_table.shape
+    bare = operands.without_adapter(batch)
+    if tokens == 0 or hidden == 0 or (bare and add):
+        return None
+    extra = a_table if extra_embeddings is None else extra_embeddings
+    config = tuning.choose_layer(tokens, max_rank, hidden, a_table.element_size())
+    steps = walk(batch, tokens, config.block_tokens)
+    words = batch.token_adapters is not None and not add and tokens <= tuning.WORDS_MAX_TOKENS
+    exact = not words and not batch.static and batch.num_tokens == tokens
+    others = ALL if bare else NONE if add or exact else BY_WORDS if words else BEHIND
+    column_programs = -(-hidden // (config.block_columns * config.steps))
+    programs = 0 if bare else steps.groups * steps.tiles
+    # Other rows take no programs beyond those of the groups, if tiles of a few rows can do.
+    other_columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
+    blocks = -(-hidden // other_columns)
+    share = -(-tokens * blocks // (BARE_PROGRAMS if bare else column_programs * programs))
+    other_tokens = min(MAX_OTHER_TOKENS, operands.power_of_two(share))
+    other_programs = blocks * -(-tokens // other_tokens) if others else 0
+    rows_contiguous = a_table.stride(1) == 1
+    constants = (
+        embedding.shape[0],
+        missing_row,
+        embedding.stride(0),
+        vocab_size,
+        0 if extra_embeddings is None else extra.shape[1],
+        *a_table.stride(),
+        *extra.stride(),
+        b_table.stride(0),
+        b_table.stride(1),
+        out.stride(0),
+        hidden,
+        max_rank,
+        extra_embeddings is not None,
+        batch.permutation is not None,
+        others,
+        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
+        add,
+        operands.INTERPRETED,
+        width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1,
+        width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
+        min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0))),
+        steps.segments,
+        config.block_tokens,
+        config.block_columns,
+        min(config.block_rank, max(16, operands.power_of_two(max_rank))),
+        config.steps,
+        other_tokens,
+        other_columns,
+    )
+    grid = (column_programs, max(programs, -(-other_programs // column_programs), 1), 1)
+    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.groups, steps.tiles)
+    return _Prepared(grid, counts, constants, config.num_warps, words)
+
+
+def _check(
+    input_ids: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor,
+    missing_row: int,
+    *,
+    add: bool,
+) -> None:
+    embedding, a_table, b_table = tables
+    check = operands.check_tensor
+    if input_ids.ndim != 1 or not input_ids.is_contiguous():
+        raise ShapeError(
+            f"input_ids has shape {tuple(input_ids.shape)}, strides {input_ids.stride()}; expected contiguous (tokens,)"
+        )
+    if input_ids.dtype not in ID_DTYPES:
+        raise DtypeError(f"input_ids is {input_ids.dtype}; expected torch.int32 or torch.int64")
+    check("a_table", a_table, (None,) * 3, "(slots, max_rank, vocab)", a_table, "a_table", contiguous_last=False)
+    slots, max_rank, columns = a_table.shape
+    tokens = input_ids.shape[0]
+    check("b_table", b_table, (slots, None, max_rank), f"({slots}, hidden, {max_rank})", a_table, "a_table")
+    hidden = b_table.shape[1]
+    if add:
+        check("base_output", out, (tokens, hidden), f"({tokens}, {hidden})", a_table, "a_table")
+        operands.check_rows_apart("base_output", out)
+    else:
+        check("embedding", embedding, (None, hidden), f"(rows, {hidden})", a_table, "a_table")
+        check("out", out, (tokens, hidden), f"({tokens}, {hidden})", a_table, "a_table")
+        operands.check_rows_apart("out", out)
+        if not -1 <= missing_row < embedding.shape[0]:
+            raise ShapeError(
+                f"missing_row is {missing_row}; expected a row of embedding, 0 to {embedding.shape[0] - 1}"
+            )
+    if not 0 <= vocab_size <= columns:
+        raise ShapeError(f"vocab_size is {vocab_size}; expected 0 to {columns}, the last extent of a_table")
+    if extra_embeddings is not None:
+        wanted = f"({slots}, extra, {max_rank})"
+        shape = (slots, None, max_rank)
+        check("extra_embeddings", extra_embeddings, shape, wanted, a_table, "a_table", contiguous_last=False)
+    operands.check_device(batch, a_table, "a_table")
+    if input_ids.device != a_table.device:
+        raise DeviceError(f"input_ids is on {input_ids.device}; expected {a_table.device}, where a_table is")

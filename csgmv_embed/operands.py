@@ -1,0 +1,137 @@
+"""What the ops of the whole layer and of lm_head ask of their operands, and how wide the kernels may read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+
+from csgmv_embed import ops
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
+from csgmv_embed.layer_kernels import embedding_lora_kernel
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+VECTOR_BYTES = 16  # the widest load of one thread
+MAX_KEPT = 1024  # prepared launches of an op; steps come in few sizes
+INTERPRETED = isinstance(embedding_lora_kernel, InterpretedFunction)
+
+T = TypeVar("T")
+Key = tuple[object, ...]
+
+
+def kept(store: dict[Key, T], key: Key, make: Callable[[], T]) -> T:
+    """store[key], made on first use. Checking and preparing a launch costs more than launching."""
+    found = store.get(key)
+    if found is None:
+        found = make()
+        if len(store) >= MAX_KEPT:
+            store.clear()
+        store[key] = found
+    return found
+
+
+def seen(tensor: torch.Tensor) -> Key:
+    """All of a tensor that a check or a launch depends on, but its address modulo VECTOR_BYTES."""
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.data_ptr() % VECTOR_BYTES
+
+
+def seen_batch(batch: EmbeddingBatch) -> Key:
+    """The same of a batch."""
+    perm, words = batch.permutation, batch.token_adapters
+    return (
+        batch.device,
+        batch.static,
+        batch.adapted,
+        batch.num_tokens if not batch.static else None,
+        batch.chunk_size,
+        batch.num_segments,
+        batch.slots,
+        perm is None,
+        None if words is None else words.data_ptr() % VECTOR_BYTES,
+        None if batch.seg_indptr is None else batch.seg_indptr.dtype,
+    )
+
+
+def without_adapter(batch: EmbeddingBatch) -> bool:
+    """Whether no token of the batch has an adapter, now and whenever this launch is repeated in a graph."""
+    return not batch.static and not batch.adapted
+
+
+def width(tensor: torch.Tensor, *placing: int) -> int:
+    """Most elements that may be read as one: a power of two dividing the address and all `placing`, in elements."""
+    size = tensor.element_size()
+    found = math.gcd(VECTOR_BYTES // size, *placing)
+    while found > 1 and tensor.data_ptr() % (found * size):
+        found //= 2
+    return found
+
+
+def check_batch(batch: EmbeddingBatch, tokens: int, slots: int, max_rank: int, what: str) -> None:
+    """Raises ShapeError, CapacityError. `what` names the operand that has the tokens."""
+    if batch.seg_indptr is None or batch.scalings is None:
+        raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
+    if batch.max_tokens is not None:
+        if tokens > batch.max_tokens:
+            raise CapacityError(f"{what} has {tokens} tokens; expected at most {batch.max_tokens}, as allocated")
+        if batch.num_tokens is not None and tokens < batch.num_tokens:
+            raise ShapeError(f"{what} has {tokens} tokens; expected at least {batch.num_tokens}, those of the batch")
+    elif batch.num_tokens is not None and tokens != batch.num_tokens:
+        raise ShapeError(f"{what} has {tokens} tokens; expected {batch.num_tokens}, the tokens of the batch")
+    if batch.max_rank is None:
+        return  # SGLang's ranks live on the device; the kernels clamp rank and slot instead
+    if batch.slots > slots:
+        raise ShapeError(f"the batch has {batch.slots} slots; expected at most {slots}, those of the tables")
+    if batch.max_rank > max_rank:
+        raise ShapeError(f"the batch has an adapter of rank {batch.max_rank}; expected at most {max_rank}")
+
+
+def check_tensor(
+    name: str,
+    tensor: torch.Tensor,
+    shape: tuple[int | None, ...],
+    described: str,
+    like: torch.Tensor,
+    like_name: str,
+    *,
+    any_dtype: bool = False,
+    contiguous_last: bool = True,
+) -> None:
+    """Raises ShapeError, DtypeError, DeviceError. shape: None where any extent will do; described: it in words."""
+    fits = tensor.ndim == len(shape) and all(
+        wanted is None or have == wanted for have, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {described}")
+    if contiguous_last and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ShapeError(f"{name} has strides {tensor.stride()}; expected its last axis contiguous")
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise DtypeError(f"{name} is {tensor.dtype}; expected one of {', '.join(map(str, FLOAT_DTYPES))}")
+    if not any_dtype and tensor.dtype != like.dtype:
+        raise DtypeError(f"{name} is {tensor.dtype}; expected {like.dtype}, as {like_name}")
+    if tensor.device != like.device:
+        raise DeviceError(f"{name} is on {tensor.device}; expected {like.device}, where {like_name} is")
+
+
+def check_rows_apart(name: str, tensor: torch.Tensor) -> None:
+    """Rows that are written must not share memory. Raises ShapeError."""
+    if tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
+        raise ShapeError(f"{name} has strides {tensor.stride()}; expected rows that lie apart")
+
+
+def check_device(batch: EmbeddingBatch, like: torch.Tensor, like_name: str) -> None:
+    """Raises DeviceError."""
+    if like.device.type != "cuda" and not ops.accept_host_tensors:
+        raise DeviceError(
+            f"{like_name} is on {like.device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
+        )
+    if batch.device != like.device:
+        raise DeviceError(f"batch is on {batch.device}; expected {like.device}, where {like_name} is")
+
+
+def power_of_two(value: int) -> int:
+    """The smallest that is not below value."""
+    return 1 << max(0, value - 1).bit_length()
