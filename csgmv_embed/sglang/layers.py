@@ -59,8 +59,13 @@ def _serving(hook: str, layer: Any) -> State | None:
     return None if state is None or state.design != "token_words" else state
 
 
+def _batch_info(state: State) -> Any:
+    """The backend's batch info; None if no batch was prepared."""
+    return getattr(state.backend, "batch_info", None)  # SGLang before 0.5.18 makes it with the first batch
+
+
 def _embedding(state: State, layer: Any, input_: torch.Tensor) -> torch.Tensor | None:
-    info = state.backend.batch_info
+    info = _batch_info(state)
     # SGLang from 0.5.18 on says more exactly than set_lora whether this forward has LoRA.
     if info is None or not getattr(layer, "lora_active", layer.set_lora):
         return None
@@ -82,9 +87,10 @@ def _embedding_add(
     state: State, layer: Any, base_output: torch.Tensor, input_: torch.Tensor, batch_info: Any = None
 ) -> torch.Tensor | None:
     a_table, b_table = layer.embedding_A_buffer, layer.embedding_B_buffer
-    if state.backend.batch_info is None or not _alike(base_output, a_table, b_table) or not _are_ids(input_):
+    info = _batch_info(state)
+    if info is None or not _alike(base_output, a_table, b_table) or not _are_ids(input_):
         return None
-    batch = current_batch(state.backend.batch_info)
+    batch = current_batch(info)
     if batch is None:
         return base_output
     extra = getattr(layer, "new_embeddings_buffer", None)
@@ -95,11 +101,13 @@ def _embedding_add(
 
 
 def _lm_head(state: State, layer: Any, base_output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor | None:
+    if _batch_info(state) is None:
+        return None
     info = layer._get_lm_head_batch_info(hidden_states.shape[0])  # SGLang's choice and SGLang's checks
     if info is None:
         info = state.backend.batch_info
     a_table, b_table = layer.lm_head_A_buffer, layer.lm_head_B_buffer
-    if info is None or not _alike(hidden_states, a_table, b_table) or not _can_hold(base_output, b_table):
+    if not _alike(hidden_states, a_table, b_table) or not _can_hold(base_output, b_table):
         return None
     batch = current_head(info)
     rows = hooks.planned_rows(batch, hidden_states.shape[0])
@@ -138,10 +146,11 @@ def _plain_weight(layer: Any) -> torch.Tensor | None:
 def _plain(base: Any, weight: torch.Tensor, vocab_size: int) -> bool:
     """Whether a base layer is SGLang's own, of one rank, unquantised, and does nothing but look rows up."""
     kind = importlib.import_module("sglang.srt.layers.vocab_parallel_embedding").VocabParallelEmbedding
+    if type(base) is not kind:
+        return False
     method = base.quant_method
     return (
-        type(base) is kind
-        and type(method).__name__ == "UnquantizedEmbeddingMethod"
+        type(method).__name__ == "UnquantizedEmbeddingMethod"
         and not any(_altered(owner, name) for owner, name in ((base, "forward"), (method, "embedding")))
         # The ranks that the layer is split over are those of the whole group, and that is one: no all-reduce, and no
         # memory that another rank reads.
