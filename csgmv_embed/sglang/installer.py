@@ -19,14 +19,28 @@ from csgmv_embed.sglang.targets import Hook, Release, release_for
 
 logger = logging.getLogger("csgmv_embed")
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "lookup": hooks.lookup,
-    "prepare": hooks.prepare,
-    "decode_graph": hooks.decode_graph,
-    "prefill_graph": hooks.prefill_graph,
-    "modules": hooks.modules,
-    **storage.BY_NAME,
-    **layers.BY_NAME,
+
+def _inert(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that SGLang applied although its function has other parameters must not stand in its way."""
+
+    @functools.wraps(function)
+    def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) if runtime.active is None else function(original, *args, **kwargs)
+
+    return hook
+
+
+FUNCTIONS = {
+    name: _inert(function)
+    for name, function in {
+        "lookup": hooks.lookup,
+        "prepare": hooks.prepare,
+        "decode_graph": hooks.decode_graph,
+        "prefill_graph": hooks.prefill_graph,
+        "modules": hooks.modules,
+        **storage.BY_NAME,
+        **layers.BY_NAME,
+    }.items()
 }
 
 
@@ -202,7 +216,7 @@ def _look(hook: Hook, settings: Settings) -> HookStatus:
     _, _, function = _resolve(hook.target)
     ours = FUNCTIONS[hook.name]
     applied = any(ours in _held(layer) for layer in _layers(function))
-    file = inspect.getsourcefile(ours if applied else inspect.unwrap(function)) or "?"
+    file = inspect.getsourcefile(inspect.unwrap(ours if applied else function)) or "?"
     reason, off = ("", settings.switched_off(hook.name)) if applied else ("SGLang did not apply it", "")
     return HookStatus(hook.name, hook.target, applied, reason, file, off)
 

@@ -90,6 +90,11 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
+def spread(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The root of the mean square of the differences."""
+    return float((found.double() - expected).square().mean().sqrt())
+
+
 # Half a unit in the last place of the largest value, and for float32 the sums of a few dozen products.
 BOUND = {torch.float32: 1e-6, torch.float16: 2.0**-11}
 
@@ -146,8 +151,7 @@ def test_the_embedding_layer(mode: str, storage: Any, dtype: torch.dtype, on: An
         expected = ours.expected(ids, token_slots)
         assert found.dtype == dtype
         assert error(found, expected) <= BOUND[dtype]
-        theirs = error(stock.embedding(ids), expected)
-        assert dtype == torch.float32 or error(found, expected) <= theirs  # it rounds once
+        assert spread(found, expected) <= 1.05 * spread(stock.embedding(ids), expected)  # it rounds once
     assert used == ["embedding_lora"] * 3
 
 
@@ -260,7 +264,7 @@ def test_ids_outside_the_vocabulary(on: Any) -> None:
     """Their base row is that of id 0, as SGLang has it, not one of the rows that pad the weight; no LoRA is added."""
     on()
     ours = Pair().told()
-    ids = torch.tensor([5, VOCAB, VOCAB + 3, 127, 10**9], dtype=torch.int64)
+    ids = torch.tensor([5, VOCAB, VOCAB + 3, VOCAB + 27, 10**9])
     ours.prepare("EXTEND", [len(ids)], [2])
     found = ours.embedding(ids)
     assert error(found, ours.expected(ids, torch.full((len(ids),), 2))) <= BOUND[torch.float32]
@@ -438,7 +442,7 @@ def test_lm_head_of_a_prefill(
         starts = None if logprobs == "none" else [int(rng.integers(0, length + 1)) for length in lens]
         kept = [1] * len(lens) if starts is None else [max(n - s, 1) for n, s in zip(lens, starts, strict=True)]
         row_slots = torch.tensor(slots).repeat_interleave(torch.tensor(kept))
-        hidden = torch.randn(sum(kept), HIDDEN).to(dtype)
+        hidden = torch.from_numpy(rng.standard_normal((sum(kept), HIDDEN))).to(dtype)
         on()
         ours.prepare("EXTEND", lens, slots, logprob_starts=starts)
         found = ours.head(hidden)
@@ -456,8 +460,7 @@ def test_lm_head_of_a_prefill(
             ours.head(hidden[:-1] if len(hidden) > 1 else hidden.repeat(2, 1))
         runtime.activate(None)
         stock.prepare("EXTEND", lens, slots, logprob_starts=starts)
-        theirs = error(stock.head(hidden), expected)
-        assert error(found, expected) <= max(theirs, BOUND[dtype])
+        assert spread(found, expected) <= 1.05 * spread(stock.head(hidden), expected)
     assert (passes > 3) == (logprobs == "passes")
     assert set(used) == {"lm_head_lora"} and len(used) == 3 + passes
 
