@@ -30,18 +30,16 @@ def _inert(function: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-FUNCTIONS = {
-    name: _inert(function)
-    for name, function in {
-        "lookup": hooks.lookup,
-        "prepare": hooks.prepare,
-        "decode_graph": hooks.decode_graph,
-        "prefill_graph": hooks.prefill_graph,
-        "modules": hooks.modules,
-        **storage.BY_NAME,
-        **layers.BY_NAME,
-    }.items()
+HOOKS: dict[str, Callable[..., Any]] = {
+    "lookup": hooks.lookup,
+    "prepare": hooks.prepare,
+    "decode_graph": hooks.decode_graph,
+    "prefill_graph": hooks.prefill_graph,
+    "modules": hooks.modules,
+    **storage.BY_NAME,
+    **layers.BY_NAME,
 }
+FUNCTIONS = {name: _inert(function) for name, function in HOOKS.items()}
 
 
 @dataclass(frozen=True)
