@@ -39,7 +39,10 @@ HOOKS: dict[str, Callable[..., Any]] = {
     **storage.BY_NAME,
     **layers.BY_NAME,
 }
-FUNCTIONS = {name: _inert(function) for name, function in HOOKS.items()}
+# The guards of SGLang's launchers are for tables that outlive the plugin: they are never inert.
+FUNCTIONS = {
+    name: function if function is storage.demand_rank_major else _inert(function) for name, function in HOOKS.items()
+}
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ BASE = "sglang.srt.layers.vocab_parallel_embedding.VocabParallelEmbedding"
 WRITTEN_ANEW = {
     # lora_active; then base and LoRA handed to the backend, whose csgmv one calls apply_lora on them
     f"{LAYER}.forward": ["0.5.18", "0.5.23"],
-    f"{LAYER}.apply_lora": ["0.5.13", "0.5.23"],  # offsets on the host as well; batch_info may be left out
-    f"{LAYER}.run_lora_a_embedding": ["0.5.23"],  # the same
+    f"{LAYER}.apply_lora": ["0.5.13"],  # offsets on the host as well
+    f"{LAYER}.run_lora_a_embedding": [],
     f"{HEAD}.apply_lora": ["0.5.13"],  # offsets on the host as well
     f"{HEAD}._get_lm_head_batch_info": ["0.5.23"],  # words of its errors
     f"{BASE}.forward": ["0.5.13", "0.5.16", "0.5.23"],  # probe of ids; a helper; an idle batch
