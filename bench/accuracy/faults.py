@@ -64,7 +64,8 @@ def _permutation_dropped(server: Server) -> Iterator[None]:
 @contextmanager
 def _extra_row(server: Server) -> Iterator[None]:
     """The A table has a row too many in front: each id reads its neighbour's."""
-    layer, embed = server.shell.model.get_submodule("embed_tokens"), server.embed
+    layer: Any = server.shell.model.get_submodule("embed_tokens")
+    embed = server.embed
 
     def spoiled(ids: torch.Tensor) -> torch.Tensor:
         table = layer.embedding_A_buffer

@@ -28,7 +28,18 @@ def layer_batch(
 
 def head_batch(info: Any, contents: _Contents, max_tokens: int | None = None) -> EmbeddingBatch:
     """lm_head's batch of a LoRABatchInfo. An adapter without LoRA on lm_head has zeros in SGLang's tables."""
-    return _view(info, None, info.lora_ranks, contents, max_tokens)
+    return _in_order(info, _view(info, None, info.lora_ranks, contents, max_tokens))
+
+
+def _in_order(info: Any, batch: EmbeddingBatch) -> EmbeddingBatch:
+    """The batch without the permutation, where that changes nothing.
+
+    The rows that a prefill leaves for lm_head stay in the order of the requests; their segments are runs of one slot, of
+    which a slot may have several. The info of such rows is the one that expects a number of them.
+    """
+    if info.expected_tokens is not None:
+        batch.permutation = None
+    return batch
 
 
 def _view(
@@ -62,7 +73,7 @@ def current_head(batch_info: Any) -> EmbeddingBatch:
     """lm_head's batch of a batch info, whoever made it."""
     batch: EmbeddingBatch | None = getattr(batch_info, HEAD, None)
     if batch is None:
-        batch = EmbeddingBatch.from_sglang(batch_info)
+        batch = _in_order(batch_info, EmbeddingBatch.from_sglang(batch_info))
         if not batch.static:  # SGLang's own captured info changes without notice
             setattr(batch_info, HEAD, batch)
     return batch

@@ -484,13 +484,14 @@ def test_lm_head_takes_one_view_of_a_batch(on: Any, monkeypatch: pytest.MonkeyPa
 
     runtime.activate(None)
     foreign = Pair()
-    foreign.prepare("EXTEND", [3, 4], [1, 2])
+    slots = [1, 2, 1, 0, 1, 2, 3, 1]  # more runs than slots
+    foreign.prepare("EXTEND", [3] * 8, slots)
     on()
     foreign.told()
-    hidden = torch.randn(2, HIDDEN)
+    hidden = torch.randn(8, HIDDEN)
     for _ in range(2):
         found = foreign.head(hidden)
-        assert error(found, foreign.expected_logits(hidden, torch.tensor([1, 2]))) <= BOUND[torch.float32]
+        assert error(found, foreign.expected_logits(hidden, torch.tensor(slots))) <= BOUND[torch.float32]
     assert len(made) == 1
 
 
