@@ -39,7 +39,7 @@ SHAPES: tuple[tuple[Phase, int, int], ...] = (
     ("prefill", 8, 512),
 )
 INDEX_SETS, NODES, BLOCKS, BLOCK_MS, EAGER_CALLS = 8, 24, 10, 1.0, 50
-HEAD_SETS, HEAD_NODES = 2, 4  # a call writes up to 66 MB of logits
+HEAD_SETS, HEAD_NODES, HEAD_CALLS = 2, 4, 10  # a call writes up to 66 MB of logits
 CHUNK_SIZES = (16, 128)
 # How much further from the exact result than SGLang's the plugin's may be, root mean square over all elements: orders
 # of summation differ.
@@ -120,7 +120,8 @@ class Pair:
 
     inputs: list[torch.Tensor]
     exact: Callable[[torch.Tensor], torch.Tensor]
-    nodes: int
+    nodes: int  # of a graph
+    calls: int  # of an eager block
     forwards: dict[Side, Forward] = field(default_factory=dict)
 
     def checked(self, what: str) -> tuple[float, float]:
@@ -151,8 +152,8 @@ def both(layers: Layers, workload: Workload, chunk_size: int) -> Iterator[dict[P
         for _ in workload.index_sets[:HEAD_SETS]
     ]
     pairs: dict[Part, Pair] = {
-        "layer": Pair(workload.index_sets, tables.exact_layer, NODES),
-        "lm_head": Pair(hidden, tables.exact_logits, HEAD_NODES),
+        "layer": Pair(workload.index_sets, tables.exact_layer, NODES, EAGER_CALLS),
+        "lm_head": Pair(hidden, tables.exact_logits, HEAD_NODES, HEAD_CALLS),
     }
     with ExitStack() as stack:
         for side in SIDES:
@@ -186,7 +187,7 @@ def _timed(row: LayerRow, pair: Pair) -> LayerRow:
             if row.clock == "graph":
                 samples += graph.sample(captured[side], blocks=1, block_ms=BLOCK_MS, flush=None)
             else:
-                samples += eager.sample(launch, index_sets=sets, calls=EAGER_CALLS, blocks=1)[0]
+                samples += eager.sample(launch, index_sets=sets, calls=pair.calls, blocks=1)[0]
     return row
 
 

@@ -34,8 +34,8 @@ def head_batch(info: Any, contents: _Contents, max_tokens: int | None = None) ->
 def _in_order(info: Any, batch: EmbeddingBatch) -> EmbeddingBatch:
     """The batch without the permutation, where that changes nothing.
 
-    The rows that a prefill leaves for lm_head stay in the order of the requests; their segments are runs of one slot, of
-    which a slot may have several. The info of such rows is the one that expects a number of them.
+    The rows that a prefill leaves for lm_head stay in the order of the requests; their segments are runs of one slot,
+    of which a slot may have several. The info of such rows is the one that expects a number of them.
     """
     if info.expected_tokens is not None:
         batch.permutation = None

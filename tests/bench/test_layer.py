@@ -69,19 +69,20 @@ def test_a_worse_result_is_an_error(op: str, layers: Any) -> None:
     """Wrong in one element, or no number."""
     workload = make_workload(CASES[0], seed=1, index_sets=1, device=torch.device("cpu"))
     real = getattr(importlib.import_module("csgmv_embed.sglang.layers"), op)
-    for wrong in (0.01, float("nan")):
+    with layer.both(layers(torch.float32), workload, 16) as pairs:
+        pair = pairs["layer" if op == "embedding_lora" else "lm_head"]
+        for wrong in (0.01, float("nan")):
 
-        def spoiled(*args: Any, wrong: float = wrong, **options: Any) -> torch.Tensor:
-            out = real(*args, **options)
-            out[-1, -1] += wrong
-            return out
+            def spoiled(*args: Any, wrong: float = wrong, **options: Any) -> torch.Tensor:
+                out = real(*args, **options)
+                out[-1, -1] += wrong
+                return out
 
-        with (
-            patch(f"csgmv_embed.sglang.layers.{op}", spoiled),
-            layer.both(layers(torch.float32), workload, 16) as pairs,
-            pytest.raises(ResultsError, match="from the exact result with the plugin on"),
-        ):
-            pairs["layer" if op == "embedding_lora" else "lm_head"].checked(op)
+            with (
+                patch(f"csgmv_embed.sglang.layers.{op}", spoiled),
+                pytest.raises(ResultsError, match="from the exact result with the plugin on"),
+            ):
+                pair.checked(op)
 
 
 def test_layers_that_do_not_load_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,23 @@ def test_captured_decode_follows_every_refill(on: Any, used: list[str], loaded: 
     assert used == ["embedding_lora", "lm_head_lora"] * 8
 
 
+@pytest.mark.parametrize("chunk", [16, 128])
+def test_captured_decode_of_more_rows_than_a_tile(chunk: int, on: Any, loaded: Any) -> None:
+    """Segments of a slot lie side by side, and a program takes as many as the chunk size of the batch says."""
+    on()
+    ours = Pair(chunk=chunk).told()
+    rows = 70
+    getattr(ours.backend, loaded[1].release.decode_graph)(rows, 1)
+    ids, hidden = torch.arange(rows), torch.randn(rows, HIDDEN)
+    for slots in ([1] * rows, [2] * 60 + [1] * 10, [1] * 20):
+        count = len(slots)
+        ours.prepare("DECODE", [1] * count, slots, graph=True)
+        expected = ours.expected(ids[:count], torch.tensor(slots))
+        assert error(ours.embedding(ids)[:count], expected) <= BOUND[torch.float32]
+        expected = ours.expected_logits(hidden[:count], torch.tensor(slots))
+        assert error(ours.head(hidden)[:count], expected) <= BOUND[torch.float32]
+
+
 def test_captured_prefill_follows_every_refill(on: Any, used: list[str], loaded: Any) -> None:
     parameters = loaded[1].release.prefill_graph
     if not parameters:
