@@ -19,6 +19,7 @@ from csgmv_embed import (
     EmbeddingBatch,
     ShapeError,
     embedding_lora_reference,
+    lm_head_lora,
     lm_head_lora_reference,
     to_storage,
 )
@@ -190,6 +191,34 @@ def test_captured_decode_of_more_rows_than_a_tile(chunk: int, on: Any, loaded: A
         assert error(ours.embedding(ids)[:count], expected) <= BOUND[torch.float32]
         expected = ours.expected_logits(hidden[:count], torch.tensor(slots))
         assert error(ours.head(hidden)[:count], expected) <= BOUND[torch.float32]
+
+
+def test_a_replay_with_smaller_chunks_than_its_capture(on: Any, loaded: Any) -> None:
+    """64 requests are captured in chunks of 32, 63 replayed in chunks of 16: that can be more segments."""
+    on()
+    ours = Pair(chunk=128).told()
+    getattr(ours.backend, loaded[1].release.decode_graph)(64, 1)
+    slots = [0, *[1] * 60, 2, 3]
+    ours.prepare("DECODE", [1] * 63, slots, graph=True)
+    for batch in (getattr(ours.backend.batch_info, name) for name in (planner.BATCH, planner.HEAD)):
+        assert batch.chunk_size == 16
+        batch.chunk_size = 32  # of the capture, and so of its grid
+    ids, hidden = torch.arange(64), torch.randn(64, HIDDEN)
+    assert error(ours.embedding(ids)[:63], ours.expected(ids[:63], torch.tensor(slots))) <= BOUND[torch.float32]
+    logits = ours.head(hidden)[:63]
+    assert error(logits, ours.expected_logits(hidden[:63], torch.tensor(slots))) <= BOUND[torch.float32]
+
+
+def test_segments_of_a_pruned_lm_head_as_sglang_planned_them(on: Any) -> None:
+    """The op on SGLang's own batch info, whose permutation leaves the rows in order: a slot has several runs."""
+    ours = Pair()
+    slots = [1, 2, 1, 2, 1, 3, 2, 1]
+    ours.prepare("EXTEND", [2] * 8, slots)
+    hidden, weight = torch.randn(8, HIDDEN), ours.base_head.weight
+    logits = functional.linear(hidden, weight)
+    batch = EmbeddingBatch.from_sglang(ours.backend.lm_head_batch_info)
+    found = lm_head_lora(hidden, ours.head_a, ours.head_b, logits, batch)
+    assert error(found, ours.expected_logits(hidden, torch.tensor(slots))) <= BOUND[torch.float32]
 
 
 def test_captured_prefill_follows_every_refill(on: Any, used: list[str], loaded: Any) -> None:
