@@ -187,7 +187,7 @@ def tune(
 def layer(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
 ) -> None:
-    """Time SGLang's embedding layer with the plugin on and off."""
+    """Time SGLang's embedding layer and lm_head with the plugin on and off."""
     _require_timing("layer")
     from bench import layer as layers
     from bench.environment import collect_environment

@@ -1,8 +1,7 @@
-"""SGLang's embedding layer with the plugin on and off, in one process, on one set of weights. Prints nothing.
+"""SGLang's embedding layer and lm_head with the plugin on and off: one process, one set of weights. Prints nothing.
 
-The layer is SGLang's VocabParallelEmbeddingWithLoRA where it imports. It wants the package sgl_kernel for kernels that
-embedding LoRA does not use; where that is missing a stand-in supplies the names (stand_ins.py). Where the layer still
-does not import, the calls of its forward are made one by one on the same backend objects, and the rows say so.
+The layers are SGLang's VocabParallelEmbeddingWithLoRA and ParallelLMHeadWithLoRA. They want the package sgl_kernel for
+kernels that LoRA on these layers does not use; where that is missing a stand-in supplies the names (stand_ins.py).
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 import torch
-from torch.nn import functional
 
 from bench import stand_ins
 from bench.case import Case, Phase
 from bench.clocks import eager, graph
 from bench.contenders.base import Launch
-from bench.contenders.csgmv_embed_plugin import plugged
+from bench.contenders.csgmv_embed_plugin import plug_layer, plugged
 from bench.contenders.sglang_csgmv import SglangCsgmv
 from bench.process_group import start_process_group
 from bench.results import Code, Environment, ResultsError
 from bench.workload import Workload, make_workload
+from csgmv_embed.reference import embedding_lora_reference, lm_head_lora_reference
 
 HIDDEN, VOCAB, ADAPTERS, SEED = 4096, 128256, 8, 1
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank, and several are timed here
@@ -39,20 +39,33 @@ SHAPES: tuple[tuple[Phase, int, int], ...] = (
     ("prefill", 8, 512),
 )
 INDEX_SETS, NODES, BLOCKS, BLOCK_MS, EAGER_CALLS = 8, 24, 10, 1.0, 50
+HEAD_SETS, HEAD_NODES, HEAD_CALLS = 2, 4, 10  # a call writes up to 66 MB of logits
 CHUNK_SIZES = (16, 128)
+# How much further from the exact result than SGLang's the plugin's may be, root mean square over all elements: orders
+# of summation differ.
+WORSE = 1.02
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Side = Literal["on", "off"]
+SIDES: tuple[Side, Side] = ("on", "off")
 Clock = Literal["graph", "eager"]
+Part = Literal["layer", "lm_head"]
+PARTS: tuple[Part, Part] = ("layer", "lm_head")
 
 
 class LayerRow(msgspec.Struct):
-    """One case and clock: samples of a forward in us, the plugin on and off, blocks taken in turn."""
+    """One case, part and clock: samples of a forward in us, the plugin on and off, blocks taken in turn.
+
+    The errors are root mean squares of the differences from float64, of the exact result's own root mean square.
+    """
 
     case: Case
+    part: Part
     chunk_size: int
     clock: Clock
-    layer: str  # SGLang's class, or the calls it makes
+    layer: str  # SGLang's class
+    on_error: float
+    off_error: float
     on_us: list[float]
     off_us: list[float]
 
@@ -72,7 +85,11 @@ def encode(rows: list[LayerRow], environment: Environment, code: Code) -> bytes:
 
 
 def compare() -> Iterator[LayerRow]:
-    """Two rows a case, graph and eager. Raises ResultsError if on and off differ in one bit."""
+    """Four rows a case: each part, in a graph and eagerly.
+
+    Raises ResultsError if the plugin's result is further from the exact one than SGLang's, or SGLang's layers do not
+    load.
+    """
     os.environ.setdefault(KERNEL_CACHE, "0")
     device = torch.device("cuda", torch.cuda.current_device())
     layers = Layers(device, VOCAB, HIDDEN, torch.bfloat16)
@@ -86,96 +103,162 @@ def compare() -> Iterator[LayerRow]:
 
 
 def _compared(layers: Layers, workload: Workload, chunk_size: int) -> Iterator[LayerRow]:
-    with both(layers, workload, chunk_size) as forwards:
-        yield _timed(layers, workload, chunk_size, forwards, "graph")
-        yield _timed(layers, workload, chunk_size, forwards, "eager")
+    with both(layers, workload, chunk_size) as pairs:
+        for part, pair in pairs.items():
+            errors = pair.checked(f"{workload.case.label}, {part}")
+            for clock in CLOCKS:
+                row = LayerRow(workload.case, part, chunk_size, clock, layers.names[part], *errors, [], [])
+                yield _timed(row, pair)
+
+
+CLOCKS: tuple[Clock, Clock] = ("graph", "eager")
+
+
+@dataclass
+class Pair:
+    """One part with the plugin on and off, its inputs, and the exact result of each."""
+
+    inputs: list[torch.Tensor]
+    exact: Callable[[torch.Tensor], torch.Tensor]
+    nodes: int  # of a graph
+    calls: int  # of an eager block
+    forwards: dict[Side, Forward] = field(default_factory=dict)
+
+    def checked(self, what: str) -> tuple[float, float]:
+        """The errors of the sides, the largest of an input. Raises ResultsError if `on` is worse than `off`."""
+        errors: dict[Side, float] = dict.fromkeys(SIDES, 0.0)
+        for given in self.inputs:
+            exact = self.exact(given)
+            size = exact.square().mean().sqrt()
+            found = {}
+            for side, forward in self.forwards.items():
+                found[side] = float((forward(given).double() - exact).square().mean().sqrt() / size)
+                errors[side] = max(errors[side], found[side])
+            if not found["on"] <= WORSE * found["off"]:  # a NaN is not
+                on, off = (f"{found[side]:.2e}" for side in SIDES)
+                raise ResultsError(f"{what}: {on} from the exact result with the plugin on, {off} with it off")
+        return errors["on"], errors["off"]
 
 
 @contextmanager
-def both(layers: Layers, workload: Workload, chunk_size: int) -> Iterator[dict[Side, Forward]]:
-    """The forward with the plugin on and off, found equal. Raises ResultsError if they differ in one bit."""
-    slots, rank = workload.num_slots, workload.case.rank
+def both(layers: Layers, workload: Workload, chunk_size: int) -> Iterator[dict[Part, Pair]]:
+    """Both parts, each with the plugin on and off."""
+    tables = Tables(layers, workload)
     generator = torch.Generator(workload.device).manual_seed(SEED)
-    shape = (slots, layers.hidden, rank)
-    b_table = torch.randn(shape, device=workload.device, generator=generator).to(layers.weight.dtype)
-    sides: tuple[Side, Side] = ("on", "off")
+    # lm_head takes every token of a decode step, and the last one of each request of a prefill.
+    shape = (len(workload.seq_slots), layers.hidden)
+    hidden = [
+        torch.randn(shape, device=workload.device, generator=generator).to(layers.weight.dtype)
+        for _ in workload.index_sets[:HEAD_SETS]
+    ]
+    pairs: dict[Part, Pair] = {
+        "layer": Pair(workload.index_sets, tables.exact_layer, NODES, EAGER_CALLS),
+        "lm_head": Pair(hidden, tables.exact_logits, HEAD_NODES, HEAD_CALLS),
+    }
     with ExitStack() as stack:
-        forwards: dict[Side, Forward] = {}
-        for side in sides:
-            preparing = SglangCsgmv.peer.preparing(workload, static=True, chunk_size=chunk_size)
+        for side in SIDES:
+            preparing = SglangCsgmv.peer.preparing(
+                workload, static=True, chunk_size=chunk_size, scalings=tables.scalings
+            )
             backend, prepare = stack.enter_context(preparing)
             if side == "on":
                 stack.enter_context(plugged(backend))
             prepare()
-            table = workload.table("vocab_major" if side == "on" else "rank_major")
-            forwards[side] = layers.forward(backend, table, b_table)
-        for ids in workload.index_sets:
-            if not torch.equal(forwards["on"](ids), forwards["off"](ids)):
-                raise ResultsError(f"{workload.case.label}: the layer differs with the plugin on and off")
-        yield forwards
+            a_table = workload.table("vocab_major" if side == "on" else "rank_major")
+            made = layers.made(backend, a_table, tables)
+            for part, layer in made.items():
+                if side == "on":
+                    plug_layer(layer)
+                pairs[part].forwards[side] = layer.forward
+        yield pairs
 
 
-def _timed(
-    layers: Layers, workload: Workload, chunk_size: int, forwards: dict[Side, Forward], clock: Clock
-) -> LayerRow:
-    row = LayerRow(workload.case, chunk_size, clock, layers.kind, [], [])
-    launches = {side: _launch(forward, workload.index_sets) for side, forward in forwards.items()}
+def _timed(row: LayerRow, pair: Pair) -> LayerRow:
+    launches = {side: _launch(forward, pair.inputs) for side, forward in pair.forwards.items()}
+    sets = len(pair.inputs)
     captured = {
-        side: graph.capture(launch, index_sets=INDEX_SETS, nodes=NODES)
+        side: graph.capture(launch, index_sets=sets, nodes=pair.nodes)
         for side, launch in launches.items()
-        if clock == "graph"
+        if row.clock == "graph"
     }
     for _ in range(BLOCKS):  # the sides in turn, so that a drift of the clocks meets both
         for side, launch in launches.items():
             samples = row.on_us if side == "on" else row.off_us
-            if clock == "graph":
+            if row.clock == "graph":
                 samples += graph.sample(captured[side], blocks=1, block_ms=BLOCK_MS, flush=None)
             else:
-                samples += eager.sample(launch, index_sets=INDEX_SETS, calls=EAGER_CALLS, blocks=1)[0]
+                samples += eager.sample(launch, index_sets=sets, calls=pair.calls, blocks=1)[0]
     return row
 
 
-def _launch(forward: Forward, index_sets: list[torch.Tensor]) -> Launch:
-    return lambda k: forward(index_sets[k])
+def _launch(forward: Forward, inputs: list[torch.Tensor]) -> Launch:
+    return lambda k: forward(inputs[k])
+
+
+class Tables:
+    """LoRA tables and scalings of a workload, and what is exact on them."""
+
+    def __init__(self, layers: Layers, workload: Workload) -> None:
+        self._layers, self._workload = layers, workload
+        device, slots, rank = workload.device, workload.num_slots, workload.case.rank
+        self.scalings = [0.5 + 0.25 * (slot % 4) for slot in range(slots)]
+        generator = torch.Generator(device).manual_seed(SEED)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(slots, *shape, device=device, generator=generator).to(layers.weight.dtype)
+
+        self.b = draw(layers.hidden, rank)
+        self.head_a, self.head_b = draw(rank, layers.hidden), draw(layers.vocab, rank)
+        self._factors = (
+            torch.from_numpy(workload.ranks).to(device),
+            torch.tensor(self.scalings, device=device),
+        )
+
+    def exact_layer(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embedding layer in float64."""
+        slots = torch.from_numpy(self._workload.token_slots()).to(ids.device)
+        tables = self._layers.weight, self._workload.table("vocab_major"), self.b
+        return embedding_lora_reference(ids, *tables, slots, *self._factors, self._layers.vocab)
+
+    def exact_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """lm_head's LoRA in float64, on the product with the weight as both sides get it: rounded to its dtype."""
+        slots = torch.from_numpy(self._workload.seq_slots).to(hidden.device)
+        logits = torch.nn.functional.linear(hidden, self._layers.weight)
+        return lm_head_lora_reference(hidden, self.head_a, self.head_b, logits, slots, *self._factors)
 
 
 class Layers:
-    """Makes forwards: of SGLang's layer class if it can, of its calls if not; `kind` says which."""
+    """SGLang's two base layers on one weight, as a model with tied embeddings has them, and the LoRA layers on them."""
 
     def __init__(self, device: torch.device, vocab: int, hidden: int, dtype: torch.dtype) -> None:
         self.vocab, self.hidden = vocab, hidden
         generator = torch.Generator(device).manual_seed(SEED)
         self.weight = torch.randn(vocab, hidden, device=device, generator=generator).to(dtype)
-        self.offset_cpu = torch.tensor([0, hidden], dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.offset = self.offset_cpu.to(device)
-        self._base: Any = None
         try:
             stood_in = _load_layers()
-            self._base = _base_layer(self.weight)
-            self.kind = "VocabParallelEmbeddingWithLoRA"
-            if stood_in:
-                self.kind += f" ({', '.join(stood_in)} stood in)"
-        except Exception as error:  # whatever SGLang's modules raise at import or construction
-            self.kind = f"the calls of its forward ({type(error).__name__}: {error})"[:200]
+            bases = importlib.import_module("sglang.srt.layers.vocab_parallel_embedding")
+        except Exception as error:  # whatever SGLang's modules raise at import
+            raise ResultsError(f"SGLang's layers do not load: {type(error).__name__}: {error}"[:300]) from error
+        start_process_group()
+        self._bases: dict[Part, Any] = {
+            "layer": _base_layer(bases.VocabParallelEmbedding, self.weight),
+            "lm_head": _base_layer(bases.ParallelLMHead, self.weight),
+        }
+        note = f" ({', '.join(stood_in)} stood in)" if stood_in else ""
+        self.names: dict[Part, str] = {part: f"{name}{note}" for part, name in CLASSES.items()}
 
-    def forward(self, backend: Any, a_table: torch.Tensor, b_table: torch.Tensor) -> Forward:
-        """ids (tokens,) to (tokens, HIDDEN)."""
-        if self._base is None:
-            return lambda ids: self._calls(backend, a_table, b_table, ids)
-        layer = importlib.import_module("sglang.srt.lora.layers").VocabParallelEmbeddingWithLoRA(self._base, backend)
-        layer.set_lora_info(None, a_table, b_table)
-        forward: Forward = layer.forward
-        return forward
+    def made(self, backend: Any, a_table: torch.Tensor, tables: Tables) -> dict[Part, Any]:
+        """SGLang's two LoRA layers on a backend."""
+        module = importlib.import_module("sglang.srt.lora.layers")
+        made: dict[Part, Any] = {
+            part: getattr(module, name)(self._bases[part], backend) for part, name in CLASSES.items()
+        }
+        made["layer"].set_lora_info(None, a_table, tables.b)
+        made["lm_head"].set_lora_info(tables.head_a, tables.head_b)
+        return made
 
-    def _calls(self, backend: Any, a_table: torch.Tensor, b_table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        base = functional.embedding(ids.masked_fill(ids > self.vocab - 1, 0), self.weight)
-        lookup = backend.run_lora_a_embedding(
-            input_ids=ids, weights=a_table, vocab_size=self.vocab, extra_embeddings=None
-        )
-        out: torch.Tensor = backend.run_lora_b_sgemm(
-            x=lookup, weights=b_table, output_offset=self.offset, output_offset_cpu=self.offset_cpu, base_output=base
-        )
-        return out
+
+CLASSES: dict[Part, str] = {"layer": "VocabParallelEmbeddingWithLoRA", "lm_head": "ParallelLMHeadWithLoRA"}
 
 
 def _load_layers() -> list[str]:
@@ -183,15 +266,15 @@ def _load_layers() -> list[str]:
     try:
         importlib.import_module("sglang.srt.lora.layers")
     except Exception:  # a missing or broken package of kernels raises what it likes
-        return stand_ins.provide()
+        found = stand_ins.provide()
+        importlib.import_module("sglang.srt.lora.layers")
+        return found
     return []
 
 
-def _base_layer(weight: torch.Tensor) -> Any:
-    """SGLang's base layer around the weight, in a process group of one."""
-    layers = importlib.import_module("sglang.srt.lora.layers")
-    start_process_group()
+def _base_layer(kind: Any, weight: torch.Tensor) -> Any:
+    """SGLang's base layer around the weight."""
     with torch.device("meta"):
-        base = layers.VocabParallelEmbedding(*weight.shape, params_dtype=weight.dtype)
+        base = kind(*weight.shape, params_dtype=weight.dtype)
     base.weight = torch.nn.Parameter(weight, requires_grad=False)
     return base

@@ -19,6 +19,7 @@ import triton.language as tl
 from csgmv_embed.batch import EmbeddingBatch
 
 MAX_SEGMENTS = 16  # of a group
+SMALLEST_CHUNK = 16  # of SGLang's
 
 
 class Walk(NamedTuple):
@@ -36,8 +37,11 @@ def walk(batch: EmbeddingBatch, tokens: int, block_tokens: int) -> Walk:
     while 2 * segments * chunk_size <= block_tokens and segments < MAX_SEGMENTS:
         segments *= 2
     used = batch.num_segments
-    if batch.permutation is not None:  # grouped by slot: no more than these can have a token
-        used = min(used, tokens // chunk_size + min(batch.slots, tokens))
+    if batch.static and batch.permutation is not None:
+        # Buffers hold more than so many tokens can need, grouped by slot. SGLang's chunks follow the number of
+        # tokens: those of a replay may be smaller than those of the capture. Else every segment has its tokens: rows of
+        # lm_head that stay in order have several runs of a slot.
+        used = min(used, tokens // min(chunk_size, SMALLEST_CHUNK) + min(batch.slots, tokens))
     tiles = 1 if segments > 1 else -(-min(chunk_size, tokens) // block_tokens)
     return Walk(segments, -(-used // segments), tiles)
 

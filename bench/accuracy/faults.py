@@ -64,24 +64,29 @@ def _permutation_dropped(server: Server) -> Iterator[None]:
 @contextmanager
 def _extra_row(server: Server) -> Iterator[None]:
     """The A table has a row too many in front: each id reads its neighbour's."""
-    backend, lookup = server.backend, server.backend.run_lora_a_embedding
+    layer: Any = server.shell.model.get_submodule("embed_tokens")
+    embed = server.embed
 
-    def spoiled(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        out: torch.Tensor = lookup(input_ids=(input_ids + 1) % server.vocab, **options)
-        return out
+    def spoiled(ids: torch.Tensor) -> torch.Tensor:
+        table = layer.embedding_A_buffer
+        layer.embedding_A_buffer = table.roll(-1, dims=2)
+        try:
+            return embed(ids)
+        finally:
+            layer.embedding_A_buffer = table
 
-    with _replaced(backend, "run_lora_a_embedding", spoiled):
+    with _replaced(server, "embed", spoiled):
         yield
 
 
 @contextmanager
-def _replaced(backend: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """The method of this one object."""
-    setattr(backend, name, function)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        delattr(backend, name)
+        delattr(owner, name)
 
 
 FAULTS = ("slot_off", "ranks_swapped", "extra_row", "scaling_lost", "permutation_dropped")

@@ -17,7 +17,10 @@ MakeServer = Callable[[int], Server]  # slots
 
 
 class Check(msgspec.Struct):
-    """`difference`: the largest of a logprob, nats, the largest float if a text differs. `allowed` 0: equal bits."""
+    """`difference`: the largest of a logprob, nats, the largest float if a text differs. `allowed` 0: equal bits.
+
+    Of a check that is not about logprobs it is 0, or the largest float.
+    """
 
     path: str
     what: str

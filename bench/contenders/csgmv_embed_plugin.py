@@ -68,6 +68,18 @@ class CsgmvEmbedPlugin(SglangCsgmv):
         return self._kernel.kernels()
 
 
+def plug_layer(layer: Any) -> None:
+    """What the hooks do to SGLang's layer classes, to this layer object alone. Its backend has to be plugged."""
+    from csgmv_embed.sglang import layers
+
+    kind = type(layer)
+    hooks = {"apply_lora": layers.head}
+    if kind.__name__ == "VocabParallelEmbeddingWithLoRA":
+        hooks = {"forward": layers.forward, "apply_lora": layers.apply}
+    for name, hook in hooks.items():
+        setattr(layer, name, partial(hook, getattr(kind, name), layer))
+
+
 @contextmanager
 def plugged(backend: Any) -> Iterator[None]:
     """What the hooks do to a backend class, to this object alone: other contenders of the process keep SGLang's.

@@ -54,7 +54,8 @@ def report(found: Status, way: str) -> Iterator[str]:
     yield f"loaded by    {way}"
     yield f"plugin       {'on' if found.active else 'off: ' + found.reason}"
     for hook in found.hooks:
-        yield f"{hook.name:<18} {'applied' if hook.applied else 'not applied: ' + hook.reason}"
+        state = "applied" if hook.applied else f"not applied: {hook.reason}"
+        yield f"{hook.name:<18} {state}{', SGLang does it: ' + hook.off if hook.off else ''}"
         yield f"{'':<18} {hook.target}"
         if hook.file:
             yield f"{'':<18} runs {hook.file}"

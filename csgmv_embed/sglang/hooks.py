@@ -15,6 +15,7 @@ from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.ops import embedding_lora_a
 from csgmv_embed.sglang import planner, runtime
+from csgmv_embed.sglang.views import BATCH, current_batch
 
 Original = Callable[..., Any]
 
@@ -50,28 +51,42 @@ def run_lookup(
     added tokens: extra_embeddings (slots, added, max_rank) serves them, else the columns of weights beyond vocab_size.
     Any other id gives a zero row. Raises what embedding_lora_a raises.
     """
+    vocab_size, extra_embeddings = added_tokens(weights, vocab_size, extra_embeddings)
+    tokens, max_rank = input_ids.shape[0], weights.shape[1]
+    batch_info = state.backend.batch_info
+    if getattr(batch_info, BATCH, BATCH) is None:  # planned: nobody has LoRA on the embedding layer
+        return weights.new_zeros(tokens, max_rank)
+    if state.design == "original_order":
+        return _original_order(state, input_ids, weights, vocab_size, extra_embeddings)
+    batch = current_batch(batch_info)
+    assert batch is not None
+    rows = planned_rows(batch, tokens)
+    if rows == tokens:
+        return embedding_lora_a(input_ids, weights, batch, vocab_size, extra_embeddings)
+    out = weights.new_zeros(tokens, max_rank)
+    embedding_lora_a(input_ids[:rows], weights, batch, vocab_size, extra_embeddings, out=out[:rows])
+    return out
+
+
+def added_tokens(
+    weights: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
+) -> tuple[int, torch.Tensor | None]:
+    """vocab_size and extra_embeddings as the ops take them: the columns beyond the vocabulary are added tokens too.
+
+    weights (slots, max_rank, vocab_size [+ added]). Raises ShapeError.
+    """
     _, max_rank, columns = weights.shape
     if vocab_size > columns:
         raise ShapeError(f"the vocabulary has {vocab_size} ids; expected at most {columns}, the columns of the A table")
-    if extra_embeddings is not None and extra_embeddings.shape[2] != max_rank:
-        extra_embeddings = None  # SGLang's rows of the base embedding, hidden_size wide: not the A side's
-    if extra_embeddings is None:
-        vocab_size = columns
-    batch_info = state.backend.batch_info
-    batch = getattr(batch_info, planner.BATCH, planner.BATCH)
-    if batch is None:  # planned: no adapter of this batch has LoRA on the embedding layer
-        return weights.new_zeros(input_ids.shape[0], max_rank)
-    if state.design == "original_order":
-        return _original_order(state, input_ids, weights, vocab_size, extra_embeddings)
-    if not isinstance(batch, EmbeddingBatch):  # SGLang's own plan
-        batch = EmbeddingBatch.from_sglang(batch_info)
+    if extra_embeddings is not None and extra_embeddings.shape[2] == max_rank:
+        return vocab_size, extra_embeddings
+    return columns, None  # else SGLang's rows of the base embedding, hidden_size wide: not the A side's
+
+
+def planned_rows(batch: EmbeddingBatch, rows: int) -> int:
+    """How many of a layer's rows are the batch's: those that SGLang pads an eager batch with have no adapter."""
     planned = batch.num_tokens
-    if not batch.static and planned is not None and input_ids.shape[0] > planned:
-        # Rows that SGLang pads an eager batch with have no adapter.
-        out = weights.new_zeros(input_ids.shape[0], max_rank)
-        embedding_lora_a(input_ids[:planned], weights, batch, vocab_size, extra_embeddings, out=out[:planned])
-        return out
-    return embedding_lora_a(input_ids, weights, batch, vocab_size, extra_embeddings)
+    return rows if batch.static or planned is None else min(rows, planned)
 
 
 def _original_order(

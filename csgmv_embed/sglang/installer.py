@@ -13,31 +13,51 @@ from dataclasses import dataclass
 from typing import Any
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.sglang import hooks, runtime, storage
+from csgmv_embed.sglang import hooks, layers, runtime, storage
 from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
 from csgmv_embed.sglang.targets import Hook, Release, release_for
 
 logger = logging.getLogger("csgmv_embed")
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+
+def _inert(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that SGLang applied although its function has other parameters must not stand in its way."""
+
+    @functools.wraps(function)
+    def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) if runtime.active is None else function(original, *args, **kwargs)
+
+    return hook
+
+
+HOOKS: dict[str, Callable[..., Any]] = {
     "lookup": hooks.lookup,
     "prepare": hooks.prepare,
     "decode_graph": hooks.decode_graph,
     "prefill_graph": hooks.prefill_graph,
     "modules": hooks.modules,
     **storage.BY_NAME,
+    **layers.BY_NAME,
+}
+# The guards of SGLang's launchers are for tables that outlive the plugin: they are never inert.
+FUNCTIONS = {
+    name: function if function is storage.demand_rank_major else _inert(function) for name, function in HOOKS.items()
 }
 
 
 @dataclass(frozen=True)
 class HookStatus:
-    """One hook: applied, or the reason why not; `file` is where the function that runs now was written."""
+    """One hook: applied, or the reason why not; `file` is where the function that runs now was written.
+
+    `off`: what switches the hook off although it is applied; empty if it does its work.
+    """
 
     name: str
     target: str
     applied: bool
     reason: str
     file: str
+    off: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,22 +110,28 @@ def install() -> Status:
     refused = [hook for hook in release.hooks if hook.required and _why_not(hook)]
     if not refused:
         for hook in release.hooks:
-            _wrap(hook)
+            if not _why_not(hook):  # the optional ones
+                _wrap(hook)
     return check(release)
 
 
 def check(release: Release) -> Status:
     """Look at every hook, and switch the plugin on if all required ones are in place, else off."""
-    found = tuple(_look(hook) for hook in release.hooks)
+    settings = Settings.from_environment()
+    found = tuple(_look(hook, settings) for hook in release.hooks)
     required = {hook.name for hook in release.hooks if hook.required}
-    missing = [hook for hook in found if not hook.applied and hook.name in required]
-    runtime.activate(None if missing else runtime.Active(release, Settings.from_environment()))
+    absent = [hook for hook in found if not hook.applied]
+    missing = [hook for hook in absent if hook.name in required]
+    names = frozenset(hook.name for hook in absent)
+    runtime.activate(None if missing else runtime.Active(release, settings, names))
     reason = "; ".join(f"{hook.name}: {hook.reason}" for hook in missing)
     _set(Status(_installed(), not missing, reason, found))
     if missing:
         logger.error("csgmv-embed is off, SGLang's own embedding LoRA runs: %s", reason)
     else:
-        logger.info("csgmv-embed is on: %d hooks for SGLang %s", len(found), release.version)
+        logger.info("csgmv-embed is on: %d hooks for SGLang %s", len(found) - len(absent), release.version)
+        for hook in absent:
+            logger.warning("csgmv-embed leaves SGLang's own function in place: %s: %s", hook.target, hook.reason)
     return _status
 
 
@@ -184,15 +210,16 @@ def _why_not(hook: Hook) -> str:
     return ""
 
 
-def _look(hook: Hook) -> HookStatus:
+def _look(hook: Hook, settings: Settings) -> HookStatus:
     reason = _why_not(hook)
     if reason:
         return HookStatus(hook.name, hook.target, False, reason, "")
     _, _, function = _resolve(hook.target)
     ours = FUNCTIONS[hook.name]
     applied = any(ours in _held(layer) for layer in _layers(function))
-    file = inspect.getsourcefile(ours if applied else inspect.unwrap(function)) or "?"
-    return HookStatus(hook.name, hook.target, applied, "" if applied else "SGLang did not apply it", file)
+    file = inspect.getsourcefile(inspect.unwrap(ours if applied else function)) or "?"
+    reason, off = ("", settings.switched_off(hook.name)) if applied else ("SGLang did not apply it", "")
+    return HookStatus(hook.name, hook.target, applied, reason, file, off)
 
 
 def _layers(function: Any) -> Iterator[Any]:

@@ -29,19 +29,22 @@ from csgmv_embed.sglang.state import STATE as STATE
 from csgmv_embed.sglang.state import State as State
 from csgmv_embed.sglang.state import Step
 from csgmv_embed.sglang.state import attach as attach
+from csgmv_embed.sglang.views import BATCH as BATCH
+from csgmv_embed.sglang.views import HEAD as HEAD
+from csgmv_embed.sglang.views import head_batch, layer_batch, sequence_order
 
-BATCH = "csgmv_embed_batch"  # attribute of a LoRABatchInfo that this planner has filled
 STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
 
 
 @dataclass
 class StaticBatch:
-    """The buffers of a captured graph: SGLang's arrays and our words in one device buffer."""
+    """The buffers of a captured graph: SGLang's arrays, our words and ranks in one device buffer."""
 
     layout: Layout
     buffer: torch.Tensor
     staging: Staging
-    words: EmbeddingBatch
+    layer: EmbeddingBatch
+    head: EmbeddingBatch
     prefill: bool
     sequence_order: Any = None  # the batch info of the original-order design
 
@@ -57,20 +60,23 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
     sizes = sizes_of(segments, tokens, requests, slots)
     extra = requests if state.design == "original_order" else 0
-    layout = layout_of((*sizes, extra, tokens))
+    layout = layout_of((*sizes, extra, tokens, slots))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
-    *views, lens, words = layout.device(buffer)
+    *views, lens, words, ranks = layout.device(buffer)
     arrays = named(views)
-    static = StaticBatch(layout, buffer, Staging(device, layout.total), _words(words, slots, tokens), prefill)
+    for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
+        setattr(batch_info, name, arrays[name])
+    contents = _Contents(0, 0)
+    layer = layer_batch(batch_info, words, ranks, contents, max_tokens=tokens)
+    head = head_batch(batch_info, contents, max_tokens=tokens)
+    static = StaticBatch(layout, buffer, Staging(device, layout.total), layer, head, prefill)
     if state.design == "original_order":
         # The fallback kernel's grid is (max_len, bs) of the capture. A captured decode covers its own requests; a
         # captured prefill has to cover every request the buffers hold, at any length.
         longest = tokens if prefill else tokens // max(requests, 1)
-        static.sequence_order = _sequence_order(batch_info, arrays, lens, requests, longest)
-    for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
-        setattr(batch_info, name, arrays[name])
+        static.sequence_order = sequence_order(batch_info, arrays, lens, requests, longest)
     setattr(batch_info, STATIC, static)
     state.last_step = None
 
@@ -214,7 +220,7 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     static: StaticBatch = getattr(info, STATIC)
     host = static.staging.next(static.layout)
     host.words.fill(0)  # one call for the neutral tails of all arrays
-    *views, lens, words = host.views
+    *views, lens, words, ranks = host.views
     requests = len(plan.slots)
     segments = write(state, plan, views)
     if static.sequence_order is not None:
@@ -222,11 +228,14 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     word_by_slot = state.word_by_slot()
     if word_by_slot is not None:
         words[: plan.tokens] = token_words(word_by_slot, plan)
+        ranks[:] = state.layer_ranks
     static.staging.send(static.buffer)
-    static.words._contents.num_tokens = plan.tokens
-    static.words._contents.max_rank = state.ranks.largest
+    contents = static.layer._contents  # the head's too
+    contents.num_tokens, contents.max_rank = plan.tokens, state.ranks.largest
     info.bs, info.num_segments, info.max_len = requests, segments, plan.chunk_size
-    setattr(info, BATCH, static.words)
+    static.layer.chunk_size = static.head.chunk_size = plan.chunk_size
+    setattr(info, BATCH, static.layer)
+    setattr(info, HEAD, static.head)
     if static.sequence_order is not None:
         if not static.prefill:
             static.sequence_order.bs = static.sequence_order.num_segments = requests
@@ -241,7 +250,7 @@ def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, lis
     in_order = state.design == "original_order"
     own: list[Ints] = []  # what is sent beside SGLang's arrays: nothing if no adapter has LoRA on the embedding layer
     if word_by_slot is not None:
-        own = [lens_of(plan) if in_order else token_words(word_by_slot, plan)]
+        own = [lens_of(plan)] if in_order else [token_words(word_by_slot, plan), state.layer_ranks]
     extras = own + _head_arrays(heads)
     planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *map(len, extras))
     layout = layout_of(planned, shrinking=2)
@@ -252,13 +261,16 @@ def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, lis
 
     arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[len(ARRAYS) :])
     info = _batch_info(state, plan, arrays, segments)
+    contents = _Contents(plan.tokens, state.ranks.largest)
     if word_by_slot is None:
         setattr(info, BATCH, None)
     elif not in_order:
-        setattr(info, BATCH, _words(next(extra_arrays), slots, None, plan.tokens, state.ranks.largest))
+        setattr(info, BATCH, layer_batch(info, next(extra_arrays), next(extra_arrays), contents))
+    if state.lm_head_targeted is not False:
+        setattr(info, HEAD, head_batch(info, contents))
     if in_order:
         state.backend.embedding_batch_info = (
-            _sequence_order(info, arrays, next(extra_arrays), requests, plan.longest) if own else None
+            sequence_order(info, arrays, next(extra_arrays), requests, plan.longest) if own else None
         )
     return info, list(zip(extra_arrays, extra_arrays, strict=True))
 
@@ -292,42 +304,6 @@ def _batch_info(state: State, plan: Plan, arrays: dict[str, torch.Tensor], segme
         max_len=plan.chunk_size,
         seg_lens=None,
         **arrays,
-    )
-
-
-def _sequence_order(
-    batch_info: Any, arrays: dict[str, torch.Tensor], lens: torch.Tensor, requests: int, longest: int | None
-) -> Any:
-    """The second batch info of pull request 14805: one segment a request, in the order of the tokens."""
-    return dataclasses.replace(
-        batch_info,
-        bs=requests,
-        num_segments=requests,
-        max_len=longest,
-        seg_lens=lens,
-        seg_indptr=arrays["req_seg_indptr"],
-        weight_indices=arrays["req_weight_indices"],
-        lora_ranks=arrays["lora_ranks"],
-        scalings=arrays["scalings"],
-        permutation=None,
-    )
-
-
-def _words(
-    words: torch.Tensor, slots: int, max_tokens: int | None, tokens: int = 0, max_rank: int = 0
-) -> EmbeddingBatch:
-    """Token words as the lookup takes them."""
-    return EmbeddingBatch(
-        token_adapters=words,
-        permutation=None,
-        seg_indptr=None,
-        seg_slots=None,
-        ranks=None,
-        slots=slots,
-        chunk_size=1,
-        max_tokens=max_tokens,
-        num_segments=0,
-        contents=_Contents(tokens, max_rank),
     )
 
 
@@ -367,7 +343,7 @@ def _send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor,
 def _head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:
     seg_slots, seg_indptr = arrays
     eager = {"use_cuda_graph": False} if state.release.lm_head_eager else {}
-    return dataclasses.replace(
+    info = dataclasses.replace(
         batch_info,
         num_segments=len(head.seg_slots),
         max_len=head.chunk_size,
@@ -377,6 +353,8 @@ def _head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torc
         expected_tokens=head.tokens,
         **eager,
     )
+    setattr(info, HEAD, head_batch(info, _Contents(head.tokens, state.ranks.largest)))
+    return info
 
 
 def _positions(state: State, tokens: int) -> torch.Tensor:

@@ -10,10 +10,11 @@ from csgmv_embed.sglang.targets import Release
 
 
 class Active(NamedTuple):
-    """The version that was hooked, and the settings."""
+    """The version that was hooked, the settings, and what is missing."""
 
     release: Release
     settings: Settings
+    absent: frozenset[str] = frozenset()  # optional hooks that are not in place as this release has them
 
 
 # Set by the self-check once every required hook is in place: until then, and if one is missing, each hook is a
@@ -25,6 +26,11 @@ def activate(found: Active | None) -> None:
     """Switch all hooks on, or off with None."""
     global active
     active = found
+
+
+def serves(hook: str) -> bool:
+    """Whether an optional hook is to do its work: the plugin is on, the hook in place, its switch not off."""
+    return active is not None and hook not in active.absent and not active.settings.switched_off(hook)
 
 
 def state_of(backend: Any) -> planner.State | None:

@@ -16,11 +16,15 @@ DISABLE = "CSGMV_EMBED_DISABLE"
 ANY_VERSION = "CSGMV_EMBED_ANY_VERSION"
 STORAGE = "CSGMV_EMBED_STORAGE"
 DESIGN = "CSGMV_EMBED_DESIGN"
+LAYER = "CSGMV_EMBED_LAYER"
+LM_HEAD = "CSGMV_EMBED_LM_HEAD"
 _VALUES = {
     DISABLE: ("0", "1"),
     ANY_VERSION: ("0", "1"),
     STORAGE: ("vocab_major", "rank_major"),
     DESIGN: ("token_words", "original_order"),
+    LAYER: ("1", "0"),
+    LM_HEAD: ("1", "0"),
 }
 
 
@@ -34,12 +38,22 @@ class Settings:
 
     design: token_words is this library's kernel; original_order is the first design of SGLang's pull request 14805,
     the fallback kernel on a second batch info in sequence order. That kernel reads rank-major tables only.
+    layer, lm_head: the whole embedding layer and the LoRA of lm_head run on this library's kernels; off, SGLang's own
+    functions do them, the embedding layer's with this library's lookup. Neither has a part in original_order.
     """
 
     disabled: bool = False
     any_version: bool = False
     storage: Storage = "vocab_major"
     design: Design = "token_words"
+    layer: bool = True
+    lm_head: bool = True
+
+    def switched_off(self, hook: str) -> str:
+        """The variable that keeps a hook from doing its work; empty if none does."""
+        if hook in ("layer", "layer_add"):
+            return "" if self.layer else f"{LAYER}=0"
+        return f"{LM_HEAD}=0" if hook == "lm_head" and not self.lm_head else ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -57,4 +71,11 @@ class Settings:
             if environment.get(STORAGE) == "vocab_major":
                 raise SettingError(f"{DESIGN}=original_order reads rank-major tables; expected {STORAGE}=rank_major")
             storage = "rank_major"
-        return cls(found[DISABLE] == "1", found[ANY_VERSION] == "1", storage, design)
+        return cls(
+            disabled=found[DISABLE] == "1",
+            any_version=found[ANY_VERSION] == "1",
+            storage=storage,
+            design=design,
+            layer=found[LAYER] == "1",
+            lm_head=found[LM_HEAD] == "1",
+        )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.host_plan import Int32Array, Ranks
+from csgmv_embed.host_plan import MAX_RANK, Int32Array, Ranks
 from csgmv_embed.sglang.settings import Design
 from csgmv_embed.sglang.staging import Staging
 from csgmv_embed.sglang.targets import Release
@@ -60,6 +60,7 @@ class State:
     staging: Staging | None = None
     positions: torch.Tensor | None = None  # 0, 1, 2, ... on the device
     last_step: Step | None = None  # what the last call prepared, if that was a decode step
+    layer_ranks: Int32Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # of the words below
     # The words of all slots these came from, and those that are left of them; None if a slot has changed since.
     _words_known: tuple[Int32Array, Int32Array | None] | None = None
     words_version: int = 0
@@ -72,13 +73,17 @@ class State:
         self._words_known = None
 
     def word_by_slot(self) -> Int32Array | None:
-        """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer."""
+        """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer.
+
+        Afterwards layer_ranks are the ranks in the words.
+        """
         if self.embedding_targeted is False:
             return None
         words = self.ranks.words
         if self._words_known is None or self._words_known[0] is not words:
             left = words if self.slot_has_embedding is None else np.where(self.slot_has_embedding, words, 0)
             self._words_known = words, left if left.any() else None
+            self.layer_ranks = left & MAX_RANK
             self.words_version += 1
         return self._words_known[1]
 

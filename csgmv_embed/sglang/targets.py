@@ -14,6 +14,7 @@ from csgmv_embed.errors import CsgmvEmbedError
 BACKEND = "sglang.srt.lora.backend.chunked_backend.ChunkedSgmvLoRABackend"
 POOL = "sglang.srt.lora.mem_pool.LoRAMemoryPool"
 MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
+LAYERS = "sglang.srt.lora.layers"
 
 
 class VersionError(CsgmvEmbedError, RuntimeError):
@@ -25,7 +26,8 @@ class Hook:
     """One function of SGLang that the plugin wraps.
 
     `target` is its dotted path, `parameters` its parameter names as of this version: another list means another
-    function, and the hook is not applied. Without a `required` hook nothing of the plugin is active.
+    function, and the hook is not applied. Without a `required` hook nothing of the plugin is active; without another
+    one SGLang's own function runs there.
     """
 
     name: str
@@ -85,10 +87,21 @@ class Release:
                 (*weights, "extra_embeddings"),
             ),
         ]
+        hooks += self._layer_hooks()
         if self.prefill_graph:
             method = f"{BACKEND}.init_prefill_cuda_graph_batch_info"
             hooks.insert(3, Hook("prefill_graph", method, self.prefill_graph))
         return tuple(hooks)
+
+    def _layer_hooks(self) -> list[Hook]:
+        """The two layers. Without one of these the layer is SGLang's own, and the rest of the plugin works."""
+        embedding, head = f"{LAYERS}.VocabParallelEmbeddingWithLoRA", f"{LAYERS}.ParallelLMHeadWithLoRA"
+        apply = ("self", "base_output", "input_", "batch_info")
+        return [
+            Hook("layer", f"{embedding}.forward", ("self", "input_"), required=False),
+            Hook("layer_add", f"{embedding}.apply_lora", apply, required=False),
+            Hook("lm_head", f"{head}.apply_lora", ("self", "base_output", "hidden_states"), required=False),
+        ]
 
 
 OLDEST_KERNELS = "sglang.srt.lora.triton_ops"

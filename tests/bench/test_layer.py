@@ -1,9 +1,13 @@
-"""The layer comparison: on and off on one set of weights, equal to the bit."""
+"""The layer comparison: on and off on one set of weights, against float64."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +16,7 @@ import torch
 
 from bench import layer
 from bench.case import Case
+from bench.contenders.csgmv_embed_plugin import plugged
 from bench.results import ResultsError
 from bench.workload import make_workload
 
@@ -19,41 +24,83 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("sglang") is None,
     reason="runs SGLang's kernels on the CPU: needs sglang and TRITON_INTERPRET=1",
 )
-VOCAB, HIDDEN = 61, 32
-CASE = Case("mixed", 5, 9, 8, adapters=3, rank_mix="ladder", base_fraction=0.3, vocab=VOCAB, dtype="float32")
+VOCAB, HIDDEN = 64, 32
+OPTIONS: dict[str, Any] = {"adapters": 3, "rank_mix": "ladder", "base_fraction": 0.3, "vocab": VOCAB}
+CASES = [Case("decode", 9, 1, 8, dtype="float32", **OPTIONS), Case("prefill", 5, 9, 8, dtype="float16", **OPTIONS)]
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> layer.Layers:
-    """Layers where SGLang's modules do not load; trying would leave a stand-in for sgl_kernel in this process."""
+def layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes Layers of a dtype. Memory is not pinned, and the GPU has no name."""
     monkeypatch.setenv("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "csgmv_embed" / "sglang"))
+    support = importlib.import_module("support")
+    sys.path.pop(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
+        layer._load_layers()
+    support.start_group_of_one()
+    with support.on_the_cpu(support.server_args(), "sglang.srt.lora.layers"):
+        yield lambda dtype: layer.Layers(torch.device("cpu"), VOCAB, HIDDEN, dtype)
 
-    def refuse() -> bool:
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.phase)
+def test_on_is_no_worse_than_off_and_both_are_right(case: Case, layers: Any) -> None:
+    workload = make_workload(case, seed=1, index_sets=2, device=torch.device("cpu"))
+    bound = {torch.float32: 1e-6, torch.float16: 1e-3}[workload.dtype]
+    with layer.both(layers(workload.dtype), workload, 16) as pairs:
+        for part, pair in pairs.items():
+            assert set(pair.forwards) == {"on", "off"} and len(pair.inputs) == 2
+            on, off = pair.checked(part)
+            assert 0 < on <= bound and 0 < off <= 2 * bound, part
+    on_ops = ("embedding_lora", "lm_head_lora")
+    with patch.multiple("csgmv_embed.sglang.layers", **dict.fromkeys(on_ops)), pytest.raises(TypeError):
+        _all_of(layers(workload.dtype), workload, "on")
+
+
+def _all_of(made: layer.Layers, workload: Any, side: layer.Side) -> None:
+    with layer.both(made, workload, 16) as pairs:
+        for pair in pairs.values():
+            pair.forwards[side](pair.inputs[0])
+
+
+@pytest.mark.parametrize("op", ["embedding_lora", "lm_head_lora"])
+def test_a_worse_result_is_an_error(op: str, layers: Any) -> None:
+    """Wrong in one element, or no number."""
+    workload = make_workload(CASES[0], seed=1, index_sets=1, device=torch.device("cpu"))
+    real = getattr(importlib.import_module("csgmv_embed.sglang.layers"), op)
+    with layer.both(layers(torch.float32), workload, 16) as pairs:
+        pair = pairs["layer" if op == "embedding_lora" else "lm_head"]
+        for wrong in (0.01, float("nan")):
+
+            def spoiled(*args: Any, wrong: float = wrong, **options: Any) -> torch.Tensor:
+                out = real(*args, **options)
+                out[-1, -1] += wrong
+                return out
+
+            with (
+                patch(f"csgmv_embed.sglang.layers.{op}", spoiled),
+                pytest.raises(ResultsError, match="from the exact result with the plugin on"),
+            ):
+                pair.checked(op)
+
+
+def test_layers_that_do_not_load_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> list[str]:
         raise ImportError("no sgl_kernel")
 
     monkeypatch.setattr(layer, "_load_layers", refuse)
-    return layer.Layers(torch.device("cpu"), VOCAB, HIDDEN, torch.float32)
+    with pytest.raises(ResultsError, match="do not load: ImportError: no sgl_kernel"):
+        layer.Layers(torch.device("cpu"), VOCAB, HIDDEN, torch.float32)
 
 
-def test_on_equals_off_and_the_dense_formula(calls: layer.Layers) -> None:
-    assert calls.kind.startswith("the calls of its forward (ImportError")
-    workload = make_workload(CASE, seed=1, index_sets=2, device=torch.device("cpu"))
-    with _a_device_name(), layer.both(calls, workload, 16) as forwards:
-        for ids in workload.index_sets:
-            found = forwards["on"](ids)
-            assert torch.equal(found, forwards["off"](ids))
-            assert not torch.equal(found, calls.weight[ids])  # LoRA was added
-
-
-def test_a_difference_is_an_error(calls: layer.Layers, monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = make_workload(CASE, seed=1, index_sets=1, device=torch.device("cpu"))
-    monkeypatch.setattr(
-        "csgmv_embed.sglang.hooks.run_lookup", lambda state, ids, weights, *_: weights[0, :, ids].T.contiguous() * 2
-    )
-    with _a_device_name(), pytest.raises(ResultsError, match="differs"), layer.both(calls, workload, 16):
-        pass
-
-
-def _a_device_name() -> Any:
-    tuning = importlib.import_module("sglang.kernels.ops.gemm.lora_tuning_config")
-    return patch.object(tuning, "get_device_name", lambda: "none")
+def test_plugged_leaves_the_class_alone(layers: Any) -> None:
+    workload = make_workload(CASES[0], seed=1, index_sets=1, device=torch.device("cpu"))
+    with layer.SglangCsgmv.peer.preparing(workload, static=True) as (backend, prepare), plugged(backend):
+        prepare()
+        found = layers(torch.float32).made(
+            backend, workload.table("rank_major"), layer.Tables(layers(torch.float32), workload)
+        )
+        for name in ("layer", "lm_head"):
+            layer.plug_layer(found[name])
+            assert "apply_lora" in vars(found[name]) and not hasattr(type(found[name]).apply_lora, "__wrapped__")

@@ -85,7 +85,19 @@ def test_adapters_come_and_go(small: tuple[AccuracyFile, str]) -> None:
     assert all(check.passed for check in checks)
     for path in PATHS:
         kinds = [check.what.partition(":")[0] for check in checks if check.path == path]
-        assert kinds.count("update") == 5 + (path == "plugin") and len(kinds) == 8 + 2 * (path == "plugin")
+        assert kinds.count("update") == 5 + (path == "plugin") and len(kinds) == 8 + 5 * (path == "plugin")
+
+
+def test_the_plugins_layers_ran_and_are_as_exact(small: tuple[AccuracyFile, str]) -> None:
+    """Within the limit of every path; with the layers switched off equal to SGLang's to the bit."""
+    found = small[0]
+    allowed = {check.what: check.allowed for check in found.checks if check.allowed or "switched off" in check.what}
+    assert allowed == {
+        "every request as by csgmv": found.limit,
+        "every request as by csgmv, layers switched off": 0.0,
+        "no layer ran when switched off": 0.0,
+    }
+    assert "both layers ran on its kernels" in {check.what for check in found.checks}
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS)

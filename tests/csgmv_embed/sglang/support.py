@@ -37,9 +37,7 @@ NOT_HERE = "SGLang's server classes do not load here"  # why a test is skipped
 OLDEST = importlib.util.find_spec("sglang") is not None and importlib.metadata.version("sglang") == "0.5.10"
 # SGLang 0.5.10 resolves "all" among its server's arguments; from 0.5.11 on the manager does.
 BOTH_MODULES = ("embed_tokens", "lm_head") if OLDEST else ("all",)
-# The layers pad 100 rows to 128. SGLang 0.5.10 then writes lm_head LoRA to the wrong rows: its expand kernel takes the
-# logits to be as wide as the vocabulary.
-VOCAB = 128 if OLDEST else 100
+VOCAB = 100  # the layers pad these rows to 128
 
 
 class HostTorch:

@@ -37,6 +37,8 @@ for hook in found.hooks:
 """
 
 
+PRINTS = "lambda self, forward_batch, routes: print('called', forward_batch, routes)"
+
 DOCTOR = """
 import runpy, sys
 sys.argv[1:] = ["doctor"]
@@ -131,7 +133,7 @@ def test_the_reason_is_the_import_that_failed(run: Fork) -> None:
 
 
 @needs_plugins
-def test_another_signature_switches_everything_off(run: Fork) -> None:
+def test_another_signature_switches_everything_off(run: Fork, fork: Fork) -> None:
     changed = (
         "import sglang.srt.lora.backend.chunked_backend as b\n"
         "b.ChunkedSgmvLoRABackend.prepare_lora_batch = lambda self, forward_batch, routes: None"
@@ -139,6 +141,29 @@ def test_another_signature_switches_everything_off(run: Fork) -> None:
     result = run(changed)
     expected = "False | prepare: takes (self, forward_batch, routes); expected (self, forward_batch, weight_indices,"
     assert result.stdout.startswith(expected), result.stdout + result.stderr
+    # SGLang looks at no signature: what it hooked has to work all the same.
+    whole = SCRIPT.format(before=changed.replace("lambda self, forward_batch, routes: None", PRINTS))
+    result = fork(whole + "backend.prepare_lora_batch(None, 1, routes=2)\n")
+    assert result.stdout.splitlines()[-1] == "called 1 2", result.stdout + result.stderr
+
+
+@needs_plugins
+def test_without_an_optional_hook_the_rest_works(run: Fork, fork: Fork) -> None:
+    """One that is not there, and one with other parameters: SGLang's own function gets the call as it was made."""
+    layers = "import sglang.srt.lora.layers as layers\n"
+    gone = run(f"{layers}del layers.ParallelLMHeadWithLoRA.apply_lora")
+    assert gone.stdout.startswith("True |  |"), gone.stdout + gone.stderr
+    assert "lm_head False AttributeError" in gone.stdout and "layer True" in gone.stdout
+    assert "leaves SGLang's own function in place: sglang.srt.lora.layers.ParallelLMHeadWithLoRA" in gone.stderr
+
+    before = f"{layers}layers.VocabParallelEmbeddingWithLoRA.forward = {PRINTS}"
+    other = fork(
+        SCRIPT.format(before=before)
+        + "import sglang.srt.lora.layers as layers\nlayers.VocabParallelEmbeddingWithLoRA.forward(None, 1, routes=2)\n"
+    )
+    assert other.stdout.startswith("True |  |"), other.stdout + other.stderr
+    assert "layer False takes (self, forward_batch, routes); expected (self, input_)" in other.stdout
+    assert other.stdout.splitlines()[-1] == "called 1 2", other.stdout + other.stderr
 
 
 @needs_plugins
@@ -163,6 +188,8 @@ def doctor_from_the_shell(folder: Path) -> Done:
     ("environment", "code", "expected"),
     [
         ({}, 0, "plugin       on"),
+        ({"CSGMV_EMBED_LAYER": "0"}, 0, "layer              applied, SGLang does it: CSGMV_EMBED_LAYER=0"),
+        ({"CSGMV_EMBED_LM_HEAD": "0"}, 0, "lm_head            applied, SGLang does it: CSGMV_EMBED_LM_HEAD=0"),
         ({"CSGMV_EMBED_DISABLE": "1"}, 1, "plugin       off: CSGMV_EMBED_DISABLE=1"),
         ({"CSGMV_EMBED_DESIGN": "x"}, 1, "plugin       off: SettingError: CSGMV_EMBED_DESIGN is 'x'"),
         ({"SGLANG_PLUGINS": "another"}, 1, "plugin       off: SGLang did not load it: SGLANG_PLUGINS='another'"),
@@ -173,7 +200,11 @@ def test_doctor(environment: dict[str, str], code: int, expected: str, fork: For
     assert expected in result.stdout, result.stdout + result.stderr
     assert result.returncode == code
     if code == 0:
-        assert "lookup             applied" in result.stdout and "csgmv_embed/sglang/hooks.py" in result.stdout
+        assert "lookup             applied\n" in result.stdout and "csgmv_embed/sglang/hooks.py" in result.stdout
+        assert "layer_add          applied" in result.stdout and "csgmv_embed/sglang/layers.py" in result.stdout
+        assert result.stdout.count("SGLang does it") == {"CSGMV_EMBED_LAYER": 2, "CSGMV_EMBED_LM_HEAD": 1}.get(
+            next(iter(environment), ""), 0
+        )
 
 
 def test_install_is_explicit_and_idempotent(fork: Fork) -> None:
@@ -212,9 +243,20 @@ def test_settings() -> None:
     assert Settings.from_environment({"CSGMV_EMBED_STORAGE": ""}) == Settings()
     found = Settings.from_environment({"CSGMV_EMBED_DESIGN": "original_order"})
     assert (found.design, found.storage) == ("original_order", "rank_major")
+    found = Settings.from_environment({"CSGMV_EMBED_LAYER": "0"})
+    assert (found.layer, found.lm_head) == (False, True)
+    assert [found.switched_off(name) for name in ("lookup", "layer", "layer_add", "lm_head")] == [
+        "",
+        "CSGMV_EMBED_LAYER=0",
+        "CSGMV_EMBED_LAYER=0",
+        "",
+    ]
+    found = Settings.from_environment({"CSGMV_EMBED_LM_HEAD": "0"})
+    assert (found.layer, found.lm_head) == (True, False) and found.switched_off("lm_head") == "CSGMV_EMBED_LM_HEAD=0"
     for environment in (
         {"CSGMV_EMBED_DESIGN": "original_order", "CSGMV_EMBED_STORAGE": "vocab_major"},
         {"CSGMV_EMBED_DISABLE": "yes"},
+        {"CSGMV_EMBED_LAYER": "off"},
         {"CSGMV_EMBED_DISABLED": "1"},
     ):
         with pytest.raises(SettingError):

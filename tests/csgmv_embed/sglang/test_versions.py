@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import pytest
 import support
 
-from csgmv_embed.sglang.targets import RELEASES, Hook, Release
+from csgmv_embed.sglang.targets import LAYERS, RELEASES, Hook, Release
 
 WHEELS = support.REPO / "build" / "wheels"
 FIELDS = {"req_seg_indptr", "req_weight_indices", "moe_lora_info"}
@@ -104,6 +104,32 @@ def test_no_two_versions_could_share_a_row_unnoticed() -> None:
     assert same == [("0.5.10", "0.5.11"), ("0.5.11", "0.5.13")]
 
 
+LAYER, HEAD = f"{LAYERS}.VocabParallelEmbeddingWithLoRA", f"{LAYERS}.ParallelLMHeadWithLoRA"
+BASE = "sglang.srt.layers.vocab_parallel_embedding.VocabParallelEmbedding"
+# What the hooks of the two layers do in its place, or rely on: the versions from which on it is written otherwise. Each
+# of these was read: the signature alone does not tell what a function does.
+WRITTEN_ANEW = {
+    # lora_active; then base and LoRA handed to the backend, whose csgmv one calls apply_lora on them
+    f"{LAYER}.forward": ["0.5.18", "0.5.23"],
+    f"{LAYER}.apply_lora": ["0.5.13"],  # offsets on the host as well
+    f"{LAYER}.run_lora_a_embedding": [],
+    f"{HEAD}.apply_lora": ["0.5.13"],  # offsets on the host as well
+    f"{HEAD}._get_lm_head_batch_info": ["0.5.23"],  # words of its errors
+    f"{BASE}.forward": ["0.5.13", "0.5.16", "0.5.23"],  # probe of ids; a helper; an idle batch
+    "sglang.srt.layers.quantization.unquant.UnquantizedEmbeddingMethod.embedding": [],
+}
+
+
+@pytest.mark.parametrize("target", WRITTEN_ANEW, ids=lambda target: ".".join(target.rsplit(".", 2)[1:]))
+def test_what_the_layer_hooks_replace_was_read_in_every_version(target: str) -> None:
+    def body(version: str) -> str:
+        found = function(version, target)
+        return "\n".join(map(ast.unparse, found.body[ast.get_docstring(found) is not None :]))
+
+    changed = [later for earlier, later in itertools.pairwise(VERSIONS) if body(earlier) != body(later)]
+    assert changed == WRITTEN_ANEW[target]
+
+
 def test_make_wheels_fetches_every_version() -> None:
     found = re.search(r"^SGLANG_VERSIONS := (.*)$", (support.REPO / "Makefile").read_text(encoding="utf-8"), re.M)
     assert found and found[1].split() == VERSIONS
@@ -162,14 +188,15 @@ def run_on(folder: Path, report: Path, *names: str) -> Run:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_plugin_works_on_the_wheel(version: str, tmp_path: Path) -> None:
-    """Planner, lookup and SGLang's own manager, pool and layers with the plugin, on every version that imports here.
+    """Planner, lookup, layers and SGLang's own manager and pool with the plugin, on every version that imports here.
 
     A newer one that does not is skipped with the reason: the newest that was tested is then the one before.
     """
     folder = tmp_path / "wheel"
     with zipfile.ZipFile(wheel(version)) as files:
         files.extractall(folder)
-    run = run_on(folder, tmp_path / "report.xml", "test_planner.py", "test_lookup.py", "test_server.py")
+    files = ("test_planner.py", "test_lookup.py", "test_layers.py", "test_server.py")
+    run = run_on(folder, tmp_path / "report.xml", *files)
     if run.not_here and version not in MUST_IMPORT:
         pytest.skip(f"{version}: {run.not_here}")
     assert not run.not_here and run.exit_status == 0, run.output

@@ -1,0 +1,645 @@
+"""SGLang's two layers, as they are, on a stock backend object: the plugin on, against float64 and against it off.
+
+Slot 0 has no adapter, slot 3 one without LoRA on the embedding layer, whose tables hold NaN: it must not be read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import support
+import torch
+from torch.nn import functional
+
+from csgmv_embed import (
+    EmbeddingBatch,
+    ShapeError,
+    embedding_lora_reference,
+    lm_head_lora,
+    lm_head_lora_reference,
+    to_storage,
+)
+from csgmv_embed.sglang import layers, planner, runtime
+
+SLOTS, MAX_RANK, VOCAB, HIDDEN, CAPACITY = 4, 16, support.VOCAB, 32, 12
+RANKS, SCALINGS, EMBEDDING = [0, 8, 16, 5], [0.0, 2.0, 0.75, 1.5], [False, True, True, False]
+EMBEDDING_RANKS = [0, 8, 16, 0]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+OPS = ("embedding_lora", "embedding_lora_add", "lm_head_lora")
+pytestmark = pytest.mark.usefixtures("group_of_one", "loaded")
+
+
+class Pair:
+    """The two layers around one backend, with random tables."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, storage: Any = "vocab_major", chunk: int = 16) -> None:
+        wrapped = importlib.import_module("sglang.srt.lora.layers")
+        model = support.TwoModules(VOCAB, HIDDEN, tied=False, dtype=dtype)
+        self.backend = support.backend(SLOTS, chunk)
+        self.base, self.base_head = model.model.embed_tokens, model.lm_head
+        self.base.weight.data[VOCAB:] = float("nan")  # rows of nobody
+        self.embedding = wrapped.VocabParallelEmbeddingWithLoRA(self.base, self.backend)
+        self.head = wrapped.ParallelLMHeadWithLoRA(self.base_head, self.backend)
+        generator = torch.Generator().manual_seed(3)
+
+        def draw(*shape: int) -> torch.Tensor:
+            table = (torch.randn(SLOTS, *shape, generator=generator) / 2).to(dtype)
+            for slot, rank in enumerate(RANKS):  # as SGLang's pool: zero beyond the rank
+                if MAX_RANK == shape[0] != HIDDEN:
+                    table[slot, rank:] = 0
+                else:
+                    table[slot, :, rank:] = 0
+            return table
+
+        self.a, self.b = draw(MAX_RANK, VOCAB), draw(HIDDEN, MAX_RANK)
+        self.head_a, self.head_b = draw(MAX_RANK, HIDDEN), draw(VOCAB, MAX_RANK)
+        self.embedding.set_lora_info(None, to_storage(self.a, storage), self.b)
+        self.head.set_lora_info(self.head_a, self.head_b)
+
+    def told(self) -> Pair:
+        """As the memory pool tells the plugin which adapters have LoRA on the embedding layer."""
+        state = runtime.state_of(self.backend)
+        assert state is not None
+        for slot, has in enumerate(EMBEDDING):
+            state.set_slot(slot, has)
+        for table in (self.embedding.embedding_A_buffer, self.b):
+            table[3] = float("nan")
+        return self
+
+    def prepare(self, mode: str, lens: list[int], slots: list[int], *, graph: bool = False, **options: Any) -> None:
+        batch = support.forward_batch(mode, lens, **options)
+        self.backend.prepare_lora_batch(batch, slots, RANKS, SCALINGS, graph)
+
+    def expected(self, ids: torch.Tensor, slots: torch.Tensor, ranks: list[int] = EMBEDDING_RANKS) -> torch.Tensor:
+        tables = self.base.weight[:VOCAB], self.a, self.b
+        factors = torch.tensor(ranks), torch.tensor(SCALINGS)
+        return embedding_lora_reference(ids, *tables, slots, *factors, VOCAB, missing_row=0)
+
+    def expected_logits(self, hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        logits = (hidden.double() @ self.base_head.weight.double().T).to(hidden.dtype)
+        factors = torch.tensor(RANKS), torch.tensor(SCALINGS)
+        return lm_head_lora_reference(hidden, self.head_a, self.head_b, logits, slots, *factors)
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, of the largest value."""
+    assert found.shape == expected.shape and not found.isnan().any()
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+def spread(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The root of the mean square of the differences."""
+    return float((found.double() - expected).square().mean().sqrt())
+
+
+# Half a unit in the last place of the largest value, and for float32 the sums of a few dozen products.
+BOUND = {torch.float32: 1e-6, torch.float16: 2.0**-11}
+
+
+def batch_of(rng: np.random.Generator, mode: str, most: int = CAPACITY) -> tuple[list[int], list[int], torch.Tensor]:
+    """Tokens of each request, its slot, and the slot of each token."""
+    requests = int(rng.integers(1, most + 1))
+    lens = [1] * requests if mode == "DECODE" else rng.integers(1, 40, requests).tolist()
+    slots = rng.integers(0, SLOTS, requests)
+    return lens, slots.tolist(), torch.from_numpy(slots.repeat(lens))
+
+
+def ids_of(rng: np.random.Generator, tokens: int) -> torch.Tensor:
+    return torch.from_numpy(rng.integers(0, VOCAB, tokens))
+
+
+@pytest.fixture
+def on(plugin_on: Any) -> Iterator[Any]:
+    with support.on_the_cpu(support.server_args(), "sglang.srt.lora.layers"):
+        yield plugin_on
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the ops that the hooks call, as they do."""
+    calls: list[str] = []
+
+    def counted(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (calls.append(name), op(*args, **kwargs))[1]
+
+    for name in OPS:
+        monkeypatch.setattr(layers, name, counted(name, getattr(layers, name)))
+    return calls
+
+
+@DTYPES
+@pytest.mark.parametrize("storage", ["vocab_major", "rank_major"])
+@pytest.mark.parametrize("mode", ["DECODE", "EXTEND", "MIXED"])
+def test_the_embedding_layer(mode: str, storage: Any, dtype: torch.dtype, on: Any, used: list[str]) -> None:
+    rng = np.random.default_rng(1)
+    stock = Pair(dtype)
+    on(storage=storage)
+    ours = Pair(dtype, storage, chunk=128).told()
+    stock.a[3] = stock.b[3] = 0  # what SGLang's pool holds there
+    stock.embedding.embedding_A_buffer = stock.a
+    for _ in range(3):
+        lens, slots, token_slots = batch_of(rng, mode)
+        ids = ids_of(rng, sum(lens))
+        on(storage=storage)
+        ours.prepare(mode, lens, slots)
+        found = ours.embedding(ids)
+        runtime.activate(None)
+        stock.prepare(mode, lens, slots)
+        expected = ours.expected(ids, token_slots)
+        assert found.dtype == dtype
+        assert error(found, expected) <= BOUND[dtype]
+        assert spread(found, expected) <= 1.05 * spread(stock.embedding(ids), expected)  # it rounds once
+    assert used == ["embedding_lora"] * 3
+
+
+def test_captured_decode_follows_every_refill(on: Any, used: list[str], loaded: Any) -> None:
+    """Rows behind the batch get their base rows, and their logits stay what the product gave."""
+    on()
+    ours = Pair().told()
+    getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    rng = np.random.default_rng(2)
+    for _ in range(8):
+        lens, slots, token_slots = batch_of(rng, "DECODE")
+        ours.prepare("DECODE", lens, slots, graph=True)
+        ids, rows = ids_of(rng, CAPACITY), len(lens)
+        found = ours.embedding(ids)
+        assert error(found[:rows], ours.expected(ids[:rows], token_slots)) <= BOUND[torch.float32]
+        assert torch.equal(found[rows:], ours.base.weight[ids[rows:]])
+        hidden = torch.randn(CAPACITY, HIDDEN)
+        logits = ours.head(hidden)
+        assert error(logits[:rows], ours.expected_logits(hidden[:rows], token_slots)) <= BOUND[torch.float32]
+        assert torch.equal(logits[rows:], functional.linear(hidden, ours.base_head.weight)[rows:])
+    assert used == ["embedding_lora", "lm_head_lora"] * 8
+
+
+@pytest.mark.parametrize("chunk", [16, 128])
+def test_captured_decode_of_more_rows_than_a_tile(chunk: int, on: Any, loaded: Any) -> None:
+    """Segments of a slot lie side by side, and a program takes as many as the chunk size of the batch says."""
+    on()
+    ours = Pair(chunk=chunk).told()
+    rows = 70
+    getattr(ours.backend, loaded[1].release.decode_graph)(rows, 1)
+    ids, hidden = torch.arange(rows), torch.randn(rows, HIDDEN)
+    for slots in ([1] * rows, [2] * 60 + [1] * 10, [1] * 20):
+        count = len(slots)
+        ours.prepare("DECODE", [1] * count, slots, graph=True)
+        expected = ours.expected(ids[:count], torch.tensor(slots))
+        assert error(ours.embedding(ids)[:count], expected) <= BOUND[torch.float32]
+        expected = ours.expected_logits(hidden[:count], torch.tensor(slots))
+        assert error(ours.head(hidden)[:count], expected) <= BOUND[torch.float32]
+
+
+def test_a_replay_with_smaller_chunks_than_its_capture(on: Any, loaded: Any) -> None:
+    """64 requests are captured in chunks of 32, 63 replayed in chunks of 16: that can be more segments."""
+    on()
+    ours = Pair(chunk=128).told()
+    getattr(ours.backend, loaded[1].release.decode_graph)(64, 1)
+    slots = [0, *[1] * 60, 2, 3]
+    ours.prepare("DECODE", [1] * 63, slots, graph=True)
+    for batch in (getattr(ours.backend.batch_info, name) for name in (planner.BATCH, planner.HEAD)):
+        assert batch.chunk_size == 16
+        batch.chunk_size = 32  # of the capture, and so of its grid
+    ids, hidden = torch.arange(64), torch.randn(64, HIDDEN)
+    assert error(ours.embedding(ids)[:63], ours.expected(ids[:63], torch.tensor(slots))) <= BOUND[torch.float32]
+    logits = ours.head(hidden)[:63]
+    assert error(logits, ours.expected_logits(hidden[:63], torch.tensor(slots))) <= BOUND[torch.float32]
+
+
+def test_segments_of_a_pruned_lm_head_as_sglang_planned_them(on: Any) -> None:
+    """The op on SGLang's own batch info, whose permutation leaves the rows in order: a slot has several runs."""
+    ours = Pair()
+    slots = [1, 2, 1, 2, 1, 3, 2, 1]
+    ours.prepare("EXTEND", [2] * 8, slots)
+    hidden, weight = torch.randn(8, HIDDEN), ours.base_head.weight
+    logits = functional.linear(hidden, weight)
+    batch = EmbeddingBatch.from_sglang(ours.backend.lm_head_batch_info)
+    found = lm_head_lora(hidden, ours.head_a, ours.head_b, logits, batch)
+    assert error(found, ours.expected_logits(hidden, torch.tensor(slots))) <= BOUND[torch.float32]
+
+
+def test_captured_prefill_follows_every_refill(on: Any, used: list[str], loaded: Any) -> None:
+    parameters = loaded[1].release.prefill_graph
+    if not parameters:
+        pytest.skip("this SGLang does not capture prefill with LoRA")
+    on()
+    ours = Pair().told()
+    tokens = 40 * CAPACITY
+    sizes = {"max_num_tokens": tokens, "max_num_requests": CAPACITY}
+    ours.backend.init_prefill_cuda_graph_batch_info(**{name: sizes[name] for name in parameters[1:]})
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        lens, slots, token_slots = batch_of(rng, "EXTEND")
+        batch = support.forward_batch("EXTEND", lens)
+        ours.backend.prepare_lora_batch(batch, slots, RANKS, SCALINGS, False, use_prefill_cuda_graph=True)
+        ids, rows = ids_of(rng, tokens), sum(lens)
+        found = ours.embedding(ids)
+        assert error(found[:rows], ours.expected(ids[:rows], token_slots)) <= BOUND[torch.float32]
+        assert torch.equal(found[rows:], ours.base.weight[ids[rows:]])
+        hidden = torch.randn(len(lens), HIDDEN)  # lm_head runs behind the graph, on the last token of each
+        assert error(ours.head(hidden), ours.expected_logits(hidden, torch.tensor(slots))) <= BOUND[torch.float32]
+    assert used == ["embedding_lora", "lm_head_lora"] * 4
+
+
+def test_a_batch_that_was_captured_again_keeps_no_adapter_of_the_last(on: Any, loaded: Any) -> None:
+    on()
+    ours = Pair().told()
+    getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    ids = torch.arange(CAPACITY)
+    ours.prepare("DECODE", [1] * CAPACITY, [1, 2] * (CAPACITY // 2), graph=True)
+    assert not torch.equal(ours.embedding(ids), ours.base.weight[ids])
+    idle = support.forward_batch("DECODE", [1] * CAPACITY)
+    ours.backend.prepare_lora_batch(idle, [0] * CAPACITY, [0] * SLOTS, [0.0] * SLOTS, True)
+    assert torch.equal(ours.embedding(ids), ours.base.weight[ids])
+
+
+def test_an_adapter_that_comes_goes_and_comes_back(on: Any, loaded: Any) -> None:
+    """The ranks that the segments see follow the words; equal steps are sent once, and not once too few."""
+    on()
+    ours = Pair().told()
+    state = runtime.state_of(ours.backend)
+    assert state is not None
+    getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    ids, slots = torch.arange(4), [2, 1, 2, 0]
+    for graph in (False, True):
+        for has in (True, True, False, False, True):
+            state.set_slot(2, has)
+            ours.prepare("DECODE", [1] * 4, slots, graph=graph)
+            expected = ours.expected(ids, torch.tensor(slots), [0, 8, 16 if has else 0, 0])
+            padded = torch.cat([ids, torch.zeros(CAPACITY - 4, dtype=torch.int64)]) if graph else ids
+            assert error(ours.embedding(padded)[:4], expected) <= BOUND[torch.float32], (graph, has)
+
+
+def test_without_adapters_the_base_layer_runs_alone(on: Any, used: list[str], monkeypatch: Any) -> None:
+    on()
+    ours = Pair().told()
+    ids = torch.tensor([1, 5, VOCAB - 1])
+    for slots in ([0, 0, 0], [3, 0, 3]):  # nobody at all; an adapter of lm_head alone
+        ranks = [rank if slot in slots else 0 for slot, rank in enumerate(RANKS)]
+        ours.backend.prepare_lora_batch(support.forward_batch("DECODE", [1] * 3), slots, ranks, SCALINGS, False)
+        monkeypatch.setattr(ours.backend, "run_lora_a_embedding", None)
+        monkeypatch.setattr(ours.backend, "run_lora_b_sgemm", None)
+        assert torch.equal(ours.embedding(ids), ours.base.weight[ids])
+    assert used == []
+
+
+def test_rows_that_pad_an_eager_batch(on: Any, used: list[str]) -> None:
+    on()
+    ours = Pair().told()
+    lens, slots, token_slots = batch_of(np.random.default_rng(8), "DECODE")
+    ours.prepare("DECODE", lens, slots)
+    ids, rows = ids_of(np.random.default_rng(9), len(lens) + 5), len(lens)
+    found = ours.embedding(ids)
+    assert error(found[:rows], ours.expected(ids[:rows], token_slots)) <= BOUND[torch.float32]
+    assert torch.equal(found[rows:], ours.base.weight[ids[rows:]])
+    hidden = torch.randn(rows + 5, HIDDEN)
+    logits = ours.head(hidden)
+    assert error(logits[:rows], ours.expected_logits(hidden[:rows], token_slots)) <= BOUND[torch.float32]
+    assert torch.equal(logits[rows:], functional.linear(hidden, ours.base_head.weight)[rows:])
+    assert used == ["embedding_lora_add", "lm_head_lora"]
+    with pytest.raises(ShapeError):
+        ours.embedding(ids[: rows - 1])
+    with pytest.raises(ShapeError):
+        ours.head(hidden[: rows - 1])
+
+
+def test_ids_outside_the_vocabulary(on: Any) -> None:
+    """Their base row is that of id 0, as SGLang has it, not one of the rows that pad the weight; no LoRA is added."""
+    on()
+    ours = Pair().told()
+    ids = torch.tensor([5, VOCAB, VOCAB + 3, VOCAB + 27, 10**9])
+    ours.prepare("EXTEND", [len(ids)], [2])
+    found = ours.embedding(ids)
+    assert error(found, ours.expected(ids, torch.full((len(ids),), 2))) <= BOUND[torch.float32]
+    assert torch.equal(found[1:], ours.base.weight[:1].expand(4, HIDDEN))
+    assert torch.equal(ours.embedding(ids.int()), found)
+
+
+def test_added_tokens_are_columns_behind_the_vocabulary(on: Any, used: list[str]) -> None:
+    on()
+    ours = Pair().told()
+    wide = torch.cat([ours.a, torch.randn(SLOTS, MAX_RANK, 3)], dim=2)
+    ours.embedding.embedding_A_buffer = to_storage(wide, "vocab_major")
+    ids = torch.tensor([5, VOCAB, VOCAB + 2, VOCAB + 3])
+    slots = torch.full((4,), 2)
+    ours.prepare("EXTEND", [4], [2])
+    expected = embedding_lora_reference(
+        ids,
+        ours.base.weight[:VOCAB],
+        wide,
+        ours.b,
+        slots,
+        torch.tensor(RANKS),
+        torch.tensor(SCALINGS),
+        VOCAB + 3,
+        missing_row=0,
+    )
+    assert error(ours.embedding(ids), expected) <= BOUND[torch.float32]
+    ours.embedding.base_layer.forward = lambda ids: functional.embedding(ids, ours.base.weight)  # another layer's
+    ours.embedding.__dict__.pop(layers.PLAIN)
+    assert error(ours.embedding(ids), expected) <= BOUND[torch.float32]
+    assert used == ["embedding_lora", "embedding_lora_add"]
+    # SGLang does not support new rows of the base embedding, and says so.
+    ours.embedding.new_embeddings_buffer = torch.zeros(SLOTS, 3, HIDDEN)
+    with pytest.raises(NotImplementedError):
+        ours.embedding(ids)
+
+
+class Doubled:
+    """A quantised base layer, as far as the plugin can see."""
+
+    def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
+        return 2 * functional.embedding(input_, layer.weight)
+
+
+class Other(torch.nn.Module):
+    """Another base layer, of the same interface."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.weight = base.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return 2 * functional.embedding(ids, self.weight)
+
+
+def _quantised(ours: Pair, _: Any) -> float:
+    ours.base.quant_method = Doubled()
+    return 2
+
+
+def _replaced(ours: Pair, _: Any) -> float:
+    ours.base.forward = lambda ids: 2 * functional.embedding(ids, ours.base.weight)
+    return 2
+
+
+def _wrapped(ours: Pair, patch: Any) -> float:
+    """As SGLang's own plugins wrap it."""
+    kind, original = type(ours.base), type(ours.base).forward
+    wrapper = lambda layer, ids: 2 * original(layer, ids)  # noqa: E731
+    wrapper.__wrapped__ = original  # type: ignore[attr-defined]
+    patch.setattr(kind, "forward", wrapper)
+    return 2
+
+
+def _other_method(ours: Pair, patch: Any) -> float:
+    method = ours.base.quant_method
+    patch.setattr(method, "embedding", lambda layer, ids: 2 * functional.embedding(ids, layer.weight), raising=False)
+    return 2
+
+
+def _other_layer(ours: Pair, _: Any) -> float:
+    ours.embedding.base_layer = Other(ours.base)
+    return 2
+
+
+def _two_ranks(ours: Pair, patch: Any) -> float:
+    """The sum over the ranks, of which the other one has the same rows."""
+    ours.base.tp_size = 2
+    module = importlib.import_module("sglang.srt.layers.vocab_parallel_embedding")
+    patch.setattr(module, "get_masked_input_and_mask", lambda ids, *_: (ids, ids < 0))  # SGLang's is compiled
+    patch.setattr(module, "tensor_model_parallel_all_reduce", lambda rows: 2 * rows)
+    return 2
+
+
+def _attention_ranks(ours: Pair, _: Any) -> float:
+    ours.base.use_attn_tp_group = True
+    return 1
+
+
+def _replicated(ours: Pair, _: Any) -> float:
+    ours.base.enable_tp = False
+    return 1
+
+
+def _probed(ours: Pair, patch: Any) -> float:
+    patch.setenv(layers.PROBES, "1")
+    return 1
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        _quantised,
+        _replaced,
+        _wrapped,
+        _other_method,
+        _other_layer,
+        _two_ranks,
+        _attention_ranks,
+        _replicated,
+        _probed,
+    ],
+    ids=lambda alter: alter.__name__,
+)
+def test_a_base_layer_that_does_more_runs_itself(
+    alter: Callable[[Pair, Any], float], on: Any, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on()
+    ours = Pair().told()
+    factor = alter(ours, monkeypatch)
+    lens, slots, token_slots = batch_of(np.random.default_rng(5), "EXTEND")
+    ids = ids_of(np.random.default_rng(6), sum(lens))
+    ours.prepare("EXTEND", lens, slots)
+    expected = ours.expected(ids, token_slots) + (factor - 1) * ours.base.weight[ids].double()
+    assert error(ours.embedding(ids), expected) <= BOUND[torch.float32]
+    assert used == ["embedding_lora_add"]
+
+
+def test_the_rows_follow_the_weight(on: Any) -> None:
+    """Weights are updated in place, moved, and replaced."""
+    on()
+    ours = Pair().told()
+    ids = torch.tensor([3, 4])
+    ours.prepare("DECODE", [1, 1], [2, 0])
+
+    def check() -> None:
+        assert error(ours.embedding(ids), ours.expected(ids, torch.tensor([2, 0]))) <= BOUND[torch.float32]
+
+    check()
+    ours.base.weight.data.mul_(3)
+    check()
+    ours.base.weight.data = torch.randn_like(ours.base.weight)
+    check()
+    ours.base.weight = torch.nn.Parameter(torch.randn_like(ours.base.weight), requires_grad=False)
+    check()
+
+
+@DTYPES
+@pytest.mark.parametrize("logprobs", ["none", "some", "passes"])
+def test_lm_head_of_a_prefill(
+    logprobs: str, dtype: torch.dtype, on: Any, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row a request, or the rows that log-probabilities keep, all at once or in passes as SGLang cuts them."""
+    if logprobs == "passes":
+        for name in ("LOGPROB", "LOGITS_PROCESSER"):  # the second until 0.5.13
+            monkeypatch.setenv(f"SGLANG_ENABLE_{name}_CHUNK", "1")
+            monkeypatch.setenv(f"SGLANG_{name}_CHUNK_SIZE", "20")
+    stock = Pair(dtype)
+    on()
+    ours = Pair(dtype).told()
+    rng = np.random.default_rng(3)
+    passes = 0
+    for _ in range(3):
+        lens, slots, _ = batch_of(rng, "EXTEND")
+        starts = None if logprobs == "none" else [int(rng.integers(0, length + 1)) for length in lens]
+        kept = [1] * len(lens) if starts is None else [max(n - s, 1) for n, s in zip(lens, starts, strict=True)]
+        row_slots = torch.tensor(slots).repeat_interleave(torch.tensor(kept))
+        hidden = torch.from_numpy(rng.standard_normal((sum(kept), HIDDEN))).to(dtype)
+        on()
+        ours.prepare("EXTEND", lens, slots, logprob_starts=starts)
+        found = ours.head(hidden)
+        expected = ours.expected_logits(hidden, row_slots)
+        assert found.dtype == dtype and error(found, expected) <= 2 * BOUND[dtype]  # and the product's own rounding
+        for at, info in enumerate(ours.backend.lm_head_pass_batch_infos or ()):
+            start = at * 20
+            part = hidden[start : start + info.expected_tokens]
+            ours.head.set_lm_head_pass(at)
+            passed = ours.head(part)
+            ours.head.reset_lm_head_pass()
+            assert error(passed, expected[start : start + len(part)]) <= 2 * BOUND[dtype]
+            passes += 1
+        with pytest.raises(RuntimeError, match="expects"):  # SGLang's own check
+            ours.head(hidden[:-1] if len(hidden) > 1 else hidden.repeat(2, 1))
+        runtime.activate(None)
+        stock.prepare("EXTEND", lens, slots, logprob_starts=starts)
+        assert spread(found, expected) <= 1.05 * spread(stock.head(hidden), expected)
+    assert (passes > 3) == (logprobs == "passes")
+    assert set(used) == {"lm_head_lora"} and len(used) == 3 + passes
+
+
+def test_lm_head_takes_one_view_of_a_batch(on: Any, monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
+    """Made with the plan, also of a step that is not sent again; SGLang's own plans once, when they are asked for."""
+    on()
+    ours = Pair().told()
+    seen: list[EmbeddingBatch] = []
+    op = layers.lm_head_lora
+    monkeypatch.setattr(layers, "lm_head_lora", lambda *args: (seen.append(args[-1]), op(*args))[1])
+    made: list[int] = []
+    from_sglang = EmbeddingBatch.from_sglang
+    monkeypatch.setattr(EmbeddingBatch, "from_sglang", lambda info: (made.append(1), from_sglang(info))[1])
+    getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    for graph in (False, True):
+        for _ in range(2):
+            ours.prepare("DECODE", [1] * CAPACITY, [1, 2] * (CAPACITY // 2), graph=graph)
+            ours.head(torch.randn(CAPACITY, HIDDEN))
+    assert not made and seen[0] is seen[1] and seen[2] is seen[3]
+
+    runtime.activate(None)
+    foreign = Pair()
+    slots = [1, 2, 1, 0, 1, 2, 3, 1]  # more runs than slots
+    foreign.prepare("EXTEND", [3] * 8, slots)
+    on()
+    foreign.told()
+    hidden = torch.randn(8, HIDDEN)
+    for _ in range(2):
+        found = foreign.head(hidden)
+        assert error(found, foreign.expected_logits(hidden, torch.tensor(slots))) <= BOUND[torch.float32]
+    assert len(made) == 1
+
+
+def test_a_plan_of_sglangs_own(on: Any, used: list[str]) -> None:
+    """Prepared while the plugin was off: read as it is."""
+    ours = Pair()
+    lens, slots, token_slots = batch_of(np.random.default_rng(6), "EXTEND")
+    ours.prepare("EXTEND", lens, slots)
+    on()
+    ids = ids_of(np.random.default_rng(7), sum(lens))
+    assert error(ours.embedding(ids), ours.expected(ids, token_slots, RANKS)) <= BOUND[torch.float32]
+    assert used == ["embedding_lora"]
+
+
+def _both(pair: Pair, graph: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    pair.prepare("DECODE", [1] * CAPACITY, [1, 2, 0, 3] * (CAPACITY // 4), graph=graph)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(CAPACITY, HIDDEN, generator=generator).to(pair.a.dtype)
+    return pair.embedding(torch.arange(CAPACITY)), pair.head(hidden)
+
+
+@DTYPES
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("switch", ["layer", "lm_head", "original_order"])
+def test_a_switch_that_is_off_gives_sglangs_function_back(
+    switch: str, graph: bool, dtype: torch.dtype, on: Any, used: list[str], loaded: Any
+) -> None:
+    """To the bit. The lookup is the plugin's still, which equals SGLang's."""
+
+    def pair() -> Pair:
+        made = Pair(dtype, "rank_major")
+        getattr(made.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+        return made
+
+    stock = _both(pair(), graph)
+    design = {"design": "original_order"} if switch == "original_order" else {switch: False}
+    on(**design, storage="rank_major")
+    found = _both(pair(), graph)
+    assert used == {"layer": ["lm_head_lora"], "lm_head": ["embedding_lora"], "original_order": []}[switch]
+    for name, ours, theirs in zip(("layer", "lm_head"), found, stock, strict=True):
+        if switch in (name, "original_order"):
+            assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("absent", OPS)
+def test_without_one_of_the_hooks_the_others_work(absent: str, loaded: Any, on: Any, used: list[str]) -> None:
+    name = {"embedding_lora": "layer", "embedding_lora_add": "layer_add", "lm_head_lora": "lm_head"}[absent]
+    on()
+    active = runtime.active
+    assert active is not None
+    runtime.activate(active._replace(absent=frozenset({name})))
+    ours = Pair()
+    embedding, logits = _both(ours, graph=False)
+    slots = torch.tensor([1, 2, 0, 3] * (CAPACITY // 4))
+    assert error(embedding, ours.expected(torch.arange(CAPACITY), slots, RANKS)) <= BOUND[torch.float32]
+    assert absent not in used and len(used) == {"layer": 2, "layer_add": 2, "lm_head": 1}[name]
+    assert logits.shape == (CAPACITY, ours.base_head.weight.shape[0])
+
+
+def test_what_the_ops_do_not_take_is_sglangs(on: Any, used: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    on()
+    ours = Pair()
+    monkeypatch.setattr(ours.head, "_get_lm_head_batch_info", lambda _: None)
+    rows, ids, logits = torch.zeros(1, HIDDEN), torch.tensor([1]), torch.zeros(1, VOCAB)
+
+    def original(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return args, kwargs
+
+    def check(hook: Any, layer: Any, *args: Any, **kwargs: Any) -> None:
+        """SGLang's function gets what it was called with."""
+        assert hook(original, layer, *args, **kwargs) == ((layer, *args), kwargs)
+
+    def check_all() -> None:
+        check(layers.forward, ours.embedding, input_=ids)
+        check(layers.apply, ours.embedding, rows, ids, None)
+        check(layers.head, ours.head, logits, hidden_states=rows)
+
+    check_all()  # nothing was prepared
+    ours.prepare("DECODE", [1], [1])
+    check(layers.forward, ours.embedding, ids[None])
+    check(layers.forward, ours.embedding, ids.short())
+    check(layers.apply, ours.embedding, rows.half(), ids)
+    check(layers.apply, ours.embedding, rows, ids[None])
+    check(layers.head, ours.head, logits, rows.half())
+    check(layers.head, ours.head, logits[:, : VOCAB - 1], rows)
+    check(layers.head, ours.head, logits[0], rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(ours.embedding, "set_lora", False)
+        check(layers.forward, ours.embedding, ids)
+    for layer in (ours.embedding, ours.head):
+        layer.lora_backend = object()  # of another kind
+    check_all()
+    assert used == []
+
+
+def test_planned_batches_carry_what_both_ops_need(on: Any) -> None:
+    """Ranks of 0 in the layer's batch where the words are 0, the server's ranks in lm_head's."""
+    on()
+    ours = Pair().told()
+    ours.prepare("EXTEND", [2, 3], [3, 2])
+    batch = getattr(ours.backend.batch_info, planner.BATCH)
+    head = getattr(ours.backend.lm_head_batch_info, planner.HEAD)
+    assert batch.ranks.tolist() == EMBEDDING_RANKS and head.ranks.tolist() == RANKS
+    assert batch.scalings.tolist() == head.scalings.tolist() == SCALINGS
+    assert (batch.num_tokens, head.num_tokens) == (5, 2)
