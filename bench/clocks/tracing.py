@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.clocks.interpreter import faithful
 from bench.results import WorkCounts
 
 SECTOR_BYTES = 32
@@ -62,6 +63,7 @@ def _traced(triton_viz: ModuleType, counter: _Counter, kernels: Sequence[tuple[s
     client = importlib.import_module("triton_viz.core.client")
     with ExitStack() as stack:
         stack.callback(triton_viz.clear)
+        stack.enter_context(faithful())
         # triton-viz 3.0 never takes back its rewriting of loops, which breaks kernels interpreted later without it.
         stack.enter_context(_replaced(client, "patch_for_loop", lambda callbacks: None))
         for module_name, attribute in dict.fromkeys(kernels):
