@@ -8,6 +8,7 @@ import torch
 
 from csgmv_embed import operands, tuning
 from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.errors import ShapeError
 from csgmv_embed.head_kernels import lm_head_expand_kernel, lm_head_shrink_kernel
 from csgmv_embed.launch import launch
 from csgmv_embed.operands import Key, check_tensor, seen, width
@@ -124,6 +125,7 @@ def _prepare_shrink(
         hidden,
         max_rank,
         batch.permutation is not None,
+        batch.permutation is None and batch.static,  # a later request may be longer than those of the capture
         operands.INTERPRETED,
         group,
         steps.segments,
@@ -146,7 +148,7 @@ def _prepare_expand(
     described = f"({tokens}, at least {vocab})"
     check_tensor("logits", logits, (tokens, None), described, shrunk, "shrunk", any_dtype=True)
     if logits.shape[1] < vocab:
-        raise operands.ShapeError(f"logits has shape {tuple(logits.shape)}; expected {described}")
+        raise ShapeError(f"logits has shape {tuple(logits.shape)}; expected {described}")
     operands.check_rows_apart("logits", logits)
     operands.check_device(batch, shrunk, "shrunk")
     if tokens == 0 or max_rank == 0 or vocab == 0:
@@ -161,6 +163,7 @@ def _prepare_expand(
         vocab,
         max_rank,
         batch.permutation is not None,
+        batch.permutation is None and batch.static,  # a later request may be longer than those of the capture
         operands.INTERPRETED,
         width(shrunk, max_rank, shrunk.stride(0)),
         width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
@@ -169,7 +172,8 @@ def _prepare_expand(
         config.block_tokens,
         config.block_columns,
         min(config.block_rank, max(16, operands.power_of_two(max_rank))),
+        config.steps,
     )
-    grid = (steps.groups * steps.tiles, -(-vocab // config.block_columns), 1)
+    grid = (steps.groups * steps.tiles, -(-vocab // (config.block_columns * config.steps)), 1)
     counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
     return _Prepared(grid, counts, constants, config.num_warps)

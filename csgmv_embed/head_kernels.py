@@ -26,7 +26,113 @@ Invariants
 import triton
 import triton.language as tl
 
-from csgmv_embed.segment_runs import product, rank_and_scaling, run_at
+from csgmv_embed.segment_runs import b_block, product, rank_and_scaling, rows_at, run_at
+
+
+@triton.jit
+def _x_block(x_row, live, start, end, x, BLOCK: tl.constexpr, GROUP: tl.constexpr, FULL: tl.constexpr):
+    """x[rows, start : start + BLOCK]; zero from `end` on. FULL: the block ends before."""
+    k = start + tl.arange(0, BLOCK)
+    pointers = x + (x_row[:, None] + k[None, :])
+    if FULL:
+        values = tl.load(pointers, mask=live[:, None], other=0.0)
+    else:
+        values = tl.load(pointers, mask=live[:, None] & ((k // GROUP) * GROUP < end)[None, :], other=0.0)
+        values = tl.where((k < end)[None, :], values, 0.0)
+    return values
+
+
+@triton.jit
+def _shrink_tile(
+    rows,
+    live,
+    slot,
+    rank,
+    first_rank,
+    hidden,
+    a_table,
+    shrunk,
+    HIDDEN_STRIDE_TOKEN: tl.constexpr,
+    A_STRIDE_SLOT: tl.constexpr,
+    A_STRIDE_RANK: tl.constexpr,
+    SHRUNK_STRIDE_TOKEN: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    WIDEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+):
+    """A tile of rows of one slot by a block of ranks."""
+    k = first_rank + tl.arange(0, BLOCK_RANK)
+    a_row = tl.multiple_of(slot.to(tl.int64) * A_STRIDE_SLOT + k.to(tl.int64) * A_STRIDE_RANK, GROUP)
+    rows = rows.to(tl.int64)
+    x_row = tl.multiple_of(rows * HIDDEN_STRIDE_TOKEN, GROUP)
+    total = tl.zeros((BLOCK_TOKENS, BLOCK_RANK), tl.float32)
+    whole: tl.constexpr = HIDDEN % BLOCK_HIDDEN == 0
+    for start in range(0, HIDDEN, BLOCK_HIDDEN):
+        x = _x_block(x_row, live, start, HIDDEN, hidden, BLOCK_HIDDEN, GROUP, whole)
+        a = _x_block(a_row, k < rank, start, HIDDEN, a_table, BLOCK_HIDDEN, GROUP, whole)
+        total = product(x, tl.trans(a), total, WIDEN)
+    pointers = shrunk + (rows[:, None] * SHRUNK_STRIDE_TOKEN + k[None, :])
+    tl.store(pointers, total.to(shrunk.dtype.element_ty), mask=live[:, None] & (k < MAX_RANK)[None, :])
+
+
+@triton.jit
+def _expand_tile(
+    rows,
+    live,
+    slot,
+    rank,
+    scaling,
+    first_column,
+    shrunk,
+    b_table,
+    logits,
+    SHRUNK_STRIDE_TOKEN: tl.constexpr,
+    B_STRIDE_SLOT: tl.constexpr,
+    B_STRIDE_VOCAB: tl.constexpr,
+    LOGITS_STRIDE_TOKEN: tl.constexpr,
+    VOCAB: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    WIDEN: tl.constexpr,
+    SHRUNK_GROUP: tl.constexpr,
+    B_GROUP: tl.constexpr,
+    LOGITS_GROUP: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_VOCAB: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    STEPS: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """A tile of rows of one slot by STEPS blocks of the vocabulary. FULL: the rank is MAX_RANK."""
+    full: tl.constexpr = FULL and MAX_RANK % BLOCK_RANK == 0
+    rows = rows.to(tl.int64)
+    x_row = tl.multiple_of(rows * SHRUNK_STRIDE_TOKEN, SHRUNK_GROUP)
+    out_row = tl.multiple_of(rows * LOGITS_STRIDE_TOKEN, LOGITS_GROUP)
+    if MAX_RANK <= BLOCK_RANK:
+        x = _x_block(x_row, live, 0, rank, shrunk, BLOCK_RANK, SHRUNK_GROUP, full)
+    for step in range(STEPS):
+        column = first_column + step * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
+        if VOCAB % (BLOCK_VOCAB * STEPS) == 0:
+            inside = live[:, None]
+        else:
+            inside = live[:, None] & ((column // LOGITS_GROUP) * LOGITS_GROUP < VOCAB)[None, :]
+        pointers = logits + (out_row[:, None] + column[None, :])
+        before = tl.load(pointers, mask=inside, other=0.0)
+        b_row = tl.multiple_of(slot.to(tl.int64) * B_STRIDE_SLOT + column.to(tl.int64) * B_STRIDE_VOCAB, B_GROUP)
+        total = tl.zeros((BLOCK_TOKENS, BLOCK_VOCAB), tl.float32)
+        if MAX_RANK <= BLOCK_RANK:
+            b = b_block(b_row, b_table, column, 0, rank, VOCAB, BLOCK_VOCAB * STEPS, BLOCK_RANK, B_GROUP, full)
+            total = product(x, b, total, WIDEN)
+        else:
+            for start in range(0, rank, BLOCK_RANK):
+                x = _x_block(x_row, live, start, rank, shrunk, BLOCK_RANK, SHRUNK_GROUP, full)
+                b = b_block(b_row, b_table, column, start, rank, VOCAB, BLOCK_VOCAB * STEPS, BLOCK_RANK, B_GROUP, full)
+                total = product(x, b, total, WIDEN)
+        values = before.to(tl.float32) + scaling * total
+        tl.store(pointers, values.to(logits.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments", "tiles"])
@@ -50,6 +156,7 @@ def lm_head_shrink_kernel(
     HIDDEN: tl.constexpr,
     MAX_RANK: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
+    LOOP: tl.constexpr,
     WIDEN: tl.constexpr,
     GROUP: tl.constexpr,
     SEGMENTS: tl.constexpr,
@@ -57,39 +164,40 @@ def lm_head_shrink_kernel(
     BLOCK_RANK: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """Grid (ceil(MAX_RANK / BLOCK_RANK), groups * tiles)."""
-    rank_column = tl.program_id(0) * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
+    """Grid (ceil(MAX_RANK / BLOCK_RANK), groups * tiles). LOOP: as in the expand."""
     program = tl.program_id(1)
-    group = program // tiles
-    segment = group * SEGMENTS
+    segment = (program // tiles) * SEGMENTS
     last = tl.minimum(segment + SEGMENTS, num_segments)
     while segment < last:
         slot, first, end, segment = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
         rank, _ = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
-        end = tl.where(rank > 0, end, first)
-        a_row = tl.multiple_of(slot.to(tl.int64) * A_STRIDE_SLOT + rank_column.to(tl.int64) * A_STRIDE_RANK, GROUP)
-        for start in range(first + (program - group * tiles) * BLOCK_TOKENS, end, tiles * BLOCK_TOKENS):
-            position = start + tl.arange(0, BLOCK_TOKENS)
-            live = position < end
-            rows = position
-            if HAS_PERMUTATION:
-                rows = tl.load(permutation + position, mask=live, other=0)
-            live = live & (rows < num_tokens)
-            rows = rows.to(tl.int64)
-            x_row = tl.multiple_of(rows * HIDDEN_STRIDE_TOKEN, GROUP)
-            total = tl.zeros((BLOCK_TOKENS, BLOCK_RANK), tl.float32)
-            for start_column in range(0, HIDDEN, BLOCK_HIDDEN):
-                column = start_column + tl.arange(0, BLOCK_HIDDEN)
-                inside = column < HIDDEN if HIDDEN % GROUP else (column // GROUP) * GROUP < HIDDEN
-                x = tl.load(
-                    hidden + (x_row[:, None] + column[None, :]), mask=live[:, None] & inside[None, :], other=0.0
-                )
-                wanted = (rank_column < rank)[None, :] & inside[:, None]
-                a = tl.load(a_table + (a_row[None, :] + column[:, None]), mask=wanted, other=0.0)
-                total = product(x, a, total, WIDEN)
-            written = live[:, None] & (rank_column < MAX_RANK)[None, :]
-            pointers = shrunk + (rows[:, None] * SHRUNK_STRIDE_TOKEN + rank_column[None, :])
-            tl.store(pointers, total.to(shrunk.dtype.element_ty), mask=written)
+        start = first + (program % tiles) * BLOCK_TOKENS
+        if rank == 0:
+            start = end
+        while start < end:
+            rows, live = rows_at(start, end, num_tokens, permutation, HAS_PERMUTATION, BLOCK_TOKENS)
+            _shrink_tile(
+                rows,
+                live,
+                slot,
+                rank,
+                tl.program_id(0) * BLOCK_RANK,
+                hidden,
+                a_table,
+                shrunk,
+                HIDDEN_STRIDE_TOKEN,
+                A_STRIDE_SLOT,
+                A_STRIDE_RANK,
+                SHRUNK_STRIDE_TOKEN,
+                HIDDEN,
+                MAX_RANK,
+                WIDEN,
+                GROUP,
+                BLOCK_TOKENS,
+                BLOCK_RANK,
+                BLOCK_HIDDEN,
+            )
+            start = start + tiles * BLOCK_TOKENS if LOOP else end
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments", "tiles"])
@@ -113,6 +221,7 @@ def lm_head_expand_kernel(
     VOCAB: tl.constexpr,
     MAX_RANK: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
+    LOOP: tl.constexpr,
     WIDEN: tl.constexpr,
     SHRUNK_GROUP: tl.constexpr,
     B_GROUP: tl.constexpr,
@@ -121,44 +230,75 @@ def lm_head_expand_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_VOCAB: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    """Grid (groups * tiles, ceil(VOCAB / BLOCK_VOCAB))."""
-    column = tl.program_id(1) * BLOCK_VOCAB + tl.arange(0, BLOCK_VOCAB)
-    if VOCAB % BLOCK_VOCAB == 0:
-        inside = tl.full((1, BLOCK_VOCAB), 1, tl.int1)
-    else:
-        inside = ((column // LOGITS_GROUP) * LOGITS_GROUP < VOCAB)[None, :]
+    """Grid (groups * tiles, ceil(VOCAB / (BLOCK_VOCAB * STEPS))).
+
+    LOOP: a segment may be longer than SEGMENTS * BLOCK_TOKENS * tiles, and its programs take its tiles in turn.
+    """
     program = tl.program_id(0)
-    group = program // tiles
-    segment = group * SEGMENTS
+    segment = (program // tiles) * SEGMENTS
     last = tl.minimum(segment + SEGMENTS, num_segments)
     while segment < last:
         slot, first, end, segment = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
         rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
-        end = tl.where(rank > 0, end, first)
-        b_row = tl.multiple_of(slot.to(tl.int64) * B_STRIDE_SLOT + column.to(tl.int64) * B_STRIDE_VOCAB, B_GROUP)
-        for start in range(first + (program - group * tiles) * BLOCK_TOKENS, end, tiles * BLOCK_TOKENS):
-            position = start + tl.arange(0, BLOCK_TOKENS)
-            live = position < end
-            rows = position
-            if HAS_PERMUTATION:
-                rows = tl.load(permutation + position, mask=live, other=0)
-            live = live & (rows < num_tokens)
-            rows = rows.to(tl.int64)
-            x_row = tl.multiple_of(rows * SHRUNK_STRIDE_TOKEN, SHRUNK_GROUP)
-            out_row = tl.multiple_of(rows * LOGITS_STRIDE_TOKEN, LOGITS_GROUP)
-            pointers = logits + (out_row[:, None] + column[None, :])
-            before = tl.load(pointers, mask=live[:, None] & inside, other=0.0)
-            total = tl.zeros((BLOCK_TOKENS, BLOCK_VOCAB), tl.float32)
-            for start_rank in range(0, rank if MAX_RANK > BLOCK_RANK else BLOCK_RANK, BLOCK_RANK):
-                k = start_rank + tl.arange(0, BLOCK_RANK)
-                wanted = ((k // SHRUNK_GROUP) * SHRUNK_GROUP < rank)[None, :] & live[:, None]
-                x = tl.load(shrunk + (x_row[:, None] + k[None, :]), mask=wanted, other=0.0)
-                x = tl.where((k < rank)[None, :], x, 0.0)
-                wanted = ((k // B_GROUP) * B_GROUP < rank)[:, None]
-                in_b = wanted if VOCAB % BLOCK_VOCAB == 0 else wanted & (column < VOCAB)[None, :]
-                b = tl.load(b_table + (b_row[None, :] + k[:, None]), mask=in_b, other=0.0)
-                b = tl.where((k < rank)[:, None], b, 0.0)
-                total = product(x, b, total, WIDEN)
-            values = before.to(tl.float32) + scaling * total
-            tl.store(pointers, values.to(logits.dtype.element_ty), mask=live[:, None] & inside)
+        start = first + (program % tiles) * BLOCK_TOKENS
+        if rank == 0:
+            start = end
+        while start < end:
+            rows, live = rows_at(start, end, num_tokens, permutation, HAS_PERMUTATION, BLOCK_TOKENS)
+            if rank == MAX_RANK:
+                _expand_tile(
+                    rows,
+                    live,
+                    slot,
+                    MAX_RANK,
+                    scaling,
+                    tl.program_id(1) * (BLOCK_VOCAB * STEPS),
+                    shrunk,
+                    b_table,
+                    logits,
+                    SHRUNK_STRIDE_TOKEN,
+                    B_STRIDE_SLOT,
+                    B_STRIDE_VOCAB,
+                    LOGITS_STRIDE_TOKEN,
+                    VOCAB,
+                    MAX_RANK,
+                    WIDEN,
+                    SHRUNK_GROUP,
+                    B_GROUP,
+                    LOGITS_GROUP,
+                    BLOCK_TOKENS,
+                    BLOCK_VOCAB,
+                    BLOCK_RANK,
+                    STEPS,
+                    True,
+                )
+            else:
+                _expand_tile(
+                    rows,
+                    live,
+                    slot,
+                    rank,
+                    scaling,
+                    tl.program_id(1) * (BLOCK_VOCAB * STEPS),
+                    shrunk,
+                    b_table,
+                    logits,
+                    SHRUNK_STRIDE_TOKEN,
+                    B_STRIDE_SLOT,
+                    B_STRIDE_VOCAB,
+                    LOGITS_STRIDE_TOKEN,
+                    VOCAB,
+                    MAX_RANK,
+                    WIDEN,
+                    SHRUNK_GROUP,
+                    B_GROUP,
+                    LOGITS_GROUP,
+                    BLOCK_TOKENS,
+                    BLOCK_VOCAB,
+                    BLOCK_RANK,
+                    STEPS,
+                    False,
+                )
+            start = start + tiles * BLOCK_TOKENS if LOOP else end

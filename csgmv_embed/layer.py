@@ -130,7 +130,7 @@ def _run(
     words = batch.token_adapters if prepared.words else bounds
     assert words is not None
     tensors = (input_ids, words, permutation, bounds, slots, ranks, scalings, embedding, a_table, extra, b_table, out)
-    launch(embedding_lora_kernel, *prepared[:1], tensors, *prepared[1:4])
+    launch(embedding_lora_kernel, prepared.grid, tensors, prepared.counts, prepared.constants, prepared.num_warps)
 
 
 def _prepare(
@@ -153,7 +153,8 @@ def _prepare(
     steps = walk(batch, tokens, config.block_tokens)
     words = batch.token_adapters is not None and not add and tokens <= tuning.WORDS_MAX_TOKENS
     exact = not words and not batch.static and batch.num_tokens == tokens
-    bases = 0 if add or exact else -(-tokens // config.block_tokens)
+    others = 0 if add or exact else 1 if words else 2
+    other_tiles = -(-tokens // config.block_tokens) if others else 0
     rows_contiguous = a_table.stride(1) == 1
     constants = (
         embedding.shape[0],
@@ -170,7 +171,8 @@ def _prepare(
         max_rank,
         extra_embeddings is not None,
         batch.permutation is not None,
-        words,
+        others,
+        batch.permutation is None and batch.static,  # a later request may be longer than those of the capture
         add,
         operands.INTERPRETED,
         width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1,
@@ -180,8 +182,10 @@ def _prepare(
         config.block_tokens,
         config.block_columns,
         min(config.block_rank, max(16, operands.power_of_two(max_rank))),
+        config.steps,
     )
-    grid = (-(-hidden // config.block_columns), steps.groups * steps.tiles + bases, 1)
+    columns = config.block_columns * config.steps
+    grid = (-(-hidden // columns), max(steps.groups * steps.tiles, other_tiles, 1), 1)
     counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.groups, steps.tiles)
     return _Prepared(grid, counts, constants, config.num_warps, words)
 

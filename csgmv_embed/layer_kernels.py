@@ -8,23 +8,26 @@ Equation, for every row t < num_tokens and column h < HIDDEN:
 
 A as the lookup reads it (kernels.py): a row of extra for an added token, zero for an id that is in neither.
 
-Two kinds of programs share the grid, axis 0 the blocks of columns, axis 1 first
-groups   neighbouring segments of csgmv's structure, walked in runs of one slot (segment_runs.py): the rows with an adapter;
-then
-bases    tiles of rows in the order of the tokens: those that no group writes. With token words these are the rows whose
-         word is 0, two dependent loads away as in a lookup without LoRA; without words the rows behind the last
-         segment, and the groups write the rows of slots of rank 0 themselves. None with ADD.
+A program has STEPS blocks of columns (grid axis 0) and two kinds of rows (axis 1):
+group   SEGMENTS neighbouring segments of csgmv's structure, walked in runs of one slot (segment_runs.py);
+others  a tile of rows in the order of the tokens, of which it copies those that no group writes: with token words the
+        rows whose word is 0, found as fast as in a lookup without LoRA, without words those behind the last segment. With
+        words, groups leave the slots of rank 0 out.
 
-Worked example, chunk size 2, ranks [2, 0], lengths [3, 1] in slots [0, 1]: with words, groups write rows 0, 1 and 2, and
-row 3 is copied by a base program.
+Worked example, chunk size 2, ranks [2, 0], lengths [3, 1] in slots [0, 1]: with words the groups write rows 0, 1 and 2, and
+row 3 is copied as one of the others.
 
 Invariants
-- Every element of out's num_tokens rows is written by exactly one program.
-- Products are of the tables' dtype, summed in float32; scaling and base are applied in float32; one rounding at the end.
-- What lies beyond a slot's rank in A and B is read at most within an aligned group and then replaced by zero: it may be
-  anything, NaN too.
+- Every element of out's num_tokens rows is written by exactly one program; with ADD, rows without adapter by none.
+- Products are of the tables' dtype, summed in float32; scaling and base are applied in float32, with one rounding.
+- What lies beyond a slot's rank in A and B is read at most within an aligned group and then replaced by zero: it may
+  be anything, NaN too.
 - Offsets into tables and out are 64-bit.
 - GROUP divides all that places a row of A, B_GROUP of B, COLUMN_GROUP of embedding and out; none is above 16 bytes.
+- Without LOOP no segment is longer than SEGMENTS * BLOCK_TOKENS * tiles positions.
+
+The loads of both kinds of rows go out before the first is used: with words a token without adapter waits for two
+trips to memory, one with an adapter for four (bounds, permutation, id, rows).
 """
 
 # Triton's DSL is untyped: parameters here are tensors of pointers and integers, checked by layer.py.
@@ -33,7 +36,7 @@ Invariants
 import triton
 import triton.language as tl
 
-from csgmv_embed.segment_runs import product, rank_and_scaling, run_at
+from csgmv_embed.segment_runs import b_block, product, rank_and_scaling, rows_at, run_at
 
 
 @triton.jit
@@ -41,7 +44,7 @@ def _a_rows(
     ids,
     live,
     slot,
-    column,
+    start_rank,
     rank,
     a_table,
     extra,
@@ -53,59 +56,335 @@ def _a_rows(
     EXTRA_STRIDE_SLOT: tl.constexpr,
     EXTRA_STRIDE_TOKEN: tl.constexpr,
     EXTRA_STRIDE_RANK: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
 ):
-    """A[slot, column, ids] as (tokens, columns); zero beyond the rank and for an id that is in no table."""
-    wanted = ((column // GROUP) * GROUP < rank)[None, :]
+    """A[slot, ranks, ids] as (tokens, ranks); zero beyond the rank and for an id that is in no table."""
+    k = start_rank + tl.arange(0, BLOCK_RANK)
+    wanted = ((k // GROUP) * GROUP < rank)[None, :]
     found = live & (ids >= 0) & (ids < VOCAB_SIZE)
     row = tl.multiple_of(slot * A_STRIDE_SLOT + ids * A_STRIDE_VOCAB, GROUP)
-    pointers = a_table + (row[:, None] + column[None, :].to(tl.int64) * A_STRIDE_RANK)
+    pointers = a_table + (row[:, None] + k[None, :].to(tl.int64) * A_STRIDE_RANK)
     values = tl.load(pointers, mask=found[:, None] & wanted, other=0.0)
     if HAS_EXTRA:
         added = live & (ids >= VOCAB_SIZE) & (ids - VOCAB_SIZE < NUM_EXTRA)
         row = slot * EXTRA_STRIDE_SLOT + (ids - VOCAB_SIZE) * EXTRA_STRIDE_TOKEN
-        pointers = extra + (row[:, None] + column[None, :].to(tl.int64) * EXTRA_STRIDE_RANK)
+        pointers = extra + (row[:, None] + k[None, :].to(tl.int64) * EXTRA_STRIDE_RANK)
         values = tl.where(added[:, None], tl.load(pointers, mask=added[:, None] & wanted, other=0.0), values)
-    return tl.where((column < rank)[None, :], values, 0.0)
+    return tl.where((k < rank)[None, :], values, 0.0)
 
 
 @triton.jit
-def _base_rows(
+def _columns(first, HIDDEN: tl.constexpr, BLOCK_HIDDEN: tl.constexpr, STEPS: tl.constexpr, GROUP: tl.constexpr):
+    """A block of columns, and which of them there are."""
+    column = first + tl.arange(0, BLOCK_HIDDEN)
+    if HIDDEN % (BLOCK_HIDDEN * STEPS) == 0:
+        inside = tl.full((1, BLOCK_HIDDEN), 1, tl.int1)
+    else:
+        inside = ((column // GROUP) * GROUP < HIDDEN)[None, :]
+    return column, inside
+
+
+@triton.jit
+def _base_row(ids, live, NUM_ROWS: tl.constexpr, MISSING_ROW: tl.constexpr):
+    """The row of the embedding that each id reads, and whether it reads one."""
+    found = (ids >= 0) & (ids < NUM_ROWS)
+    if MISSING_ROW >= 0:
+        return tl.where(found, ids, MISSING_ROW), live
+    return ids, live & found
+
+
+@triton.jit
+def _read(rows, live, column, inside, table, STRIDE: tl.constexpr, GROUP: tl.constexpr):
+    row = tl.multiple_of(rows.to(tl.int64) * STRIDE, GROUP)
+    return tl.load(table + (row[:, None] + column[None, :]), mask=live[:, None] & inside, other=0.0)
+
+
+@triton.jit
+def _write(rows, live, column, inside, values, out, STRIDE: tl.constexpr, GROUP: tl.constexpr):
+    row = tl.multiple_of(rows.to(tl.int64) * STRIDE, GROUP)
+    tl.store(out + (row[:, None] + column[None, :]), values.to(out.dtype.element_ty), mask=live[:, None] & inside)
+
+
+@triton.jit
+def _copy_base(
     rows,
     ids,
     live,
-    column,
-    inside,
+    first_column,
     embedding,
     out,
     NUM_ROWS: tl.constexpr,
     MISSING_ROW: tl.constexpr,
     E_STRIDE_ROW: tl.constexpr,
     OUT_STRIDE_TOKEN: tl.constexpr,
+    HIDDEN: tl.constexpr,
     COLUMN_GROUP: tl.constexpr,
-    ADD: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    """What the LoRA part is added to, (tokens, columns)."""
-    if ADD:
-        row = tl.multiple_of(rows.to(tl.int64) * OUT_STRIDE_TOKEN, COLUMN_GROUP)
-        values = tl.load(out + (row[:, None] + column[None, :]), mask=live[:, None] & inside, other=0.0)
-    else:
-        found = (ids >= 0) & (ids < NUM_ROWS)
-        if MISSING_ROW >= 0:
-            ids = tl.where(found, ids, MISSING_ROW)
-            found = live
-        else:
-            found = found & live
-        row = tl.multiple_of(ids * E_STRIDE_ROW, COLUMN_GROUP)
-        values = tl.load(embedding + (row[:, None] + column[None, :]), mask=found[:, None] & inside, other=0.0)
-    return values
+    """A tile of rows without adapter."""
+    base_rows, base_live = _base_row(ids, live, NUM_ROWS, MISSING_ROW)
+    for step in range(STEPS):
+        column, inside = _columns(first_column + step * BLOCK_HIDDEN, HIDDEN, BLOCK_HIDDEN, STEPS, COLUMN_GROUP)
+        base = _read(base_rows, base_live, column, inside, embedding, E_STRIDE_ROW, COLUMN_GROUP)
+        _write(rows, live, column, inside, base, out, OUT_STRIDE_TOKEN, COLUMN_GROUP)
 
 
 @triton.jit
-def _write(rows, live, column, inside, values, out, OUT_STRIDE_TOKEN: tl.constexpr, COLUMN_GROUP: tl.constexpr):
-    row = tl.multiple_of(rows.to(tl.int64) * OUT_STRIDE_TOKEN, COLUMN_GROUP)
-    tl.store(out + (row[:, None] + column[None, :]), values.to(out.dtype.element_ty), mask=live[:, None] & inside)
+def _write_lora(
+    rows,
+    ids,
+    live,
+    slot,
+    rank,
+    scaling,
+    first_column,
+    embedding,
+    a_table,
+    extra,
+    b_table,
+    out,
+    NUM_ROWS: tl.constexpr,
+    MISSING_ROW: tl.constexpr,
+    E_STRIDE_ROW: tl.constexpr,
+    VOCAB_SIZE: tl.constexpr,
+    NUM_EXTRA: tl.constexpr,
+    A_STRIDE_SLOT: tl.constexpr,
+    A_STRIDE_RANK: tl.constexpr,
+    A_STRIDE_VOCAB: tl.constexpr,
+    EXTRA_STRIDE_SLOT: tl.constexpr,
+    EXTRA_STRIDE_TOKEN: tl.constexpr,
+    EXTRA_STRIDE_RANK: tl.constexpr,
+    B_STRIDE_SLOT: tl.constexpr,
+    B_STRIDE_HIDDEN: tl.constexpr,
+    OUT_STRIDE_TOKEN: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+    ADD: tl.constexpr,
+    WIDEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    B_GROUP: tl.constexpr,
+    COLUMN_GROUP: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    STEPS: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """A tile of rows of one slot, STEPS blocks of columns. FULL: the rank is MAX_RANK."""
+    slot = slot.to(tl.int64)
+    full: tl.constexpr = FULL and MAX_RANK > 0 and MAX_RANK % BLOCK_RANK == 0
+    if MAX_RANK <= BLOCK_RANK:
+        a = _a_rows(
+            ids,
+            live,
+            slot,
+            0,
+            rank,
+            a_table,
+            extra,
+            VOCAB_SIZE,
+            NUM_EXTRA,
+            A_STRIDE_SLOT,
+            A_STRIDE_RANK,
+            A_STRIDE_VOCAB,
+            EXTRA_STRIDE_SLOT,
+            EXTRA_STRIDE_TOKEN,
+            EXTRA_STRIDE_RANK,
+            BLOCK_RANK,
+            GROUP,
+            HAS_EXTRA,
+        )
+    base_rows, base_live = _base_row(ids, live, NUM_ROWS, MISSING_ROW)
+    for step in range(STEPS):
+        column, inside = _columns(first_column + step * BLOCK_HIDDEN, HIDDEN, BLOCK_HIDDEN, STEPS, COLUMN_GROUP)
+        if ADD:
+            base = _read(rows, live, column, inside, out, OUT_STRIDE_TOKEN, COLUMN_GROUP)
+        else:
+            base = _read(base_rows, base_live, column, inside, embedding, E_STRIDE_ROW, COLUMN_GROUP)
+        b_row = tl.multiple_of(slot * B_STRIDE_SLOT + column.to(tl.int64) * B_STRIDE_HIDDEN, B_GROUP)
+        total = tl.zeros((BLOCK_TOKENS, BLOCK_HIDDEN), tl.float32)
+        if MAX_RANK <= BLOCK_RANK:
+            b = b_block(b_row, b_table, column, 0, rank, HIDDEN, BLOCK_HIDDEN * STEPS, BLOCK_RANK, B_GROUP, full)
+            total = product(a, b, total, WIDEN)
+        else:
+            for start_rank in range(0, rank, BLOCK_RANK):
+                a = _a_rows(
+                    ids,
+                    live,
+                    slot,
+                    start_rank,
+                    rank,
+                    a_table,
+                    extra,
+                    VOCAB_SIZE,
+                    NUM_EXTRA,
+                    A_STRIDE_SLOT,
+                    A_STRIDE_RANK,
+                    A_STRIDE_VOCAB,
+                    EXTRA_STRIDE_SLOT,
+                    EXTRA_STRIDE_TOKEN,
+                    EXTRA_STRIDE_RANK,
+                    BLOCK_RANK,
+                    GROUP,
+                    HAS_EXTRA,
+                )
+                b = b_block(
+                    b_row, b_table, column, start_rank, rank, HIDDEN, BLOCK_HIDDEN * STEPS, BLOCK_RANK, B_GROUP, full
+                )
+                total = product(a, b, total, WIDEN)
+        values = base.to(tl.float32) + scaling * total
+        _write(rows, live, column, inside, values, out, OUT_STRIDE_TOKEN, COLUMN_GROUP)
+
+
+@triton.jit
+def _write_tile(
+    rows,
+    live,
+    slot,
+    rank,
+    scaling,
+    first_column,
+    input_ids,
+    embedding,
+    a_table,
+    extra,
+    b_table,
+    out,
+    NUM_ROWS: tl.constexpr,
+    MISSING_ROW: tl.constexpr,
+    E_STRIDE_ROW: tl.constexpr,
+    VOCAB_SIZE: tl.constexpr,
+    NUM_EXTRA: tl.constexpr,
+    A_STRIDE_SLOT: tl.constexpr,
+    A_STRIDE_RANK: tl.constexpr,
+    A_STRIDE_VOCAB: tl.constexpr,
+    EXTRA_STRIDE_SLOT: tl.constexpr,
+    EXTRA_STRIDE_TOKEN: tl.constexpr,
+    EXTRA_STRIDE_RANK: tl.constexpr,
+    B_STRIDE_SLOT: tl.constexpr,
+    B_STRIDE_HIDDEN: tl.constexpr,
+    OUT_STRIDE_TOKEN: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+    OTHERS: tl.constexpr,
+    ADD: tl.constexpr,
+    WIDEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    B_GROUP: tl.constexpr,
+    COLUMN_GROUP: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """A tile of rows of one slot."""
+    ids = tl.load(input_ids + rows, mask=live, other=-1).to(tl.int64)
+    if rank == MAX_RANK:
+        _write_lora(
+            rows,
+            ids,
+            live,
+            slot,
+            MAX_RANK,
+            scaling,
+            first_column,
+            embedding,
+            a_table,
+            extra,
+            b_table,
+            out,
+            NUM_ROWS,
+            MISSING_ROW,
+            E_STRIDE_ROW,
+            VOCAB_SIZE,
+            NUM_EXTRA,
+            A_STRIDE_SLOT,
+            A_STRIDE_RANK,
+            A_STRIDE_VOCAB,
+            EXTRA_STRIDE_SLOT,
+            EXTRA_STRIDE_TOKEN,
+            EXTRA_STRIDE_RANK,
+            B_STRIDE_SLOT,
+            B_STRIDE_HIDDEN,
+            OUT_STRIDE_TOKEN,
+            HIDDEN,
+            MAX_RANK,
+            HAS_EXTRA,
+            ADD,
+            WIDEN,
+            GROUP,
+            B_GROUP,
+            COLUMN_GROUP,
+            BLOCK_TOKENS,
+            BLOCK_HIDDEN,
+            BLOCK_RANK,
+            STEPS,
+            True,
+        )
+    elif rank > 0:
+        _write_lora(
+            rows,
+            ids,
+            live,
+            slot,
+            rank,
+            scaling,
+            first_column,
+            embedding,
+            a_table,
+            extra,
+            b_table,
+            out,
+            NUM_ROWS,
+            MISSING_ROW,
+            E_STRIDE_ROW,
+            VOCAB_SIZE,
+            NUM_EXTRA,
+            A_STRIDE_SLOT,
+            A_STRIDE_RANK,
+            A_STRIDE_VOCAB,
+            EXTRA_STRIDE_SLOT,
+            EXTRA_STRIDE_TOKEN,
+            EXTRA_STRIDE_RANK,
+            B_STRIDE_SLOT,
+            B_STRIDE_HIDDEN,
+            OUT_STRIDE_TOKEN,
+            HIDDEN,
+            MAX_RANK,
+            HAS_EXTRA,
+            ADD,
+            WIDEN,
+            GROUP,
+            B_GROUP,
+            COLUMN_GROUP,
+            BLOCK_TOKENS,
+            BLOCK_HIDDEN,
+            BLOCK_RANK,
+            STEPS,
+            False,
+        )
+    elif OTHERS != 1 and not ADD:
+        _copy_base(
+            rows,
+            ids,
+            live,
+            first_column,
+            embedding,
+            out,
+            NUM_ROWS,
+            MISSING_ROW,
+            E_STRIDE_ROW,
+            OUT_STRIDE_TOKEN,
+            HIDDEN,
+            COLUMN_GROUP,
+            BLOCK_HIDDEN,
+            STEPS,
+        )
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments", "groups", "tiles"])
@@ -145,7 +424,8 @@ def embedding_lora_kernel(
     MAX_RANK: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     HAS_PERMUTATION: tl.constexpr,
-    HAS_WORDS: tl.constexpr,
+    OTHERS: tl.constexpr,
+    LOOP: tl.constexpr,
     ADD: tl.constexpr,
     WIDEN: tl.constexpr,
     GROUP: tl.constexpr,
@@ -155,102 +435,136 @@ def embedding_lora_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    """Grid (ceil(HIDDEN / BLOCK_HIDDEN), groups * tiles + bases).
+    """Grid (ceil(HIDDEN / (BLOCK_HIDDEN * STEPS)), max(groups * tiles, tiles of the others)).
 
-    A group is SEGMENTS segments. Its program `tile` takes tiles of BLOCK_TOKENS positions of each run in turn, `tiles`
-    apart; with more than one segment a group there is one tile.
+    OTHERS: 0 no other rows, 1 by token words, 2 behind the last segment. The programs of a group take its tiles in
+    turn; with more than one segment a group there is one.
     """
-    column = tl.program_id(0) * BLOCK_HIDDEN + tl.arange(0, BLOCK_HIDDEN)
-    if HIDDEN % BLOCK_HIDDEN == 0:
-        inside = tl.full((1, BLOCK_HIDDEN), 1, tl.int1)
-    else:
-        inside = ((column // COLUMN_GROUP) * COLUMN_GROUP < HIDDEN)[None, :]
+    first_column = tl.program_id(0) * (BLOCK_HIDDEN * STEPS)
     program = tl.program_id(1)
-    if program < groups * tiles:
-        group = program // tiles
-        segment = group * SEGMENTS
-        last = tl.minimum(segment + SEGMENTS, num_segments)
-        while segment < last:
-            slot, first, end, segment = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
-            rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
-            if HAS_WORDS or ADD:
-                end = tl.where(rank > 0, end, first)  # nobody here: a base program writes these rows, or they stay
-            slot = slot.to(tl.int64)
-            for start in range(first + (program - group * tiles) * BLOCK_TOKENS, end, tiles * BLOCK_TOKENS):
-                position = start + tl.arange(0, BLOCK_TOKENS)
-                live = position < end
-                rows = position
-                if HAS_PERMUTATION:
-                    rows = tl.load(permutation + position, mask=live, other=0)
-                live = live & (rows < num_tokens)
-                ids = tl.load(input_ids + rows, mask=live, other=-1).to(tl.int64)
-                base = _base_rows(
-                    rows,
-                    ids,
-                    live,
-                    column,
-                    inside,
-                    embedding,
-                    out,
-                    NUM_ROWS,
-                    MISSING_ROW,
-                    E_STRIDE_ROW,
-                    OUT_STRIDE_TOKEN,
-                    COLUMN_GROUP,
-                    ADD,
-                )
-                total = tl.zeros((BLOCK_TOKENS, BLOCK_HIDDEN), tl.float32)
-                for start_rank in range(0, rank if MAX_RANK > BLOCK_RANK else BLOCK_RANK, BLOCK_RANK):
-                    k = start_rank + tl.arange(0, BLOCK_RANK)
-                    a = _a_rows(
-                        ids,
-                        live,
-                        slot,
-                        k,
-                        rank,
-                        a_table,
-                        extra,
-                        VOCAB_SIZE,
-                        NUM_EXTRA,
-                        A_STRIDE_SLOT,
-                        A_STRIDE_RANK,
-                        A_STRIDE_VOCAB,
-                        EXTRA_STRIDE_SLOT,
-                        EXTRA_STRIDE_TOKEN,
-                        EXTRA_STRIDE_RANK,
-                        GROUP,
-                        HAS_EXTRA,
-                    )
-                    row = tl.multiple_of(slot * B_STRIDE_SLOT + column.to(tl.int64) * B_STRIDE_HIDDEN, B_GROUP)
-                    wanted = ((k // B_GROUP) * B_GROUP < rank)[:, None]
-                    in_b = wanted if HIDDEN % BLOCK_HIDDEN == 0 else wanted & (column < HIDDEN)[None, :]
-                    b = tl.load(b_table + (row[None, :] + k[:, None]), mask=in_b, other=0.0)
-                    b = tl.where((k < rank)[:, None], b, 0.0)
-                    total = product(a, b, total, WIDEN)
-                values = base.to(tl.float32) + scaling * total
-                _write(rows, live, column, inside, values, out, OUT_STRIDE_TOKEN, COLUMN_GROUP)
-    elif not ADD:
-        rows = (program - groups * tiles) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
-        live = rows < num_tokens
-        ids = tl.load(input_ids + rows, mask=live, other=-1).to(tl.int64)
-        if HAS_WORDS:
-            live = live & (tl.load(words + rows, mask=live, other=1) == 0)
+    segment = (program // tiles) * SEGMENTS
+    last = tl.minimum(segment + SEGMENTS, num_segments)
+    if SEGMENTS == 1 and not LOOP:
+        slot, first, end, _ = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
+    if OTHERS > 0:
+        others = program * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+        copied = others < num_tokens
+        other_ids = tl.load(input_ids + others, mask=copied, other=-1).to(tl.int64)
+        if OTHERS == 1:
+            copied = copied & (tl.load(words + others, mask=copied, other=1) == 0)
         else:
-            live = live & (rows >= tl.load(seg_indptr + num_segments).to(tl.int32))
-        base = _base_rows(
-            rows,
-            ids,
-            live,
-            column,
-            inside,
+            copied = copied & (others >= tl.load(seg_indptr + num_segments).to(tl.int32))
+    if SEGMENTS == 1 and not LOOP:
+        rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
+        start = first + (program % tiles) * BLOCK_TOKENS
+        rows, live = rows_at(start, end, num_tokens, permutation, HAS_PERMUTATION, BLOCK_TOKENS)
+    if OTHERS > 0:
+        _copy_base(
+            others,
+            other_ids,
+            copied,
+            first_column,
             embedding,
             out,
             NUM_ROWS,
             MISSING_ROW,
             E_STRIDE_ROW,
             OUT_STRIDE_TOKEN,
+            HIDDEN,
             COLUMN_GROUP,
-            ADD,
+            BLOCK_HIDDEN,
+            STEPS,
         )
-        _write(rows, live, column, inside, base, out, OUT_STRIDE_TOKEN, COLUMN_GROUP)
+    if SEGMENTS == 1 and not LOOP:
+        _write_tile(
+            rows,
+            live,
+            slot,
+            rank,
+            scaling,
+            first_column,
+            input_ids,
+            embedding,
+            a_table,
+            extra,
+            b_table,
+            out,
+            NUM_ROWS,
+            MISSING_ROW,
+            E_STRIDE_ROW,
+            VOCAB_SIZE,
+            NUM_EXTRA,
+            A_STRIDE_SLOT,
+            A_STRIDE_RANK,
+            A_STRIDE_VOCAB,
+            EXTRA_STRIDE_SLOT,
+            EXTRA_STRIDE_TOKEN,
+            EXTRA_STRIDE_RANK,
+            B_STRIDE_SLOT,
+            B_STRIDE_HIDDEN,
+            OUT_STRIDE_TOKEN,
+            HIDDEN,
+            MAX_RANK,
+            HAS_EXTRA,
+            OTHERS,
+            ADD,
+            WIDEN,
+            GROUP,
+            B_GROUP,
+            COLUMN_GROUP,
+            BLOCK_TOKENS,
+            BLOCK_HIDDEN,
+            BLOCK_RANK,
+            STEPS,
+        )
+    else:
+        while segment < last:
+            slot, first, end, segment = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
+            rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
+            start = first + (program % tiles) * BLOCK_TOKENS
+            while start < end:
+                rows, live = rows_at(start, end, num_tokens, permutation, HAS_PERMUTATION, BLOCK_TOKENS)
+                _write_tile(
+                    rows,
+                    live,
+                    slot,
+                    rank,
+                    scaling,
+                    first_column,
+                    input_ids,
+                    embedding,
+                    a_table,
+                    extra,
+                    b_table,
+                    out,
+                    NUM_ROWS,
+                    MISSING_ROW,
+                    E_STRIDE_ROW,
+                    VOCAB_SIZE,
+                    NUM_EXTRA,
+                    A_STRIDE_SLOT,
+                    A_STRIDE_RANK,
+                    A_STRIDE_VOCAB,
+                    EXTRA_STRIDE_SLOT,
+                    EXTRA_STRIDE_TOKEN,
+                    EXTRA_STRIDE_RANK,
+                    B_STRIDE_SLOT,
+                    B_STRIDE_HIDDEN,
+                    OUT_STRIDE_TOKEN,
+                    HIDDEN,
+                    MAX_RANK,
+                    HAS_EXTRA,
+                    OTHERS,
+                    ADD,
+                    WIDEN,
+                    GROUP,
+                    B_GROUP,
+                    COLUMN_GROUP,
+                    BLOCK_TOKENS,
+                    BLOCK_HIDDEN,
+                    BLOCK_RANK,
+                    STEPS,
+                )
+                start = start + tiles * BLOCK_TOKENS if LOOP else end

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
+from csgmv_embed import ops
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
 from csgmv_embed.layer_kernels import embedding_lora_kernel
@@ -115,7 +116,7 @@ def check_rows_apart(name: str, tensor: torch.Tensor) -> None:
 
 def check_device(batch: EmbeddingBatch, like: torch.Tensor, like_name: str) -> None:
     """Raises DeviceError."""
-    if like.device.type != "cuda" and not INTERPRETED:
+    if like.device.type != "cuda" and not ops.accept_host_tensors:
         raise DeviceError(
             f"{like_name} is on {like.device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
         )

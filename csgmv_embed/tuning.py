@@ -53,12 +53,13 @@ SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
 
 
 class TileConfig(NamedTuple):
-    """One program of a matrix kernel: a tile of tokens by columns, ranks (or for the shrink columns) taken in blocks."""
+    """One program of a matrix kernel: block_tokens rows by `steps` blocks of columns, ranks taken in blocks."""
 
     block_tokens: int
     block_columns: int
     block_rank: int
     num_warps: int
+    steps: int = 1
 
 
 # Up to here the layer's base programs find the rows without adapter by their token words, two dependent loads away;
