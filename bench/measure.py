@@ -160,7 +160,10 @@ def _work(bench: Bench, contender: Contender, point: Point) -> None:
     launch = contender.setup(workload, static=True)
     outputs: list[torch.Tensor] = []
     workload.restore()
-    counts = tracing.count(lambda: outputs.append(_poisoned(launch, 0)), contender.kernels())
+    try:
+        counts = tracing.count(lambda: outputs.append(_poisoned(launch, 0)), contender.kernels())
+    except tracing.TooManyPrograms as reason:
+        raise NotMeasured("skipped", str(reason)) from None
     if counts.launches == 0:
         raise NotMeasured("error", f"none of {contender.kernels()} was launched; expected the kernels the launch uses")
     point.check = _compare(contender, workload, outputs[:1])

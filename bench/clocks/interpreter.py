@@ -5,16 +5,11 @@ cuts float32 off where a GPU rounds to the nearest. Kernels that only copy do no
 `faithful` they are computed in float32 and rounded, so that a counted launch can be compared with the oracle.
 """
 
-# Triton's interpreter is untyped.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
-
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -25,35 +20,30 @@ import numpy as np
 def faithful() -> Iterator[None]:
     """Kernels interpreted inside round, add and multiply bfloat16 right. Nothing changes for other dtypes."""
     interpreter = importlib.import_module("triton.runtime.interpreter")
-    builder = interpreter.InterpreterBuilder
+    builder = interpreter.interpreter_builder  # the one there is
     handle, bfloat16, float32 = interpreter.TensorHandle, interpreter.tl.bfloat16, interpreter.tl.float32
     cast, binary, dot = builder.cast_impl, builder.binary_op, builder.create_dot
 
-    def wide(value) -> Any:
+    def wide(value: Any) -> Any:
         """The values of a bfloat16 handle in float32; any other handle as it is."""
         if value.dtype.scalar != bfloat16:
             return value
         return handle((value.data.astype(np.uint32) << 16).view(np.float32), float32)
 
-    def cast_impl(self, src, dst_type):
-        if src.dtype.scalar == float32 and dst_type.scalar == bfloat16:
-            return handle(_rounded(src.data), dst_type.scalar)
-        return cast(self, wide(src) if dst_type.scalar == float32 else src, dst_type)
+    def cast_impl(source: Any, target: Any) -> Any:
+        if source.dtype.scalar == float32 and target.scalar == bfloat16:
+            return handle(_rounded(source.data), bfloat16)
+        return cast(source, target)
 
-    def binary_op(self, lhs, rhs, op):
-        if lhs.dtype.scalar != bfloat16 or op not in _ARITHMETIC:
-            return binary(self, lhs, rhs, op)
-        return handle(_rounded(op(wide(lhs).data, wide(rhs).data)), bfloat16)
+    def binary_op(left: Any, right: Any, op: Any) -> Any:
+        if left.dtype.scalar != bfloat16 or op not in _ARITHMETIC:
+            return binary(left, right, op)
+        return handle(_rounded(op(wide(left).data, wide(right).data)), bfloat16)
 
-    def create_dot(self, a, b, d, *options):
-        return dot(self, wide(a), wide(b), d, *options)
+    def create_dot(left: Any, right: Any, *others: Any) -> Any:
+        return dot(wide(left), wide(right), *others)
 
-    with ExitStack() as stack:
-        stack.enter_context(patch.multiple(builder, cast_impl=cast_impl, binary_op=binary_op, create_dot=create_dot))
-        viz = sys.modules.get("triton_viz.core.patch")
-        if viz is not None:  # it has taken the methods of the one builder there is when it was imported
-            taken = viz.OPERATION_REGISTRY["triton"].original_ops[interpreter.interpreter_builder]
-            stack.enter_context(patch.dict(taken, create_dot=partial(create_dot, interpreter.interpreter_builder)))
+    with patch.multiple(builder, cast_impl=cast_impl, binary_op=binary_op, create_dot=create_dot):
         yield
 
 

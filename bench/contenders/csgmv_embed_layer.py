@@ -18,10 +18,11 @@ TOO_OLD = "this csgmv_embed has no {}: expected a commit that has the op"
 class CsgmvEmbedLayer(ProductOp):
     """embedding_lora; `add`: F.embedding, then embedding_lora_add, as where a base layer all-reduces in between."""
 
+    roundings = 1  # what it is added to is of the dtype already
+
     def __init__(self, storage: Storage, add: bool = False) -> None:
         self.storage, self.add = storage, add
         self.name = f"csgmv_embed{'_add' if add else ''}-{storage}"
-        self.roundings = 2 if add else 1
 
     def unavailable(self) -> str | None:
         op = "embedding_lora_add" if self.add else "embedding_lora"
