@@ -12,7 +12,20 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import msgspec
 
-from bench.case import CLOCKS, HEAD_OPS, HIDDEN_OPS, Cache, Case, ClockName, DType, Op, Phase, RankMix, Storage, point_name
+from bench.case import (
+    CLOCKS,
+    HEAD_OPS,
+    HIDDEN_OPS,
+    Cache,
+    Case,
+    ClockName,
+    DType,
+    Op,
+    Phase,
+    RankMix,
+    Storage,
+    point_name,
+)
 from bench.contenders import FAMILIES, Family, provides
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "bench.toml"

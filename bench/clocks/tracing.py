@@ -173,7 +173,9 @@ class _Counter:
 
     def grid_callback(self, grid: tuple[int, ...]) -> None:
         if prod(grid) > MAX_PROGRAMS:
-            raise TooManyPrograms(f"a launch of {prod(grid)} programs; the work clock interprets at most {MAX_PROGRAMS}")
+            raise TooManyPrograms(
+                f"a launch of {prod(grid)} programs; the work clock interprets at most {MAX_PROGRAMS}"
+            )
         self._launches += 1
 
     def grid_idx_callback(self, grid_idx: tuple[int, ...]) -> None:

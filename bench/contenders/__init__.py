@@ -79,7 +79,11 @@ def _ours() -> Iterator[tuple[Op, str, Recipe]]:
     for suffix, steady in (("", False), ("_steady", True)):
         for size in CHUNK_SIZES:
             options = {"chunk_size": size, "steady": steady}
-            yield "lookup", f"csgmv_embed_plugin{suffix}-chunk{size}", ("csgmv_embed_plugin", "CsgmvEmbedPlugin", options)
+            yield (
+                "lookup",
+                f"csgmv_embed_plugin{suffix}-chunk{size}",
+                ("csgmv_embed_plugin", "CsgmvEmbedPlugin", options),
+            )
 
 
 def _torch() -> Iterator[tuple[Op, str, Recipe]]:

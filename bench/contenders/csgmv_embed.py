@@ -70,9 +70,7 @@ def batch_of(
     values: dict[str, Any] = {} if scalings is None else {"scalings": scalings}
     batch = workload.seq_lens, workload.seq_slots, workload.ranks
     if not static:
-        return EmbeddingBatch.build(
-            *batch, segments=segments, chunk_size=CHUNK_SIZE, device=workload.device, **values
-        )
+        return EmbeddingBatch.build(*batch, segments=segments, chunk_size=CHUNK_SIZE, device=workload.device, **values)
     sequences = max(DECODE_GRAPH_CAPACITY, case.batch_size)
     allocated = EmbeddingBatch.allocate(
         max_tokens=sequences if case.phase == "decode" else case.num_tokens,

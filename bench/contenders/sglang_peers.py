@@ -72,7 +72,9 @@ class Peer:
 
     def load_launcher(self) -> Callable[..., torch.Tensor]:
         """SGLang's own launching function."""
-        launcher: Callable[..., torch.Tensor] = getattr(importlib.import_module(f"{_kernel_package()}.{self.kernel[0]}"), self.launcher)
+        launcher: Callable[..., torch.Tensor] = getattr(
+            importlib.import_module(f"{_kernel_package()}.{self.kernel[0]}"), self.launcher
+        )
         return launcher
 
     def kernels(self) -> list[KernelRef]:
