@@ -110,7 +110,7 @@ def _prepare_shrink(
     operands.check_device(batch, hidden_states, "hidden_states")
     if tokens == 0 or max_rank == 0:
         return None
-    config = tuning.choose_shrink(tokens, batch.slots, max_rank)
+    config = tuning.choose_shrink(hidden_states.element_size())
     steps = walk(batch, tokens, config.block_tokens)
     group = min(
         width(hidden_states, hidden, hidden_states.stride(0)),
@@ -125,7 +125,7 @@ def _prepare_shrink(
         hidden,
         max_rank,
         batch.permutation is not None,
-        batch.permutation is None and batch.static,  # a later request may be longer than those of the capture
+        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
         operands.INTERPRETED,
         group,
         steps.segments,
@@ -163,7 +163,7 @@ def _prepare_expand(
         vocab,
         max_rank,
         batch.permutation is not None,
-        batch.permutation is None and batch.static,  # a later request may be longer than those of the capture
+        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
         operands.INTERPRETED,
         width(shrunk, max_rank, shrunk.stride(0)),
         width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),

@@ -15,6 +15,7 @@ from csgmv_embed.operands import Key, seen, width
 from csgmv_embed.segment_runs import walk
 
 ID_DTYPES = (torch.int32, torch.int64)
+MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 1024  # of a tile of rows without adapter
 
 
 def embedding_lora(
@@ -154,7 +155,14 @@ def _prepare(
     words = batch.token_adapters is not None and not add and tokens <= tuning.WORDS_MAX_TOKENS
     exact = not words and not batch.static and batch.num_tokens == tokens
     others = 0 if add or exact else 1 if words else 2
-    other_tiles = -(-tokens // config.block_tokens) if others else 0
+    column_programs = -(-hidden // (config.block_columns * config.steps))
+    programs = steps.groups * steps.tiles
+    # Other rows take no programs beyond those of the groups, if tiles of a few rows can do.
+    other_columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
+    blocks = -(-hidden // other_columns)
+    share = -(-tokens * blocks // max(1, column_programs * programs))
+    other_tokens = min(MAX_OTHER_TOKENS, operands.power_of_two(share))
+    other_programs = blocks * -(-tokens // other_tokens) if others else 0
     rows_contiguous = a_table.stride(1) == 1
     constants = (
         embedding.shape[0],
@@ -172,7 +180,7 @@ def _prepare(
         extra_embeddings is not None,
         batch.permutation is not None,
         others,
-        batch.permutation is None and batch.static,  # a later request may be longer than those of the capture
+        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
         add,
         operands.INTERPRETED,
         width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1,
@@ -183,9 +191,10 @@ def _prepare(
         config.block_columns,
         min(config.block_rank, max(16, operands.power_of_two(max_rank))),
         config.steps,
+        other_tokens,
+        other_columns,
     )
-    columns = config.block_columns * config.steps
-    grid = (-(-hidden // columns), max(steps.groups * steps.tiles, other_tiles, 1), 1)
+    grid = (column_programs, max(programs, -(-other_programs // column_programs), 1), 1)
     counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.groups, steps.tiles)
     return _Prepared(grid, counts, constants, config.num_warps, words)
 

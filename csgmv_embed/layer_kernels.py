@@ -8,14 +8,14 @@ Equation, for every row t < num_tokens and column h < HIDDEN:
 
 A as the lookup reads it (kernels.py): a row of extra for an added token, zero for an id that is in neither.
 
-A program has STEPS blocks of columns (grid axis 0) and two kinds of rows (axis 1):
+A program has two kinds of rows: those of its group (grid axis 1), for STEPS blocks of columns (axis 0), and
 group   SEGMENTS neighbouring segments of csgmv's structure, walked in runs of one slot (segment_runs.py);
 others  a tile of rows in the order of the tokens, of which it copies those that no group writes: with token words the
-        rows whose word is 0, found as fast as in a lookup without LoRA, without words those behind the last segment. With
-        words, groups leave the slots of rank 0 out.
+        rows whose word is 0, found as fast as in a lookup without LoRA, and groups leave the slots of rank 0 out;
+        without words the rows behind the last segment.
 
-Worked example, chunk size 2, ranks [2, 0], lengths [3, 1] in slots [0, 1]: with words the groups write rows 0, 1 and 2, and
-row 3 is copied as one of the others.
+Worked example, chunk size 2, ranks [2, 0], lengths [3, 1] in slots [0, 1]: with words the groups write rows 0, 1 and
+2, and row 3 is copied as one of the others.
 
 Invariants
 - Every element of out's num_tokens rows is written by exactly one program; with ADD, rows without adapter by none.
@@ -368,7 +368,7 @@ def _write_tile(
             STEPS,
             False,
         )
-    elif OTHERS != 1 and not ADD:
+    elif rank == 0 and OTHERS != 1 and not ADD:
         _copy_base(
             rows,
             ids,
@@ -436,11 +436,14 @@ def embedding_lora_kernel(
     BLOCK_HIDDEN: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     STEPS: tl.constexpr,
+    OTHER_TOKENS: tl.constexpr,
+    OTHER_COLUMNS: tl.constexpr,
 ):
-    """Grid (ceil(HIDDEN / (BLOCK_HIDDEN * STEPS)), max(groups * tiles, tiles of the others)).
+    """Grid (ceil(HIDDEN / (BLOCK_HIDDEN * STEPS)), groups * tiles or more, for all tiles of other rows).
 
-    OTHERS: 0 no other rows, 1 by token words, 2 behind the last segment. The programs of a group take its tiles in
-    turn; with more than one segment a group there is one.
+    OTHERS: 0 no other rows, 1 by token words, 2 behind the last segment; their tiles are OTHER_TOKENS by OTHER_COLUMNS,
+    long rows that few programs share. The programs of a group take its tiles in turn, LOOP: more than once; with more
+    than one segment a group there is one.
     """
     first_column = tl.program_id(0) * (BLOCK_HIDDEN * STEPS)
     program = tl.program_id(1)
@@ -449,7 +452,9 @@ def embedding_lora_kernel(
     if SEGMENTS == 1 and not LOOP:
         slot, first, end, _ = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
     if OTHERS > 0:
-        others = program * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+        blocks: tl.constexpr = (HIDDEN + OTHER_COLUMNS - 1) // OTHER_COLUMNS
+        other = program * tl.num_programs(0) + tl.program_id(0)
+        others = (other // blocks) * OTHER_TOKENS + tl.arange(0, OTHER_TOKENS)
         copied = others < num_tokens
         other_ids = tl.load(input_ids + others, mask=copied, other=-1).to(tl.int64)
         if OTHERS == 1:
@@ -459,13 +464,14 @@ def embedding_lora_kernel(
     if SEGMENTS == 1 and not LOOP:
         rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
         start = first + (program % tiles) * BLOCK_TOKENS
+        rank = tl.where(start < end, rank, -1)  # an empty segment, of a slot with an adapter maybe, is no work
         rows, live = rows_at(start, end, num_tokens, permutation, HAS_PERMUTATION, BLOCK_TOKENS)
     if OTHERS > 0:
         _copy_base(
             others,
             other_ids,
             copied,
-            first_column,
+            (other % blocks) * OTHER_COLUMNS,
             embedding,
             out,
             NUM_ROWS,
@@ -474,8 +480,8 @@ def embedding_lora_kernel(
             OUT_STRIDE_TOKEN,
             HIDDEN,
             COLUMN_GROUP,
-            BLOCK_HIDDEN,
-            STEPS,
+            OTHER_COLUMNS,
+            1,
         )
     if SEGMENTS == 1 and not LOOP:
         _write_tile(

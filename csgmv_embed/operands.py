@@ -71,6 +71,8 @@ def check_batch(batch: EmbeddingBatch, tokens: int, slots: int, max_rank: int, w
     if batch.max_tokens is not None:
         if tokens > batch.max_tokens:
             raise CapacityError(f"{what} has {tokens} tokens; expected at most {batch.max_tokens}, as allocated")
+        if batch.num_tokens is not None and tokens < batch.num_tokens:
+            raise ShapeError(f"{what} has {tokens} tokens; expected at least {batch.num_tokens}, those of the batch")
     elif batch.num_tokens is not None and tokens != batch.num_tokens:
         raise ShapeError(f"{what} has {tokens} tokens; expected {batch.num_tokens}, the tokens of the batch")
     if batch.max_rank is None:

@@ -68,7 +68,7 @@ def lm_head_lora_reference(
     ranks: torch.Tensor,
     scalings: torch.Tensor,
 ) -> torch.Tensor:
-    """LoRA on lm_head in float64: logits[t] + scaling * B[slot] @ (A[slot] @ hidden_states[t]), nothing rounded between.
+    """LoRA on lm_head in float64: logits[t] + scaling * B[slot] @ (A[slot] @ hidden_states[t]), rounded nowhere.
 
     Arguments as in `lm_head_lora`, with token_slots (tokens,), ranks and scalings (slots,) in place of the batch.
     Returns (tokens, columns of logits) float64; logits are left as they are.

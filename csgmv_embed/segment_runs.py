@@ -31,12 +31,15 @@ class Walk(NamedTuple):
 
 def walk(batch: EmbeddingBatch, tokens: int, block_tokens: int) -> Walk:
     """How programs with tiles of block_tokens cover a batch of `tokens` tokens: several segments, or part of one."""
-    chunk_size = max(1, min(batch.chunk_size, tokens))
+    chunk_size = max(1, batch.chunk_size)
     segments = 1
     while 2 * segments * chunk_size <= block_tokens and segments < MAX_SEGMENTS:
         segments *= 2
-    tiles = 1 if segments > 1 else -(-chunk_size // block_tokens)
-    return Walk(segments, -(-batch.num_segments // segments), tiles)
+    used = batch.num_segments
+    if batch.permutation is not None:  # grouped by slot: no more than these can have a token
+        used = min(used, tokens // chunk_size + min(batch.slots, tokens))
+    tiles = 1 if segments > 1 else -(-min(chunk_size, tokens) // block_tokens)
+    return Walk(segments, -(-used // segments), tiles)
 
 
 @triton.jit
@@ -95,8 +98,8 @@ def b_block(
 ):
     """B[column, start_rank : start_rank + BLOCK_RANK] transposed, (ranks, columns); zero beyond the rank.
 
-    b_row: where the rows of the columns begin; SPAN: columns of a program. FULL: the block lies within the rank, so that
-    nothing has to be masked.
+    b_row: where the rows of the columns begin; SPAN: columns of a program. FULL: the block lies within the rank, so
+    that nothing has to be masked.
     """
     k = start_rank + tl.arange(0, BLOCK_RANK)
     pointers = b_table + (b_row[None, :] + k[:, None])

@@ -1,0 +1,114 @@
+"""The layer and lm_head on a GPU: CUDA graphs, real sizes, offsets past 2^31."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from csgmv_embed import (
+    EmbeddingBatch,
+    embedding_lora,
+    embedding_lora_add,
+    empty_a_table,
+    lm_head_expand,
+    lm_head_lora,
+)
+from tests.csgmv_embed.lora_cases import Case, assert_rounded_once
+from tests.csgmv_embed.test_head import tables
+
+pytestmark = pytest.mark.gpu
+BIG = 72  # slots: with rank 256 and a real vocabulary the tables pass 2^31 elements
+VOCAB = 128256
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("max_rank", [16, 64, 256])
+@pytest.mark.parametrize("tokens", [1, 100, 600, 3000])
+def test_real_sizes(device, tokens, max_rank, dtype):
+    rng = np.random.default_rng(tokens)
+    ranks = [max_rank, max_rank // 2, 0, max_rank, 1, max_rank - 1, max_rank, 8]
+    lens, slots = [tokens - tokens // 3, tokens // 3], rng.integers(0, 8, 2).tolist()
+    if tokens < 1000:  # decode
+        lens, slots = [1] * tokens, rng.integers(0, 8, tokens).tolist()
+    shape = {"max_rank": max_rank, "hidden": 4096, "vocab": 5000, "dtype": dtype, "device": device}
+    case = Case(lens=lens, slots=slots, ranks=ranks, padding=5, **shape)
+    ids, embedding = case.ids(), case.random(case.vocab, case.hidden)
+    a, b = case.embedding_a(), case.b_table(case.hidden)
+    for words in (True, False):
+        batch = case.batch() if words else case.batch().without_token_words()
+        found = embedding_lora(ids, embedding, a, b, batch, case.vocab)
+        assert_rounded_once(found, case.expected_layer(ids, embedding, a, b), terms=400)
+    if tokens <= 600:
+        hidden, a, b = tables(case, 5000)
+        logits = case.random(case.tokens, 5000)
+        exact = case.expected_head(hidden, a, b, logits)
+        lm_head_lora(hidden, a, b, logits, case.batch())
+        error = float((logits.double() - exact).abs().amax() / exact.abs().amax())
+        assert error < {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+
+
+def test_captured_graphs_are_exact_after_every_refill(device):
+    rng = np.random.default_rng(1)
+    case = Case(hidden=1024, dtype=torch.bfloat16, device=device, padding=1)
+    embedding, a, b = case.random(case.vocab, case.hidden), case.embedding_a(), case.b_table(case.hidden)
+    capacity = 256
+    ids = torch.zeros(capacity, dtype=torch.int64, device=device)
+    batch = EmbeddingBatch.allocate(max_tokens=capacity, slots=4, segments=True, device=device)
+    states, head_a, head_b = tables(Case(lens=[capacity], slots=[0], dtype=torch.bfloat16, device=device), 3000)
+    base = torch.randn(capacity, 3000, device=device).bfloat16()
+    logits = torch.empty_like(base)
+
+    def step():
+        logits.copy_(base)
+        return embedding_lora(ids, embedding, a, b, batch, case.vocab), lm_head_lora(
+            states, head_a, head_b, logits, batch
+        )
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, _ = step()
+    for _ in range(30):
+        sequences = int(rng.integers(0, 40))
+        lens, slots = rng.integers(0, 6, sequences).tolist(), rng.integers(0, 4, sequences).tolist()
+        ranks = rng.integers(0, 25, 4).tolist()
+        ranks = [min(rank, most) for rank, most in zip(ranks, case.ranks, strict=True)]  # NaN lies beyond those
+        step_case = Case(lens=lens, slots=slots, ranks=ranks, padding=capacity - sum(lens), device=device)
+        step_case.vocab, step_case.hidden = case.vocab, case.hidden
+        step_case.scalings = [1.0, 2.0, 0.5, 0.0]
+        ids.copy_(step_case.ids())
+        batch.refill(lens, slots, ranks, step_case.scalings)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert_rounded_once(out, step_case.expected_layer(ids, embedding, a, b), terms=60)
+        exact = step_case.expected_head(states, head_a, head_b, base)
+        assert float((logits.double() - exact).abs().amax()) < 8e-3 * float(exact.abs().amax())
+
+
+def test_layer_tables_past_2_to_the_31(device):
+    a = empty_a_table(BIG, 256, VOCAB, dtype=torch.bfloat16, device=device, storage="vocab_major")
+    assert a.numel() > 2**31
+    a[BIG - 1].normal_()
+    b = torch.randn(BIG, 64, 256, device=device, dtype=torch.bfloat16)
+    ids = torch.randint(0, VOCAB, (33,), device=device)
+    batch = EmbeddingBatch.build(None, [BIG - 1] * 33, [256] * BIG, segments=True, device=device)
+    base = torch.zeros(33, 64, device=device, dtype=torch.bfloat16)
+    embedding_lora_add(base, ids, a, b, batch, VOCAB)
+    exact = a[BIG - 1][:, ids].T.double() @ b[BIG - 1].double().T
+    assert_rounded_once(base, exact, terms=400)
+
+
+@pytest.mark.parametrize("what", ["logits", "b_table"])
+def test_head_offsets_past_2_to_the_31(device, what):
+    tokens, slots = (17000, 1) if what == "logits" else (20, BIG)
+    rank = 16 if what == "logits" else 256
+    b = torch.randn(slots, VOCAB, rank, device=device, dtype=torch.bfloat16)
+    logits = torch.zeros(tokens, VOCAB, device=device, dtype=torch.bfloat16)
+    assert max(b.numel(), logits.numel()) > 2**31
+    shrunk = torch.randn(tokens, rank, device=device, dtype=torch.bfloat16)
+    batch = EmbeddingBatch.build([tokens], [slots - 1], [rank] * slots, segments=True, device=device)
+    lm_head_expand(shrunk, b, logits, batch)
+    for row in (0, tokens - 1):
+        exact = shrunk[row : row + 1].double() @ b[slots - 1].double().T
+        assert_rounded_once(logits[row : row + 1], exact, terms=400)
