@@ -39,9 +39,10 @@ MIXED_PREFILL_SHARE = 8
 class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """The op, the batch and the tables of one point.
 
-    `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none. `batch_size` requests; in prefill they share batch_size * seq_len tokens, lengths proportional to
-    (i+1)^-skew. `adapters` slots hold an adapter; `mix` says how requests choose among them, and
-    `base_fraction` of the requests use none. Storage and chunk size are properties of a contender.
+    `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none. `batch_size` requests; in
+    prefill they share batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an
+    adapter; `mix` says how requests choose among them, and `base_fraction` of the requests use none. Storage and chunk
+    size are properties of a contender.
     """
 
     phase: Phase

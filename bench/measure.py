@@ -184,7 +184,7 @@ def compile_point(bench: Bench, point: Point) -> None:
 def index_sets(bench: Bench, case: Case) -> int:
     """How many index sets to rotate over: warm ones fit half the L2 together, cold ones are all different.
 
-    No more than fit the memory that is set aside for them; cold ones are then used again when much else has been touched.
+    No more than fit the memory set aside for them; cold ones are then used again when much else has been touched.
     """
     from bench.clocks.graph import set_counts
 

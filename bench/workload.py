@@ -90,8 +90,8 @@ def request_slots(case: Case, rng: np.random.Generator) -> IntArray:
 class Workload:
     """Lengths, slots, ranks and scalings on the host; index sets and tables on the device.
 
-    Shapes: seq_lens, seq_slots (batch_size,); ranks, scalings (slots,); index_sets: each (num_tokens,) int64. Tables and
-    inputs are made when they are first asked for; cases with equal `Case.tables` may share `tables`.
+    Shapes: seq_lens, seq_slots (batch_size,); ranks, scalings (slots,); index_sets: each (num_tokens,) int64. Tables
+    and inputs are made when they are first asked for; cases with equal `Case.tables` may share `tables`.
     """
 
     case: Case

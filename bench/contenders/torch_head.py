@@ -41,7 +41,7 @@ class TorchHead(ProductOp):
         return launch
 
     def required_bytes(self, workload: Workload) -> int:
-        """Hidden states gathered (read, written, read), A, shrunk rows copied (written, read, written), the products."""
+        """Hidden states gathered (read, written, read), A, shrunk rows copied (the same), the products."""
         case = workload.case
         element = ELEMENT_BYTES[case.dtype]
         gathered = 3 * workload.num_tokens * (case.hidden + case.rank) * element

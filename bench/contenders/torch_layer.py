@@ -96,7 +96,7 @@ def accumulate(workload: Workload) -> Accumulate:
 
 
 def product_bytes(workload: Workload) -> int:
-    """Of `accumulate`: rows and base gathered (read and written), B, the sums written, copied back (read and written)."""
+    """Of `accumulate`: rows and base gathered (read, written, read), B, the sums written and copied back."""
     element = ELEMENT_BYTES[workload.case.dtype]
     inputs = 3 * traffic.live_ranks(workload) * element
     outputs = 6 * traffic.live_tokens(workload) * workload.out_features * element

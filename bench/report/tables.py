@@ -206,7 +206,7 @@ def errors(points: Sequence[Point]) -> RenderableType:
 
     Errors are against the float64 oracle, relative to its largest value.
     """
-    lines = []
+    lines: list[str] = []
     for op in OPS:
         checked = [(point, error) for point in points if point.case.op == op and (error := _error(point)) is not None]
         ours = {(point.case, point.clock): error for point, error in checked if point.contender == OURS}
