@@ -176,7 +176,7 @@ def _joined(values: Iterable[int]) -> str:
 
 def ratios(results: Results) -> RenderableType:
     """Geometric mean and range of each contender's time over ours, per clock, over the points both have."""
-    lines = []
+    lines: list[str] = []
     clocks: tuple[ClockName, ...] = ("graph", "eager", "prepare")
     for clock in clocks:
         points = [point for point in results.points if point.clock == clock and point.status == "ok"]
