@@ -16,7 +16,9 @@ DType = Literal["float16", "bfloat16", "float32"]
 Cache = Literal["warm", "cold"]
 Storage = Literal["vocab_major", "rank_major"]
 ClockName = Literal["graph", "eager", "prepare", "work"]
-TablesKey = tuple[int, int, int, DType]  # slots, rank, vocab, dtype
+# lookup: the A side of the embedding layer; layer: all of it; head: shrink and expand of lm_head; expand: its expand.
+Op = Literal["lookup", "layer", "head", "expand"]
+TablesKey = tuple[Op, int, int, int, int, DType]  # op (head for expand), slots, rank, vocab, hidden, dtype
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 RANK_MIXES: tuple[RankMix, ...] = get_args(RankMix)
@@ -24,6 +26,9 @@ DTYPES: tuple[DType, ...] = get_args(DType)
 CACHES: tuple[Cache, ...] = get_args(Cache)
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 CLOCKS: tuple[ClockName, ...] = get_args(ClockName)
+OPS: tuple[Op, ...] = get_args(Op)
+HEAD_OPS: tuple[Op, ...] = ("head", "expand")  # one row a request in every phase: SGLang prunes a prefill's to the last
+HIDDEN_OPS: tuple[Op, ...] = ("layer", "head")  # those that the hidden size matters to
 VOCABS = (32000, 49152, 128256, 151936, 262144)
 ELEMENT_BYTES: dict[DType, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -32,11 +37,12 @@ MIXED_PREFILL_SHARE = 8
 
 
 class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
-    """The batch and the tables of one lookup.
+    """The op, the batch and the tables of one point.
 
-    `batch_size` requests; in prefill they share batch_size * seq_len tokens, lengths proportional to
-    (i+1)^-skew. `adapters` slots hold an adapter; `mix` says how requests choose among them, and
-    `base_fraction` of the requests use none. Storage and chunk size are properties of a contender.
+    `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none. `batch_size` requests; in
+    prefill they share batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an
+    adapter; `mix` says how requests choose among them, and `base_fraction` of the requests use none. Storage and chunk
+    size are properties of a contender.
     """
 
     phase: Phase
@@ -51,6 +57,8 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     vocab: int = 128256
     dtype: DType = "bfloat16"
     cache: Cache = "warm"
+    op: Op = "lookup"
+    hidden: int = 0
 
     @property
     def num_prefills(self) -> int:
@@ -68,21 +76,29 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
     @property
     def tables(self) -> TablesKey:
-        """Equal for cases whose A tables are the same."""
-        return self.adapters + (self.base_fraction > 0), self.rank, self.vocab, self.dtype
+        """Equal for cases whose tables are the same."""
+        op: Op = "head" if self.op in HEAD_OPS else self.op
+        return op, self.adapters + (self.base_fraction > 0), self.rank, self.vocab, self.hidden, self.dtype
 
     @property
     def key(self) -> str:
-        """Canonical `name=value` list, sorted by name: the identity of the case in files and on the command line."""
-        fields = sorted(msgspec.structs.asdict(self).items())
-        return ",".join(f"{name}={value}" for name, value in fields)
+        """Canonical `name=value` list, sorted by name: the identity of the case in files and on the command line.
+
+        A lookup's leaves out op and hidden, as written before there were other ops: its seeds and counts stay.
+        """
+        fields = msgspec.structs.asdict(self)
+        if self.op == "lookup":
+            del fields["op"], fields["hidden"]
+        return ",".join(f"{name}={value}" for name, value in sorted(fields.items()))
 
     @property
     def label(self) -> str:
         """A short name for people; not unique across all axes, the key is."""
         shape = f"{self.batch_size}" if self.phase == "decode" else f"{self.batch_size}x{self.seq_len}"
         skew = f" skew {self.skew:g}" if self.skew else ""
-        return f"{self.phase} {shape}{skew} r{self.rank}"
+        op = "" if self.op == "lookup" else f"{self.op} "
+        hidden = f" h{self.hidden}" if self.hidden else ""
+        return f"{op}{self.phase} {shape}{skew} r{self.rank}{hidden}"
 
 
 def shuffled_by_tables(items: Iterable[T], case_of: Callable[[T], Case], rng: random.Random) -> list[T]:

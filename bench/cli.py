@@ -23,7 +23,7 @@ from bench.gate.verdict import CannotJudge, Exit, GateError
 from bench.history.verbs import GpuOption, LineOption, view
 from bench.history.verbs import register as register_history
 from bench.report.verbs import register as register_report
-from bench.results import Results, ResultsError, Run, Schema, Selection
+from bench.results import Point, Results, ResultsError, Run, Schema, Selection
 from profiles.verbs import register as register_profiles
 
 TOOL_VERSION = "0.1.0"
@@ -84,8 +84,13 @@ def sweep(
     _run(plan, results, path)
     out.print(summary(results))
     out.print(f"written to {path}")
-    if any(point.contender.startswith("csgmv_embed") and point.status != "ok" for point in results.points):
+    if any(point.contender.startswith("csgmv_embed") and not _as_wanted(point) for point in results.points):
         raise typer.Exit(1)
+
+
+def _as_wanted(point: Point) -> bool:
+    """A point of ours is ok; on the work clock it may be too large to be counted."""
+    return point.status == "ok" or (point.clock == "work" and point.status == "skipped")
 
 
 @app.command()

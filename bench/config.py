@@ -12,8 +12,21 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import msgspec
 
-from bench.case import CLOCKS, Cache, Case, ClockName, DType, Phase, RankMix, Storage, point_name
-from bench.contenders import FAMILIES, Family
+from bench.case import (
+    CLOCKS,
+    HEAD_OPS,
+    HIDDEN_OPS,
+    Cache,
+    Case,
+    ClockName,
+    DType,
+    Op,
+    Phase,
+    RankMix,
+    Storage,
+    point_name,
+)
+from bench.contenders import FAMILIES, Family, provides
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "bench.toml"
 
@@ -51,6 +64,8 @@ class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     vocab: Some[Positive] | None = None
     dtype: Some[DType] | None = None
     cache: Some[Cache] | None = None
+    op: Some[Op] | None = None
+    hidden: Some[Positive] | None = None
     storage: Some[Storage] | None = None
     chunk_size: Some[ChunkSize] | None = None
 
@@ -251,9 +266,16 @@ def make_plan(
     grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
     chosen = _select_cases(list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes))), cases)
     product = (
-        PlannedPoint(case, name, clock) for case in chosen for clock in clocks or profile.clocks for name in names
+        PlannedPoint(case, name, clock)
+        for case in chosen
+        for clock in clocks or profile.clocks
+        for name in names
+        if provides(name, case.op)
     )
     points = tuple(dict.fromkeys(product))  # a value may be given twice
+    if not points:
+        ops = ", ".join(dict.fromkeys(case.op for case in chosen))
+        raise ConfigError(f"profile {profile_name}: {', '.join(names)}: none of these has the op {ops}")
     measure = msgspec.structs.replace(
         config.measure,
         rounds=profile.rounds or config.measure.rounds,
@@ -266,8 +288,10 @@ def _cases(axes: Axes) -> Iterable[Case]:
     """The product of the case axes, with what a case ignores set to one value so that equal cases are equal."""
     for values in itertools.product(*(getattr(axes, name) for name in CASE_AXES)):
         case = Case(**dict(zip(CASE_AXES, values, strict=True)))
-        if case.phase == "decode":
-            case = msgspec.structs.replace(case, seq_len=1, skew=0.0)
+        if case.op not in HIDDEN_OPS:
+            case = msgspec.structs.replace(case, hidden=0)
+        if case.phase == "decode" or case.op in HEAD_OPS:
+            case = msgspec.structs.replace(case, phase="decode", seq_len=1, skew=0.0)
         if case.mix == "distinct":
             case = msgspec.structs.replace(case, adapters=case.batch_size)
         yield case

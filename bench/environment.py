@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSION_PACKAGES = ("torch", "triton", "sglang")
 CODE_VARIABLES = ("CUDA_", "TRITON_", "TORCH_", "PYTORCH_", "SGLANG_", "CSGMV_")
 # The files that make inputs and take times: a change here makes old and new figures incomparable.
-BENCH_FILES = ("case.py", "workload.py", "measure.py", "clocks", "contenders")
+BENCH_FILES = ("case.py", "workload.py", "traffic.py", "oracle.py", "measure.py", "clocks", "contenders")
 
 
 def package_version(name: str) -> str | None:

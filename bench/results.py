@@ -2,6 +2,7 @@
 
 History of the format (semver: a reader refuses another major and ignores keys a newer minor added, except in a case)
 1.0.0  first version
+1.1.0  a case has an op and a hidden size, lookup and 0 where it says nothing; the check is the worst of all rounds
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -21,7 +22,7 @@ import msgspec
 from bench.case import Case, ClockName
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
@@ -58,6 +59,13 @@ class Check(msgspec.Struct):
     max_error: float | None
     tolerance: float
     passed: bool
+
+
+def worse(one: Check | None, other: Check | None) -> Check | None:
+    """The check with the larger error: of several rounds or processes."""
+    if one is None or other is None:
+        return one or other
+    return other if (other.max_error or 0.0) > (one.max_error or 0.0) else one
 
 
 class CacheState(msgspec.Struct):

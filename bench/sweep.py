@@ -19,7 +19,7 @@ from bench import results as store
 from bench.case import shuffled_by_tables
 from bench.config import Plan, PlannedPoint
 from bench.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerKind, contender_names
-from bench.results import Point, Results, ResultsError
+from bench.results import Point, Results, ResultsError, worse
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -259,6 +259,7 @@ def _record(results: Results, new: Point) -> Point:
             point.rounds += new.rounds
             point.floor_us += new.floor_us
             point.wall_s += new.wall_s
+            point.check = worse(point.check, new.check)
             if new.status != "ok":
                 point.status, point.reason, point.check = new.status, new.reason, new.check or point.check
             return point

@@ -57,7 +57,7 @@ def tune() -> Iterator[TunedRow]:
     """One row a plan, storage, dtype, rank and number of tokens. Raises ResultsError if any gives wrong rows."""
     for dtype in DTYPES:
         for rank in RANKS:
-            tables: dict[Storage, torch.Tensor] = {}
+            tables: dict[str, torch.Tensor] = {}
             for tokens in TOKENS:
                 for storage in STORAGES:
                     # one token each, or the same number for every request: only the tokens matter to a tile

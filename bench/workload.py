@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 
-from bench.case import ELEMENT_BYTES, Case, Storage
+from bench import oracle, traffic
+from bench.case import ELEMENT_BYTES, HEAD_OPS, Case, Storage
 from csgmv_embed import layout
-from csgmv_embed.reference import embedding_lora_a_reference
 
 IntArray = np.ndarray[tuple[int], np.dtype[np.int32]]
 
-# The table is one random block laid end to end: filling it costs memory bandwidth instead of random numbers.
-# A prime period keeps a wrong slot, rank or id from reading the right value.
+# Every tensor of values is one random block laid end to end: filling it costs memory bandwidth instead of random
+# numbers. A prime period keeps a wrong slot, rank or id from reading the right value; tensors that are multiplied with
+# each other come from different blocks.
 PATTERN_PERIOD = 1_048_583
 SECTOR_BYTES = 32
+
+# Beside the A table of lookup and layer, which has a storage. b: of layer and of lm_head, by the op of the case.
+Weight = Literal["embedding", "b", "head_a", "lm_head"]
+Input = Literal["hidden_states", "shrunk", "logits"]
+_BLOCKS: dict[str, int] = {"a": 0, "embedding": 1, "b": 2, "head_a": 3, "lm_head": 4, "hidden_states": 5}
+_BLOCKS |= {"shrunk": 6, "logits": 7}
+SET_STEP = 7919  # elements of the block between the tensors of neighbouring index sets
 
 LAYOUT_PAD_BYTES = 4 << 20
 LAYOUT_STEP_BYTES = 512  # alignment of torch's own allocations: kernels see the same alignment in every layout
@@ -78,9 +88,10 @@ def request_slots(case: Case, rng: np.random.Generator) -> IntArray:
 
 @dataclass
 class Workload:
-    """Lengths, slots and ranks on the host; index sets and tables on the device.
+    """Lengths, slots, ranks and scalings on the host; index sets and tables on the device.
 
-    Shapes: seq_lens, seq_slots (batch_size,); ranks (slots,); index_sets: each (num_tokens,) int64.
+    Shapes: seq_lens, seq_slots (batch_size,); ranks, scalings (slots,); index_sets: each (num_tokens,) int64. Tables
+    and inputs are made when they are first asked for; cases with equal `Case.tables` may share `tables`.
     """
 
     case: Case
@@ -89,7 +100,8 @@ class Workload:
     seq_slots: IntArray
     ranks: IntArray
     index_sets: list[torch.Tensor]
-    tables: dict[Storage, torch.Tensor] = field(default_factory=dict)
+    tables: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[Input, list[torch.Tensor]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,33 +115,84 @@ class Workload:
     def num_slots(self) -> int:
         return len(self.ranks)
 
+    @property
+    def out_features(self) -> int:
+        """Columns of what the op writes: rows of a slot's B, or the rank of a lookup."""
+        case = self.case
+        return case.rank if case.op == "lookup" else case.vocab if case.op in HEAD_OPS else case.hidden
+
+    @property
+    def scalings(self) -> list[float]:
+        """Of each slot: 0.5, 0.75, 1, 1.25, repeated; exact in every dtype, and a slot's neighbour has another."""
+        return [0.5 + 0.25 * (slot % 4) for slot in range(self.num_slots)]
+
     def table(self, storage: Storage) -> torch.Tensor:
-        """The A table (slots, rank, vocab) in this storage; equal values in both."""
+        """The A table (slots, rank, vocab) of lookup and layer in this storage; equal values in both."""
         if storage not in self.tables:
             self.tables[storage] = make_table(self.case, self.num_slots, storage, self.dtype, self.device)
         return self.tables[storage]
+
+    def weight(self, name: Weight) -> torch.Tensor:
+        """embedding, lm_head (vocab, hidden); b (slots, out_features, rank); head_a (slots, rank, hidden).
+
+        Values are scaled so that what a product with them adds up to is of the order of 1.
+        """
+        if name not in self.tables:
+            case, slots = self.case, self.num_slots
+            per_hidden = max(1, case.hidden) ** -0.5  # an expand has no hidden size
+            shape, scale = {
+                "embedding": ((case.vocab, case.hidden), 1.0),
+                "lm_head": ((case.vocab, case.hidden), per_hidden),
+                "b": ((slots, self.out_features, case.rank), case.rank**-0.5),
+                "head_a": ((slots, case.rank, case.hidden), per_hidden),
+            }[name]
+            self.tables[name] = self._filled(name, shape, scale=scale)
+        return self.tables[name]
+
+    def given(self, name: Input) -> list[torch.Tensor]:
+        """For each index set: hidden_states (tokens, hidden), shrunk (tokens, rank) or logits (tokens, vocab).
+
+        Logits are the base that heads add to: `restore` makes them anew.
+        """
+        if name not in self.inputs:
+            self.inputs[name] = [self._input(name, index) for index in range(len(self.index_sets))]
+        return self.inputs[name]
+
+    def base_logits(self, index_set: int) -> torch.Tensor:
+        """Another copy of what the logits of an index set were before anything was added."""
+        return self._input("logits", index_set)
+
+    def restore(self) -> None:
+        """Undo what ops that add in place have done."""
+        for index, logits in enumerate(self.inputs.get("logits", ())):
+            fill(logits, _BLOCKS["logits"], first=SET_STEP * index)
+
+    def _input(self, name: Input, index_set: int) -> torch.Tensor:
+        columns = {"hidden_states": self.case.hidden, "shrunk": self.case.rank, "logits": self.case.vocab}[name]
+        return self._filled(name, (self.num_tokens, columns), first=SET_STEP * index_set)
+
+    def _filled(self, name: str, shape: tuple[int, ...], *, scale: float = 1.0, first: int = 0) -> torch.Tensor:
+        made = torch.empty(shape, dtype=self.dtype, device=self.device)
+        fill(made, _BLOCKS[name], scale=scale, first=first)
+        return made
 
     def relayout(self, seed: int) -> None:
         """Move every tensor to other addresses: one memory layout is one sample of many."""
         rng = np.random.default_rng(seed)
         self.index_sets = [_moved(ids, rng) for ids in self.index_sets]
-        for storage in list(self.tables):
-            if self.tables[storage].nbytes <= RELAYOUT_LIMIT_BYTES:
-                self.tables[storage] = _moved(self.tables[storage], rng)
+        for name in list(self.tables):
+            if self.tables[name].nbytes <= RELAYOUT_LIMIT_BYTES:
+                self.tables[name] = _moved(self.tables[name], rng)
+        for sets in self.inputs.values():
+            for index in range(len(sets)):  # one at a time: two copies of all may not fit
+                sets[index] = _moved(sets[index], rng)
 
     def token_slots(self) -> IntArray:
         return np.repeat(self.seq_slots, self.seq_lens)
 
     def oracle(self, index_set: int) -> torch.Tensor:
-        """The exact lookup of one index set, by the torch reference."""
-        storage: Storage = "vocab_major" if "vocab_major" in self.tables else "rank_major"
-        return embedding_lora_a_reference(
-            self.index_sets[index_set],
-            self.table(storage),
-            torch.from_numpy(self.token_slots()).to(self.device),
-            torch.from_numpy(self.ranks).to(self.device),
-            self.case.vocab,
-        )
+        """The exact result of the op on one index set, by the torch reference."""
+        return oracle.exact(self, index_set)
 
     def distinct_rows(self, ids_together: int = 1) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Distinct slot * vocab + id of the tokens of index set 0 that read anything.
@@ -141,11 +204,8 @@ class Workload:
         return np.unique((slots * self.case.vocab + ids)[self.ranks[slots] > 0])
 
     def minimum_bytes(self) -> int:
-        """Least traffic of any implementation: ids and distinct rows read once, the output written once."""
-        element = ELEMENT_BYTES[self.case.dtype]
-        rows = self.distinct_rows() // self.case.vocab
-        row_bytes = int(self.ranks[rows].sum()) * element
-        return self.num_tokens * (8 + self.case.rank * element) + row_bytes
+        """Least traffic of any implementation; traffic.py says of what."""
+        return traffic.minimum(self)
 
 
 def _moved(tensor: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -156,16 +216,40 @@ def _moved(tensor: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return home.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
-def make_table(case: Case, slots: int, storage: Storage, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A (slots, rank, vocab) table whose values depend on the logical index alone."""
-    rng = np.random.default_rng(PATTERN_PERIOD)
-    pattern = torch.from_numpy(rng.standard_normal(PATTERN_PERIOD, dtype=np.float32)).to(device=device, dtype=dtype)
-    table = layout.empty_a_table(slots, case.rank, case.vocab, dtype=dtype, device=device, storage="rank_major")
-    flat = table.view(-1)
+def fill(tensor: torch.Tensor, block: int, *, scale: float = 1.0, first: int = 0) -> None:
+    """Lay a random block end to end in a contiguous tensor, from its element `first` on, times `scale`."""
+    pattern = _pattern(block, tensor.device)
+    pattern = torch.roll(pattern, -first).mul_(scale) if first % PATTERN_PERIOD or scale != 1.0 else pattern
+    flat = tensor.view(-1)
+    pattern = pattern.to(tensor.dtype)
     whole = flat.numel() // PATTERN_PERIOD * PATTERN_PERIOD
     flat[:whole].view(-1, PATTERN_PERIOD).copy_(pattern.expand(whole // PATTERN_PERIOD, -1))
     flat[whole:].copy_(pattern[: flat.numel() - whole])
+
+
+@lru_cache
+def _pattern(block: int, device: torch.device) -> torch.Tensor:
+    """A block of standard normal values, float32: made once in a process, for it takes 19 ms."""
+    rng = np.random.default_rng(PATTERN_PERIOD + block)
+    return torch.from_numpy(rng.standard_normal(PATTERN_PERIOD, dtype=np.float32)).to(device)
+
+
+def make_table(case: Case, slots: int, storage: Storage, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A (slots, rank, vocab) table whose values depend on the logical index alone."""
+    table = layout.empty_a_table(slots, case.rank, case.vocab, dtype=dtype, device=device, storage="rank_major")
+    fill(table, _BLOCKS["a"])
     return layout.to_storage(table, storage)
+
+
+def set_bytes(case: Case) -> int:
+    """Memory of one index set: ids, inputs and what a launch writes."""
+    case_bytes = {
+        "lookup": case.rank,
+        "layer": case.hidden,
+        "head": case.hidden + case.rank + case.vocab,
+        "expand": case.rank + case.vocab,
+    }[case.op]
+    return case.num_tokens * (8 + case_bytes * ELEMENT_BYTES[case.dtype])
 
 
 def make_workload(case: Case, *, seed: int, index_sets: int, device: torch.device) -> Workload:

@@ -14,6 +14,7 @@ from bench.case import Case, ClockName
 from bench.estimate import point_estimate
 from bench.report.tables import name_of
 from bench.results import Point, Results
+from plots.series import shown_op, titled
 from plots.style import caption, provenance, save, styled
 
 OURS = "csgmv_embed-vocab_major"
@@ -47,10 +48,9 @@ class Map:
 def data(results: Results) -> list[Map]:
     """The maps for which there is a point of the peer; only cases that differ in nothing but batch, tokens and rank."""
     maps = []
+    chosen = [point for point in results.points if point.case.op == shown_op(results)]
     for clock in CLOCKS:
-        points = {
-            (p.case, p.contender): p for p in results.points if p.clock == clock and _plain(p.case, results.points)
-        }
+        points = {(p.case, p.contender): p for p in chosen if p.clock == clock and _plain(p.case, chosen)}
         cases = sorted((case for case, name in points if name == OURS), key=_order)
         for peer in PEERS:
             cells = [_cell(case, points[case, OURS], points[case, peer]) for case in cases if (case, peer) in points]
@@ -64,7 +64,8 @@ def _plain(case: Case, points: list[Point]) -> bool:
     usual = (case.cache, case.dtype, case.rank_mix, case.mix, case.skew, case.base_fraction, case.adapters)
     vocab = max((p.case.vocab for p in points if p.case.vocab == 128256), default=case.vocab)
     plain = ("warm", "bfloat16", "equal", "uniform", 0.0, 0.0, 8)
-    return usual == plain and case.vocab == vocab and case.phase != "mixed"
+    hidden = max((p.case.hidden for p in points if p.case.hidden == 4096), default=case.hidden)
+    return usual == plain and (case.vocab, case.hidden) == (vocab, hidden) and case.phase != "mixed"
 
 
 def _order(case: Case) -> tuple[bool, int, int]:
@@ -100,7 +101,8 @@ def draw(results: Results, path: Path) -> list[Path]:
             of_clock = [item for item in maps if item.clock == clock]
             for column, item in enumerate(of_clock):
                 _draw_map(grid[row, column], item, labelled=column == 0)
-        figure.suptitle("How many times faster ours (vocab-major table) is than ...", x=0.01, ha="left", fontsize=10)
+        title = titled("How many times faster ours (vocab-major table) is than ...", shown_op(results))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         caption(figure, f"below 1: slower; empty: not measured\n{provenance(results)}")
         return save(figure, path)
 

@@ -12,7 +12,10 @@ PLAIN_VOCAB = 128256
 def case_name(case: Case, among: Iterable[Case] = ()) -> str:
     """What is asked of a batch: `prefill 8 x 512, rank 64, skew 1`. The vocabulary if it differs among the cases."""
     shape = f"{case.batch_size}" if case.phase == "decode" else f"{case.batch_size} x {case.seq_len}"
-    parts = [f"{case.phase} {shape}", f"rank {case.rank}"]
+    op = "" if case.op == "lookup" else f"{case.op}, "
+    parts = [f"{op}{case.phase} {shape}", f"rank {case.rank}"]
+    if case.hidden:
+        parts.append(f"hidden {case.hidden}")
     if case.skew:
         parts.append(f"skew {case.skew:g}")
     if case.adapters != 8:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from bench.estimate import anchor_value, point_estimate
 from bench.report.tables import name_of
 from bench.results import Results
+from plots.series import shown_op
 from plots.style import REFERENCE, caption, look, provenance, save, styled
 
 CONTENDERS = ("csgmv_embed-vocab_major", "csgmv_embed-rank_major", "sglang_csgmv-chunk16", "sglang_triton")
@@ -39,8 +40,10 @@ class Roof:
 def data(results: Results) -> Roof:
     """The numbers of the figure: graph-clock points that have a time; the least bytes are equal for all contenders."""
     points = []
+    op = shown_op(results)
     for point in results.points:
-        taken = point_estimate(point) if point.status == "ok" and point.clock == "graph" else None
+        wanted = point.case.op == op and point.status == "ok" and point.clock == "graph"
+        taken = point_estimate(point) if wanted else None
         if taken and point.minimum_bytes and point.cache and point.contender in CONTENDERS:
             rate = point.minimum_bytes / taken.value
             points.append(Achieved(point.contender, point.minimum_bytes, rate, point.cache.achieved))
@@ -67,7 +70,7 @@ def draw(results: Results, path: Path) -> list[Path]:
         _draw_ceilings(axes, found)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("least bytes of the lookup (ids, rows once, output)")
+        axes.set_xlabel(f"least bytes of the {shown_op(results)} (what it reads once, output)")
         axes.set_ylabel("achieved, TB/s")
         if axes.get_lines():
             figure.legend(loc="outside upper left", ncols=2, fontsize=8)

@@ -13,7 +13,7 @@ from bench.case import Case
 from bench.estimate import anchor_value
 from bench.report.tables import name_of
 from bench.results import Point, Results
-from plots.series import Series, drawn, series
+from plots.series import Series, drawn, series, shown_op, titled
 from plots.style import REFERENCE, caption, look, marked, plain, provenance, save, spread_out, styled
 
 CONTENDERS = (
@@ -24,9 +24,10 @@ CONTENDERS = (
     "sglang_csgmv-chunk128",
     "sglang_triton",
     "torch_gather",
+    "base",
 )
 OURS = CONTENDERS[0]
-RANK, BATCH = 64, 256
+RANK, BATCH, HIDDEN = 64, 256, 4096
 SKEWED_TOKENS = (4000, 5000)  # cases of about as many tokens, however they are spread over sequences
 
 
@@ -107,10 +108,15 @@ def data(results: Results) -> list[PanelData]:
     """The numbers of the figure."""
     bandwidth, floor_us = anchor_value(results, "copy_bandwidth"), anchor_value(results, "empty_kernel_graph")
     found = []
+    op = shown_op(results)
     for panel in PANELS:
-        ours = [p for p in results.points if p.contender == OURS and p.clock == "graph" and panel.wanted(p.case)]
+
+        def wanted(case: Case, panel: Panel = panel) -> bool:
+            return case.op == op and case.hidden in (0, HIDDEN) and panel.wanted(case)
+
+        ours = [p for p in results.points if p.contender == OURS and p.clock == "graph" and wanted(p.case)]
         line = sorted({(panel.axis(p.case), _bytes_us(p, bandwidth)) for p in ours if bandwidth and p.minimum_bytes})
-        found.append(PanelData(panel, series(results, panel.wanted, panel.axis, CONTENDERS), line, floor_us))
+        found.append(PanelData(panel, series(results, wanted, panel.axis, CONTENDERS), line, floor_us))
     return found
 
 
@@ -132,7 +138,7 @@ def draw(results: Results, path: Path) -> list[Path]:
         if handles:
             figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, fontsize=8)
         for axes in grid[:, 0]:
-            axes.set_ylabel("us a call, CUDA graph")
+            axes.set_ylabel(titled("us a call, CUDA graph", shown_op(results)))
         caption(figure, f"lower is better; both axes logarithmic\n{provenance(results)}")
         return save(figure, path)
 

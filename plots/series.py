@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.case import Case
+from bench.case import OPS, Case, Op
 from bench.estimate import point_estimate
 from bench.results import Point, Results
 
@@ -25,6 +25,17 @@ class Series:
 
     contender: str
     marks: tuple[Mark, ...]
+
+
+def shown_op(results: Results) -> Op:
+    """The one op that a figure over cases shows: the lookup where there is one, else the first that the file has."""
+    found = {point.case.op for point in results.points}
+    return next((op for op in OPS if op in found), "lookup")
+
+
+def titled(title: str, op: Op) -> str:
+    """A title that names the op where it is not the lookup."""
+    return title if op == "lookup" else f"{title} ({op})"
 
 
 def series(

@@ -29,6 +29,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "sglang_triton": ("#CC79A7", "P"),
     "sglang_tokens": ("#F0E442", "d"),
     "torch_gather": ("#777777", "X"),
+    "base": ("#222222", "_"),
 }
 OTHER = ("#999999", ".")
 SLOWER, FASTER, UNSURE, QUIET = "#D55E00", "#0072B2", "#E69F00", "#777777"  # of verdicts and changes

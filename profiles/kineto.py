@@ -116,7 +116,7 @@ def _untraced(bench: Bench, point: PlannedPoint) -> _Timed:
     from bench.clocks import eager, graph
 
     settings = bench.settings
-    contender = contenders.build(point.contender)
+    contender = contenders.build(point.contender, point.case.op)
     if reason := contender.unavailable():
         raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     sets = measure.index_sets(bench, point.case)
@@ -141,7 +141,7 @@ def _traced(bench: Bench, item: _Timed) -> float:
     from bench.clocks import graph
 
     point = item.point
-    contender = contenders.build(point.contender)
+    contender = contenders.build(point.contender, point.case.op)
     sets = measure.index_sets(bench, point.case)
     launch = contender.setup(bench.workload(point.case, sets), static=point.clock == "graph")
     calls = _calls(launch, sets, item)

@@ -62,7 +62,9 @@ def run(session: Session, device: torch.device) -> None:
     if device.type == "cuda":
         bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     for point in session.points:
-        if reason := contenders.build(point.contender).unavailable():  # imports the peer outside the range
+        if reason := contenders.build(
+            point.contender, point.case.op
+        ).unavailable():  # imports the peer outside the range
             raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     with capture_range(device):
         for index, point in enumerate(session.points):
@@ -94,7 +96,7 @@ def _prepared(bench: measure.Bench, point: PlannedPoint, launches: int) -> Calla
 
     Raises NotMeasured if its result is wrong.
     """
-    contender = contenders.build(point.contender)
+    contender = contenders.build(point.contender, point.case.op)
     with markers.span("setup"):
         workload = bench.workload(point.case, launches)
         launch = contender.setup(workload, static=point.clock == "graph")

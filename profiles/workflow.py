@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.case import ELEMENT_BYTES, Case
+from bench.case import Case
 from bench.config import Config, Measure, Plan, PlannedPoint
 from bench.environment import collect_code, collect_environment, nvml_device, package_version
 from bench.results import Code, Environment, Results, ResultsError
@@ -185,12 +185,13 @@ def useful_bytes(points: Sequence[PlannedPoint], seed: int) -> list[UsefulBytes]
     """For each case, what a launch on index set 0 has to read and to write."""
     import torch
 
+    from bench import traffic
     from bench.workload import make_workload
 
     found = []
     for case in dict.fromkeys(point.case for point in points):
         workload = make_workload(case, seed=seed, index_sets=1, device=torch.device("cpu"))
-        written = case.num_tokens * case.rank * ELEMENT_BYTES[case.dtype]
+        written = traffic.written(workload)
         found.append(UsefulBytes(case, workload.minimum_bytes() - written, written))
     return found
 

@@ -15,7 +15,7 @@ import torch
 
 from bench import stand_ins
 from bench.accuracy.models import AccuracyError
-from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, _standalone
+from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, standalone
 from bench.process_group import start_process_group
 
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank
@@ -62,7 +62,7 @@ def hosted(device: torch.device) -> Iterator[None]:
     start_process_group()
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(_standalone(module, settings(), device))
+            stack.enter_context(standalone(module, settings(), device))
         if device.type == "cpu":
             for tuning in [found for name, found in sys.modules.items() if name.endswith("lora_tuning_config")]:
                 stack.enter_context(patch.object(tuning, "get_device_name", lambda: "none"))

@@ -45,11 +45,15 @@ def _filler(device: int) -> torch.Tensor:
 
 @dataclass
 class CapturedGraph:
-    """A graph of `nodes` launches and the outputs its replays write, one for each index set it uses."""
+    """A graph of `nodes` launches and the outputs its replays write, one for each index set it uses.
+
+    It reads tensors that only `launch` keeps alive.
+    """
 
     graph: torch.cuda.CUDAGraph
     nodes: int
     outputs: list[torch.Tensor]
+    launch: Launch
 
     def poison(self) -> None:
         """Make every output wrong, so that only a replay can make it right."""
@@ -58,6 +62,11 @@ class CapturedGraph:
 
     def replay(self) -> None:
         self.graph.replay()
+
+    def once(self) -> CapturedGraph:
+        """Another graph of the same launch, one for each index set whose output is here."""
+        sets = len(self.outputs)
+        return capture(self.launch, index_sets=sets, nodes=sets, exact=True)
 
 
 def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False) -> CapturedGraph:
@@ -83,7 +92,7 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
         for node in range(nodes):
             output = launch(node % index_sets)
             outputs.setdefault(node % index_sets, output)
-    return CapturedGraph(graph, nodes, [outputs[index] for index in sorted(outputs)])
+    return CapturedGraph(graph, nodes, [outputs[index] for index in sorted(outputs)], launch)
 
 
 def sample(captured: CapturedGraph, *, blocks: int, block_ms: float, flush: torch.Tensor | None) -> list[float]:

@@ -6,20 +6,30 @@ import bisect
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import prod
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from bench.clocks.interpreter import faithful
 from bench.results import WorkCounts
 
 SECTOR_BYTES = 32
+MAX_PROGRAMS = 8192  # of a launch: with large tiles a minute of the interpreter
+_REFUSED = ("atomic_rmw", "atomic_cas")
+_LISTENED = ("load", "store", *_REFUSED)  # names of triton-viz's operations
 _LOAD, _STORE = np.uint8(1), np.uint8(2)
 
 _NEEDS_INTERPRETER = (
     "counting work needs Triton's interpreter: set TRITON_INTERPRET=1 before triton and the kernels are imported"
 )
 _NEEDS_TRITON_VIZ = "counting work needs triton-viz: pip install triton-viz"
+
+
+class TooManyPrograms(Exception):
+    """A launch that would take the interpreter too long; the message says how large it is."""
 
 
 def count(launch: Callable[[], object], kernels: Sequence[tuple[str, str]]) -> WorkCounts:
@@ -62,6 +72,11 @@ def _traced(triton_viz: ModuleType, counter: _Counter, kernels: Sequence[tuple[s
     client = importlib.import_module("triton_viz.core.client")
     with ExitStack() as stack:
         stack.callback(triton_viz.clear)
+        stack.enter_context(faithful())
+        # Of what triton-viz would wrap, only this: it wraps tl.trans such that kernels which call others lose it.
+        namespaces = importlib.import_module("triton_viz.frontends.triton").TRITON_NAMESPACES
+        wrapped = {space: _listened(operations) for space, operations in namespaces.items()}
+        stack.enter_context(patch.dict(namespaces, wrapped))
         # triton-viz 3.0 never takes back its rewriting of loops, which breaks kernels interpreted later without it.
         stack.enter_context(_replaced(client, "patch_for_loop", lambda callbacks: None))
         for module_name, attribute in dict.fromkeys(kernels):
@@ -72,6 +87,11 @@ def _traced(triton_viz: ModuleType, counter: _Counter, kernels: Sequence[tuple[s
                 raise RuntimeError(f"{module_name}.{attribute} is a {found}, not a plain kernel; {_NEEDS_INTERPRETER}")
             stack.enter_context(_replaced(module, attribute, triton_viz.trace(client=counter)(kernel)))
         yield
+
+
+def _listened(operations: dict[str, type]) -> dict[str, type]:
+    """Those of triton-viz's operations that are counted or refused."""
+    return {name: kind for name, kind in operations.items() if getattr(kind, "name", "") in _LISTENED}
 
 
 @contextmanager
@@ -152,6 +172,10 @@ class _Counter:
             self._sectors.add(tensor)
 
     def grid_callback(self, grid: tuple[int, ...]) -> None:
+        if prod(grid) > MAX_PROGRAMS:
+            raise TooManyPrograms(
+                f"a launch of {prod(grid)} programs; the work clock interprets at most {MAX_PROGRAMS}"
+            )
         self._launches += 1
 
     def grid_idx_callback(self, grid_idx: tuple[int, ...]) -> None:
@@ -171,7 +195,7 @@ class _Counter:
     def register_op_callback(self, op_type: type) -> Any:
         callbacks = importlib.import_module("triton_viz.core.callbacks").OpCallbacks
         # Unmasked, block-pointer and descriptor accesses reach the interpreter's masked load and store, too.
-        refused = dict.fromkeys(("atomic_rmw", "atomic_cas"), _refuse_atomic)
+        refused = dict.fromkeys(_REFUSED, _refuse_atomic)
         handlers: dict[str, Callable[..., None]] = {"load": self._load, "store": self._store, **refused}
         return callbacks(before_callback=handlers.get(getattr(op_type, "name", "")))
 

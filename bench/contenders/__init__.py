@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from bench.case import Storage
+from bench.case import STORAGES, Op
 
 if TYPE_CHECKING:
     from bench.contenders.base import Contender
@@ -16,60 +17,100 @@ Family = Literal[
     "csgmv_embed",
     "csgmv_embed_segments",
     "csgmv_embed_pdl",
+    "csgmv_embed_add",
     "csgmv_embed_plugin",
     "csgmv_embed_plugin_steady",
     "sglang_csgmv",
     "sglang_triton",
+    "sglang_triton_v2",
     "sglang_tokens",
-    "sglang_expand",
     "torch_gather",
+    "base",
 ]
-# family -> the axes whose values make its variants: `family-option...` is a contender's name
+# family -> the axes whose values make its variants: `family-option...` is a contender's name, the same over all ops
 FAMILIES: dict[Family, tuple[str, ...]] = {
     "csgmv_embed": ("storage",),
     "csgmv_embed_segments": ("storage",),
     "csgmv_embed_pdl": ("storage",),
+    "csgmv_embed_add": ("storage",),
     "csgmv_embed_plugin": ("chunk_size",),
     "csgmv_embed_plugin_steady": ("chunk_size",),
     "sglang_csgmv": ("chunk_size",),
     "sglang_triton": (),
+    "sglang_triton_v2": (),
     "sglang_tokens": (),
-    "sglang_expand": (),
     "torch_gather": (),
+    "base": (),
 }
 
-# name -> module below bench.contenders, class, constructor options
-_RECIPES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    **{
-        f"csgmv_embed{suffix}-{storage}": ("csgmv_embed", "CsgmvEmbed", {"storage": storage, "plan": plan, "pdl": pdl})
-        for suffix, plan, pdl in (("", "tokens", False), ("_segments", "segments", False), ("_pdl", "tokens", True))
-        for storage in get_args(Storage)
-    },
-    **{
-        f"csgmv_embed_plugin{suffix}-chunk{size}": (
-            "csgmv_embed_plugin",
-            "CsgmvEmbedPlugin",
-            {"chunk_size": size, "steady": steady},
-        )
-        for suffix, steady in (("", False), ("_steady", True))
-        for size in CHUNK_SIZES
-    },
-    **{f"sglang_csgmv-chunk{size}": ("sglang_csgmv", "SglangCsgmv", {"chunk_size": size}) for size in CHUNK_SIZES},
-    "sglang_triton": ("sglang_triton", "SglangTriton", {}),
-    "sglang_tokens": ("sglang_tokens", "SglangTokens", {}),
-    "sglang_expand": ("sglang_expand", "SglangExpand", {}),
-    "torch_gather": ("torch_gather", "TorchGather", {}),
-}
+Recipe = tuple[str, str, dict[str, Any]]  # module below bench.contenders, class, constructor options
+
+
+def _sglang() -> Iterator[tuple[Op, str, Recipe]]:
+    layer, head = "sglang_layer", "sglang_head"
+    for size in CHUNK_SIZES:
+        name = f"sglang_csgmv-chunk{size}"
+        yield "lookup", name, ("sglang_csgmv", "SglangCsgmv", {"chunk_size": size})
+        yield "layer", name, (layer, "SglangLayer", {"backend": "csgmv", "chunk_size": size})
+        yield "head", name, (head, "SglangHead", {"backend": "csgmv", "chunk_size": size})
+        yield "expand", name, (head, "SglangExpand", {"backend": "csgmv", "chunk_size": size})
+    yield "lookup", "sglang_triton", ("sglang_triton", "SglangTriton", {})
+    yield "layer", "sglang_triton", (layer, "SglangLayer", {"backend": "triton"})
+    yield "head", "sglang_triton", (head, "SglangHead", {"backend": "triton"})
+    yield "expand", "sglang_triton", (head, "SglangExpand", {"backend": "triton"})
+    yield "layer", "sglang_triton_v2", ("sglang_triton_v2", "SglangTritonV2Layer", {})
+    yield "head", "sglang_triton_v2", ("sglang_triton_v2", "SglangTritonV2Head", {})
+    yield "lookup", "sglang_tokens", ("sglang_tokens", "SglangTokens", {})
+
+
+def _ours() -> Iterator[tuple[Op, str, Recipe]]:
+    plans = (("", "tokens", False), ("_segments", "segments", False), ("_pdl", "tokens", True))
+    for suffix, plan, pdl in plans:
+        for storage in STORAGES:
+            options = {"storage": storage, "plan": plan, "pdl": pdl}
+            yield "lookup", f"csgmv_embed{suffix}-{storage}", ("csgmv_embed", "CsgmvEmbed", options)
+    for storage in STORAGES:
+        for suffix, add in (("", False), ("_add", True)):
+            options = {"storage": storage, "add": add}
+            yield "layer", f"csgmv_embed{suffix}-{storage}", ("csgmv_embed_layer", "CsgmvEmbedLayer", options)
+    # lm_head has no lookup and its A table one storage: there the family has the name of its default alone.
+    yield "head", "csgmv_embed-vocab_major", ("csgmv_embed_head", "CsgmvEmbedHead", {})
+    yield "expand", "csgmv_embed-vocab_major", ("csgmv_embed_head", "CsgmvEmbedExpand", {})
+    for suffix, steady in (("", False), ("_steady", True)):
+        for size in CHUNK_SIZES:
+            options = {"chunk_size": size, "steady": steady}
+            yield (
+                "lookup",
+                f"csgmv_embed_plugin{suffix}-chunk{size}",
+                ("csgmv_embed_plugin", "CsgmvEmbedPlugin", options),
+            )
+
+
+def _torch() -> Iterator[tuple[Op, str, Recipe]]:
+    yield "lookup", "torch_gather", ("torch_gather", "TorchGather", {})
+    yield "layer", "torch_gather", ("torch_layer", "TorchLayer", {})
+    yield "head", "torch_gather", ("torch_head", "TorchHead", {})
+    yield "expand", "torch_gather", ("torch_head", "TorchExpand", {})
+    yield "layer", "base", ("torch_layer", "BaseLayer", {})
+    yield "head", "base", ("torch_head", "BaseHead", {})
+
+
+# name -> op -> what to build, names in the order of FAMILIES
+_RECIPES: dict[str, dict[Op, Recipe]] = {}
+for _op, _name, _recipe in (*_ours(), *_sglang(), *_torch()):
+    _RECIPES.setdefault(_name, {})[_op] = _recipe
 
 
 class UnknownContenderError(KeyError):
-    """No contender has this name; the message lists those that exist."""
+    """No contender has this name, or not this op; the message lists those that exist."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, op: Op | None = None) -> None:
         super().__init__(name)
-        self.name = name
+        self.name, self.op = name, op
 
     def __str__(self) -> str:  # KeyError would print the repr of its argument
+        if self.op is not None:
+            return f"contender {self.name!r} has no op {self.op!r}; it has {', '.join(_RECIPES[self.name])}"
         return f"unknown contender {self.name!r}; known: {', '.join(names())}"
 
 
@@ -78,10 +119,19 @@ def names() -> tuple[str, ...]:
     return tuple(_RECIPES)
 
 
-def build(name: str) -> Contender:
-    """The contender called `name`, a `family[-option]`; raises UnknownContenderError. Imports its module only now."""
-    if name not in _RECIPES:
-        raise UnknownContenderError(name)
-    module, class_name, options = _RECIPES[name]
+def provides(name: str, op: Op) -> bool:
+    """Whether the contender called `name` has this op."""
+    return op in _RECIPES.get(name, ())
+
+
+def build(name: str, op: Op | None = None) -> Contender:
+    """The contender called `name`, a `family[-option]`, for an op; for the first that it has if none is named.
+
+    Imports its module only now. Raises UnknownContenderError for a name, or an op of it, that there is not.
+    """
+    if name not in _RECIPES or (op is not None and not provides(name, op)):
+        raise UnknownContenderError(name, op if name in _RECIPES else None)
+    recipes = _RECIPES[name]
+    module, class_name, options = recipes[op] if op is not None else next(iter(recipes.values()))
     contender_class = getattr(importlib.import_module(f"bench.contenders.{module}"), class_name)
     return cast("Contender", contender_class(**options))

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from bench.case import Case, DType
+
 if TYPE_CHECKING:
     import torch
 
     from bench.workload import Workload
 
-# launch(k) runs the op once on index set k and returns its output; nothing else is timed.
+# launch(k) runs the op once on index set k and returns its output, allocated or given; nothing else is timed.
 Launch = Callable[[int], "torch.Tensor"]
 
 
@@ -32,7 +34,7 @@ class Preparation:
 
 
 class Contender(Protocol):
-    """One implementation of the lookup, with its options fixed.
+    """One implementation of an op, with its options fixed.
 
     `setup` does everything a serving engine does before the op (batch info, buffers, table storage);
     only the returned launch is timed. `static` asks for the buffers of a CUDA graph: fixed
@@ -40,7 +42,11 @@ class Contender(Protocol):
     """
 
     name: str
-    tolerance: float  # largest error allowed, relative to the oracle's largest value; 0 for a lookup, which copies
+    in_place: bool  # adds into logits that it is given: a second launch on the same index set adds again
+
+    def tolerance(self, case: Case) -> float:
+        """Largest error allowed, relative to the oracle's largest value; 0 for a lookup, which copies."""
+        ...
 
     def unavailable(self) -> str | None:
         """Why this contender cannot run here and how to get it, or None."""
@@ -64,5 +70,51 @@ class Contender(Protocol):
         ...
 
     def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
-        """The exact result that launch(index_set) must give."""
+        """The exact result that launch(index_set) must give, in float64 or in the dtype of the case."""
         ...
+
+
+class LookupOp:
+    """What the contenders of the lookup share."""
+
+    in_place = False
+
+    def tolerance(self, case: Case) -> float:
+        return 0.0
+
+    def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
+        return workload.oracle(index_set)
+
+
+# Largest relative error of rounding once to a dtype: half a step of its significand of 8, 11 or 24 bits.
+UNIT_ROUNDOFF: dict[DType, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
+TF32_ROUNDOFF = 2.0**-11  # of each factor, where a kernel multiplies float32 in the tensor cores' own format
+
+
+class ProductOp:
+    """What the contenders of layer, head and expand share; a subclass says how often its results are rounded.
+
+    roundings  times that a value of the size of the result is rounded to the dtype of the case on its way
+    tf32       whether float32 products are taken in TF32, which is Triton's default
+    """
+
+    in_place = False
+    roundings: int
+    tf32 = False
+
+    def tolerance(self, case: Case) -> float:
+        """A unit roundoff for each rounding, and float32's for each term of the sums in between.
+
+        A rounding of v errs by at most v times the unit roundoff, and no v is larger than the oracle's largest value by
+        more than the slack that summation needs in theory and does not use.
+        """
+        terms = case.rank + case.hidden
+        product = 2 * TF32_ROUNDOFF if self.tf32 and case.dtype == "float32" else 0.0
+        return self.roundings * UNIT_ROUNDOFF[case.dtype] + terms * UNIT_ROUNDOFF["float32"] + product
+
+    def preparation(self, workload: Workload) -> None:
+        """A batch is planned once for all ops: the prepare clock times it with the lookup."""
+        return None
+
+    def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
+        return workload.oracle(index_set)

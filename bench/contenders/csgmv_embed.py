@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from bench import traffic
 from bench.case import ELEMENT_BYTES, Storage
-from bench.contenders.base import KernelRef, Launch, Preparation
+from bench.contenders.base import KernelRef, Launch, LookupOp, Preparation
 from bench.contenders.sglang_peers import DECODE_GRAPH_CAPACITY
 from bench.workload import SECTOR_BYTES, Workload
 from csgmv_embed import EmbeddingBatch, embedding_lora_a
@@ -17,10 +18,8 @@ from csgmv_embed import EmbeddingBatch, embedding_lora_a
 CHUNK_SIZE = 16  # only the segments variant reads chunks; SGLang's default
 
 
-class CsgmvEmbed:
+class CsgmvEmbed(LookupOp):
     """embedding_lora_a from `csgmv_embed`, output allocated by the call as in serving."""
-
-    tolerance = 0.0
 
     def __init__(self, storage: Storage, plan: Literal["tokens", "segments"], pdl: bool = False) -> None:
         self.storage = storage
@@ -32,11 +31,11 @@ class CsgmvEmbed:
         return None
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        return self._launch_on(self._allocated(workload) if static else self._built(workload), workload)
+        return self._launch_on(batch_of(workload, static=static, segments=self.plan == "segments"), workload)
 
     @contextmanager
     def preparation(self, workload: Workload) -> Iterator[Preparation]:
-        batch = self._allocated(workload)
+        batch = batch_of(workload, static=True, segments=self.plan == "segments")
         decode = workload.case.phase == "decode"  # then a scheduler knows that every length is 1
         lens = None if decode else workload.seq_lens.tolist()
         slots, ranks = workload.seq_slots.tolist(), workload.ranks.tolist()
@@ -51,42 +50,44 @@ class CsgmvEmbed:
 
         return launch
 
-    def _built(self, workload: Workload) -> EmbeddingBatch:
-        return EmbeddingBatch.build(
-            workload.seq_lens,
-            workload.seq_slots,
-            workload.ranks,
-            segments=self.plan == "segments",
-            chunk_size=CHUNK_SIZE,
-            device=workload.device,
-        )
-
-    def _allocated(self, workload: Workload) -> EmbeddingBatch:
-        """Static buffers of the capacity a serving engine captures with, holding this batch."""
-        case = workload.case
-        sequences = max(DECODE_GRAPH_CAPACITY, case.batch_size)
-        batch = EmbeddingBatch.allocate(
-            max_tokens=sequences if case.phase == "decode" else case.num_tokens,
-            max_sequences=sequences,
-            slots=workload.num_slots,
-            segments=self.plan == "segments",
-            chunk_size=CHUNK_SIZE,
-            device=workload.device,
-        )
-        batch.refill(workload.seq_lens, workload.seq_slots, workload.ranks)
-        return batch
-
     def required_bytes(self, workload: Workload) -> int:
-        """Ids (8 B a token), distinct rows in whole sectors, output; the plan is negligible beside them."""
-        element = ELEMENT_BYTES[workload.case.dtype]
-        together = 1 if self.storage == "vocab_major" else SECTOR_BYTES // element
-        ranks = workload.ranks[workload.distinct_rows(together) // workload.case.vocab].astype("int64")
-        row_sectors = -(-ranks * element // SECTOR_BYTES) if self.storage == "vocab_major" else ranks
-        output = workload.num_tokens * workload.case.rank * element
-        return workload.num_tokens * 8 + int(row_sectors.sum()) * SECTOR_BYTES + output
+        """Ids, distinct rows in whole sectors, output; the plan is negligible beside them."""
+        ids = workload.num_tokens * traffic.ID_BYTES
+        return ids + a_row_bytes(workload, self.storage) + traffic.written(workload)
 
     def kernels(self) -> list[KernelRef]:
         return [KernelRef(("csgmv_embed.ops", f"embedding_lora_a_{self.plan}_kernel"))]
 
-    def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
-        return workload.oracle(index_set)
+
+def batch_of(
+    workload: Workload, *, static: bool, segments: bool, scalings: list[float] | None = None
+) -> EmbeddingBatch:
+    """The workload's batch, in exactly sized buffers or in static ones of the capacity that a server captures with.
+
+    scalings: of each slot, for the ops that multiply; the lookup takes none, nor does the library of older commits.
+    """
+    case = workload.case
+    values: dict[str, Any] = {} if scalings is None else {"scalings": scalings}
+    batch = workload.seq_lens, workload.seq_slots, workload.ranks
+    if not static:
+        return EmbeddingBatch.build(*batch, segments=segments, chunk_size=CHUNK_SIZE, device=workload.device, **values)
+    sequences = max(DECODE_GRAPH_CAPACITY, case.batch_size)
+    allocated = EmbeddingBatch.allocate(
+        max_tokens=sequences if case.phase == "decode" else case.num_tokens,
+        max_sequences=sequences,
+        slots=workload.num_slots,
+        segments=segments,
+        chunk_size=CHUNK_SIZE,
+        device=workload.device,
+    )
+    allocated.refill(*batch, **values)
+    return allocated
+
+
+def a_row_bytes(workload: Workload, storage: Storage) -> int:
+    """Of the A table: distinct rows, each in whole sectors, or in a rank-major table the sectors that ids share."""
+    element = ELEMENT_BYTES[workload.case.dtype]
+    together = 1 if storage == "vocab_major" else SECTOR_BYTES // element
+    ranks = workload.ranks[workload.distinct_rows(together) // workload.case.vocab].astype("int64")
+    row_sectors = -(-ranks * element // SECTOR_BYTES) if storage == "vocab_major" else ranks
+    return int(row_sectors.sum()) * SECTOR_BYTES

@@ -11,7 +11,7 @@ import importlib.metadata
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from bench.case import ELEMENT_BYTES, Case
-from bench.contenders.base import KernelRef, Launch, Preparation
+from bench.contenders.base import KernelRef, Launch, LookupOp, Preparation
 from bench.workload import SECTOR_BYTES, Workload
 
 Version = tuple[int, ...]
@@ -72,12 +72,18 @@ class Peer:
 
     def load_launcher(self) -> Callable[..., torch.Tensor]:
         """SGLang's own launching function."""
-        launcher: Callable[..., torch.Tensor] = getattr(importlib.import_module(self._kernel_path()), self.launcher)
+        launcher: Callable[..., torch.Tensor] = getattr(
+            importlib.import_module(f"{_kernel_package()}.{self.kernel[0]}"), self.launcher
+        )
         return launcher
 
     def kernels(self) -> list[KernelRef]:
         """The Triton kernel of the installed version. Raises PackageNotFoundError without SGLang."""
-        return [KernelRef((self._kernel_path(), self.kernel[1]))]
+        return [self.kernel_ref(*self.kernel)]
+
+    def kernel_ref(self, module: str, attribute: str) -> KernelRef:
+        """Any dense LoRA kernel of the installed version, the module relative to where it keeps them."""
+        return KernelRef((f"{_kernel_package()}.{module}", attribute))
 
     def prepare(
         self,
@@ -85,10 +91,9 @@ class Peer:
         *,
         static: bool,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
-        scalings: Sequence[float] | None = None,
     ) -> Any:
         """SGLang's backend object after its own `prepare_lora_batch` of this workload; see `preparing`."""
-        with self.preparing(workload, static=static, chunk_size=chunk_size, scalings=scalings) as (backend, prepare):
+        with self.preparing(workload, static=static, chunk_size=chunk_size) as (backend, prepare):
             prepare()
         return backend
 
@@ -99,16 +104,14 @@ class Peer:
         *,
         static: bool,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
-        scalings: Sequence[float] | None = None,
     ) -> Iterator[tuple[Any, Callable[[], None]]]:
         """SGLang's backend object and its own `prepare_lora_batch` of this workload, to be called any number of times.
 
-        `static` selects the buffers of a CUDA graph where the installed version would use one;
-        `scalings` has one value a slot, 1.0 if not given.
+        `static` selects the buffers of a CUDA graph where the installed version would use one.
         """
         module = self._backend_module()
         server_args = SimpleNamespace(max_lora_chunk_size=chunk_size)
-        with _standalone(module, server_args, workload.device):
+        with standalone(module, server_args, workload.device):
             backend = getattr(module, self.backend[1])(
                 max_loras_per_batch=workload.num_slots, device=workload.device, server_args=server_args
             )
@@ -117,7 +120,7 @@ class Peer:
                 forward_batch(workload),
                 workload.seq_slots.tolist(),
                 workload.ranks.tolist(),
-                list(scalings or [1.0] * workload.num_slots),
+                workload.scalings,
                 *graph_flags,
             )
             yield backend, lambda: backend.prepare_lora_batch(*arguments)
@@ -125,17 +128,11 @@ class Peer:
     def _backend_module(self) -> ModuleType:
         return importlib.import_module(f"sglang.srt.lora.backend.{self.backend[0]}")
 
-    def _kernel_path(self) -> str:
-        installed = _parsed(importlib.metadata.version("sglang"))
-        package = next((path for first, path in KERNEL_PACKAGES if installed >= first), KERNEL_PACKAGES[-1][1])
-        return f"{package}.{self.kernel[0]}"
 
-
-class SglangLookup(ABC):
+class SglangLookup(LookupOp, ABC):
     """The part of a contender that is equal for every SGLang lookup; a subclass adds `name`, `peer` and `launch_on`."""
 
     name: str
-    tolerance = 0.0
     peer: ClassVar[Peer]
     zero_fills: ClassVar[bool] = True  # the launcher fills the output with zeros before the kernel
     chunk_size = DEFAULT_CHUNK_SIZE
@@ -161,9 +158,6 @@ class SglangLookup(ABC):
     def kernels(self) -> list[KernelRef]:
         return self.peer.kernels()
 
-    def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
-        return workload.oracle(index_set)
-
 
 def rank_major_bytes(workload: Workload, *, zero_fills: bool) -> int:
     """Bytes of a lookup in the rank-major table: ids, table, output; batch metadata is negligible beside them.
@@ -176,6 +170,12 @@ def rank_major_bytes(workload: Workload, *, zero_fills: bool) -> int:
     table = int(workload.ranks[row_slots].sum()) * SECTOR_BYTES
     live = int(workload.ranks[workload.token_slots()].sum()) if zero_fills else 0
     return workload.num_tokens * 8 + table + (workload.num_tokens * workload.case.rank + live) * element
+
+
+def _kernel_package() -> str:
+    """Where the installed version keeps its dense LoRA kernels."""
+    installed = _parsed(importlib.metadata.version("sglang"))
+    return next((path for first, path in KERNEL_PACKAGES if installed >= first), KERNEL_PACKAGES[-1][1])
 
 
 def forward_batch(workload: Workload) -> SimpleNamespace:
@@ -216,7 +216,7 @@ def _allocate_graph_buffers(backend: Any, case: Case) -> tuple[bool, ...]:
 
 
 @contextmanager
-def _standalone(module: ModuleType, server_args: SimpleNamespace, device: torch.device) -> Iterator[None]:
+def standalone(module: ModuleType, server_args: SimpleNamespace, device: torch.device) -> Iterator[None]:
     """Lets a backend be built outside a server, and on a CPU; the module is put back as it was on exit."""
     stand_ins: dict[str, Any] = {}
     if hasattr(module, "get_lora"):  # 0.5.20 and later read the settings from a server's runtime context

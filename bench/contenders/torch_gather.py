@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 
 from bench.case import ELEMENT_BYTES
-from bench.contenders.base import KernelRef, Launch
+from bench.contenders.base import KernelRef, Launch, LookupOp
 from bench.workload import SECTOR_BYTES, Workload
 
 
-class TorchGather:
+class TorchGather(LookupOp):
     """Two torch ops, add and embedding; a third clears what lies beyond a slot's rank.
 
     vLLM needs no third op because its tables are zero-padded. The table of a workload is random everywhere, so the
@@ -19,7 +19,6 @@ class TorchGather:
     """
 
     name = "torch_gather"
-    tolerance = 0.0
 
     def unavailable(self) -> str | None:
         return None
@@ -55,9 +54,6 @@ class TorchGather:
 
     def kernels(self) -> list[KernelRef]:
         return []
-
-    def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
-        return workload.oracle(index_set)
 
 
 def _needs_clearing(workload: Workload) -> bool:

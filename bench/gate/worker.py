@@ -116,11 +116,10 @@ def _measure(start: Start, begin: Begin, receiver: Connection, sender: Connectio
 
 @dataclass
 class _Ready:
-    """A prepared point: `sample` and what to multiply its times by. A graph reads tensors that only `launch` keeps."""
+    """A prepared point: `sample` and what to multiply its times by."""
 
     sample: Sample
     scale: float
-    launch: Launch
 
 
 class Session:
@@ -161,7 +160,7 @@ class Session:
         return Visited(blocks, *(measure.gpu_state() if self.kind == "gpu" else (None, [])))
 
     def _prepare(self, ask: Prepare) -> Prepared:
-        contender = contenders.build(ask.planned.contender)
+        contender = contenders.build(ask.planned.contender, ask.planned.case.op)
         if reason := contender.unavailable():
             return Prepared("skipped", reason)
         prepare = self._graph if self.kind == "gpu" and ask.planned.clock == "graph" else self._calls
@@ -184,7 +183,7 @@ class Session:
         sample: Sample = lambda blocks: graph.sample(  # noqa: E731
             captured, blocks=blocks, block_ms=settings.block_ms, flush=flush
         )
-        self._ready = _Ready(sample, captured.nodes / settings.nodes, launch)
+        self._ready = _Ready(sample, captured.nodes / settings.nodes)
         return Prepared("ok", nodes=captured.nodes, minimum_bytes=workload.minimum_bytes())
 
     def _calls(self, contender: Contender, ask: Prepare) -> Prepared:
@@ -204,7 +203,7 @@ class Session:
             sample: Sample = lambda blocks: eager.sample(launch, index_sets=sets, calls=calls, blocks=blocks)[0]  # noqa: E731
         else:
             sample = lambda blocks: [_host_us(launch, calls) for _ in range(blocks)]  # noqa: E731
-        self._ready = _Ready(sample, calls / settings.eager_calls, launch)
+        self._ready = _Ready(sample, calls / settings.eager_calls)
         return Prepared("ok", nodes=None, minimum_bytes=workload.minimum_bytes())
 
     def _first_time(self, ask: Prepare) -> bool:

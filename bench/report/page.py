@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 
 from bench import contenders
-from bench.case import PHASES, Case
+from bench.case import OPS, Case
 from bench.estimate import anchor_value, floor, point_estimate
 from bench.gate.records import PairRun
 from bench.gate.verdict import Exit, Report
@@ -21,7 +22,7 @@ from bench.report.gate import MEANING, interval, percent, worst_first
 from bench.report.history import change_lines, failure_lines
 from bench.report.history import heading as history_heading
 from bench.report.methods import METHODS
-from bench.report.tables import MARKS, case_label, microseconds, name_of, short_name
+from bench.report.tables import MARKS, case_label, kind_of, kinds, microseconds, name_of, short_name
 from bench.results import Point, Results
 
 HERE = Path(__file__).parent
@@ -137,10 +138,11 @@ def _paragraph(text: str, *, bad: bool = False) -> str:
 
 
 def _ratios(points: Sequence[Point]) -> str:
-    """How many times faster, a row for each clock and contender."""
+    """How many times faster, a row for each op, clock and contender."""
     rows = []
-    for clock in CLOCKS:
-        by_case = _by_case(point for point in points if point.clock == clock and point.status == "ok")
+    for op, clock in itertools.product(OPS, CLOCKS):
+        chosen = [p for p in points if p.case.op == op and p.clock == clock and p.status == "ok"]
+        by_case, what = _by_case(chosen), clock if op == "lookup" else f"{op}, {clock}"
         found = dict.fromkeys(name for row in by_case.values() for name in row if name != OURS)
         # Peers first, each at its own default before its other settings: the registry's order.
         names = sorted(found, key=lambda name: (name.startswith("csgmv_embed"), ORDER.get(name, len(ORDER))))
@@ -150,7 +152,7 @@ def _ratios(points: Sequence[Point]) -> str:
                 mean = geometric_mean(values)
                 rows.append(
                     [
-                        (f"{name_of(name)}; {clock}", None),
+                        (f"{name_of(name)}; {what}", None),
                         (f"{mean:.2f}", mean),
                         (f"{min(values):.2f}", min(values)),
                         (f"{max(values):.2f}", max(values)),
@@ -199,10 +201,10 @@ def _tables(content: Content) -> str:
     parts = []
     for name, results in content.results:
         for clock, title in CLOCKS.items():
-            for phase in PHASES:
-                points = [p for p in results.points if p.clock == clock and p.case.phase == phase]
+            for kind in kinds(results.points):
+                points = [p for p in results.points if p.clock == clock and kind_of(p.case) == kind]
                 if points:
-                    parts.append(f"<h3>{phase}, {escape(title)}</h3>{_timed(results, points, name)}")
+                    parts.append(f"<h3>{kind}, {escape(title)}</h3>{_timed(results, points, name)}")
         if any(point.clock == "work" for point in results.points):
             parts.append(f"<h3>counted work of a launch</h3>{_counted(results.points, name)}")
     for name, report in content.reports:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.case import PHASES, Case, ClockName
+from bench.case import OPS, PHASES, Case, ClockName, Op
 from bench.estimate import Floor, anchor_value, floor, point_estimate, process_spread
 from bench.results import Point, Results
 
@@ -33,6 +33,10 @@ NAMES: dict[str, str] = {
     "sglang_triton": "SGLang triton fallback",
     "sglang_tokens": "SGLang token kernel",
     "torch_gather": "torch gather",
+    "csgmv_embed_add-vocab_major": "ours, added to a base lookup, vocab-major",
+    "csgmv_embed_add-rank_major": "ours, added to a base lookup, rank-major",
+    "sglang_triton_v2": "SGLang triton_v2",
+    "base": "without LoRA",
 }
 MARKS = {"skipped": "skip", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR"}
 
@@ -60,15 +64,26 @@ def summary(results: Results) -> RenderableType:
     """Every table of a file, its heading and the points that have no figure."""
     parts: list[RenderableType] = [heading(results)]
     for clock in ("graph", "eager", "prepare"):
-        for phase in PHASES:
-            points = [point for point in results.points if point.clock == clock and point.case.phase == phase]
+        for kind in kinds(results.points):
+            points = [point for point in results.points if point.clock == clock and kind_of(point.case) == kind]
             if points:
-                parts += [timed_table(results, points, clock, phase), Text()]
+                parts += [timed_table(results, points, clock, kind), Text()]
     counted = [point for point in results.points if point.clock == "work"]
     if counted:
         parts += [work_table(counted), Text()]
-    parts += [ratios(results), failures(results.points)]
+    parts += [ratios(results), errors(results.points), failures(results.points)]
     return Group(*parts)
+
+
+def kind_of(case: Case) -> str:
+    """What a table holds the cases of: a phase, and the op where it is not the lookup."""
+    return case.phase if case.op == "lookup" else f"{case.op}, {case.phase}"
+
+
+def kinds(points: Iterable[Point]) -> list[str]:
+    """The kinds of these points, lookups first, decode before prefill."""
+    cases = sorted({point.case for point in points}, key=lambda case: (OPS.index(case.op), PHASES.index(case.phase)))
+    return list(dict.fromkeys(kind_of(case) for case in cases))
 
 
 def heading(results: Results) -> RenderableType:
@@ -92,12 +107,12 @@ def heading(results: Results) -> RenderableType:
     return Text("\n".join(lines) + "\n")
 
 
-def timed_table(results: Results, points: Sequence[Point], clock: str, phase: str) -> Table:
+def timed_table(results: Results, points: Sequence[Point], clock: str, kind: str) -> Table:
     """One row a case: our time and its multiple of the floor, then each other contender with its ratio to ours."""
     by_case = _by_case(points)
     names = _columns(points)
     table = Table(
-        title=f"{phase}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}",
+        title=f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}",
         title_justify="left",
         pad_edge=False,
     )
@@ -161,23 +176,52 @@ def _joined(values: Iterable[int]) -> str:
 
 def ratios(results: Results) -> RenderableType:
     """Geometric mean and range of each contender's time over ours, per clock, over the points both have."""
-    lines = []
+    lines: list[str] = []
     clocks: tuple[ClockName, ...] = ("graph", "eager", "prepare")
     for clock in clocks:
         points = [point for point in results.points if point.clock == clock and point.status == "ok"]
-        by_case = _by_case(points)
-        for name in _columns(points):
-            values = [_value(row[name]) / _value(row[OURS]) for row in by_case.values() if name in row and OURS in row]
-            if name != OURS and values:
-                lines.append(
-                    f"{clock}: {short_name(name)} takes {geometric_mean(values):.2f} times ours "
-                    f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
-                )
+        for op in OPS:
+            lines += _ratios(clock, op, [point for point in points if point.case.op == op])
         spreads = [spread for point in points if (spread := process_spread(point)) is not None]
         if spreads:
             middle, worst = f"{100 * median(spreads):.2f} %", f"{100 * max(spreads):.2f} %"
             lines.append(f"{clock}: between processes the log time varies by {middle} (median sd), {worst} at worst")
     return Text("\n".join(lines) + "\n" if lines else "")
+
+
+def _ratios(clock: ClockName, op: Op, points: Sequence[Point]) -> Iterator[str]:
+    by_case = _by_case(points)
+    what = clock if op == "lookup" else f"{op}, {clock}"
+    for name in _columns(points):
+        values = [_value(row[name]) / _value(row[OURS]) for row in by_case.values() if name in row and OURS in row]
+        if name != OURS and values:
+            yield (
+                f"{what}: {short_name(name)} takes {geometric_mean(values):.2f} times ours "
+                f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
+            )
+
+
+def errors(points: Sequence[Point]) -> RenderableType:
+    """Of each op that rounds: each contender's largest error, and at how many points that both have ours is larger.
+
+    Errors are against the float64 oracle, relative to its largest value.
+    """
+    lines: list[str] = []
+    for op in OPS:
+        checked = [(point, error) for point in points if point.case.op == op and (error := _error(point)) is not None]
+        ours = {(point.case, point.clock): error for point, error in checked if point.contender == OURS}
+        for name in dict.fromkeys(point.contender for point, _ in checked):
+            errs = {(point.case, point.clock): error for point, error in checked if point.contender == name}
+            both = errs.keys() & ours.keys()
+            larger = sum(ours[key] > errs[key] for key in both)
+            beside = f"; ours errs by more at {larger} of {len(both)} points" if both and name != OURS else ""
+            lines.append(f"{op}: {short_name(name)} errs by {max(errs.values()):.2g} of the largest value{beside}")
+    return Text("\n".join(lines) + "\n" if lines else "")
+
+
+def _error(point: Point) -> float | None:
+    """None for what was not compared, or is a copy that has to be equal."""
+    return point.check.max_error if point.check and point.check.tolerance > 0 else None
 
 
 def failures(points: Sequence[Point]) -> RenderableType:

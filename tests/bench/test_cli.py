@@ -62,7 +62,10 @@ def test_list_prints_every_case_and_contender_and_the_profiles() -> None:
     )
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.case.key for point in plan.points}
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.contender for point in plan.points}
-    assert "of faults, full, gate_work, history, host, quick, smoke" in done.stdout and "clocks: work" in done.stdout
+    assert (
+        "of faults, full, gate_work, head, hidden, history, host, layer, quick, smoke" in done.stdout
+        and "clocks: work" in done.stdout
+    )
 
 
 def test_doctor_names_each_package_and_each_contender() -> None:
@@ -101,7 +104,10 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("list", "-p", "nope"), ("'nope' is unknown", "full, gate_work, history, host, quick, smoke")),
+        (
+            ("list", "-p", "nope"),
+            ("'nope' is unknown", "full, gate_work, head, hidden, history, host, layer, quick, smoke"),
+        ),
         (("list", "-a", "rank="), ("--axis: rank:", "at least 1")),
         (("list", "-a", "rank=8", "-a", "rank=16"), ("rank is given twice", "rank=8,16")),
         (("list", "-c", "nope*"), ("--contender nope*",)),

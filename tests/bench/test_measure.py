@@ -19,7 +19,10 @@ CASE = Case("decode", 4, 1, 8, vocab=50, adapters=2)
 
 def fake(outputs):
     class Fake:
-        name, tolerance = "fake", 0.0
+        name, in_place, allowed = "fake", False, 0.0
+
+        def tolerance(self, case):
+            return self.allowed
 
         def unavailable(self):
             return None
@@ -38,7 +41,7 @@ def fake(outputs):
 def compare(change, tolerance=0.0):
     workload = make_workload(CASE, seed=1, index_sets=2, device=torch.device("cpu"))
     contender = fake(None)
-    contender.tolerance = tolerance
+    contender.allowed = tolerance
     outputs = [workload.oracle(index) for index in range(2)]
     outputs[1] = change(outputs[1].clone())
     return measure._compare(contender, workload, outputs)
@@ -86,13 +89,13 @@ def bench_here() -> measure.Bench:
 def test_a_missing_peer_is_skipped_with_its_reason(monkeypatch):
     absent = fake(None)
     absent.unavailable = lambda: "not installed: pip install it"
-    monkeypatch.setattr(contenders, "build", lambda name: absent)
+    monkeypatch.setattr(contenders, "build", lambda name, op: absent)
     point = measure.measure(bench_here(), PlannedPoint(CASE, "fake", "work"), 3)
     assert (point.status, point.reason, point.index) == ("skipped", "not installed: pip install it", 3)
 
 
 def test_a_contender_without_triton_kernels_has_no_work_to_count(monkeypatch):
-    monkeypatch.setattr(contenders, "build", lambda name: fake(None))
+    monkeypatch.setattr(contenders, "build", lambda name, op: fake(None))
     point = measure.measure(bench_here(), PlannedPoint(CASE, "fake", "work"), 0)
     assert point.status == "skipped"
 
@@ -100,7 +103,7 @@ def test_a_contender_without_triton_kernels_has_no_work_to_count(monkeypatch):
 def test_an_exception_of_a_contender_is_its_result(monkeypatch):
     broken = fake(None)
     broken.unavailable = lambda: 1 / 0
-    monkeypatch.setattr(contenders, "build", lambda name: broken)
+    monkeypatch.setattr(contenders, "build", lambda name, op: broken)
     answer = worker._answer(bench_here(), Ask(PlannedPoint(CASE, "fake", "work"), 0))
     assert (answer.point.status, answer.lost) == ("error", False)
     assert answer.point.reason == "ZeroDivisionError: division by zero"

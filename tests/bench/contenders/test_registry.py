@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bench import contenders
+from bench.case import OPS, Op
 
 
 def test_names_cover_every_variant() -> None:
@@ -18,6 +19,8 @@ def test_names_cover_every_variant() -> None:
         "csgmv_embed_segments-rank_major",
         "csgmv_embed_pdl-vocab_major",
         "csgmv_embed_pdl-rank_major",
+        "csgmv_embed_add-vocab_major",
+        "csgmv_embed_add-rank_major",
         "csgmv_embed_plugin-chunk16",
         "csgmv_embed_plugin-chunk32",
         "csgmv_embed_plugin-chunk64",
@@ -31,15 +34,36 @@ def test_names_cover_every_variant() -> None:
         "sglang_csgmv-chunk64",
         "sglang_csgmv-chunk128",
         "sglang_triton",
+        "sglang_triton_v2",
         "sglang_tokens",
-        "sglang_expand",
         "torch_gather",
+        "base",
     }
 
 
-@pytest.mark.parametrize("name", contenders.names())
-def test_a_built_contender_carries_the_name_it_was_asked_for(name: str) -> None:
-    assert contenders.build(name).name == name
+BUILT = [(name, op) for name in contenders.names() for op in OPS if contenders.provides(name, op)]
+
+
+@pytest.mark.parametrize(("name", "op"), BUILT)
+def test_a_built_contender_carries_the_name_it_was_asked_for(name: str, op: Op) -> None:
+    assert contenders.build(name, op).name == name
+
+
+def test_every_contender_has_an_op_and_is_built_for_its_first_if_none_is_named() -> None:
+    assert {name for name, _ in BUILT} == set(contenders.names())
+    assert type(contenders.build("csgmv_embed-vocab_major")).__name__ == "CsgmvEmbed"
+    assert type(contenders.build("csgmv_embed_add-rank_major")).__name__ == "CsgmvEmbedLayer"
+
+
+def test_families_name_the_variants() -> None:
+    families = {name.split("-")[0] for name in contenders.names()}
+    assert families == set(contenders.FAMILIES)
+
+
+def test_an_op_that_a_contender_lacks_is_an_error_that_lists_those_it_has() -> None:
+    assert not contenders.provides("csgmv_embed-rank_major", "head")
+    with pytest.raises(KeyError, match="'csgmv_embed-rank_major' has no op 'head'; it has lookup, layer"):
+        contenders.build("csgmv_embed-rank_major", "head")
 
 
 def test_an_unknown_name_is_a_key_error_that_lists_the_known_ones() -> None:

@@ -13,7 +13,6 @@ import torch
 from bench.case import Case
 from bench.contenders.csgmv_embed_plugin import CsgmvEmbedPlugin
 from bench.contenders.sglang_csgmv import SglangCsgmv
-from bench.contenders.sglang_expand import SglangExpand
 from bench.contenders.sglang_peers import DECODE_GRAPH_CAPACITY, SglangLookup, rank_major_bytes
 from bench.contenders.sglang_tokens import SglangTokens
 from bench.contenders.sglang_triton import SglangTriton
@@ -38,7 +37,7 @@ def workload_of(case: Case) -> Workload:
     return make_workload(case, seed=3, index_sets=2, device=torch.device("cpu"))
 
 
-def skip_unless_available(contender: SglangLookup | SglangExpand) -> None:
+def skip_unless_available(contender: SglangLookup) -> None:
     if (reason := contender.unavailable()) is not None:
         pytest.skip(reason)
 
@@ -53,21 +52,6 @@ def test_lookup_equals_the_oracle(contender: SglangLookup, case: Case, static: b
     launch = contender.setup(workload, static=static)
     for k in range(2):
         assert torch.equal(launch(k), contender.oracle(workload, k))
-
-
-@needs_interpreter
-@pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
-def test_expand_equals_the_dense_formula(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    contender = SglangExpand()
-    skip_unless_available(contender)
-    tuning = contender.kernels()[0][0].rpartition(".")[0] + ".lora_tuning_config"
-    monkeypatch.setattr(importlib.import_module(tuning), "get_device_name", lambda: "none", raising=False)
-    # float32: the interpreter multiplies the bit patterns of bfloat16 matrices
-    case = Case("decode", 5, 1, 16, adapters=2, rank_mix="ladder", base_fraction=0.2, vocab=97, dtype="float32")
-    workload = workload_of(case)
-    result = contender.setup(workload, static=static)(1).float()
-    expected = contender.oracle(workload, 1).float()
-    assert (result - expected).abs().max() <= contender.tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize(("chunk", "segments"), [(16, 2 * 10), (128, 2 * 2)])
@@ -102,8 +86,8 @@ def test_preparing_leaves_the_backend_module_as_it_was() -> None:
     assert vars(module) == before
 
 
-@pytest.mark.parametrize("contender", [*LOOKUPS, SglangExpand()], ids=lambda contender: contender.name)
-def test_kernel_references_resolve(contender: SglangLookup | SglangExpand) -> None:
+@pytest.mark.parametrize("contender", LOOKUPS, ids=lambda contender: contender.name)
+def test_kernel_references_resolve(contender: SglangLookup) -> None:
     skip_unless_available(contender)
     for module, attribute in contender.kernels():
         assert hasattr(importlib.import_module(module), attribute)

@@ -24,7 +24,7 @@ def test_a_quiet_self_check_passes_and_says_what_it_can_see(run: Run, tmp_path: 
     assert done.code == 0, done.out
     assert "every slowdown from +" in done.out and "on would be seen" in done.out
     record = records.read(tmp_path / "r.json")
-    assert len(record.points) == 32
+    assert len(record.points) == 40
     assert all(
         len(point.rounds) == record.gate.screen_processes * record.gate.screen_layouts for point in record.points
     )

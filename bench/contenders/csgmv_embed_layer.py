@@ -1,0 +1,57 @@
+"""Our embedding layer: base row, A row and product with B in one kernel, or added to a base lookup by torch."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+import csgmv_embed
+from bench import traffic
+from bench.case import ELEMENT_BYTES, Storage
+from bench.contenders.base import KernelRef, Launch, ProductOp
+from bench.contenders.csgmv_embed import a_row_bytes, batch_of
+from bench.workload import Workload
+
+TOO_OLD = "this csgmv_embed has no {}: expected a commit that has the op"
+
+
+class CsgmvEmbedLayer(ProductOp):
+    """embedding_lora; `add`: F.embedding, then embedding_lora_add, as where a base layer all-reduces in between."""
+
+    roundings = 1  # what it is added to is of the dtype already
+
+    def __init__(self, storage: Storage, add: bool = False) -> None:
+        self.storage, self.add = storage, add
+        self.name = f"csgmv_embed{'_add' if add else ''}-{storage}"
+
+    def unavailable(self) -> str | None:
+        op = "embedding_lora_add" if self.add else "embedding_lora"
+        return None if hasattr(csgmv_embed, op) else TOO_OLD.format(op)
+
+    def setup(self, workload: Workload, *, static: bool) -> Launch:
+        batch = batch_of(workload, static=static, segments=True, scalings=workload.scalings)
+        embedding, a_table, b_table = workload.weight("embedding"), workload.table(self.storage), workload.weight("b")
+        ids, vocab = workload.index_sets, workload.case.vocab
+        if not self.add:
+            return lambda k: csgmv_embed.embedding_lora(ids[k], embedding, a_table, b_table, batch, vocab)
+
+        def launch(k: int) -> torch.Tensor:
+            base = functional.embedding(ids[k], embedding)
+            return csgmv_embed.embedding_lora_add(base, ids[k], a_table, b_table, batch, vocab)
+
+        return launch
+
+    def required_bytes(self, workload: Workload) -> int:
+        """Ids, distinct rows of both tables (A's in whole sectors), B of the slots in use, the output.
+
+        With `add` the ids are read twice, and the output of each token with an adapter is read and written again.
+        """
+        element = ELEMENT_BYTES[workload.case.dtype]
+        passes = 2 if self.add else 1
+        again = 2 * traffic.live_tokens(workload) * workload.case.hidden * element if self.add else 0
+        ids = passes * workload.num_tokens * traffic.ID_BYTES
+        tables = traffic.base_rows(workload) + a_row_bytes(workload, self.storage) + traffic.b_tables(workload)
+        return ids + tables + traffic.written(workload) + again
+
+    def kernels(self) -> list[KernelRef]:
+        return [KernelRef(("csgmv_embed.layer", "embedding_lora_kernel"))]

@@ -1,0 +1,65 @@
+"""bfloat16 in Triton's interpreter: sums, products and roundings are a GPU's inside `faithful`, as before after it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from bench.clocks import tracing
+from bench.clocks.interpreter import faithful
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+
+@triton.jit
+def halves(x, y):
+    return tl.trans(x), tl.trans(y)
+
+
+@triton.jit
+def product_kernel(x, y, out):
+    """out = (x @ y).to(out) + out, in the dtype of out."""
+    at = tl.arange(0, 16)
+    place = at[:, None] * 16 + at[None, :]
+    left, right = halves(tl.load(x + place), tl.load(y + place))
+    total = tl.dot(tl.trans(left), tl.trans(right)).to(out.dtype.element_ty)
+    tl.store(out + place, total + tl.load(out + place))
+
+
+def operands(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(16, 16, generator=generator).to(dtype) for _ in range(3))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_product_is_rounded_as_on_a_gpu(dtype: torch.dtype) -> None:
+    x, y, out = operands(dtype)
+    expected = (x.float() @ y.float()).to(dtype) + out
+    with faithful():
+        product_kernel[(1,)](x, y, out)
+    torch.testing.assert_close(out, expected, rtol=0, atol=torch.finfo(dtype).eps * 8)
+    if dtype == torch.bfloat16:
+        again = operands(dtype)
+        product_kernel[(1,)](*again)
+        assert not torch.allclose(again[2].float(), expected.float(), atol=1.0), "mended by Triton: faithful can go"
+
+
+def test_a_traced_product_is_counted_and_right() -> None:
+    x, y, out = operands(torch.bfloat16)
+    expected = (x.float() @ y.float()).bfloat16() + out
+    kernels = [(__name__, "product_kernel")]
+    for _ in range(2):  # a second trace must find the interpreter as the first did
+        result = out.clone()
+        counts = tracing.count(lambda result=result: product_kernel[(1,)](x, y, result), kernels)  # type: ignore[misc]
+        assert (counts.launches, counts.load_bytes, counts.store_bytes) == (1, 3 * 512, 512)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0.06)
+
+
+def test_a_launch_of_too_many_programs_is_refused_by_its_size() -> None:
+    x, y, out = operands(torch.float32)
+    with pytest.raises(tracing.TooManyPrograms, match="9000 programs; the work clock interprets at most 8192"):
+        tracing.count(lambda: product_kernel[(9000,)](x, y, out), [(__name__, "product_kernel")])
