@@ -23,7 +23,7 @@ from bench.environment import collect_code
 from bench.gate import records, selftest, session
 from bench.gate.judge import judge_pairs
 from bench.gate.pairs import WorkerSide
-from bench.gate.protocol import Prepared, Side, SideLost
+from bench.gate.protocol import Begin, Prepared, Side, SideLost
 from bench.gate.records import PairPoint, PairRun
 from bench.gate.session import Instrument
 from bench.gate.trees import LIBRARY, Tree, hashes_at, trees
@@ -207,7 +207,7 @@ def test_each_process_is_a_fork_that_ends_and_a_killed_one_is_a_lost_side(side: 
     parent = side._worker._process.pid
     pids = []
     for process in range(2):
-        begun = side.begin(process)
+        begun = side.begin(Begin(process))
         assert begun.library == str(ROOT / LIBRARY / "__init__.py")
         pids += children(parent)
         assert side.prepare(point, 5, 0.0).status == "ok"
@@ -215,20 +215,20 @@ def test_each_process_is_a_fork_that_ends_and_a_killed_one_is_a_lost_side(side: 
         side.finish()
         assert children(parent) == []
     assert len(set(pids)) == 2
-    side.begin(2)
+    side.begin(Begin(2))
     assert side.prepare(point, 6, 0.0).status == "ok"
     os.kill(children(parent)[0], signal.SIGKILL)
     wait_until(lambda: not children(parent))  # else it may die with half of the next message read
     with pytest.raises(SideLost, match="SIGKILL"):
         side.visit(1)
-    side.begin(3)
+    side.begin(Begin(3))
     assert side.prepare(point, 7, 0.0).status == "ok"
     assert side._worker._process.pid == parent, "only the child was lost"
 
 
 def test_a_killed_worker_takes_its_child_with_it_and_is_replaced(side: WorkerSide) -> None:
     point = planned(TINY, *ONE)[0].planned
-    side.begin(0)
+    side.begin(Begin(0))
     assert side._worker is not None
     parent = side._worker._process.pid
     (child,) = children(parent)
@@ -237,14 +237,14 @@ def test_a_killed_worker_takes_its_child_with_it_and_is_replaced(side: WorkerSid
         side.prepare(point, 5, 0.0)
     stat = Path(f"/proc/{child}/stat")
     wait_until(lambda: not stat.exists() or stat.read_text().split()[2] == "Z")
-    side.begin(1)
+    side.begin(Begin(1))
     assert side.prepare(point, 6, 0.0).status == "ok"
 
 
 def test_what_a_contender_raises_is_the_points_status(side: WorkerSide) -> None:
     point = planned(TINY, *ONE)[0].planned
     bad = msgspec.structs.replace(point, case=msgspec.structs.replace(point.case, mix="zipf:-9e9"))
-    side.begin(0)
+    side.begin(Begin(0))
     answer = side.prepare(bad, 5, 0.0)
     assert answer.status == "error" and answer.reason
     assert side.prepare(point, 6, 0.0).status == "ok"
@@ -343,7 +343,7 @@ def test_a_revision_is_measured_from_its_own_files_by_this_checkouts_suite() -> 
         assert a.subject.dirty is False and a.subject.sha
         worker = WorkerSide(a, "interpret", TINY.measure, ("csgmv_embed-vocab_major",))
         with contextlib.closing(worker):
-            assert worker.begin(0).library == str(a.library / "__init__.py")
+            assert worker.begin(Begin(0)).library == str(a.library / "__init__.py")
             worker.finish()
         kept = a.library
     assert not kept.exists()
@@ -392,4 +392,4 @@ def test_a_worker_that_loaded_another_library_cannot_be_judged(tmp_path: Path, t
 
     worker = WorkerSide(Astray(elsewhere.subject, elsewhere.path), "interpret", TINY.measure, ())
     with contextlib.closing(worker), pytest.raises(CannotJudge, match="the worker loaded .*; expected"):
-        worker.begin(0)
+        worker.begin(Begin(0))

@@ -17,7 +17,7 @@ from bench import cli, config
 from bench.config import Measure, PlannedPoint
 from bench.gate import records as pair_store
 from bench.gate import session
-from bench.gate.protocol import Begun, Prepared, Visited
+from bench.gate.protocol import Begin, Begun, Prepared, Visited
 from bench.gate.session import Instrument
 from bench.gate.trees import Tree
 from bench.gate.verdict import CannotJudge
@@ -48,8 +48,8 @@ class Side:
     process: int = 0
     now: PlannedPoint | None = None
 
-    def begin(self, process: int) -> Begun:
-        self.process = process
+    def begin(self, begin: Begin) -> Begun:
+        self.process = begin.process
         return Begun(ENV, "")
 
     def prepare(self, planned: PlannedPoint, layout_seed: int, extra_share: float) -> Prepared:
