@@ -122,17 +122,13 @@ def interleaved(machine: Machine, gate: Gate, effect: Array) -> Judged:
     processes = np.zeros(machine.points)
     processes[flags] = np.where(cleared, cleared, gate.confirm_processes)
     in_full = processes == gate.confirm_processes
-    family = {"alpha": gate.alpha, "cleared": int(np.count_nonzero(cleared))}
-    slow = statistics.confirm(fresh[in_full], **family)
-    fast = statistics.confirm(fresh[in_full], slower=False, **family)
+    out = int(np.count_nonzero(cleared))
+    slow = statistics.confirm(fresh[in_full], alpha=gate.alpha, cleared=out)
+    fast = statistics.confirm(fresh[in_full], alpha=gate.alpha, cleared=out, slower=False)
     verdicts = _verdicts(in_full, slow, fast, limits.floor_pct)
-    return Judged(
-        [
-            "pass" if 0 < count < gate.confirm_processes else verdict
-            for verdict, count in zip(verdicts, processes, strict=True)
-        ],
-        processes,
-    )
+    for index in np.flatnonzero(flags & ~in_full):
+        verdicts[index] = "pass"
+    return Judged(verdicts, processes)
 
 
 def _pairs(machine: Machine, processes: int, layouts: int, effect: Array) -> Array:

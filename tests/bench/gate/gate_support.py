@@ -184,6 +184,7 @@ class FakeGpu:
     process_sd: float = 0.003
     slowdown: Callable[[PlannedPoint], float] = lambda planned: 0.0
     prepared: Callable[[str, PlannedPoint, int], Prepared] = lambda side, planned, process: Prepared("ok", nodes=60)
+    chance: Callable[[PlannedPoint, int], float] = lambda planned, process: 0.0  # on side B, by process
     throttle: Callable[[str, int], list[str]] = lambda side, process: []
     dies: Callable[[str, PlannedPoint, int], bool] = lambda side, planned, process: False
     seed: int = 0
@@ -252,7 +253,7 @@ class FakeSide:
         answer = self.gpu.prepared(self.name, planned, self.process)
         self.begun = not answer.lost
         self.now = planned
-        effect = self.gpu.slowdown(planned) if self.name == "B" else 0.0
+        effect = self.gpu.slowdown(planned) + self.gpu.chance(planned, self.process) if self.name == "B" else 0.0
         rng = random.Random(f"{self.gpu.seed} {self.name} {self.process} {planned.name}")
         self.level = 2.0 * exp(effect + rng.gauss(0.0, self.gpu.process_sd)) * (1 + extra_share)
         self.gpu.log.append(("prepare", self.name, planned.name, layout_seed, self.process))

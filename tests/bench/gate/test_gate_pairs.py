@@ -153,6 +153,53 @@ def test_noise_of_processes_raises_no_alarm_and_5_percent_is_found() -> None:
         assert all((item.status == "slow") == (item.case.rank == 256) for item in verdicts)
 
 
+def test_processes_are_opened_in_waves_before_any_of_a_wave_is_timed() -> None:
+    gpu = FakeGpu(slowdown=lambda point: 0.05)
+    on_fake(gpu, small(screen_processes=3, confirm_processes=6, wave=4))
+    opened = [gpu.opened["A", process] for process in range(9)]
+    assert opened == [gpu.opened["B", process] for process in range(9)]
+    assert [wave.stop for wave in opened] == [3, 3, 3, 7, 7, 7, 7, 9, 9]
+
+
+def once(victim: PlannedPoint, process: int, log_effect: float) -> Callable[[PlannedPoint, int], float]:
+    """An effect of one process on one point: chance, which the screen takes for a change."""
+    return lambda point, now: log_effect if (point, now) == (victim, process) else 0.0
+
+
+def test_a_point_flagged_by_chance_is_cleared_after_one_wave() -> None:
+    victim = planned()[0].planned
+    gpu = FakeGpu(chance=once(victim, 1, 0.06))
+    run = on_fake(gpu)
+    (point,) = [point for point in run.points if point.of_stage("confirm")]
+    assert point.planned == victim
+    assert len(point.of_stage("confirm")) == GATE.wave * GATE.confirm_layouts
+    report = judge_pairs(run)
+    (verdict,) = [item for item in report.verdicts if item.reason.startswith("flagged")]
+    assert (verdict.status, verdict.reason) == ("pass", "flagged by the screen, cleared after 4 of 16 processes")
+    assert report.exit_code is Exit.PASS
+
+
+def test_rounds_that_end_within_a_wave_or_show_a_change_leave_the_point_undecided() -> None:
+    victim = planned()[0].planned
+    run = on_fake(FakeGpu(chance=once(victim, 1, 0.06)))
+    (point,) = [point for point in run.points if point.of_stage("confirm")]
+    last = point.rounds[-GATE.confirm_layouts :]
+    del point.rounds[-GATE.confirm_layouts :]
+    assert judge_pairs(run).exit_code is Exit.CANNOT_JUDGE, "three of four"
+    for item in point.of_stage("confirm") + last:
+        item.b_blocks_us = [value * 1.05 for value in item.b_blocks_us]
+    point.rounds += last
+    (verdict,) = [item for item in judge_pairs(run).verdicts if item.status == "inconclusive"]
+    assert "incomplete" in verdict.reason
+
+
+def test_records_from_before_there_were_waves_have_none_cleared() -> None:
+    old = records.read(ROOT / "docs" / "experiments" / "h100-self-check-1.json")
+    assert (old.gate.wave, old.gate.clear_confidence) == (1, 1.0)
+    reasons = {item.reason for item in judge_pairs(old).verdicts}
+    assert "flagged by the screen, not confirmed" in reasons
+
+
 def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
     run = on_fake(FakeGpu())
     records.write(tmp_path / "r.json", run)
@@ -164,7 +211,7 @@ def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
 # --- real workers --------------------------------------------------------------------------------------------------
 
 # One process of one layout, three to confirm: enough to go through everything.
-TINY = small(screen_processes=1, screen_layouts=1, confirm_processes=3, visit_blocks=1)
+TINY = small(screen_processes=1, screen_layouts=1, confirm_processes=3, confirm_layouts=1, visit_blocks=1)
 TINY = msgspec.structs.replace(TINY, measure=msgspec.structs.replace(TINY.measure, eager_calls=1))
 
 
@@ -224,6 +271,30 @@ def test_each_process_is_a_fork_that_ends_and_a_killed_one_is_a_lost_side(side: 
     side.begin(Begin(3))
     assert side.prepare(point, 7, 0.0).status == "ok"
     assert side._worker._process.pid == parent, "only the child was lost"
+
+
+def test_processes_opened_ahead_wait_side_by_side_and_end_with_the_worker(side: WorkerSide) -> None:
+    point = planned(TINY, *ONE)[0].planned
+    assert side._worker is not None
+    parent = side._worker._process.pid
+    side.begin(Begin(0, ahead=2, rehearse=point))
+    second, third = children(parent)[1:]
+    side.finish()
+    assert children(parent) == [second, third]
+    os.kill(second, signal.SIGKILL)
+    side.begin(Begin(2))
+    assert third in children(parent), "opened ahead, not again"
+    assert side.prepare(point, 5, 0.0).status == "ok"
+    side.finish()
+    with pytest.raises(SideLost, match="SIGKILL"):
+        side.begin(Begin(1))
+    side.begin(Begin(1))
+    side.finish()
+    side.begin(Begin(3, ahead=1))
+    side.finish()
+    (waiting,) = children(parent)
+    side.close()
+    assert not Path(f"/proc/{waiting}").exists()
 
 
 def test_a_killed_worker_takes_its_child_with_it_and_is_replaced(side: WorkerSide) -> None:
