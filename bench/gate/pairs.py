@@ -182,7 +182,7 @@ class Runner:
                 point.wall_s += time.monotonic() - begun
                 yield PairMeasured(stage, point)
             if alive:
-                self._on_both(lambda side: side.finish())
+                self._untimed(lambda side: side.finish())
 
     def _begin(self, begin: Begin) -> None:
         """New processes, side by side: nothing is timed yet."""
@@ -192,11 +192,19 @@ class Runner:
             return side.begin(begin)
 
         try:
-            begun, _ = self._on_both(on)
+            begun, _ = self._untimed(on)
         except SideLost as loss:
             raise CannotJudge(f"a worker cannot start a measuring process: {loss}") from None
         if self._run.env is None:
             self._run.env = begun.env
+
+    def _untimed(self, call: Callable[[Side], T]) -> tuple[T, T]:
+        """Call both sides at once, in time that belongs to no point."""
+        begun = time.monotonic()
+        try:
+            return self._on_both(call)
+        finally:
+            self._run.open_s += time.monotonic() - begun
 
     def _on_both(self, call: Callable[[Side], T]) -> tuple[T, T]:
         """Call both sides at once; which of them is the first alternates, for it takes the memory it likes."""

@@ -168,7 +168,7 @@ def once(victim: PlannedPoint, process: int, log_effect: float) -> Callable[[Pla
 
 def test_a_point_flagged_by_chance_is_cleared_after_one_wave() -> None:
     victim = planned()[0].planned
-    gpu = FakeGpu(chance=once(victim, 1, 0.06))
+    gpu = FakeGpu(chance=once(victim, 1, 0.09))
     run = on_fake(gpu)
     (point,) = [point for point in run.points if point.of_stage("confirm")]
     assert point.planned == victim
@@ -181,7 +181,7 @@ def test_a_point_flagged_by_chance_is_cleared_after_one_wave() -> None:
 
 def test_rounds_that_end_within_a_wave_or_show_a_change_leave_the_point_undecided() -> None:
     victim = planned()[0].planned
-    run = on_fake(FakeGpu(chance=once(victim, 1, 0.06)))
+    run = on_fake(FakeGpu(chance=once(victim, 1, 0.09)))
     (point,) = [point for point in run.points if point.of_stage("confirm")]
     last = point.rounds[-GATE.confirm_layouts :]
     del point.rounds[-GATE.confirm_layouts :]
@@ -327,7 +327,7 @@ def test_a_self_check_of_real_workers_runs_to_its_report(tmp_path: Path, tree_pa
         pass
     assert [point.status for point in run.points] == ["ok"]
     assert run.env is not None and run.env.identity["triton"]
-    assert run.start_s > 0 and run.duration_s > run.start_s
+    assert run.start_s > 0 and run.open_s > 0 and run.duration_s > run.start_s + run.open_s
     (verdict,) = judge_pairs(run).verdicts
     assert verdict.status in ("pass", "inconclusive", "fast", "slow"), "the host's clock is not the gate's to judge"
     assert verdict.before_us and verdict.after_us
