@@ -100,6 +100,17 @@ def test_the_slow_commit_is_named_and_proven_against_its_parent(tmp_path: Path, 
     assert len(pairs) <= 2 + 4, "halves: 11 candidates take at most four comparisons between the first and the proof"
 
 
+def test_a_commit_between_takes_all_of_its_rounds_also_where_it_has_the_old_level(tmp_path: Path) -> None:
+    """Half of a change may lie within the floor, where a look of the gate would clear the point."""
+    made, libraries = job(tmp_path, Gpu(slower_from(11)))
+    with libraries:
+        list(bisect(made))
+    between = made.runs[1:]
+    assert len(between) >= 3
+    assert made.config.gate.wave < 6 and made.config.gate.clear_confidence < 1
+    assert {len({item.process for item in run.points[0].rounds}) for run in between} == {6}
+
+
 def test_a_gain_is_named_too(tmp_path: Path) -> None:
     named, _ = ended(tmp_path, Gpu(slower_from(4, -0.08)))
     assert named.suspects == (commit(4),) and named.proof is not None and named.proof.status == "fast"
