@@ -132,8 +132,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unconfirmed_floor_pct: Percent  # the same against a stored baseline alone
 
 
-class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the gate measures and decides; bench.toml says why."""
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the gate measures and decides; bench.toml says why. Defaults: how records without the field were made."""
 
     profile: str
     work_profile: str
@@ -144,6 +144,8 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     screen_layouts: Positive
     confirm_processes: Annotated[int, msgspec.Meta(ge=3)]
     confirm_layouts: Positive
+    wave: Positive = 1
+    clear_confidence: Annotated[float, msgspec.Meta(gt=0.5, le=1)] = 1.0
     visit_blocks: Positive
     alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
     power: Annotated[float, msgspec.Meta(gt=0.5, lt=1)]

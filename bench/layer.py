@@ -157,9 +157,7 @@ def both(layers: Layers, workload: Workload, chunk_size: int) -> Iterator[dict[P
     }
     with ExitStack() as stack:
         for side in SIDES:
-            preparing = SglangCsgmv.peer.preparing(
-                workload, static=True, chunk_size=chunk_size, scalings=tables.scalings
-            )
+            preparing = SglangCsgmv.peer.preparing(workload, static=True, chunk_size=chunk_size)
             backend, prepare = stack.enter_context(preparing)
             if side == "on":
                 stack.enter_context(plugged(backend))
@@ -201,7 +199,6 @@ class Tables:
     def __init__(self, layers: Layers, workload: Workload) -> None:
         self._layers, self._workload = layers, workload
         device, slots, rank = workload.device, workload.num_slots, workload.case.rank
-        self.scalings = [0.5 + 0.25 * (slot % 4) for slot in range(slots)]
         generator = torch.Generator(device).manual_seed(SEED)
 
         def draw(*shape: int) -> torch.Tensor:
@@ -211,7 +208,7 @@ class Tables:
         self.head_a, self.head_b = draw(rank, layers.hidden), draw(layers.vocab, rank)
         self._factors = (
             torch.from_numpy(workload.ranks).to(device),
-            torch.tensor(self.scalings, device=device),
+            torch.tensor(workload.scalings, device=device),
         )
 
     def exact_layer(self, ids: torch.Tensor) -> torch.Tensor:

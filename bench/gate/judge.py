@@ -74,6 +74,15 @@ def screen_flag(point: PairPoint, gate: Gate) -> bool:
     return bool(statistics.flagged(logs, gate.limits(point.clock).screen_pct)[0])
 
 
+def is_cleared(point: PairPoint, gate: Gate) -> bool:
+    """Whether the confirming rounds end a wave and show that the rest of them will not make a change of the point."""
+    values = observations(point.of_stage("confirm"))
+    if not statistics.is_look(len(values), gate.wave, gate.confirm_processes):
+        return False
+    floor_pct = gate.limits(point.clock).floor_pct
+    return bool(statistics.within_floor(np.array([values]), floor_pct, gate.clear_confidence)[0])
+
+
 def pair_design(gate: Gate, clock: ClockName) -> Design:
     limits = gate.limits(clock)
     return Design(
@@ -91,8 +100,9 @@ def _pairs_of_clock(points: Sequence[PairPoint], gate: Gate, clock: ClockName) -
     fresh = [observations(point.of_stage("confirm")) for point in confirmed]
     usable = [index for index, values in enumerate(fresh) if len(values) == gate.confirm_processes]
     matrix = np.array([fresh[index] for index in usable])
-    slow = statistics.confirm(matrix, alpha=gate.alpha)
-    fast = statistics.confirm(matrix, alpha=gate.alpha, slower=False)
+    cleared = sum(is_cleared(point, gate) for point in confirmed)
+    slow = statistics.confirm(matrix, alpha=gate.alpha, cleared=cleared)
+    fast = statistics.confirm(matrix, alpha=gate.alpha, slower=False, cleared=cleared)
     tests = {id(confirmed[index]): (slow[row], fast[row]) for row, index in enumerate(usable)}
     design = pair_design(gate, clock)
     return [_pair_verdict(point, gate, design, tests.get(id(point))) for point in points]
@@ -119,10 +129,18 @@ def _pair_verdict(point: PairPoint, gate: Gate, design: Design, tests: tuple[Tes
     if throttle := sorted({reason for item in point.rounds for reason in item.throttle}):
         return _but(base, "inconclusive", f"the GPU lowered its clock: {', '.join(throttle)}")
     if tests is None:
-        if not screen_flag(point, gate):
-            return _but(base, "pass", _quiet(base, gate))
-        return _but(base, "inconclusive", "flagged by the screen, but the confirming rounds are incomplete")
+        return _but(base, *_untested(point, gate, base))
     return _decide(base, tests, limits.floor_pct)
+
+
+def _untested(point: PairPoint, gate: Gate, base: Verdict) -> tuple[VerdictStatus, str]:
+    """What is said of a point without all confirming rounds."""
+    if is_cleared(point, gate):
+        count = len(observations(point.of_stage("confirm")))
+        return "pass", f"flagged by the screen, cleared after {count} of {gate.confirm_processes} processes"
+    if point.of_stage("confirm") or screen_flag(point, gate):
+        return "inconclusive", "flagged by the screen, but the confirming rounds are incomplete"
+    return "pass", _quiet(base, gate)
 
 
 def _decide(base: Verdict, tests: tuple[Tested, Tested], floor_pct: float) -> Verdict:

@@ -13,6 +13,7 @@ import msgspec
 
 from bench.case import shuffled_by_tables
 from bench.config import Measure, PlannedPoint
+from bench.gate import judge
 from bench.gate.protocol import Begin, Begun, Ended, Finish, Prepare, Prepared, Request, Side, SideLost, Visit, Visited
 from bench.gate.records import PairPoint, PairRound, PairRun, SideName, Stage
 from bench.gate.trees import Tree
@@ -46,7 +47,7 @@ PairEvent = StageStarted | PairMeasured
 class PairWorker(Worker):
     """The worker process of one side."""
 
-    module = "bench.gate.worker"
+    module = "bench.gate.start"
 
     def tell(self, request: Request, kind: type[T], timeout_s: float) -> T:
         """The answer. Raises WorkerDied if the process, SideLost if only its measuring child is gone."""
@@ -65,9 +66,9 @@ class WorkerSide:
         self._begun = False
         self._open()
 
-    def begin(self, process: int) -> Begun:
+    def begin(self, begin: Begin) -> Begun:
         worker = self._worker or self._open()
-        begun = self._tell(worker, Begin(process), Begun)
+        begun = self._tell(worker, begin, Begun)
         self._begun = True
         expected = self._tree.library / "__init__.py"
         if begun.library != str(expected):
@@ -153,7 +154,7 @@ class Runner:
         self._layouts = 0
 
     def stage(self, stage: Stage, points: Sequence[PairPoint]) -> Generator[PairEvent, None, None]:
-        """All rounds of a stage, over points that have not failed."""
+        """All rounds of a stage, over points that have not failed and that no earlier wave of it has cleared."""
         gate = self._run.gate
         processes, layouts = (
             (gate.screen_processes, gate.screen_layouts)
@@ -162,16 +163,17 @@ class Runner:
         )
         points = [point for point in points if point.status == "ok"]
         yield StageStarted(stage, len(points), processes)
-        for _ in range(processes):
-            alive = [point for point in points if point.status == "ok"]
-            todo = shuffled_by_tables(alive, lambda point: point.case, self._rng)
-            yield from self._process(stage, todo, layouts)
+        for index in range(processes):
+            points = [point for point in points if point.status == "ok" and not judge.is_cleared(point, gate)]
+            todo = shuffled_by_tables(points, lambda point: point.case, self._rng)
+            ahead = min(gate.wave - index % gate.wave, processes - index) - 1
+            yield from self._process(stage, todo, layouts, ahead)
             self._processes += 1
 
-    def _process(self, stage: Stage, todo: list[PairPoint], layouts: int) -> Iterator[PairEvent]:
+    def _process(self, stage: Stage, todo: list[PairPoint], layouts: int, ahead: int) -> Iterator[PairEvent]:
         remaining = list(todo)
         while remaining:  # more than one turn only after a crash
-            self._begin()
+            self._begin(Begin(self._processes, ahead, remaining[0].planned))
             alive = True
             while remaining and alive:
                 point = remaining.pop(0)
@@ -180,21 +182,29 @@ class Runner:
                 point.wall_s += time.monotonic() - begun
                 yield PairMeasured(stage, point)
             if alive:
-                self._on_both(lambda side: side.finish())
+                self._untimed(lambda side: side.finish())
 
-    def _begin(self) -> None:
+    def _begin(self, begin: Begin) -> None:
         """New processes, side by side: nothing is timed yet."""
 
-        def begin(side: Side) -> Begun:
+        def on(side: Side) -> Begun:
             side.finish()  # nothing to do, unless the other side was lost
-            return side.begin(self._processes)
+            return side.begin(begin)
 
         try:
-            begun, _ = self._on_both(begin)
+            begun, _ = self._untimed(on)
         except SideLost as loss:
             raise CannotJudge(f"a worker cannot start a measuring process: {loss}") from None
         if self._run.env is None:
             self._run.env = begun.env
+
+    def _untimed(self, call: Callable[[Side], T]) -> tuple[T, T]:
+        """Call both sides at once, in time that belongs to no point."""
+        begun = time.monotonic()
+        try:
+            return self._on_both(call)
+        finally:
+            self._run.open_s += time.monotonic() - begun
 
     def _on_both(self, call: Callable[[Side], T]) -> tuple[T, T]:
         """Call both sides at once; which of them is the first alternates, for it takes the memory it likes."""

@@ -11,10 +11,15 @@ from bench.results import Environment, Status
 
 
 class Begin(msgspec.Struct, tag=True):
-    """Start a measuring process. `fork`: as a child of the worker, so that imports are paid once."""
+    """Start a measuring process, as a child of the worker, so that imports are paid once.
+
+    `ahead`: so many of the next ones are opened too, side by side, and wait: nothing may be opened while something is
+    timed. `rehearse`: whose kernels each loads while it opens.
+    """
 
     process: int
-    fork: bool = True
+    ahead: int = 0
+    rehearse: PlannedPoint | None = None
 
 
 class Begun(msgspec.Struct, tag=True):
@@ -38,7 +43,6 @@ class Prepared(msgspec.Struct, tag=True):
     status: Status
     reason: str | None = None
     nodes: int | None = None
-    minimum_bytes: int | None = None
     lost: bool = False
 
 
@@ -76,7 +80,7 @@ class SideLost(Exception):
 class Side(Protocol):
     """One side of a pair. Every call may raise SideLost; `begin` may be called again after it, and after `finish`."""
 
-    def begin(self, process: int) -> Begun: ...
+    def begin(self, begin: Begin) -> Begun: ...
 
     def prepare(self, planned: PlannedPoint, layout_seed: int, extra_share: float) -> Prepared: ...
 

@@ -1,6 +1,7 @@
 """What the running of pairs records: raw blocks of both sides by round, in a JSON file of its own.
 
 History of the format (semver, as in bench/results.py)
+1.1.0  gate.wave, gate.clear_confidence: flagged points may be cleared before all confirming rounds are taken; open_s
 1.0.0  first version
 """
 
@@ -19,7 +20,7 @@ from bench.config import Gate, Measure, PlannedPoint
 from bench.gate.verdict import Subject, Use
 from bench.results import Environment, Status
 
-PAIRS_NAME, PAIRS_VERSION = "csgmv-bench-pairs", "1.0.0"
+PAIRS_NAME, PAIRS_VERSION = "csgmv-bench-pairs", "1.1.0"
 Stage = Literal["screen", "confirm"]
 SideName = Literal["A", "B"]
 
@@ -88,6 +89,7 @@ class PairRun(msgspec.Struct):
     points: list[PairPoint] = []
     duration_s: float = 0.0
     start_s: float = 0.0  # of the duration: until both workers had their imports
+    open_s: float = 0.0  # of the duration: opening and ending measuring processes
     selection: list[str] = []
     schema: PairSchema = msgspec.field(default_factory=PairSchema)
 

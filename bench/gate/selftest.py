@@ -47,6 +47,7 @@ class Repeat(msgspec.Struct):
     points: int
     duration_s: float
     start_s: float
+    open_s: float
     seconds_a_point: float
     found: dict[str, list[int]]  # planted share, as achieved -> [points found, points planted]
     worst_ratio: float | None
@@ -155,6 +156,7 @@ def repeat_of(file: str, run: PairRun, report: Report) -> Repeat:
         points=len(run.points),
         duration_s=run.duration_s,
         start_s=run.start_s,
+        open_s=run.open_s,
         seconds_a_point=run.duration_s / len(run.points),
         found=found,
         worst_ratio=max(ratios, default=None),

@@ -3,8 +3,9 @@
 The noise, as log times. Every point has a sd of its own around `process_sd_pct`, log-normally spread. A process adds
 a heavy-tailed effect (Student's t, 5 degrees of freedom) of that sd, a layout one of `layout_share` of it, the median
 of a round's blocks one of `block_sd_pct`. `bimodal_share` of the points add `mode_pct` in `mode_probability` of the
-processes. A session adds one effect to everything in it: the two sides of an interleaved run share it, a stored
-baseline and a later result do not, and the anchors see it.
+processes; `placed_share` of them depend on where their tables lie: their layouts differ by `placed_sd_pct`. A session
+adds one effect to everything in it: the two sides of an interleaved run share it, a stored baseline and a later result
+do not, and the anchors see it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Noise:
     bimodal_share: float = 0.05
     mode_pct: float = 3.0
     mode_probability: float = 0.3
+    placed_share: float = 0.0
+    placed_sd_pct: float = 3.0
     point_session_sd_pct: float = 0.0  # a session effect of each point of its own, which no anchor sees
 
 
@@ -53,6 +56,7 @@ class Counts(msgspec.Struct):
     runs_with_false_fast: int = 0
     runs_with_false_inconclusive: int = 0
     flagged: int = 0
+    confirming: int = 0  # processes that the flagged points without a slowdown took
     slowed: int = 0
     detected: int = 0
 
@@ -72,6 +76,10 @@ class Machine:
         self.noise, self.rng, self.points = noise, rng, points
         self.sd = noise.process_sd_pct / 100 * np.exp(rng.normal(0.0, noise.spread, points))
         self.bimodal = rng.random(points) < noise.bimodal_share
+        layout = noise.layout_share * self.sd
+        if noise.placed_share:
+            layout = np.where(rng.random(points) < noise.placed_share, noise.placed_sd_pct / 100, layout)
+        self.layout_sd = layout
 
     def rounds(self, processes: int, layouts: int) -> Array:
         """(points, processes, layouts) log times of one side, without its session."""
@@ -80,7 +88,7 @@ class Machine:
         process = self.sd[:, None] * heavy
         in_mode = self.bimodal[:, None] & (self.rng.random(shape[:2]) < self.noise.mode_probability)
         process = process + in_mode * log_limit(self.noise.mode_pct)
-        layout = self.noise.layout_share * self.sd[:, None, None] * self.rng.standard_normal(shape)
+        layout = self.layout_sd[:, None, None] * self.rng.standard_normal(shape)
         blocks = self.noise.block_sd_pct / 100 * self.rng.standard_normal(shape)
         return np.asarray(process[:, :, None] + layout + blocks)
 
@@ -96,23 +104,39 @@ class Machine:
         return float(np.mean(session) + np.median(errors))
 
 
-def interleaved(machine: Machine, gate: Gate, effect: Array) -> list[str]:
-    """Verdicts of one mode of an A/B run: screen, then fresh processes for the flagged points."""
+@dataclass(frozen=True)
+class Judged:
+    """Verdicts of one mode, one a point, and in how many fresh processes each point was measured."""
+
+    verdicts: list[str]
+    processes: Array
+
+
+def interleaved(machine: Machine, gate: Gate, effect: Array) -> Judged:
+    """One mode of an A/B run: screen, then fresh processes for the flagged points until a look clears them."""
     limits = gate.graph
     screen = _pairs(machine, gate.screen_processes, gate.screen_layouts, effect)
     flags = statistics.flagged(screen.reshape(machine.points, -1), limits.screen_pct)
-    fresh = _pairs(machine, gate.confirm_processes, gate.confirm_layouts, effect).mean(axis=2)[flags]
-    slow = statistics.confirm(fresh, alpha=gate.alpha)
-    fast = statistics.confirm(fresh, alpha=gate.alpha, slower=False)
-    return _verdicts(flags, slow, fast, limits.floor_pct)
+    fresh = _pairs(machine, gate.confirm_processes, gate.confirm_layouts, effect).mean(axis=2)
+    cleared = statistics.cleared_after(fresh[flags], gate.wave, limits.floor_pct, gate.clear_confidence)
+    processes = np.zeros(machine.points)
+    processes[flags] = np.where(cleared, cleared, gate.confirm_processes)
+    in_full = processes == gate.confirm_processes
+    out = int(np.count_nonzero(cleared))
+    slow = statistics.confirm(fresh[in_full], alpha=gate.alpha, cleared=out)
+    fast = statistics.confirm(fresh[in_full], alpha=gate.alpha, cleared=out, slower=False)
+    verdicts = _verdicts(in_full, slow, fast, limits.floor_pct)
+    for index in np.flatnonzero(flags & ~in_full):
+        verdicts[index] = "pass"
+    return Judged(verdicts, processes)
 
 
 def _pairs(machine: Machine, processes: int, layouts: int, effect: Array) -> Array:
     return machine.rounds(processes, layouts) - machine.rounds(processes, layouts) + effect[:, None, None]
 
 
-def stored(machine: Machine, gate: Gate, effect: Array) -> list[str]:
-    """Verdicts of one mode against a stored baseline whose commit cannot be run: unconfirmed ones."""
+def stored(machine: Machine, gate: Gate, effect: Array) -> Judged:
+    """One mode against a stored baseline whose commit cannot be run: unconfirmed ones."""
     limits = gate.graph
     layouts = -(-gate.baseline_rounds // gate.baseline_processes)
     then, now = machine.session(), machine.session()
@@ -125,7 +149,7 @@ def stored(machine: Machine, gate: Gate, effect: Array) -> list[str]:
     pairs = list(before[flags]), list(fresh[flags])
     slow = statistics.compare_unpaired(*pairs, alpha=gate.alpha)
     fast = statistics.compare_unpaired(*pairs, alpha=gate.alpha, slower=False)
-    return _verdicts(flags, slow, fast, limits.unconfirmed_floor_pct)
+    return Judged(_verdicts(flags, slow, fast, limits.unconfirmed_floor_pct), gate.confirm_processes * flags)
 
 
 def _verdicts(
@@ -153,10 +177,11 @@ def simulate(
     for _ in range(runs):
         false: set[str] = set()
         for _mode in range(2):
-            verdicts = use(Machine(noise, points, rng), gate, effect)
-            false |= set(verdicts[slowed:])
-            counts.flagged += sum(item != "unflagged" for item in verdicts[slowed:])
-            counts.detected += sum(item == "slow" for item in verdicts[:slowed])
+            judged = use(Machine(noise, points, rng), gate, effect)
+            false |= set(judged.verdicts[slowed:])
+            counts.flagged += int(np.count_nonzero(judged.processes[slowed:]))
+            counts.confirming += int(judged.processes[slowed:].sum())
+            counts.detected += sum(item == "slow" for item in judged.verdicts[:slowed])
         counts.slowed += 2 * slowed
         counts.runs_with_false_slow += "slow" in false
         counts.runs_with_false_fast += "fast" in false
@@ -183,6 +208,8 @@ def study(gate: Gate, runs: int, seed: int) -> list[Row]:
     settings = [("A/B", replace(Noise(), process_sd_pct=sd), "", interleaved) for sd in SDS]
     bimodal = replace(Noise(), bimodal_share=1.0)
     settings.append(("A/B", bimodal, "every point bimodal", interleaved))
+    placed = replace(Noise(), process_sd_pct=0.3, placed_share=0.06)
+    settings.append(("A/B", placed, "6 % of the points with layouts that differ by 3 %", interleaved))
     settings += [("stored", replace(Noise(), process_sd_pct=sd), "unconfirmed", stored) for sd in SDS]
     own = replace(Noise(), point_session_sd_pct=1.0)
     settings.append(("stored", own, "unconfirmed, each point its own session effect", stored))

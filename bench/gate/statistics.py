@@ -15,10 +15,12 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 Outcome = Literal["slow", "fast", "inconclusive", "pass"]
 CONFIDENCE = 0.95
 # Observations that agree to this are equal: what is left is rounding, and a t statistic of it would be noise.
 EQUAL = 1e-12
+LEAST_TO_CLEAR = 3  # observations: with fewer there is none a process
 
 
 def log_limit(percent: float) -> float:
@@ -43,11 +45,42 @@ class Tested:
     rejected: bool
 
 
-def confirm(observations: Array, *, alpha: float, slower: bool = True) -> list[Tested]:
-    """One-sided one-sample t test of each row against 0, Holm over all rows given.
+def within_floor(observations: Array, floor_pct: float, confidence: float) -> Bools:
+    """(points,) whether both one-sided bounds of the mean lie within the floor: more rounds will make no change of it.
+
+    Bounds of confidence 1 are infinite: nothing lies within them.
+    """
+    count = observations.shape[1]
+    if confidence >= 1 or count < 2:
+        return np.zeros(len(observations), dtype=np.bool_)
+    from scipy import stats
+
+    width = stats.t.ppf(confidence, count - 1) * observations.std(axis=1, ddof=1) / sqrt(count)
+    return np.asarray(np.abs(observations.mean(axis=1)) + width < log_limit(floor_pct))
+
+
+def is_look(count: int, wave: int, total: int) -> bool:
+    """Whether points may be cleared after so many of all observations: after each wave but the last, from three on."""
+    return LEAST_TO_CLEAR <= count < total and count % wave == 0
+
+
+def cleared_after(observations: Array, wave: int, floor_pct: float, confidence: float) -> Counts:
+    """(points,) the look at which each row is cleared; 0 for rows that need all of their observations."""
+    rows, total = observations.shape
+    after = np.zeros(rows, dtype=np.int64)
+    for count in range(1, total):
+        if is_look(count, wave, total):
+            clear = within_floor(observations[:, :count], floor_pct, confidence)
+            after[clear & (after == 0)] = count
+    return after
+
+
+def confirm(observations: Array, *, alpha: float, slower: bool = True, cleared: int = 0) -> list[Tested]:
+    """One-sided one-sample t test of each row against 0, Holm over all rows given and `cleared` more, whose p is 1.
 
     The rows must be fresh observations of points that other observations chose: then the family-wise error is at
-    most alpha, whatever chose them.
+    most alpha, whatever chose them. Points that an early look cleared stay in the family: looking can then only
+    take rejections away, never add one.
     """
     if not len(observations):
         return []
@@ -59,7 +92,7 @@ def confirm(observations: Array, *, alpha: float, slower: bool = True) -> list[T
     if varied.any():
         side = "greater" if slower else "less"
         p[varied] = stats.ttest_1samp(observations[varied], 0.0, axis=1, alternative=side).pvalue
-    return _with_holm(means, p, alpha)
+    return _with_holm(means, p, alpha, cleared)
 
 
 def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
@@ -100,11 +133,12 @@ def _certain(means: Array, slower: bool) -> Array:
     return np.where((np.abs(means) > EQUAL) & ((means > 0) == slower), 0.0, 1.0)
 
 
-def _with_holm(means: Array, p: Array, alpha: float) -> list[Tested]:
+def _with_holm(means: Array, p: Array, alpha: float, cleared: int = 0) -> list[Tested]:
     from statsmodels.stats.multitest import multipletests
 
-    rejected, adjusted, _, _ = multipletests(p, alpha=alpha, method="holm")
-    columns = zip(means, p, adjusted, rejected, strict=True)
+    rejected, adjusted, _, _ = multipletests(np.append(p, np.ones(cleared)), alpha=alpha, method="holm")
+    tested = len(p)
+    columns = zip(means, p, adjusted[:tested], rejected[:tested], strict=True)
     return [Tested(float(mean), float(raw), float(holm), bool(reject)) for mean, raw, holm, reject in columns]
 
 

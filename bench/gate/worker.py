@@ -1,18 +1,14 @@
-"""One side's worker: `python -m bench.gate.worker READ_FD WRITE_FD`.
+"""One side's worker, which bench/gate/start.py starts.
 
 It imports everything once and then, for each process of the plan, forks a child that creates its own GPU context:
 fresh memory and freshly loaded kernels at a tenth of the cost of a fresh interpreter. The parent process never
-touches the GPU.
+touches the GPU. Several children are opened side by side before any of them is timed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import importlib
 import os
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -24,15 +20,19 @@ import torch
 
 import csgmv_embed
 from bench import contenders, measure
+from bench.case import Case
+from bench.config import PlannedPoint
 from bench.contenders.base import Contender, Launch
 from bench.environment import collect_environment
-from bench.gate.protocol import Begin, Begun, Ended, Finish, Prepare, Prepared, Request, Visit, Visited
+from bench.gate.children import Child
+from bench.gate.protocol import Begin, Begun, Ended, Finish, Prepare, Prepared, Request, SideLost, Visit, Visited
 from bench.isolate import Hello, Start, WorkerKind
+from bench.workload import Workload
 
 if TYPE_CHECKING:
     from bench.clocks.graph import CapturedGraph
 
-PR_SET_PDEATHSIG = 1
+REHEARSED_VOCAB = 1024  # divides by what Triton specialises on, as real vocabularies do: the same kernels are loaded
 Sample = Callable[[int], list[float]]  # blocks -> time of one call, us, by block
 
 
@@ -41,77 +41,70 @@ def serve(receiver: Connection, sender: Connection) -> None:
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     for name in start.contenders:
         contenders.build(name).unavailable()  # imports what it needs
-    _warm_triton()
     gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
+    children = Children(start, receiver, sender)
     while True:
         try:
             begin = msgspec.json.decode(receiver.recv_bytes(), type=Request)
         except EOFError:
+            children.end()
             return
-        if not isinstance(begin, Begin):
-            continue  # was meant for a child that died before it could read it
-        if begin.fork:
-            reason = _in_child(lambda begin=begin: _measure(start, begin, receiver, sender))  # type: ignore[misc]
-        else:
-            _measure(start, begin, receiver, sender)
-            reason = None
-        sender.send_bytes(msgspec.json.encode(Ended(reason)))
+        if isinstance(begin, Begin):  # anything else was meant for a child that died before it could read it
+            sender.send_bytes(msgspec.json.encode(Ended(children.run(begin))))
 
 
-def _warm_triton() -> None:
-    """What Triton does once in a process before its first launch, done here, so that no fork does it again.
+class Children:
+    """The measuring processes of this worker: one runs, those opened ahead wait."""
 
-    Hashing its compiler and importing its backend take two thirds of the second that a fork's first point takes.
-    """
-    try:
-        from triton.backends import backends
-        from triton.runtime.cache import triton_key
+    def __init__(self, start: Start, receiver: Connection, sender: Connection) -> None:
+        self._start, self._receiver, self._sender = start, receiver, sender
+        self._waiting: dict[int, Child] = {}
 
-        triton_key()
-        for backend in backends.values():
-            importlib.import_module(backend.compiler.__module__)
-            importlib.import_module(backend.driver.__module__)
-    except (ImportError, AttributeError, OSError):  # another version: a fork's first point takes a second longer
-        return
+    def run(self, begin: Begin) -> str | None:
+        """Open what is to be opened, then let the process measure; how it ended if not by returning."""
+        numbers = range(begin.process, begin.process + begin.ahead + 1)
+        for number in numbers:
+            if number not in self._waiting:
+                self._waiting[number] = self._open(number, begin.rehearse)
+        for number in [number for number in numbers if not self._waiting[number].is_ready()]:
+            self._waiting.pop(number).end()
+        if begin.process not in self._waiting:  # what kills a rehearsal is the point's result, once it is its turn
+            self._waiting[begin.process] = self._open(begin.process, None)
+        child = self._waiting.pop(begin.process)
+        child.is_ready()
+        return child.finish()
 
+    def end(self) -> None:
+        """End those that wait."""
+        for child in self._waiting.values():
+            child.end()
+        self._waiting.clear()
 
-def _in_child(run: Callable[[], None]) -> str | None:
-    """Run in a forked child; how it ended if not by returning."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed worker leaves nobody on the GPU
-            run()
-            code = 0
-        except BaseException as error:
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        finally:
-            sys.stderr.flush()
-            os._exit(code)  # skips the parent's clean-up, and CUDA's, which the kernel does anyway
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        return f"measuring process ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    code = os.waitstatus_to_exitcode(status)
-    return f"measuring process ended with exit status {code}" if code else None
+    def _open(self, process: int, rehearse: PlannedPoint | None) -> Child:
+        def ready() -> Session:
+            session = Session(self._start, process)
+            if rehearse is not None and self._start.kind == "gpu":
+                session.rehearse(rehearse)
+            return session
 
+        return Child(ready, self._measure)
 
-def _measure(start: Start, begin: Begin, receiver: Connection, sender: Connection) -> None:
-    """Answer until the runner says finish, or the GPU context is lost."""
-    session = Session(start, begin.process)
-    library = os.path.realpath(csgmv_embed.__file__)
-    sender.send_bytes(msgspec.json.encode(Begun(collect_environment(session.bench.device.type), library)))
-    while True:
-        request = msgspec.json.decode(receiver.recv_bytes(), type=Request)
-        if isinstance(request, Finish):
-            return
-        answer = session.visit(request) if isinstance(request, Visit) else session.prepare(request)
-        sender.send_bytes(msgspec.json.encode(answer))
-        if isinstance(answer, Prepared) and answer.lost:
-            return
+    def _measure(self, session: Session) -> None:
+        """Answer until the runner says finish, or the GPU context is lost."""
+        library = os.path.realpath(csgmv_embed.__file__)
+        self._send(Begun(collect_environment(session.bench.device.type), library))
+        while True:
+            request = msgspec.json.decode(self._receiver.recv_bytes(), type=Request)
+            if isinstance(request, Finish):
+                return
+            answer = session.visit(request) if isinstance(request, Visit) else session.prepare(request)
+            self._send(answer)
+            if isinstance(answer, Prepared) and answer.lost:
+                return
+
+    def _send(self, answer: Begun | Prepared | Visited) -> None:
+        self._sender.send_bytes(msgspec.json.encode(answer))
 
 
 @dataclass
@@ -133,6 +126,25 @@ class Session:
             self.bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._ready: _Ready | None = None
         self._verified: set[str] = set()
+        self._sets: dict[Case, int] = {}
+        self._of: tuple[Case, int] | None = None
+        self._workload: Workload | None = None
+
+    def rehearse(self, planned: PlannedPoint) -> None:
+        """Load what a first point needs, kernels, streams, NVML, on a small table; nothing of it is kept.
+
+        Raises SideLost if the GPU context is lost: a process in that state must not wait for its turn.
+        """
+        case = msgspec.structs.replace(planned.case, vocab=min(planned.case.vocab, REHEARSED_VOCAB), cache="warm")
+        prepared = self.prepare(Prepare(PlannedPoint(case, planned.contender, planned.clock), 0))
+        if prepared.lost:
+            raise SideLost(prepared.reason or "the GPU context was lost")
+        if prepared.status == "ok":
+            self.visit(Visit(1))
+        self._ready = self._workload = self._of = None
+        self._verified.clear()
+        gc.collect()
+        gc.freeze()  # what was loaded stays
 
     def prepare(self, ask: Prepare) -> Prepared:
         """Never raises: what a contender raises is its result."""
@@ -172,8 +184,8 @@ class Session:
         settings, case = self.bench.settings, ask.planned.case
         extra = round(settings.nodes * ask.extra_share)
         cold = case.cache == "cold"
-        sets = measure.index_sets(self.bench, case) + (extra if cold else 0)
-        workload = self.bench.workload(case, sets)
+        sets = self._index_sets(case) + (extra if cold else 0)
+        workload = self._workload_of(case, sets)
         workload.relayout(ask.layout_seed)
         launch = contender.setup(workload, static=True)
         captured = graph.capture(launch, index_sets=sets, nodes=settings.nodes + extra, exact=True)
@@ -184,7 +196,7 @@ class Session:
             captured, blocks=blocks, block_ms=settings.block_ms, flush=flush
         )
         self._ready = _Ready(sample, captured.nodes / settings.nodes)
-        return Prepared("ok", nodes=captured.nodes, minimum_bytes=workload.minimum_bytes())
+        return Prepared("ok", nodes=captured.nodes)
 
     def _calls(self, contender: Contender, ask: Prepare) -> Prepared:
         """Eager calls; without a GPU, calls of the interpreter on the host's clock, which only tests ask for."""
@@ -192,8 +204,8 @@ class Session:
 
         settings, case = self.bench.settings, ask.planned.case
         on_gpu = self.kind == "gpu"
-        sets = measure.index_sets(self.bench, case) if on_gpu else 1
-        workload = self.bench.workload(case, sets)
+        sets = self._index_sets(case) if on_gpu else 1
+        workload = self._workload_of(case, sets)
         workload.relayout(ask.layout_seed)
         launch = contender.setup(workload, static=False)
         if self._first_time(ask):
@@ -204,7 +216,20 @@ class Session:
         else:
             sample = lambda blocks: [_host_us(launch, calls) for _ in range(blocks)]  # noqa: E731
         self._ready = _Ready(sample, calls / settings.eager_calls)
-        return Prepared("ok", nodes=None, minimum_bytes=workload.minimum_bytes())
+        return Prepared("ok")
+
+    def _index_sets(self, case: Case) -> int:
+        """Of the case; counted once, for it takes a workload to count them."""
+        if case not in self._sets:
+            self._sets[case] = measure.index_sets(self.bench, case)
+        return self._sets[case]
+
+    def _workload_of(self, case: Case, sets: int) -> Workload:
+        """The case's tensors; those of the last case are moved again, not made again."""
+        if self._workload is None or self._of != (case, sets):
+            self._workload = None  # its tables must be free before others are made
+            self._workload, self._of = self.bench.workload(case, sets), (case, sets)
+        return self._workload
 
     def _first_time(self, ask: Prepare) -> bool:
         name = ask.planned.name
@@ -226,7 +251,3 @@ def _host_us(launch: Launch, calls: int) -> float:
     for _ in range(calls):
         launch(0)
     return (perf_counter_ns() - start) / 1000 / calls
-
-
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1]), writable=False), Connection(int(sys.argv[2]), readable=False))

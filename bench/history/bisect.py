@@ -143,6 +143,8 @@ def _pair(
     sides = job.libraries.tree(before), job.libraries.tree(after)
     copies = [_unmeasured(point) for point in points]
     run = session.pair_run(job.config, "against", sides, copies, job.seed + len(job.runs), [])
+    if not screen:  # half of a change may lie within the floor: all of its rounds are wanted
+        run.gate = msgspec.structs.replace(run.gate, clear_confidence=1.0)
     job.runs.append(run)
     yield from session.run_pairs(run, sides, job.open_side, screen=screen)
     return judge.judge_pairs(run)

@@ -253,7 +253,8 @@ def follow_pairs(events: Iterable[PairEvent]) -> None:
     for event in events:
         if isinstance(event, StageStarted):
             done, total = 0, event.points * event.processes
-            out.print(f"{event.stage}: {event.points} points in {event.processes} pairs of processes")
+            most = "up to " if event.stage == "confirm" else ""
+            out.print(f"{event.stage}: {event.points} points in {most}{event.processes} pairs of processes")
             continue
         done += 1
         if event.point.status not in ("ok", "skipped"):
@@ -270,8 +271,8 @@ def show_repeat(repeat: Repeat, report: Report) -> None:
     out.print(
         f"{repeat.file}: exit {repeat.exit_code}, {repeat.verdicts}, worst {percent(repeat.worst_ratio)}, "
         f"sees {percent(repeat.median_detectable)} (median) {percent(repeat.largest_detectable)} (worst), "
-        f"{repeat.duration_s:.1f} s, {repeat.start_s:.1f} of it starts, {repeat.seconds_a_point:.2f} s a point"
-        + (f"; found {found}" if found else "")
+        f"{repeat.duration_s:.1f} s, {repeat.start_s:.1f} of it starts and {repeat.open_s:.1f} processes, "
+        f"{repeat.seconds_a_point:.2f} s a point" + (f"; found {found}" if found else "")
     )
     expected = "slow" if repeat.found else "pass"
     for item in worst_first(report.verdicts):

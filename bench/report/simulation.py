@@ -12,12 +12,14 @@ from bench.history.simulate import STEP_PCT, Tally
 def show(rows: Sequence[Row]) -> None:
     """Print it."""
     slowdowns = [f"{percent:g} % found" for percent, _ in rows[0].planted]
-    heads = ("use", "process sd", "false alarms a run", "false `inconclusive`", "screened in", *slowdowns)
+    of_null = ("false alarms a run", "false `inconclusive`", "screened in", "processes each")
+    heads = ("use", "process sd", *of_null, *slowdowns)
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for row in rows:
         found = [f"{100 * counts.detection_rate:.2f} %" for _, counts in row.planted]
         use = f"{row.use}, {row.note}" if row.note else row.use
-        cells = (use, f"{row.process_sd_pct:g} %", _alarms(row.null), _unsure(row.null), _flagged(row.null), *found)
+        of_null = (_alarms(row.null), _unsure(row.null), _flagged(row.null), _each(row.null))
+        cells = (use, f"{row.process_sd_pct:g} %", *of_null, *found)
         lines.append("| " + " | ".join(cells) + " |")
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -32,6 +34,10 @@ def _unsure(counts: Counts) -> str:
 
 def _flagged(counts: Counts) -> str:
     return f"{counts.flagged / counts.runs / 2:.1f} of {counts.points}"
+
+
+def _each(counts: Counts) -> str:
+    return f"{counts.confirming / counts.flagged:.1f}" if counts.flagged else "none"
 
 
 def show_history(tallies: Iterable[Tally]) -> None:

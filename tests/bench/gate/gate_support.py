@@ -16,7 +16,7 @@ import pytest
 from bench import cli, config
 from bench import results as store
 from bench.config import Measure, Plan, PlannedPoint
-from bench.gate.protocol import Begun, Prepared, SideLost, Visited
+from bench.gate.protocol import Begin, Begun, Prepared, SideLost, Visited
 from bench.gate.session import Instrument
 from bench.gate.trees import Tree
 from bench.gate.verdict import Subject
@@ -184,10 +184,14 @@ class FakeGpu:
     process_sd: float = 0.003
     slowdown: Callable[[PlannedPoint], float] = lambda planned: 0.0
     prepared: Callable[[str, PlannedPoint, int], Prepared] = lambda side, planned, process: Prepared("ok", nodes=60)
+    chance: Callable[[PlannedPoint, int], float] = lambda planned, process: 0.0  # on side B, by process
     throttle: Callable[[str, int], list[str]] = lambda side, process: []
     dies: Callable[[str, PlannedPoint, int], bool] = lambda side, planned, process: False
     seed: int = 0
     log: list[tuple[object, ...]] = field(default_factory=list)
+    opened: dict[tuple[str, int], range] = field(
+        default_factory=dict
+    )  # by side and process: what was open from then on
     clock: Iterator[int] = field(default_factory=itertools.count)
 
     def instrument(self, **changes: object) -> Instrument:
@@ -237,10 +241,11 @@ class FakeSide:
         self.now: PlannedPoint | None = None
         self.level = 1.0
 
-    def begin(self, process: int) -> Begun:
+    def begin(self, begin: Begin) -> Begun:
         assert not self.begun, "begun twice"
-        self.begun, self.process = True, process
-        self.gpu.log.append(("begin", self.name, process))
+        self.begun, self.process = True, begin.process
+        self.gpu.log.append(("begin", self.name, begin.process))
+        self.gpu.opened.setdefault((self.name, begin.process), range(begin.process, begin.process + begin.ahead + 1))
         return Begun(ENV, "")
 
     def prepare(self, planned: PlannedPoint, layout_seed: int, extra_share: float) -> Prepared:
@@ -248,7 +253,7 @@ class FakeSide:
         answer = self.gpu.prepared(self.name, planned, self.process)
         self.begun = not answer.lost
         self.now = planned
-        effect = self.gpu.slowdown(planned) if self.name == "B" else 0.0
+        effect = self.gpu.slowdown(planned) + self.gpu.chance(planned, self.process) if self.name == "B" else 0.0
         rng = random.Random(f"{self.gpu.seed} {self.name} {self.process} {planned.name}")
         self.level = 2.0 * exp(effect + rng.gauss(0.0, self.gpu.process_sd)) * (1 + extra_share)
         self.gpu.log.append(("prepare", self.name, planned.name, layout_seed, self.process))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import log
 
+import msgspec
 import numpy as np
 import pytest
 from gate_support import GATE
@@ -16,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from bench.gate import statistics
 from bench.gate.judge import pair_design
 from bench.gate.simulate import Counts, Machine, Noise, interleaved, simulate, stored
-from bench.gate.statistics import confirm, detectable, flagged, log_limit, outcome, welch
+from bench.gate.statistics import confirm, detectable, flagged, log_limit, outcome, welch, within_floor
 
 RNG = np.random.default_rng(5)
 
@@ -87,6 +88,35 @@ def test_unpaired_samples_of_any_size_are_compared_on_one_side_with_holm() -> No
     assert fast[0].p == pytest.approx(1 - slow[0].p)
 
 
+def test_cleared_points_stay_in_the_family_of_those_that_are_tested() -> None:
+    rows = RNG.normal(0.01, 0.01, (2, 16))
+    alone, among = confirm(rows, alpha=0.005), confirm(rows, alpha=0.005, cleared=8)
+    assert [item.p for item in among] == [item.p for item in alone]
+    assert min(item.p_holm for item in among) == pytest.approx(10 * min(item.p for item in alone))
+    assert confirm(np.empty((0, 16)), alpha=0.005, cleared=3) == []
+
+
+def test_a_point_is_within_the_floor_when_both_of_its_one_sided_bounds_are() -> None:
+    rows = RNG.normal(0.01, 0.02, (200, 4))
+    highs = [stats.t.ppf(0.9, 3) * stats.sem(row) + abs(row.mean()) for row in rows]
+    inside = within_floor(rows, 2.5, 0.9)
+    assert inside.tolist() == [high < log_limit(2.5) for high in highs]
+    assert 20 < inside.sum() < 180
+    assert within_floor(-rows, 2.5, 0.9).tolist() == inside.tolist()
+    assert not within_floor(np.zeros((1, 4)), 2.5, 1.0).any(), "certainty is never reached"
+    assert within_floor(np.array([[0.01] * 4, [0.03] * 4]), 2.5, 0.9).tolist() == [True, False]
+
+
+def test_points_are_cleared_at_the_end_of_a_wave_and_keep_their_first_clearing() -> None:
+    late = np.array([0.04, -0.02, 0.03, -0.03, *[0.0] * 12])
+    never = np.full(16, 0.05)
+    rows = np.array([np.zeros(16), late, never])
+    assert statistics.cleared_after(rows, 4, 2.5, 0.9).tolist() == [4, 8, 0]
+    assert statistics.cleared_after(rows, 8, 2.5, 0.9).tolist() == [8, 8, 0]
+    assert statistics.cleared_after(rows, 16, 2.5, 0.9).tolist() == [0, 0, 0], "all are in: the test decides"
+    assert statistics.cleared_after(rows, 1, 2.5, 0.9)[0] == 3, "two processes give no observation a process"
+
+
 def one_row(mean: float, rejected: bool) -> statistics.Tested:
     return statistics.Tested(mean, 0.001, 0.001, rejected)
 
@@ -143,6 +173,17 @@ def test_a_run_over_500_points_and_two_modes_is_quiet_and_finds_5_percent(frozen
     assert slowed.detection_rate >= 0.985
 
 
+def test_clearing_points_early_costs_little_power_and_saves_most_processes(frozen: None) -> None:
+    """The same noise with and without the looks."""
+    patient = msgspec.structs.replace(GATE, clear_confidence=1.0)
+    options = {"runs": 15, "slowed": 40, "seed": 3}
+    looked, unlooked = (simulate(Noise(), gate, **options) for gate in (GATE, patient))
+    assert looked.slowed == 1200
+    assert unlooked.detection_rate - looked.detection_rate < 0.005
+    assert looked.flagged == unlooked.flagged
+    assert looked.confirming < 0.6 * unlooked.confirming == 0.6 * GATE.confirm_processes * looked.flagged
+
+
 def test_without_confirmation_the_screen_alone_would_raise_false_alarms(frozen: None) -> None:
     quiet = simulated(Noise(), runs=3)
     assert quiet.flagged / quiet.runs > 1
@@ -165,4 +206,4 @@ def test_anchors_keep_a_session_shift_out_of_a_stored_comparison(frozen: None) -
 
 def test_both_sides_of_an_interleaved_run_share_their_session() -> None:
     machine = Machine(replace(Noise(), session_sd_pct=50.0), 100, np.random.default_rng(1))
-    assert set(interleaved(machine, GATE, np.zeros(100))) <= {"unflagged", "pass"}
+    assert set(interleaved(machine, GATE, np.zeros(100)).verdicts) <= {"unflagged", "pass"}

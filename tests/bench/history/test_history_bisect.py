@@ -17,7 +17,7 @@ from bench import cli, config
 from bench.config import Measure, PlannedPoint
 from bench.gate import records as pair_store
 from bench.gate import session
-from bench.gate.protocol import Begun, Prepared, Visited
+from bench.gate.protocol import Begin, Begun, Prepared, Visited
 from bench.gate.session import Instrument
 from bench.gate.trees import Tree
 from bench.gate.verdict import CannotJudge
@@ -48,8 +48,8 @@ class Side:
     process: int = 0
     now: PlannedPoint | None = None
 
-    def begin(self, process: int) -> Begun:
-        self.process = process
+    def begin(self, begin: Begin) -> Begun:
+        self.process = begin.process
         return Begun(ENV, "")
 
     def prepare(self, planned: PlannedPoint, layout_seed: int, extra_share: float) -> Prepared:
@@ -98,6 +98,17 @@ def test_the_slow_commit_is_named_and_proven_against_its_parent(tmp_path: Path, 
     assert named.proof.case.batch_size == 256, "the point that changed"
     assert (pairs[-1].before, pairs[-1].after) == (commit(number - 1), commit(number))
     assert len(pairs) <= 2 + 4, "halves: 11 candidates take at most four comparisons between the first and the proof"
+
+
+def test_a_commit_between_takes_all_of_its_rounds_also_where_it_has_the_old_level(tmp_path: Path) -> None:
+    """Half of a change may lie within the floor, where a look of the gate would clear the point."""
+    made, libraries = job(tmp_path, Gpu(slower_from(11)))
+    with libraries:
+        list(bisect(made))
+    between = made.runs[1:]
+    assert len(between) >= 3
+    assert made.config.gate.wave < 6 and made.config.gate.clear_confidence < 1
+    assert {len({item.process for item in run.points[0].rounds}) for run in between} == {6}
 
 
 def test_a_gain_is_named_too(tmp_path: Path) -> None:

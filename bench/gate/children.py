@@ -1,0 +1,67 @@
+"""Forked processes that get ready side by side and then take their turns."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A fork of this process: `ready` runs at once, what it returns is given to `work` when `finish` is called."""
+
+    def __init__(self, ready: Callable[[], T], work: Callable[[T], None]) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._ready: bool | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed worker leaves nobody on the GPU
+                state = ready()
+                theirs.send_bytes(b"ready")
+                theirs.recv_bytes()
+                work(state)
+                code = 0
+            except BaseException as error:
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            finally:
+                sys.stderr.flush()
+                os._exit(code)  # skips the parent's clean-up, and CUDA's, which the kernel does anyway
+        theirs.close()  # so that a child that dies is the end of the pipe
+
+    def is_ready(self) -> bool:
+        """Wait until it is, or is gone."""
+        if self._ready is None:
+            try:
+                self._ready = bool(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                self._ready = False
+        return self._ready
+
+    def finish(self) -> str | None:
+        """Let it work and wait for its end; how it ended if not by returning."""
+        with suppress(OSError):  # gone already: its status says how
+            self._pipe.send_bytes(b"go")
+        _, status = os.waitpid(self._pid, 0)
+        self._pipe.close()
+        if os.WIFSIGNALED(status):
+            return f"measuring process ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        code = os.waitstatus_to_exitcode(status)
+        return f"measuring process ended with exit status {code}" if code else None
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        os.kill(self._pid, signal.SIGKILL)  # until it is waited for, the id is its own
+        os.waitpid(self._pid, 0)
+        self._pipe.close()

@@ -1,0 +1,84 @@
+"""What a worker does for its forks, in this process: rehearsals, and the tensors that layouts share."""
+
+from __future__ import annotations
+
+from multiprocessing import Pipe
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+import torch
+from gate_support import LOADED
+
+from bench.case import Case
+from bench.config import PlannedPoint
+from bench.gate import worker
+from bench.gate.protocol import Begin, Begun, Finish, Prepare, Prepared, SideLost, Visit
+from bench.isolate import Start
+
+POINT = PlannedPoint(Case("decode", 1, 1, 16, adapters=2, vocab=3000), "csgmv_embed-vocab_major", "graph")
+START = Start("interpret", msgspec.structs.replace(LOADED.measure, eager_calls=1), 0, (POINT.contender,))
+
+
+def test_a_rehearsal_runs_the_point_on_a_small_table_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = worker.Session(START, 0)
+    asked: list[object] = []
+    for name in ("prepare", "visit"):
+        real = getattr(session, name)
+        monkeypatch.setattr(session, name, lambda ask, real=real: asked.append(ask) or real(ask))
+    session.rehearse(POINT)
+    prepared, visited = asked
+    assert isinstance(prepared, Prepare) and isinstance(visited, Visit)
+    assert prepared.planned.case == msgspec.structs.replace(POINT.case, vocab=worker.REHEARSED_VOCAB)
+    with pytest.raises(AssertionError, match="a visit follows"):
+        session.visit(Visit(1))
+    assert session._workload is None and not session._verified
+    assert session.prepare(Prepare(POINT, 5)).status == "ok"
+
+
+def test_a_rehearsal_that_loses_the_context_raises_and_one_that_is_skipped_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = worker.Session(START, 0)
+    monkeypatch.setattr(session, "prepare", lambda ask: Prepared("skipped", "not here"))
+    session.rehearse(POINT)
+    monkeypatch.setattr(session, "prepare", lambda ask: Prepared("crashed", "context lost", lost=True))
+    with pytest.raises(SideLost, match="context lost"):
+        session.rehearse(POINT)
+
+
+class Fragile:
+    """A session that no rehearsal survives."""
+
+    def __init__(self, start: Start, process: int) -> None:
+        self.bench = SimpleNamespace(device=torch.device("cpu"))
+
+    def rehearse(self, planned: PlannedPoint) -> None:
+        raise SideLost("killed by the rehearsal")
+
+
+def test_a_process_that_a_rehearsal_kills_is_opened_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "Session", Fragile)
+    (ours_out, theirs_in), (theirs_out, ours_in) = Pipe(), Pipe()
+    children = worker.Children(msgspec.structs.replace(START, kind="gpu"), theirs_in, theirs_out)
+    ours_out.send_bytes(msgspec.json.encode(Finish()))
+    assert children.run(Begin(0, ahead=1, rehearse=POINT)) is None
+    assert msgspec.json.decode(ours_in.recv_bytes(), type=Begun).library
+    children.end()
+
+
+def test_layouts_of_a_case_share_its_tensors_and_differ_in_their_addresses() -> None:
+    session = worker.Session(START, 0)
+    assert session.prepare(Prepare(POINT, 5)).status == "ok"
+    first = session._workload
+    assert first is not None
+    ids, table = first.index_sets[0], first.tables["vocab_major"]
+    assert session.prepare(Prepare(POINT, 6)).status == "ok"
+    assert session._workload is first
+    assert torch.equal(first.index_sets[0], ids) and torch.equal(first.tables["vocab_major"], table)
+    assert first.index_sets[0].data_ptr() != ids.data_ptr()
+    assert first.tables["vocab_major"].data_ptr() != table.data_ptr()
+    other = msgspec.structs.replace(POINT, case=msgspec.structs.replace(POINT.case, batch_size=2))
+    assert session.prepare(Prepare(other, 7)).status == "ok"
+    assert session._workload is not first and session._workload is not None
+    assert session._workload.tables is first.tables, "the same tables serve another batch"
