@@ -192,7 +192,8 @@ def reproduce(report: Report, item: Verdict) -> str:
         use = ["--self-check", "--clock", item.clock]
     else:
         use = ["--against", sha, "--clock", item.clock]
-    choice = ["-c", item.contender, "--case", item.case.key]
+    key = item.case.key if "op=" in item.case.key else f"op={item.case.op},{item.case.key}"  # a lookup's leaves it out
+    choice = ["-c", item.contender, "--case", key]
     return shlex.join(["python", "-m", "bench", "gate", *use, *report.selection, *choice])
 
 

@@ -258,7 +258,8 @@ def _columns(points: Sequence[Point]) -> list[str]:
 
 
 def case_label(case: Case, cases: Iterable[Case]) -> str:
-    """The label, with every axis that differs among these cases and is not in it."""
+    """The label, with every axis that differs among these cases of its op and is not in it."""
+    cases = [other for other in cases if other.op == case.op]
     hidden = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
     varied = [name for name in hidden if len({getattr(other, name) for other in cases}) > 1]
     return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])

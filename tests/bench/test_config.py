@@ -190,7 +190,7 @@ def test_a_glob_without_a_match_is_an_error_even_beside_one_with_a_match() -> No
 
 
 def test_cases_are_selected_by_all_terms_of_one_selection_or_by_another_selection() -> None:
-    plan = make_plan(LOADED, "quick", cases=["phase=decode,rank=16,batch_size=32", "skew=1.5"])
+    plan = make_plan(LOADED, "quick", cases=["op=lookup,phase=decode,rank=16,batch_size=32", "skew=1.5"])
     assert [(case.phase, case.rank, case.batch_size, case.skew) for case in cases(plan)] == [
         ("decode", 16, 32, 0.0),
         ("prefill", 64, 16, 1.5),

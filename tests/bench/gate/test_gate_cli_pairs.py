@@ -40,7 +40,7 @@ def test_a_slower_revision_is_1_with_the_points_and_how_to_see_them_again(run: R
     again = [line for line in done.out.splitlines() if line.startswith("again: ")]
     assert len(again) == len(slow)
     assert all(
-        "--against 'HEAD~1' --clock graph -p quick -a phase=decode" in line and "vocab=128256" in line for line in again
+        "--against 'HEAD~1' --clock graph -p quick -a phase=decode" in line and "vocab=" in line for line in again
     )
 
 
