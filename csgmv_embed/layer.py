@@ -16,7 +16,8 @@ from csgmv_embed.segment_runs import walk
 
 ID_DTYPES = (torch.int32, torch.int64)
 NONE, BY_WORDS, BEHIND, ALL = range(4)  # which rows a program copies beside those of its group: OTHERS of the kernel
-MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 4, 1024  # of a tile of these rows
+MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 1024  # of a tile of these rows
+BEHIND_TOKENS = 4  # the same of rows behind the last segment
 BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
 
 
@@ -164,8 +165,10 @@ def _prepare(
     other_columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
     blocks = -(-hidden // other_columns)
     share = -(-tokens * blocks // (BARE_PROGRAMS if bare else column_programs * programs))
-    other_tokens = min(MAX_OTHER_TOKENS, operands.power_of_two(share))
-    other_programs = blocks * -(-tokens // other_tokens) if others else 0
+    most = BEHIND_TOKENS if others == BEHIND else MAX_OTHER_TOKENS
+    other_tokens = min(most, operands.power_of_two(share))
+    # Rows behind the batch are shared by whatever programs there are.
+    other_programs = 0 if others == NONE else blocks if others == BEHIND else blocks * -(-tokens // other_tokens)
     rows_contiguous = a_table.stride(1) == 1
     constants = (
         embedding.shape[0],

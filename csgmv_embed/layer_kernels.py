@@ -451,22 +451,20 @@ def embedding_lora_kernel(
     last = tl.minimum(segment + SEGMENTS, num_segments)
     if OTHERS != 3 and SEGMENTS == 1 and not LOOP:
         slot, first, end, _ = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
-    if OTHERS > 0:
-        blocks: tl.constexpr = (HIDDEN + OTHER_COLUMNS - 1) // OTHER_COLUMNS
-        other = program * tl.num_programs(0) + tl.program_id(0)
+    blocks: tl.constexpr = (HIDDEN + OTHER_COLUMNS - 1) // OTHER_COLUMNS
+    other = program * tl.num_programs(0) + tl.program_id(0)
+    if OTHERS == 1 or OTHERS == 3:
         others = (other // blocks) * OTHER_TOKENS + tl.arange(0, OTHER_TOKENS)
         copied = others < num_tokens
         other_ids = tl.load(input_ids + others, mask=copied, other=-1).to(tl.int64)
         if OTHERS == 1:
             copied = copied & (tl.load(words + others, mask=copied, other=1) == 0)
-        elif OTHERS == 2:
-            copied = copied & (others >= tl.load(seg_indptr + num_segments).to(tl.int32))
     if OTHERS != 3 and SEGMENTS == 1 and not LOOP:
         rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
         start = first + (program % tiles) * BLOCK_TOKENS
         rank = tl.where(start < end, rank, -1)  # an empty segment, of a slot with an adapter maybe, is no work
         rows, live = rows_at(start, end, num_tokens, permutation, HAS_PERMUTATION, BLOCK_TOKENS)
-    if OTHERS > 0:
+    if OTHERS == 1 or OTHERS == 3:
         _copy_base(
             others,
             other_ids,
@@ -574,3 +572,29 @@ def embedding_lora_kernel(
                     STEPS,
                 )
                 start = start + tiles * BLOCK_TOKENS if LOOP else end
+    if OTHERS == 2:
+        # Mostly there are none, so these rows get no programs of their own: those of the groups share them.
+        rows_at_once = (tl.num_programs(0) * tl.num_programs(1) // blocks) * OTHER_TOKENS
+        start = tl.load(seg_indptr + num_segments).to(tl.int32) + (other // blocks) * OTHER_TOKENS
+        end = tl.where((other // blocks) * OTHER_TOKENS < rows_at_once, num_tokens, start)
+        while start < end:
+            others = start + tl.arange(0, OTHER_TOKENS)
+            copied = others < num_tokens
+            other_ids = tl.load(input_ids + others, mask=copied, other=-1).to(tl.int64)
+            _copy_base(
+                others,
+                other_ids,
+                copied,
+                (other % blocks) * OTHER_COLUMNS,
+                embedding,
+                out,
+                NUM_ROWS,
+                MISSING_ROW,
+                E_STRIDE_ROW,
+                OUT_STRIDE_TOKEN,
+                HIDDEN,
+                COLUMN_GROUP,
+                OTHER_COLUMNS,
+                1,
+            )
+            start += rows_at_once

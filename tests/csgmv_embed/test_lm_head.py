@@ -15,7 +15,7 @@ from csgmv_embed import (
     tuning,
 )
 from tests.csgmv_embed.lora_cases import NAN, ROUNDING, SUMS, Case, assert_rounded_once
-from tests.csgmv_embed.test_layer import DTYPES, PLANS
+from tests.csgmv_embed.test_embedding_layer import DTYPES, PLANS
 
 
 def tables(case: Case, vocab: int):
