@@ -74,6 +74,7 @@ class _Contents:
 
     num_tokens: int | None  # None: not known on the host
     max_rank: int | None  # largest rank in use; None: not known on the host
+    adapted: bool = True  # whether a token may have an adapter
 
 
 class EmbeddingBatch:
@@ -136,6 +137,11 @@ class EmbeddingBatch:
     def num_tokens(self) -> int | None:
         """Tokens in the batch; None if only the device knows (a static batch of SGLang)."""
         return self._contents.num_tokens
+
+    @property
+    def adapted(self) -> bool:
+        """Whether a token of the batch may have an adapter: False if the host knows that none has."""
+        return self._contents.adapted
 
     @property
     def max_rank(self) -> int | None:
@@ -321,6 +327,7 @@ class EmbeddingBatch:
             scalings[:] = factors
         self._contents.num_tokens = tokens
         self._contents.max_rank = self._ranks.largest
+        self._contents.adapted = bool(of_sequence.any())
         self._device_buffer.copy_(staging.buffer, non_blocking=True)
         if self._device_buffer.is_cuda and len(self._staging) > 1:
             staging.copied = staging.copied or torch.cuda.Event()

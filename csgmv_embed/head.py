@@ -108,7 +108,7 @@ def _prepare_shrink(
     check_tensor("out", out, (tokens, max_rank), f"({tokens}, {max_rank})", hidden_states, "hidden_states")
     operands.check_rows_apart("out", out)
     operands.check_device(batch, hidden_states, "hidden_states")
-    if tokens == 0 or max_rank == 0:
+    if tokens == 0 or max_rank == 0 or operands.without_adapter(batch):
         return None
     config = tuning.choose_shrink(hidden_states.element_size())
     steps = walk(batch, tokens, config.block_tokens)
@@ -151,9 +151,9 @@ def _prepare_expand(
         raise ShapeError(f"logits has shape {tuple(logits.shape)}; expected {described}")
     operands.check_rows_apart("logits", logits)
     operands.check_device(batch, shrunk, "shrunk")
-    if tokens == 0 or max_rank == 0 or vocab == 0:
+    if tokens == 0 or max_rank == 0 or vocab == 0 or operands.without_adapter(batch):
         return None
-    config = tuning.choose_expand(tokens, batch.slots, max_rank)
+    config = tuning.choose_expand(tokens, batch.slots, max_rank, shrunk.element_size())
     steps = walk(batch, tokens, config.block_tokens)
     constants = (
         shrunk.stride(0),

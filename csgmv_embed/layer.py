@@ -15,7 +15,9 @@ from csgmv_embed.operands import Key, seen, width
 from csgmv_embed.segment_runs import walk
 
 ID_DTYPES = (torch.int32, torch.int64)
-MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 1024  # of a tile of rows without adapter
+NONE, BY_WORDS, BEHIND, ALL = range(4)  # which rows a program copies beside those of its group: OTHERS of the kernel
+MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 4, 1024  # of a tile of these rows
+BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
 
 
 def embedding_lora(
@@ -147,20 +149,21 @@ def _prepare(
 ) -> _Prepared | None:
     embedding, a_table, b_table = tables
     tokens, (slots, hidden, max_rank) = input_ids.shape[0], b_table.shape
-    if tokens == 0 or hidden == 0:
+    bare = operands.without_adapter(batch)
+    if tokens == 0 or hidden == 0 or (bare and add):
         return None
     extra = a_table if extra_embeddings is None else extra_embeddings
-    config = tuning.choose_layer(tokens, batch.slots, max_rank, hidden)
+    config = tuning.choose_layer(tokens, max_rank, hidden, a_table.element_size())
     steps = walk(batch, tokens, config.block_tokens)
     words = batch.token_adapters is not None and not add and tokens <= tuning.WORDS_MAX_TOKENS
     exact = not words and not batch.static and batch.num_tokens == tokens
-    others = 0 if add or exact else 1 if words else 2
+    others = ALL if bare else NONE if add or exact else BY_WORDS if words else BEHIND
     column_programs = -(-hidden // (config.block_columns * config.steps))
-    programs = steps.groups * steps.tiles
+    programs = 0 if bare else steps.groups * steps.tiles
     # Other rows take no programs beyond those of the groups, if tiles of a few rows can do.
     other_columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
     blocks = -(-hidden // other_columns)
-    share = -(-tokens * blocks // max(1, column_programs * programs))
+    share = -(-tokens * blocks // (BARE_PROGRAMS if bare else column_programs * programs))
     other_tokens = min(MAX_OTHER_TOKENS, operands.power_of_two(share))
     other_programs = blocks * -(-tokens // other_tokens) if others else 0
     rows_contiguous = a_table.stride(1) == 1

@@ -441,15 +441,15 @@ def embedding_lora_kernel(
 ):
     """Grid (ceil(HIDDEN / (BLOCK_HIDDEN * STEPS)), groups * tiles or more, for all tiles of other rows).
 
-    OTHERS: 0 no other rows, 1 by token words, 2 behind the last segment; their tiles are OTHER_TOKENS by OTHER_COLUMNS,
-    long rows that few programs share. The programs of a group take its tiles in turn, LOOP: more than once; with more
-    than one segment a group there is one.
+    OTHERS: 0 no other rows, 1 by token words, 2 behind the last segment, 3 all, and no groups; their tiles are
+    OTHER_TOKENS by OTHER_COLUMNS, long rows that few programs share. The programs of a group take its tiles in turn,
+    LOOP: more than once; with more than one segment a group there is one.
     """
     first_column = tl.program_id(0) * (BLOCK_HIDDEN * STEPS)
     program = tl.program_id(1)
     segment = (program // tiles) * SEGMENTS
     last = tl.minimum(segment + SEGMENTS, num_segments)
-    if SEGMENTS == 1 and not LOOP:
+    if OTHERS != 3 and SEGMENTS == 1 and not LOOP:
         slot, first, end, _ = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
     if OTHERS > 0:
         blocks: tl.constexpr = (HIDDEN + OTHER_COLUMNS - 1) // OTHER_COLUMNS
@@ -459,9 +459,9 @@ def embedding_lora_kernel(
         other_ids = tl.load(input_ids + others, mask=copied, other=-1).to(tl.int64)
         if OTHERS == 1:
             copied = copied & (tl.load(words + others, mask=copied, other=1) == 0)
-        else:
+        elif OTHERS == 2:
             copied = copied & (others >= tl.load(seg_indptr + num_segments).to(tl.int32))
-    if SEGMENTS == 1 and not LOOP:
+    if OTHERS != 3 and SEGMENTS == 1 and not LOOP:
         rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)
         start = first + (program % tiles) * BLOCK_TOKENS
         rank = tl.where(start < end, rank, -1)  # an empty segment, of a slot with an adapter maybe, is no work
@@ -483,7 +483,7 @@ def embedding_lora_kernel(
             OTHER_COLUMNS,
             1,
         )
-    if SEGMENTS == 1 and not LOOP:
+    if OTHERS != 3 and SEGMENTS == 1 and not LOOP:
         _write_tile(
             rows,
             live,
@@ -525,7 +525,7 @@ def embedding_lora_kernel(
             BLOCK_RANK,
             STEPS,
         )
-    else:
+    elif OTHERS != 3:
         while segment < last:
             slot, first, end, segment = run_at(segment, last, seg_slots, seg_indptr, SEGMENTS)
             rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, MAX_RANK)

@@ -45,6 +45,7 @@ def seen_batch(batch: EmbeddingBatch) -> Key:
     return (
         batch.device,
         batch.static,
+        batch.adapted,
         batch.num_tokens if not batch.static else None,
         batch.chunk_size,
         batch.num_segments,
@@ -53,6 +54,11 @@ def seen_batch(batch: EmbeddingBatch) -> Key:
         None if words is None else words.data_ptr() % VECTOR_BYTES,
         None if batch.seg_indptr is None else batch.seg_indptr.dtype,
     )
+
+
+def without_adapter(batch: EmbeddingBatch) -> bool:
+    """Whether no token of the batch has an adapter, now and whenever this launch is repeated in a graph."""
+    return not batch.static and not batch.adapted
 
 
 def width(tensor: torch.Tensor, *placing: int) -> int:

@@ -152,26 +152,32 @@ def _next_power_of_2(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def choose_layer(num_tokens: int, slots: int, max_rank: int, hidden: int) -> TileConfig:
+def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int) -> TileConfig:
     """The layer kernel's tile for num_tokens rows of `hidden` columns and tables of max_rank.
 
     From 650 tiles timed on an NVIDIA H100 (bf16, hidden 4096, ranks 16 and 64, 8 slots, vocab 128256): decode waits for
     dependent loads, which many small programs hide; prefill moves bytes, and a program that keeps its rows of A for
-    many blocks of columns reads them once.
+    many blocks of columns reads them once. float32 is multiplied without tensor cores, out of registers: small tiles.
+    No tile takes more than 96 KiB of shared memory.
     """
     if _forced_tile is not None:
         return _forced_tile
     small = max_rank <= SMALL_RANK
-    if num_tokens <= 4:
+    steps = 1 if num_tokens <= WORDS_MAX_TOKENS else 8 if num_tokens <= 8192 else 16
+    if element_bytes > 2:
+        tile = TileConfig(16, 64, 32, 4, steps)
+    elif num_tokens <= 4:
         tile = TileConfig(16, 64, 64, 4)
     elif num_tokens <= 128:
         tile = TileConfig(16, 128, 64, 8)
-    elif num_tokens <= 256 or (small and num_tokens <= WORDS_MAX_TOKENS):
-        tile = TileConfig(16, 256, 64, 8, 1 if small else 2)
+    elif small and num_tokens <= WORDS_MAX_TOKENS:
+        tile = TileConfig(16, 256, 64, 8)
+    elif num_tokens <= 256:
+        tile = TileConfig(32, 128, 64, 8, 2)
     elif num_tokens <= WORDS_MAX_TOKENS:
         tile = TileConfig(64, 64, 64, 4, 2)
     else:
-        tile = TileConfig(32 if small else 64, 128, 64, 4, 8 if num_tokens <= 8192 else 16)
+        tile = TileConfig(32 if small else 64, 128, 64, 4, steps)
     columns = min(tile.block_columns, max(MIN_TILE, _next_power_of_2(hidden)))
     return tile._replace(block_columns=columns, steps=min(tile.steps, max(1, hidden // columns)))
 
@@ -185,13 +191,15 @@ def choose_shrink(element_bytes: int) -> TileConfig:
     return _forced_tile or TileConfig(16, 1024 // element_bytes, 16, 4)
 
 
-def choose_expand(num_tokens: int, slots: int, max_rank: int) -> TileConfig:
+def choose_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> TileConfig:
     """The tile of lm_head's expand: as many tokens as a slot has on average, for B is read once for all of a tile.
 
     Within 1.03 to 1.16 of what the bytes take on an NVIDIA H100 (32 to 512 rows, ranks 16 and 64).
     """
     if _forced_tile is not None:
         return _forced_tile
+    if element_bytes > 2:
+        return TileConfig(16, 64, 32, 4)
     tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, _next_power_of_2(num_tokens // max(1, slots))))
     return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
 

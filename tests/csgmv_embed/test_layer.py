@@ -18,6 +18,7 @@ from csgmv_embed import (
     ShapeError,
     embedding_lora,
     embedding_lora_add,
+    layer,
     ops,
     tuning,
 )
@@ -81,6 +82,26 @@ def test_without_an_adapter_the_layer_is_its_base_row_bit_for_bit(device, paddin
     inside = (ids >= 0) & (ids < case.vocab)
     assert torch.equal(found[inside], embedding[ids[inside]])
     assert not found[~inside].any()
+
+
+def test_a_batch_that_is_known_to_have_no_adapter_writes_no_lora_and_a_refilled_one_does(device, monkeypatch):
+    launched = []
+    real = layer.launch
+    monkeypatch.setattr(layer, "launch", lambda *given: (launched.append(given[4]), real(*given)))
+    bare = Case(ranks=(0, 0, 0, 0), device=device)
+    run(bare)
+    batch = bare.batch()
+    embedding_lora_add(bare.random(51, 80), bare.ids(), bare.embedding_a(), bare.b_table(80), batch, 200)
+    assert len(launched) == 1  # the base rows alone; nothing to add
+
+    static = Case(ranks=(0, 0, 0, 0), padding=3, device=device)
+    batch = static.batch()
+    case = Case(padding=3, device=device)
+    ids, embedding, a, b = case.ids(), case.random(200, 80), case.embedding_a(), case.b_table(80)
+    embedding_lora(ids, embedding, a, b, batch, 200)
+    batch.refill(case.lens, case.slots, case.ranks, case.scalings)
+    found = embedding_lora(ids, embedding, a, b, batch, 200)
+    assert_rounded_once(found, case.expected_layer(ids, embedding, a, b), terms=60)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
