@@ -22,7 +22,7 @@ from csgmv_embed.sglang.views import current_batch, current_head
 
 Original = Callable[..., Any]
 
-PLAIN = "csgmv_embed_plain"  # attribute of a layer: its base weight, the weight's address, and what _plain said of it
+PLAIN = "csgmv_embed_plain"  # attribute of a layer: its base layer, the weight's address, and what _plain said of them
 PROBES = "SGLANG_ENABLE_ASYNC_ASSERT"  # SGLang's base layer then looks at every id
 MISSING_ROW = 0  # SGLang's base layer reads this row for an id that is not in the vocabulary
 
@@ -132,13 +132,14 @@ def _can_hold(logits: torch.Tensor, b_table: torch.Tensor) -> bool:
 
 def _plain_weight(layer: Any) -> torch.Tensor | None:
     """The base layer's rows of the vocabulary, (vocab, hidden), if all that layer does is to read them; else None."""
-    weight = getattr(layer.base_layer, "weight", None)
+    base = layer.base_layer
+    weight = getattr(base, "weight", None)
     if weight is None:
         return None
     known = layer.__dict__.get(PLAIN)
-    if known is None or known[0] is not weight or known[1] != weight.data_ptr():
-        found = weight.detach()[: layer.vocab_size] if _plain(layer.base_layer, weight, layer.vocab_size) else None
-        known = layer.__dict__[PLAIN] = (weight, weight.data_ptr(), found)
+    if known is None or known[0] is not base or known[1] != weight.data_ptr():
+        found = weight.detach()[: layer.vocab_size] if _plain(base, weight, layer.vocab_size) else None
+        known = layer.__dict__[PLAIN] = (base, weight.data_ptr(), found)
     rows: torch.Tensor | None = known[2]
     return rows
 

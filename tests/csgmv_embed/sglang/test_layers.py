@@ -338,14 +338,15 @@ def test_added_tokens_are_columns_behind_the_vocabulary(on: Any, used: list[str]
         missing_row=0,
     )
     assert error(ours.embedding(ids), expected) <= BOUND[torch.float32]
-    ours.embedding.base_layer.forward = lambda ids: functional.embedding(ids, ours.base.weight)  # another layer's
-    ours.embedding.__dict__.pop(layers.PLAIN)
-    assert error(ours.embedding(ids), expected) <= BOUND[torch.float32]
-    assert used == ["embedding_lora", "embedding_lora_add"]
     # SGLang does not support new rows of the base embedding, and says so.
     ours.embedding.new_embeddings_buffer = torch.zeros(SLOTS, 3, HIDDEN)
     with pytest.raises(NotImplementedError):
         ours.embedding(ids)
+    ours.embedding.new_embeddings_buffer = None
+    ours.embedding.base_layer.forward = lambda ids: functional.embedding(ids, ours.base.weight)  # another layer's
+    ours.embedding.__dict__.pop(layers.PLAIN)
+    assert error(ours.embedding(ids), expected) <= BOUND[torch.float32]
+    assert used == ["embedding_lora", "embedding_lora_add"]
 
 
 class Doubled:
@@ -415,6 +416,12 @@ def _replicated(ours: Pair, _: Any) -> float:
     return 1
 
 
+def _of_another_dtype(ours: Pair, _: Any) -> float:
+    """As SGLang has it from 0.5.20 on; here it is the same one."""
+    ours.base.output_dtype = ours.base.weight.dtype
+    return 1
+
+
 def _probed(ours: Pair, patch: Any) -> float:
     patch.setenv(layers.PROBES, "1")
     return 1
@@ -431,6 +438,7 @@ def _probed(ours: Pair, patch: Any) -> float:
         _two_ranks,
         _attention_ranks,
         _replicated,
+        _of_another_dtype,
         _probed,
     ],
     ids=lambda alter: alter.__name__,
@@ -466,6 +474,9 @@ def test_the_rows_follow_the_weight(on: Any) -> None:
     check()
     ours.base.weight = torch.nn.Parameter(torch.randn_like(ours.base.weight), requires_grad=False)
     check()
+    ours.embedding.base_layer = Other(ours.base)  # on the same weight
+    with pytest.raises(AssertionError):
+        check()
 
 
 @DTYPES
