@@ -22,8 +22,9 @@ def test_every_recipe_makes_a_session_whose_names_are_points(name):
     assert [parse_point(point.name) for point in found.points] == list(found.points)
 
 
-def test_the_three_recipes_are_what_they_are_called():
-    assert recipe_names() == ["decode-step", "side-by-side", "skewed-prefill"]
+def test_the_recipes_are_what_they_are_called():
+    assert recipe_names() == ["decode-step", "layer-and-head", "side-by-side", "skewed-prefill"]
+    assert {point.case.op for point in session(recipe="layer-and-head").points} == {"layer", "head"}
     assert {point.case.phase for point in session(recipe="decode-step").points} == {"decode"}
     (case,) = {point.case for point in session(recipe="skewed-prefill").points}
     assert (case.phase, case.skew) == ("prefill", 3.5)
@@ -67,7 +68,7 @@ def test_cases_replace_those_of_a_recipe_and_keep_its_contenders():
     ("chosen", "said"),
     [
         ({}, r"expected CASE \(NAME=VALUE,...\) or --recipe with one of decode-step"),
-        ({"recipe": "decode"}, "--recipe decode: expected one of decode-step, side-by-side, skewed-prefill"),
+        ({"recipe": "decode"}, "--recipe decode: expected one of decode-step, layer-and-head, side-by-side, skewed-prefill"),
         ({"recipe": "/nowhere/x.toml"}, "/nowhere/x.toml: cannot be read"),
         ({"cases": ["rank"]}, "CASE rank: expected NAME=VALUE"),
         ({"cases": ["phase=x"]}, "CASE: phase.*allowed: decode, prefill, mixed"),

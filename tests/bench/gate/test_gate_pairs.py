@@ -355,9 +355,9 @@ def test_the_script_counts_what_was_found_by_share(tmp_path: Path) -> None:
         selftest.main(arguments, FakeGpu().instrument())
     assert end.value.code == 0
     for repeat in json.loads((tmp_path / "planted.json").read_bytes()):
-        assert repeat["found"] == {"0.01": [0, 32], "0.05": [32, 32], "0.1": [32, 32]}
-        assert repeat["exit_code"] == 1 and repeat["points"] == 96
-        assert repeat["seconds_a_point"] == pytest.approx(repeat["duration_s"] / 96)
+        assert repeat["found"] == {"0.01": [0, 40], "0.05": [40, 40], "0.1": [40, 40]}
+        assert repeat["exit_code"] == 1 and repeat["points"] == 120
+        assert repeat["seconds_a_point"] == pytest.approx(repeat["duration_s"] / 120)
 
 
 def test_the_script_begins_nothing_that_may_not_end_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,7 +391,7 @@ def test_later_processes_compare_one_index_set_and_the_first_all_of_them() -> No
     from bench.clocks.graph import CapturedGraph
     from bench.gate.worker import to_verify
 
-    captured = CapturedGraph(object(), 60, [torch.zeros(1), torch.ones(1)])
+    captured = CapturedGraph(object(), 60, [torch.zeros(1), torch.ones(1)], lambda index_set: torch.zeros(1))
     assert to_verify(captured, 0).outputs == captured.outputs
     later = to_verify(captured, 3)
     assert later.outputs == captured.outputs[:1] and later.graph is captured.graph and later.nodes == 60

@@ -91,7 +91,7 @@ def test_the_stand_in_itself_passes(good: Path, tmp_path: Path) -> None:
 def test_the_unchanged_tree_passes_twice_with_identical_counts(tmp_path: Path) -> None:
     """On two lanes and on one, with other addresses and another hash seed: nothing of the machine is in a count."""
     folder = tree(tmp_path / "tree", None)
-    some = ("-c", "csgmv_embed*", "--case", "phase=mixed")
+    some = ("-c", "csgmv_embed*", "--case", "phase=mixed,op=lookup")
     first = folder / "first.json"
     done = bench(folder, "sweep", "-p", "gate_work", "-k", "work", *some, "-o", first)
     assert done.returncode == 0, done.stdout + done.stderr
