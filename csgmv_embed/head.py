@@ -116,7 +116,7 @@ def _prepare_shrink(
         width(hidden_states, hidden, hidden_states.stride(0)),
         width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
     )
-    block_rank = min(config.block_rank, max(16, operands.power_of_two(max_rank)))
+    block_rank = tuning.block_rank(config, max_rank)
     constants = (
         hidden_states.stride(0),
         a_table.stride(0),
@@ -171,7 +171,7 @@ def _prepare_expand(
         steps.segments,
         config.block_tokens,
         config.block_columns,
-        min(config.block_rank, max(16, operands.power_of_two(max_rank))),
+        tuning.block_rank(config, max_rank),
         config.steps,
     )
     grid = (steps.groups * steps.tiles, -(-vocab // (config.block_columns * config.steps)), 1)

@@ -195,7 +195,7 @@ def _prepare(
         steps.segments,
         config.block_tokens,
         config.block_columns,
-        min(config.block_rank, max(16, operands.power_of_two(max_rank))),
+        tuning.block_rank(config, max_rank),
         config.steps,
         other_tokens,
         other_columns,

@@ -68,6 +68,7 @@ WORDS_MAX_TOKENS = 1024
 MIN_TILE = 16  # the smallest matrix product
 MAX_EXPAND_TILE = 32
 SMALL_RANK = 32  # up to here a row of A and its product are cheap
+PREFILL_STEPS = 4  # blocks of columns for which a program of a prefill keeps its rows of A
 
 _forced: LaunchConfig | None = None
 _forced_tile: TileConfig | None = None
@@ -163,9 +164,8 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
     if _forced_tile is not None:
         return _forced_tile
     small = max_rank <= SMALL_RANK
-    steps = 1 if num_tokens <= WORDS_MAX_TOKENS else 8 if num_tokens <= 8192 else 16
     if element_bytes > 2:
-        tile = TileConfig(16, 64, 32, 4, steps)
+        tile = TileConfig(16, 64, 32, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else PREFILL_STEPS)
     elif num_tokens <= 4:
         tile = TileConfig(16, 64, 64, 4)
     elif num_tokens <= 128:
@@ -176,8 +176,8 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
         tile = TileConfig(32, 128, 64, 8, 2)
     elif num_tokens <= WORDS_MAX_TOKENS:
         tile = TileConfig(64, 64, 64, 4, 2)
-    else:
-        tile = TileConfig(32 if small else 64, 128, 64, 4, steps)
+    else:  # requests end anywhere: a tile of two slots does the work of two, so it is small and soon done
+        tile = TileConfig(16, 128, 64, 4, PREFILL_STEPS) if small else TileConfig(32, 128, 64, 2, PREFILL_STEPS)
     columns = min(tile.block_columns, max(MIN_TILE, _next_power_of_2(hidden)))
     return tile._replace(block_columns=columns, steps=min(tile.steps, max(1, hidden // columns)))
 
@@ -202,6 +202,15 @@ def choose_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int
         return TileConfig(16, 64, 32, 4)
     tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, _next_power_of_2(num_tokens // max(1, slots))))
     return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
+
+
+def block_rank(config: TileConfig, max_rank: int) -> int:
+    """Ranks multiplied at a time: all of a table of up to 16, else the tile's.
+
+    No block of 32 for 16-bit tables: with one (max_rank 24, 8 warps) the layer kernel ended in a misaligned address on
+    an NVIDIA H100, where blocks of 16 and 64 pass their tests; why is not known (docs/limits.md).
+    """
+    return MIN_TILE if max_rank <= MIN_TILE else config.block_rank
 
 
 @contextmanager

@@ -68,7 +68,10 @@ def test_cases_replace_those_of_a_recipe_and_keep_its_contenders():
     ("chosen", "said"),
     [
         ({}, r"expected CASE \(NAME=VALUE,...\) or --recipe with one of decode-step"),
-        ({"recipe": "decode"}, "--recipe decode: expected one of decode-step, layer-and-head, side-by-side, skewed-prefill"),
+        (
+            {"recipe": "decode"},
+            "--recipe decode: expected one of decode-step, layer-and-head, side-by-side, skewed-prefill",
+        ),
         ({"recipe": "/nowhere/x.toml"}, "/nowhere/x.toml: cannot be read"),
         ({"cases": ["rank"]}, "CASE rank: expected NAME=VALUE"),
         ({"cases": ["phase=x"]}, "CASE: phase.*allowed: decode, prefill, mixed"),

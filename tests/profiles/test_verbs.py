@@ -270,7 +270,12 @@ def test_only_counters_are_compared_with_counts(bench):
 def test_recipes_are_listed(bench):
     status, out, _ = bench("recipes")
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["decode-step", "layer-and-head", "side-by-side", "skewed-prefill"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "decode-step",
+        "layer-and-head",
+        "side-by-side",
+        "skewed-prefill",
+    ]
 
 
 def test_the_command_line_starts_without_torch():

@@ -1,0 +1,83 @@
+"""What the compiler makes of the kernels of the layer and of lm_head, without a GPU. This file is also the worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
+MOST_SHARED_BYTES = 99 << 10  # of a program, on compute capabilities 8.6 and 8.9
+
+# name -> (op, tokens, max_rank), bytes that may spill
+KERNELS: dict[str, tuple[tuple[str, int, int], int]] = {
+    "decode of one": (("layer", 1, 64), 0),
+    "decode": (("layer", 128, 16), 0),
+    "decode of odd ranks": (("layer", 128, 24), 0),
+    "large decode": (("layer", 256, 64), 0),
+    "larger decode": (("layer", 512, 64), 0),
+    "prefill": (("layer", 4096, 16), 0),
+    "prefill of rank 64": (("layer", 4096, 64), 0),
+    "prefill of rank 256": (("layer", 4096, 256), 64),
+    "shrink": (("shrink", 128, 64), 0),
+    "expand": (("expand", 128, 16), 0),
+    "expand of rank 64": (("expand", 512, 64), 0),
+}
+
+
+def run(op: str, tokens: int, rank: int) -> object:
+    import csgmv_embed as library
+
+    zeros = partial(torch.zeros, dtype=torch.bfloat16)
+    batch = library.EmbeddingBatch.allocate(max_tokens=tokens, slots=8, segments=True, device="cpu")
+    if op == "shrink":
+        return library.lm_head_shrink(zeros(tokens, 4096), zeros(8, rank, 4096), batch)
+    if op == "expand":
+        return library.lm_head_expand(zeros(tokens, rank), zeros(8, 1024, rank), zeros(tokens, 1024), batch)
+    ids, a_table = torch.zeros(tokens, dtype=torch.int64), library.to_storage(zeros(8, rank, 64), "vocab_major")
+    return library.embedding_lora(ids, zeros(64, 4096), a_table, zeros(8, 4096, rank), batch, 64)
+
+
+def work() -> None:
+    from bench.clocks.compiled import compile_launch
+    from csgmv_embed import ops
+
+    ops.accept_host_tensors = True
+    figures: dict[str, dict[str, Any]] = {}
+    for name, (call, _) in KERNELS.items():
+        launch = partial(run, *call)
+        figures[name] = {str(capability): compile_launch(launch, capability) for capability in CAPABILITIES}
+    sys.stdout.buffer.write(msgspec.json.encode(figures))
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    worker = [sys.executable, __file__]
+    done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    decoded: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return decoded
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_tiles_fit_every_gpu_and_read_wide(figures: dict[str, Any], name: str, capability: int) -> None:
+    (figure,) = figures[name][str(capability)]
+    assert figure["shared_bytes"] <= MOST_SHARED_BYTES, figure
+    assert figure["spill_bytes"] <= KERNELS[name][1], figure
+    assert figure["widest_load_bits"] == 128, figure
+
+
+if __name__ == "__main__":
+    work()
