@@ -86,10 +86,13 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
         A lookup's leaves out op and hidden, as written before there were other ops: its seeds and counts stay.
         """
-        fields = msgspec.structs.asdict(self)
-        if self.op == "lookup":
-            del fields["op"], fields["hidden"]
-        return ",".join(f"{name}={value}" for name, value in sorted(fields.items()))
+        left_out = {"op=lookup", f"hidden={self.hidden}"} if self.op == "lookup" else set()
+        return ",".join(term for term in self.terms if term not in left_out)
+
+    @property
+    def terms(self) -> list[str]:
+        """`name=value` of every field, sorted by name: what a selection of cases may ask for."""
+        return [f"{name}={value}" for name, value in sorted(msgspec.structs.asdict(self).items())]
 
     @property
     def label(self) -> str:

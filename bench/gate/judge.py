@@ -28,7 +28,7 @@ def wanted(clocks: Sequence[str], patterns: Sequence[str], cases: Sequence[str] 
     """Whether a point has one of these clocks, a contender of these patterns, and the terms of one of the cases."""
 
     def chosen(point: Point | PlannedPoint) -> bool:
-        terms = set(point.case.key.split(","))
+        terms = set(point.case.terms)
         return (
             point.clock in clocks
             and any(fnmatchcase(point.contender, pattern) for pattern in patterns)
