@@ -161,14 +161,7 @@ def _prepare(
     others = ALL if bare else NONE if add or exact else BY_WORDS if words else BEHIND
     column_programs = -(-hidden // (config.block_columns * config.steps))
     programs = 0 if bare else steps.groups * steps.tiles
-    # Other rows take no programs beyond those of the groups, if tiles of a few rows can do.
-    other_columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
-    blocks = -(-hidden // other_columns)
-    share = -(-tokens * blocks // (BARE_PROGRAMS if bare else column_programs * programs))
-    most = BEHIND_TOKENS if others == BEHIND else MAX_OTHER_TOKENS
-    other_tokens = min(most, operands.power_of_two(share))
-    # Rows behind the batch are shared by whatever programs there are.
-    other_programs = 0 if others == NONE else blocks if others == BEHIND else blocks * -(-tokens // other_tokens)
+    other_tokens, other_columns, other_programs = _other_tiles(others, tokens, hidden, column_programs * programs)
     rows_contiguous = a_table.stride(1) == 1
     constants = (
         embedding.shape[0],
@@ -203,6 +196,20 @@ def _prepare(
     grid = (column_programs, max(programs, -(-other_programs // column_programs), 1), 1)
     counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.groups, steps.tiles)
     return _Prepared(grid, counts, constants, config.num_warps, words)
+
+
+def _other_tiles(others: int, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
+    """Rows and columns of a tile of other rows, and the programs these need; `programs` there are for the groups.
+
+    They take no programs beyond those of the groups, if tiles of a few rows can do.
+    """
+    columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
+    blocks = -(-hidden // columns)
+    if others in (NONE, BEHIND):  # rows behind the batch are shared by whatever programs there are
+        return BEHIND_TOKENS, columns, 0 if others == NONE else blocks
+    share = -(-tokens * blocks // (BARE_PROGRAMS if others == ALL else programs))
+    rows = min(MAX_OTHER_TOKENS, operands.power_of_two(share))
+    return rows, columns, blocks * -(-tokens // rows)
 
 
 def _check(
