@@ -165,7 +165,7 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
         return _forced_tile
     small = max_rank <= SMALL_RANK
     if element_bytes > 2:
-        tile = TileConfig(16, 64, 32, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else PREFILL_STEPS)
+        tile = TileConfig(16, 64, 16, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else PREFILL_STEPS)
     elif num_tokens <= 4:
         tile = TileConfig(16, 64, 64, 4)
     elif num_tokens <= 128:
@@ -199,16 +199,17 @@ def choose_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int
     if _forced_tile is not None:
         return _forced_tile
     if element_bytes > 2:
-        return TileConfig(16, 64, 32, 4)
+        return TileConfig(16, 64, 16, 4)
     tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, _next_power_of_2(num_tokens // max(1, slots))))
     return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
 
 
 def block_rank(config: TileConfig, max_rank: int) -> int:
-    """Ranks multiplied at a time: all of a table of up to 16, else the tile's.
+    """Ranks multiplied at a time: 16 for tables of up to 16, else the tile's, which is 16 or 64 and never 32.
 
-    No block of 32 for 16-bit tables: with one (max_rank 24, 8 warps) the layer kernel ended in a misaligned address on
-    an NVIDIA H100, where blocks of 16 and 64 pass their tests; why is not known (docs/limits.md).
+    With blocks of 32 the LLVM of Triton 3.6 pairs the rank indices of A and B in one vector, shifts the unused half
+    beyond its 32 bits and lets it run over into the other: the kernel then reads A at odd addresses.
+    test_compiled_layers.py looks for such shifts.
     """
     return MIN_TILE if max_rank <= MIN_TILE else config.block_rank
 
