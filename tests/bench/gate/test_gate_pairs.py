@@ -195,7 +195,7 @@ def test_rounds_that_end_within_a_wave_or_show_a_change_leave_the_point_undecide
 
 
 def test_records_from_before_there_were_waves_have_none_cleared() -> None:
-    old = records.read(ROOT / "docs" / "experiments" / "h100-self-check-1.json")
+    old = records.read(ROOT / "docs" / "experiments" / "planted-slow-bisect" / "bisect-2.json")
     assert (old.gate.wave, old.gate.clear_confidence) == (1, 1.0)
     reasons = {item.reason for item in judge_pairs(old).verdicts}
     assert "flagged by the screen, not confirmed" in reasons
