@@ -14,6 +14,10 @@ import msgspec
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is started as a script, too
+
+from tests.csgmv_embed import packed_shifts
+
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = (80, 86, 89, 90, 100, 120)  # A100; A10, RTX 30; L4, L40, RTX 40; H100, H200; B200; RTX 50
 MAX_REGISTERS = 64  # 1024 threads of a multiprocessor stay resident
@@ -47,6 +51,7 @@ def work() -> None:
 
         launch = partial(embedding_lora_a, ids, table, batch, 64, extra, pdl=options.get("pdl", False))
         figures[name] = {str(capability): compile_launch(launch, capability) for capability in CAPABILITIES}
+        figures[name]["shifts"] = packed_shifts.distances(launch)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 
 
@@ -68,6 +73,11 @@ def test_no_spills_few_registers_and_wide_accesses(figures: dict[str, Any], name
     assert figure["capability"] == capability
     assert (figure["spill_bytes"], figure["registers"] <= MAX_REGISTERS) == (0, True), figure
     assert (figure["widest_load_bits"], figure["widest_store_bits"]) == KERNELS[name][1], figure
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_half_of_a_vector_is_shifted_into_the_other(figures: dict[str, Any], name: str) -> None:
+    assert max(figures[name]["shifts"], default=0) <= packed_shifts.MOST
 
 
 def test_only_generations_that_have_it_wait_for_their_predecessors(figures: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from functools import partial
@@ -15,9 +14,12 @@ import msgspec
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is started as a script, too
+
+from tests.csgmv_embed import packed_shifts
+
 ROOT = Path(__file__).parents[2]
 CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
-MOST_SHIFT = 8  # of the index of a thread or of a rank, which have up to 11 bits
 MOST_SHARED_BYTES = 99 << 10  # of a program, on compute capabilities 8.6 and 8.9
 
 # name -> (op, tokens, max_rank), bytes that may spill
@@ -52,24 +54,16 @@ def run(op: str, tokens: int, rank: int) -> object:
     return library.embedding_lora(ids, zeros(64, 4096), a_table, zeros(8, 4096, rank), batch, 64)
 
 
-def _shifts(llir: str) -> list[int]:
-    """Distances of left shifts of vectors of 32-bit integers that are said not to lose bits."""
-    lines = re.findall(r"shl nu?s?w.* <\d x i32> .*<(i32 .*)>", llir)
-    return [int(distance) for line in lines for distance in re.findall(r"i32 (\d+)", line)]
-
-
 def work() -> None:
-    from bench.clocks import compiled
+    from bench.clocks.compiled import compile_launch
     from csgmv_embed import ops
 
     ops.accept_host_tensors = True
     figures: dict[str, dict[str, Any]] = {}
     for name, (call, _) in KERNELS.items():
         launch = partial(run, *call)
-        figures[name] = {str(capability): compiled.compile_launch(launch, capability) for capability in CAPABILITIES}
-        with compiled._compile_only(90) as kernels:
-            launch()
-        figures[name]["shifts"] = [shifts for kernel in kernels.values() for shifts in _shifts(kernel.asm["llir"])]
+        figures[name] = {str(capability): compile_launch(launch, capability) for capability in CAPABILITIES}
+        figures[name]["shifts"] = packed_shifts.distances(launch)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 
 
@@ -96,12 +90,12 @@ def test_tiles_fit_every_gpu_and_read_wide(figures: dict[str, Any], name: str, c
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_half_of_a_vector_is_shifted_into_the_other(figures: dict[str, Any], name: str) -> None:
     """tuning.block_rank says what such a shift does."""
-    assert max(figures[name]["shifts"], default=0) <= MOST_SHIFT
+    assert max(figures[name]["shifts"], default=0) <= packed_shifts.MOST
 
 
 def test_such_a_shift_is_found() -> None:
     line = "  %375 = shl nuw nsw <2 x i32> %373, <i32 24, i32 1>, !dbg !120\n  %1 = shl nsw <2 x i32> %2, splat (i32 2)"
-    assert _shifts(line) == [24, 1]
+    assert packed_shifts.in_llir(line) == [24, 1]
 
 
 if __name__ == "__main__":
