@@ -140,7 +140,7 @@ class EmbeddingBatch:
 
     @property
     def adapted(self) -> bool:
-        """Whether a token of the batch may have an adapter: False if the host knows that none has."""
+        """Whether a token of the batch may have an adapter: False if it was built without any; static ones may."""
         return self._contents.adapted
 
     @property
@@ -175,6 +175,7 @@ class EmbeddingBatch:
         batch = cls._with_buffers(capacity, torch.device(device), ring=1)
         batch._ranks = known
         batch._fill(lens, slots, tokens, factors)
+        batch._contents.adapted = bool(known.words[slots].any())
         batch.max_tokens = None
         batch._capacity = None
         batch._staging = []  # pinned memory is kept by torch until the copy is done
@@ -327,7 +328,6 @@ class EmbeddingBatch:
             scalings[:] = factors
         self._contents.num_tokens = tokens
         self._contents.max_rank = self._ranks.largest
-        self._contents.adapted = bool(of_sequence.any())
         self._device_buffer.copy_(staging.buffer, non_blocking=True)
         if self._device_buffer.is_cuda and len(self._staging) > 1:
             staging.copied = staging.copied or torch.cuda.Event()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from csgmv_embed import operands, tuning
@@ -11,7 +9,7 @@ from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.head_kernels import lm_head_expand_kernel, lm_head_shrink_kernel
 from csgmv_embed.launch import launch
-from csgmv_embed.operands import Key, check_tensor, seen, width
+from csgmv_embed.operands import Key, Prepared, check_tensor, seen, width
 from csgmv_embed.segment_runs import walk
 
 
@@ -76,30 +74,18 @@ def lm_head_expand(
     return logits
 
 
-class _Prepared(NamedTuple):
-    """A launch but for its tensors."""
-
-    grid: tuple[int, int, int]
-    counts: tuple[int, ...]
-    constants: tuple[object, ...]
-    num_warps: int
+_shrinks: dict[Key, Prepared | None] = {}
+_expands: dict[Key, Prepared | None] = {}
 
 
-_shrinks: dict[Key, _Prepared | None] = {}
-_expands: dict[Key, _Prepared | None] = {}
-
-
-def _launch(kernel: object, prepared: _Prepared, batch: EmbeddingBatch, *operand: torch.Tensor) -> None:
-    bounds, slots, ranks, scalings = batch.seg_indptr, batch.seg_slots, batch.ranks, batch.scalings
-    assert bounds is not None and slots is not None and ranks is not None and scalings is not None
-    permutation = bounds if batch.permutation is None else batch.permutation
-    tensors = (permutation, bounds, slots, ranks, scalings, *operand)
+def _launch(kernel: object, prepared: Prepared, batch: EmbeddingBatch, *operand: torch.Tensor) -> None:
+    tensors = (*operands.structure(batch), *operand)
     launch(kernel, prepared.grid, tensors, *prepared[1:])
 
 
 def _prepare_shrink(
     hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
-) -> _Prepared | None:
+) -> Prepared | None:
     check_tensor("hidden_states", hidden_states, (None, None), "(tokens, hidden)", hidden_states, "hidden_states")
     tokens, hidden = hidden_states.shape
     shape = (None, None, hidden)
@@ -131,16 +117,16 @@ def _prepare_shrink(
         steps.segments,
         config.block_tokens,
         block_rank,
-        min(config.block_columns, max(16, operands.power_of_two(hidden))),
+        min(config.block_columns, max(16, tuning.next_power_of_2(hidden))),
     )
     grid = (-(-max_rank // block_rank), steps.groups * steps.tiles, 1)
     counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
-    return _Prepared(grid, counts, constants, config.num_warps)
+    return Prepared(grid, counts, constants, config.num_warps)
 
 
 def _prepare_expand(
     shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
-) -> _Prepared | None:
+) -> Prepared | None:
     check_tensor("shrunk", shrunk, (None, None), "(tokens, max_rank)", shrunk, "shrunk")
     tokens, max_rank = shrunk.shape
     check_tensor("b_table", b_table, (None, None, max_rank), f"(slots, vocab, {max_rank})", shrunk, "shrunk")
@@ -176,4 +162,4 @@ def _prepare_expand(
     )
     grid = (steps.groups * steps.tiles, -(-vocab // (config.block_columns * config.steps)), 1)
     counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
-    return _Prepared(grid, counts, constants, config.num_warps)
+    return Prepared(grid, counts, constants, config.num_warps)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-from csgmv_embed import operands, tuning
+from csgmv_embed import operands, ops, tuning
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
+from csgmv_embed.errors import DeviceError, ShapeError
 from csgmv_embed.launch import launch
 from csgmv_embed.layer_kernels import embedding_lora_kernel
-from csgmv_embed.operands import Key, seen, width
+from csgmv_embed.operands import Key, Prepared, seen, width
 from csgmv_embed.segment_runs import walk
 
-ID_DTYPES = (torch.int32, torch.int64)
 NONE, BY_WORDS, BEHIND, ALL = range(4)  # which rows a program copies beside those of its group: OTHERS of the kernel
 MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 1024  # of a tile of these rows
 BEHIND_TOKENS = 4  # the same of rows behind the last segment
@@ -83,17 +80,8 @@ def embedding_lora_add(
     return base_output
 
 
-class _Prepared(NamedTuple):
-    """A launch but for its tensors."""
-
-    grid: tuple[int, int, int]
-    counts: tuple[int, ...]
-    constants: tuple[object, ...]
-    num_warps: int
-    words: bool  # whether the base programs read the token words
-
-
-_prepared: dict[Key, _Prepared | None] = {}
+# each launch, and whether its programs read the token words
+_prepared: dict[Key, tuple[Prepared, bool] | None] = {}
 
 
 def _run(
@@ -120,7 +108,7 @@ def _run(
         tuning.forced_layer(),
     )
 
-    def prepare() -> _Prepared | None:
+    def prepare() -> tuple[Prepared, bool] | None:
         _check(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
         return _prepare(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
 
@@ -128,13 +116,12 @@ def _run(
     operands.check_batch(batch, input_ids.shape[0], a_table.shape[0], a_table.shape[1], "input_ids")
     if prepared is None:
         return
-    bounds, slots, ranks, scalings = batch.seg_indptr, batch.seg_slots, batch.ranks, batch.scalings
-    assert bounds is not None and slots is not None and ranks is not None and scalings is not None
-    permutation = bounds if batch.permutation is None else batch.permutation
-    words = batch.token_adapters if prepared.words else bounds
+    launched, by_words = prepared
+    structure = operands.structure(batch)
+    words = batch.token_adapters if by_words else structure[0]  # never read otherwise
     assert words is not None
-    tensors = (input_ids, words, permutation, bounds, slots, ranks, scalings, embedding, a_table, extra, b_table, out)
-    launch(embedding_lora_kernel, prepared.grid, tensors, prepared.counts, prepared.constants, prepared.num_warps)
+    tensors = (input_ids, words, *structure, embedding, a_table, extra, b_table, out)
+    launch(embedding_lora_kernel, launched.grid, tensors, launched.counts, launched.constants, launched.num_warps)
 
 
 def _prepare(
@@ -147,7 +134,7 @@ def _prepare(
     missing_row: int,
     *,
     add: bool,
-) -> _Prepared | None:
+) -> tuple[Prepared, bool] | None:
     embedding, a_table, b_table = tables
     tokens, (slots, hidden, max_rank) = input_ids.shape[0], b_table.shape
     bare = operands.without_adapter(batch)
@@ -194,8 +181,8 @@ def _prepare(
         other_columns,
     )
     grid = (column_programs, max(programs, -(-other_programs // column_programs), 1), 1)
-    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.groups, steps.tiles)
-    return _Prepared(grid, counts, constants, config.num_warps, words)
+    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
+    return Prepared(grid, counts, constants, config.num_warps), words
 
 
 def _other_tiles(others: int, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
@@ -203,12 +190,12 @@ def _other_tiles(others: int, tokens: int, hidden: int, programs: int) -> tuple[
 
     They take no programs beyond those of the groups, if tiles of a few rows can do.
     """
-    columns = min(MAX_OTHER_COLUMNS, operands.power_of_two(hidden))
+    columns = min(MAX_OTHER_COLUMNS, tuning.next_power_of_2(hidden))
     blocks = -(-hidden // columns)
     if others in (NONE, BEHIND):  # rows behind the batch are shared by whatever programs there are
         return BEHIND_TOKENS, columns, 0 if others == NONE else blocks
     share = -(-tokens * blocks // (BARE_PROGRAMS if others == ALL else programs))
-    rows = min(MAX_OTHER_TOKENS, operands.power_of_two(share))
+    rows = min(MAX_OTHER_TOKENS, tuning.next_power_of_2(share))
     return rows, columns, blocks * -(-tokens // rows)
 
 
@@ -225,12 +212,7 @@ def _check(
 ) -> None:
     embedding, a_table, b_table = tables
     check = operands.check_tensor
-    if input_ids.ndim != 1 or not input_ids.is_contiguous():
-        raise ShapeError(
-            f"input_ids has shape {tuple(input_ids.shape)}, strides {input_ids.stride()}; expected contiguous (tokens,)"
-        )
-    if input_ids.dtype not in ID_DTYPES:
-        raise DtypeError(f"input_ids is {input_ids.dtype}; expected torch.int32 or torch.int64")
+    ops.check_ids(input_ids)
     check("a_table", a_table, (None,) * 3, "(slots, max_rank, vocab)", a_table, "a_table", contiguous_last=False)
     slots, max_rank, columns = a_table.shape
     tokens = input_ids.shape[0]

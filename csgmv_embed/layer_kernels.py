@@ -387,7 +387,7 @@ def _write_tile(
         )
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments", "groups", "tiles"])
+@triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments", "tiles"])
 def embedding_lora_kernel(
     input_ids,
     words,
@@ -404,7 +404,6 @@ def embedding_lora_kernel(
     num_tokens,
     num_slots,
     num_segments,
-    groups,
     tiles,
     NUM_ROWS: tl.constexpr,
     MISSING_ROW: tl.constexpr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from triton.runtime.interpreter import InterpretedFunction
@@ -13,9 +13,8 @@ from csgmv_embed import ops
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
 from csgmv_embed.layer_kernels import embedding_lora_kernel
+from csgmv_embed.ops import FLOAT_DTYPES, VECTOR_BYTES
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-VECTOR_BYTES = 16  # the widest load of one thread
 MAX_KEPT = 1024  # prepared launches of an op; steps come in few sizes
 INTERPRETED = isinstance(embedding_lora_kernel, InterpretedFunction)
 
@@ -23,14 +22,34 @@ T = TypeVar("T")
 Key = tuple[object, ...]
 
 
+class Prepared(NamedTuple):
+    """A launch but for its tensors."""
+
+    grid: tuple[int, int, int]
+    counts: tuple[int, ...]
+    constants: tuple[object, ...]
+    num_warps: int
+
+
+def structure(batch: EmbeddingBatch) -> tuple[torch.Tensor, ...]:
+    """Permutation, bounds and slots of the segments, ranks and scalings: what every kernel reads of a batch.
+
+    Without a permutation, which the kernels are told, the bounds stand in its place.
+    """
+    bounds, slots, ranks, scalings = batch.seg_indptr, batch.seg_slots, batch.ranks, batch.scalings
+    assert bounds is not None and slots is not None and ranks is not None and scalings is not None
+    return bounds if batch.permutation is None else batch.permutation, bounds, slots, ranks, scalings
+
+
 def kept(store: dict[Key, T], key: Key, make: Callable[[], T]) -> T:
     """store[key], made on first use. Checking and preparing a launch costs more than launching."""
-    found = store.get(key)
-    if found is None:
+    try:
+        return store[key]  # None is an answer, too: nothing to launch
+    except KeyError:
         found = make()
-        if len(store) >= MAX_KEPT:
-            store.clear()
-        store[key] = found
+    if len(store) >= MAX_KEPT:
+        store.clear()
+    store[key] = found
     return found
 
 
@@ -64,10 +83,7 @@ def without_adapter(batch: EmbeddingBatch) -> bool:
 def width(tensor: torch.Tensor, *placing: int) -> int:
     """Most elements that may be read as one: a power of two dividing the address and all `placing`, in elements."""
     size = tensor.element_size()
-    found = math.gcd(VECTOR_BYTES // size, *placing)
-    while found > 1 and tensor.data_ptr() % (found * size):
-        found //= 2
-    return found
+    return ops.aligned(math.gcd(VECTOR_BYTES // size, *placing), tensor.data_ptr(), size)
 
 
 def check_batch(batch: EmbeddingBatch, tokens: int, slots: int, max_rank: int, what: str) -> None:
@@ -124,14 +140,6 @@ def check_rows_apart(name: str, tensor: torch.Tensor) -> None:
 
 def check_device(batch: EmbeddingBatch, like: torch.Tensor, like_name: str) -> None:
     """Raises DeviceError."""
-    if like.device.type != "cuda" and not ops.accept_host_tensors:
-        raise DeviceError(
-            f"{like_name} is on {like.device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
-        )
+    ops.check_runs_here(like_name, like)
     if batch.device != like.device:
         raise DeviceError(f"batch is on {batch.device}; expected {like.device}, where {like_name} is")
-
-
-def power_of_two(value: int) -> int:
-    """The smallest that is not below value."""
-    return 1 << max(0, value - 1).bit_length()

@@ -218,8 +218,8 @@ def _constants(
 ) -> tuple[object, ...]:
     """The kernel's parameters from vocab_size on."""
     stride = out.stride(0)
-    group = _aligned(layout.group, a_table.data_ptr(), layout.element_bytes)
-    out_group = _aligned(layout.out_group, out.data_ptr(), layout.element_bytes)
+    group = aligned(layout.group, a_table.data_ptr(), layout.element_bytes)
+    out_group = aligned(layout.out_group, out.data_ptr(), layout.element_bytes)
     while stride % out_group:
         out_group //= 2
     key = (stride, group, out_group, config, pdl)
@@ -239,7 +239,7 @@ def _constants(
     return found
 
 
-def _aligned(group: int, address: int, element_bytes: int) -> int:
+def aligned(group: int, address: int, element_bytes: int) -> int:
     """The largest power of two up to `group` elements at whose multiple of bytes the address lies."""
     while group > 1 and address % (group * element_bytes):
         group //= 2
@@ -253,15 +253,28 @@ def _integer(name: str, value: object) -> int:
         raise ShapeError(f"{name} is {value!r}; expected an integer") from None
 
 
-def _check(
-    input_ids: torch.Tensor, a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
-) -> None:
+def check_ids(input_ids: torch.Tensor) -> None:
+    """Raises ShapeError, DtypeError."""
     if input_ids.ndim != 1 or not input_ids.is_contiguous():
         raise ShapeError(
             f"input_ids has shape {tuple(input_ids.shape)}, strides {input_ids.stride()}; expected contiguous (tokens,)"
         )
     if input_ids.dtype not in ID_DTYPES:
         raise DtypeError(f"input_ids is {input_ids.dtype}; expected torch.int32 or torch.int64")
+
+
+def check_runs_here(name: str, tensor: torch.Tensor) -> None:
+    """Raises DeviceError unless kernels can be launched, or interpreted, where the tensor is."""
+    if tensor.device.type != "cuda" and not accept_host_tensors:
+        raise DeviceError(
+            f"{name} is on {tensor.device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
+        )
+
+
+def _check(
+    input_ids: torch.Tensor, a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
+) -> None:
+    check_ids(input_ids)
     if a_table.ndim != 3:
         raise ShapeError(f"a_table has shape {tuple(a_table.shape)}; expected (slots, max_rank, vocab)")
     if a_table.dtype not in FLOAT_DTYPES:
@@ -281,10 +294,7 @@ def _check(
 
 def _check_devices(input_ids: torch.Tensor, a_table: torch.Tensor, extra_embeddings: torch.Tensor | None) -> None:
     device = a_table.device
-    if device.type != "cuda" and not accept_host_tensors:
-        raise DeviceError(
-            f"a_table is on {device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
-        )
+    check_runs_here("a_table", a_table)
     others = {"input_ids": input_ids.device}
     if extra_embeddings is not None:
         others["extra_embeddings"] = extra_embeddings.device

@@ -86,7 +86,7 @@ def choose(
 
 def rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
     """What is used without a table for the GPU."""
-    rank = _next_power_of_2(max_rank)
+    rank = next_power_of_2(max_rank)
     if not rows_contiguous:
         return SCATTERED_TILE._replace(block_rank=min(rank, SCATTERED_TILE.block_rank))
     elements = next(tile for limit, tile in ROW_TILES if num_tokens * max_rank <= limit)
@@ -123,7 +123,7 @@ def _chosen(
     rank = _at_least(max_rank, {row.max_rank for row in rows})
     tokens = _at_least(num_tokens, {row.max_tokens for row in rows if row.max_rank == rank})
     config = next(row.config for row in rows if (row.max_rank, row.max_tokens) == (rank, tokens))
-    return config._replace(block_rank=min(config.block_rank, _next_power_of_2(max_rank)))
+    return config._replace(block_rank=min(config.block_rank, next_power_of_2(max_rank)))
 
 
 def _at_least(value: int, steps: set[int]) -> int:
@@ -149,7 +149,8 @@ def _row(fields: dict[str, Any]) -> TunedRow:
     return TunedRow(**{**fields, "config": LaunchConfig(**fields["config"])})
 
 
-def _next_power_of_2(value: int) -> int:
+def next_power_of_2(value: int) -> int:
+    """The smallest power of two that is not below value, 1 at least."""
     return 1 << max(0, value - 1).bit_length()
 
 
@@ -178,7 +179,7 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
         tile = TileConfig(64, 64, 64, 4, 2)
     else:  # requests end anywhere: a tile of two slots does the work of two, so it is small and soon done
         tile = TileConfig(16, 128, 64, 4, PREFILL_STEPS) if small else TileConfig(32, 128, 64, 2, PREFILL_STEPS)
-    columns = min(tile.block_columns, max(MIN_TILE, _next_power_of_2(hidden)))
+    columns = min(tile.block_columns, max(MIN_TILE, next_power_of_2(hidden)))
     return tile._replace(block_columns=columns, steps=min(tile.steps, max(1, hidden // columns)))
 
 
@@ -200,7 +201,7 @@ def choose_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int
         return _forced_tile
     if element_bytes > 2:
         return TileConfig(16, 64, 16, 4)
-    tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, _next_power_of_2(num_tokens // max(1, slots))))
+    tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, next_power_of_2(num_tokens // max(1, slots))))
     return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,8 +14,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is started as a script, too
 
 from tests.csgmv_embed import packed_shifts
+from tests.csgmv_embed.compiled_worker import figures_from
 
-ROOT = Path(__file__).parents[2]
 CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
 MOST_SHARED_BYTES = 99 << 10  # of a program, on compute capabilities 8.6 and 8.9
 
@@ -69,13 +66,7 @@ def work() -> None:
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    environment.pop("TRITON_INTERPRET", None)
-    worker = [sys.executable, __file__]
-    done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    decoded: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return decoded
+    return figures_from(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -1,0 +1,23 @@
+"""Compiled figures from a worker process: this one interprets its kernels, and an interpreted one is never compiled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def figures_from(script: str, cache: Path) -> dict[str, dict[str, Any]]:
+    """What the script, a test file run as the worker, writes: by kernel, the figures of each compute capability."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    worker = [sys.executable, script]
+    done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    decoded: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return decoded
