@@ -7,7 +7,7 @@ import torch
 from csgmv_embed import operands, tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import ShapeError
-from csgmv_embed.head_kernels import lm_head_expand_kernel, lm_head_shrink_kernel
+from csgmv_embed.head_kernels import ExpandConstants, ShrinkConstants, lm_head_expand_kernel, lm_head_shrink_kernel
 from csgmv_embed.launch import launch
 from csgmv_embed.operands import Key, Prepared, check_tensor, seen, width
 from csgmv_embed.segment_runs import walk
@@ -98,30 +98,28 @@ def _prepare_shrink(
         return None
     config = tuning.choose_shrink(hidden_states.element_size())
     steps = walk(batch, tokens, config.block_tokens)
-    group = min(
-        width(hidden_states, hidden, hidden_states.stride(0)),
-        width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
+    constants = ShrinkConstants(
+        hidden_stride_token=hidden_states.stride(0),
+        a_stride_slot=a_table.stride(0),
+        a_stride_rank=a_table.stride(1),
+        shrunk_stride_token=out.stride(0),
+        hidden=hidden,
+        max_rank=max_rank,
+        has_permutation=batch.permutation is not None,
+        loop=batch.permutation is None,  # segments are requests then, in a replay longer than in the capture maybe
+        widen=operands.INTERPRETED,
+        width=min(
+            width(hidden_states, hidden, hidden_states.stride(0)),
+            width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
+        ),
+        segments=steps.segments,
+        block_tokens=config.block_tokens,
+        block_rank=tuning.block_rank(config, max_rank),
+        block_hidden=min(config.block_columns, max(16, tuning.next_power_of_2(hidden))),
     )
-    block_rank = tuning.block_rank(config, max_rank)
-    constants = (
-        hidden_states.stride(0),
-        a_table.stride(0),
-        a_table.stride(1),
-        out.stride(0),
-        hidden,
-        max_rank,
-        batch.permutation is not None,
-        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
-        operands.INTERPRETED,
-        group,
-        steps.segments,
-        config.block_tokens,
-        block_rank,
-        min(config.block_columns, max(16, tuning.next_power_of_2(hidden))),
-    )
-    grid = (-(-max_rank // block_rank), steps.groups * steps.tiles, 1)
-    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
-    return Prepared(grid, counts, constants, config.num_warps)
+    grid = (-(-max_rank // constants.block_rank), steps.tiles, steps.groups)
+    counts = (tokens, min(batch.slots, slots), batch.num_segments)
+    return Prepared(grid, counts, (constants,), config.num_warps)
 
 
 def _prepare_expand(
@@ -141,25 +139,25 @@ def _prepare_expand(
         return None
     config = tuning.choose_expand(tokens, batch.slots, max_rank, shrunk.element_size())
     steps = walk(batch, tokens, config.block_tokens)
-    constants = (
-        shrunk.stride(0),
-        b_table.stride(0),
-        b_table.stride(1),
-        logits.stride(0),
-        vocab,
-        max_rank,
-        batch.permutation is not None,
-        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
-        operands.INTERPRETED,
-        width(shrunk, max_rank, shrunk.stride(0)),
-        width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
-        width(logits, vocab, logits.stride(0)),
-        steps.segments,
-        config.block_tokens,
-        config.block_columns,
-        tuning.block_rank(config, max_rank),
-        config.steps,
+    constants = ExpandConstants(
+        shrunk_stride_token=shrunk.stride(0),
+        b_stride_slot=b_table.stride(0),
+        b_stride_vocab=b_table.stride(1),
+        logits_stride_token=logits.stride(0),
+        vocab=vocab,
+        max_rank=max_rank,
+        has_permutation=batch.permutation is not None,
+        loop=batch.permutation is None,
+        widen=operands.INTERPRETED,
+        shrunk_width=width(shrunk, max_rank, shrunk.stride(0)),
+        b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
+        logits_width=width(logits, vocab, logits.stride(0)),
+        segments=steps.segments,
+        block_tokens=config.block_tokens,
+        block_vocab=config.block_columns,
+        block_rank=tuning.block_rank(config, max_rank),
+        steps=config.steps,
     )
-    grid = (steps.groups * steps.tiles, -(-vocab // (config.block_columns * config.steps)), 1)
-    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
-    return Prepared(grid, counts, constants, config.num_warps)
+    grid = (steps.tiles, steps.groups, -(-vocab // (config.block_columns * config.steps)))
+    counts = (tokens, min(batch.slots, slots), batch.num_segments)
+    return Prepared(grid, counts, (constants,), config.num_warps)

@@ -8,13 +8,13 @@ from csgmv_embed import operands, ops, tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import DeviceError, ShapeError
 from csgmv_embed.launch import launch
-from csgmv_embed.layer_kernels import embedding_lora_kernel
+from csgmv_embed.layer_kernels import LayerConstants, embedding_lora_kernel
 from csgmv_embed.operands import Key, Prepared, seen, width
 from csgmv_embed.segment_runs import walk
 
-NONE, BY_WORDS, BEHIND, ALL = range(4)  # which rows a program copies beside those of its group: OTHERS of the kernel
-MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 1024  # of a tile of these rows
+MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 2048  # of a tile of rows that no group writes
 BEHIND_TOKENS = 4  # the same of rows behind the last segment
+BARE_COLUMNS = 1024  # the same in a batch without adapters
 BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
 
 
@@ -145,56 +145,60 @@ def _prepare(
     steps = walk(batch, tokens, config.block_tokens)
     words = batch.token_adapters is not None and not add and tokens <= tuning.WORDS_MAX_TOKENS
     exact = not words and not batch.static and batch.num_tokens == tokens
-    others = ALL if bare else NONE if add or exact else BY_WORDS if words else BEHIND
+    others = "all" if bare else "none" if add or exact else "by words" if words else "behind"
     column_programs = -(-hidden // (config.block_columns * config.steps))
-    programs = 0 if bare else steps.groups * steps.tiles
-    other_tokens, other_columns, other_programs = _other_tiles(others, tokens, hidden, column_programs * programs)
-    rows_contiguous = a_table.stride(1) == 1
-    constants = (
-        embedding.shape[0],
-        missing_row,
-        embedding.stride(0),
-        vocab_size,
-        0 if extra_embeddings is None else extra.shape[1],
-        *a_table.stride(),
-        *extra.stride(),
-        b_table.stride(0),
-        b_table.stride(1),
-        out.stride(0),
-        hidden,
-        max_rank,
-        extra_embeddings is not None,
-        batch.permutation is not None,
-        others,
-        batch.permutation is None,  # then segments are requests, which may be longer in a replay than in the capture
-        add,
-        operands.INTERPRETED,
-        width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1,
-        width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
-        min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0))),
-        steps.segments,
-        config.block_tokens,
-        config.block_columns,
-        tuning.block_rank(config, max_rank),
-        config.steps,
-        other_tokens,
-        other_columns,
+    tiles, groups = (1, 0) if bare else (steps.tiles, steps.groups)
+    programs = column_programs * tiles
+    other_tokens, other_columns, other_programs = _other_tiles(others, tokens, hidden, programs * groups)
+    constants = LayerConstants(
+        num_rows=embedding.shape[0],
+        missing_row=missing_row,
+        e_stride_row=embedding.stride(0),
+        vocab_size=vocab_size,
+        num_extra=0 if extra_embeddings is None else extra.shape[1],
+        a_stride_slot=a_table.stride(0),
+        a_stride_rank=a_table.stride(1),
+        a_stride_vocab=a_table.stride(2),
+        extra_stride_slot=extra.stride(0),
+        extra_stride_token=extra.stride(1),
+        extra_stride_rank=extra.stride(2),
+        b_stride_slot=b_table.stride(0),
+        b_stride_hidden=b_table.stride(1),
+        out_stride_token=out.stride(0),
+        hidden=hidden,
+        max_rank=max_rank,
+        has_extra=extra_embeddings is not None,
+        has_permutation=batch.permutation is not None,
+        others=others,
+        loop=batch.permutation is None,  # segments are requests then, in a replay longer than in the capture maybe
+        add=add,
+        widen=operands.INTERPRETED,
+        a_width=width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if a_table.stride(1) == 1 else 1,
+        b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
+        column_width=min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0))),
+        segments=steps.segments,
+        block_tokens=config.block_tokens,
+        block_hidden=config.block_columns,
+        block_rank=tuning.block_rank(config, max_rank),
+        steps=config.steps,
+        other_tokens=other_tokens,
+        other_columns=other_columns,
     )
-    grid = (column_programs, max(programs, -(-other_programs // column_programs), 1), 1)
-    counts = (tokens, min(batch.slots, slots), batch.num_segments, steps.tiles)
-    return Prepared(grid, counts, constants, config.num_warps), words
+    grid = (column_programs, tiles, max(groups, -(-other_programs // programs), 1))
+    counts = (tokens, min(batch.slots, slots), batch.num_segments)
+    return Prepared(grid, counts, (constants,), config.num_warps), words
 
 
-def _other_tiles(others: int, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
+def _other_tiles(others: str, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
     """Rows and columns of a tile of other rows, and the programs these need; `programs` there are for the groups.
 
     They take no programs beyond those of the groups, if tiles of a few rows can do.
     """
-    columns = min(MAX_OTHER_COLUMNS, tuning.next_power_of_2(hidden))
+    columns = min(BARE_COLUMNS if others == "all" else MAX_OTHER_COLUMNS, tuning.next_power_of_2(hidden))
     blocks = -(-hidden // columns)
-    if others in (NONE, BEHIND):  # rows behind the batch are shared by whatever programs there are
-        return BEHIND_TOKENS, columns, 0 if others == NONE else blocks
-    share = -(-tokens * blocks // (BARE_PROGRAMS if others == ALL else programs))
+    if others in ("none", "behind"):  # rows behind the batch are shared by whatever programs there are
+        return BEHIND_TOKENS, columns, 0 if others == "none" else blocks
+    share = -(-tokens * blocks // (BARE_PROGRAMS if others == "all" else programs))
     rows = min(MAX_OTHER_TOKENS, tuning.next_power_of_2(share))
     return rows, columns, blocks * -(-tokens // rows)
 

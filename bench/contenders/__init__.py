@@ -18,6 +18,7 @@ Family = Literal[
     "csgmv_embed_segments",
     "csgmv_embed_pdl",
     "csgmv_embed_add",
+    "csgmv_embed_captured",
     "csgmv_embed_plugin",
     "csgmv_embed_plugin_steady",
     "sglang_csgmv",
@@ -33,6 +34,7 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
     "csgmv_embed_segments": ("storage",),
     "csgmv_embed_pdl": ("storage",),
     "csgmv_embed_add": ("storage",),
+    "csgmv_embed_captured": ("storage",),
     "csgmv_embed_plugin": ("chunk_size",),
     "csgmv_embed_plugin_steady": ("chunk_size",),
     "sglang_csgmv": ("chunk_size",),
@@ -70,9 +72,9 @@ def _ours() -> Iterator[tuple[Op, str, Recipe]]:
             options = {"storage": storage, "plan": plan, "pdl": pdl}
             yield "lookup", f"csgmv_embed{suffix}-{storage}", ("csgmv_embed", "CsgmvEmbed", options)
     for storage in STORAGES:
-        for suffix, add in (("", False), ("_add", True)):
-            options = {"storage": storage, "add": add}
-            yield "layer", f"csgmv_embed{suffix}-{storage}", ("csgmv_embed_layer", "CsgmvEmbedLayer", options)
+        for form in ("", "_add", "_captured"):
+            options = {"storage": storage, "form": form}
+            yield "layer", f"csgmv_embed{form}-{storage}", ("csgmv_embed_layer", "CsgmvEmbedLayer", options)
     # lm_head has no lookup and its A table one storage: there the family has the name of its default alone.
     yield "head", "csgmv_embed-vocab_major", ("csgmv_embed_head", "CsgmvEmbedHead", {})
     yield "expand", "csgmv_embed-vocab_major", ("csgmv_embed_head", "CsgmvEmbedExpand", {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn import functional
 
@@ -16,19 +18,24 @@ TOO_OLD = "this csgmv_embed has no {}: expected a commit that has the op"
 
 
 class CsgmvEmbedLayer(ProductOp):
-    """embedding_lora; `add`: F.embedding, then embedding_lora_add, as where a base layer all-reduces in between."""
+    """embedding_lora on the batch that SGLang 0.5.16 serves with: static in decode, planned anew for every prefill.
+
+    `_add`: F.embedding, then embedding_lora_add, as where a base layer all-reduces in between. `_captured`: static
+    buffers in prefill too, whose capture SGLang 0.5.18 began; the host then knows neither slots nor lengths.
+    """
 
     roundings = 1  # what it is added to is of the dtype already
 
-    def __init__(self, storage: Storage, add: bool = False) -> None:
-        self.storage, self.add = storage, add
-        self.name = f"csgmv_embed{'_add' if add else ''}-{storage}"
+    def __init__(self, storage: Storage, form: Literal["", "_add", "_captured"] = "") -> None:
+        self.storage, self.add, self.captured = storage, form == "_add", form == "_captured"
+        self.name = f"csgmv_embed{form}-{storage}"
 
     def unavailable(self) -> str | None:
         op = "embedding_lora_add" if self.add else "embedding_lora"
         return None if hasattr(csgmv_embed, op) else TOO_OLD.format(op)
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
+        static = static and (self.captured or workload.case.phase == "decode")
         batch = batch_of(workload, static=static, segments=True, scalings=workload.scalings)
         embedding, a_table, b_table = workload.weight("embedding"), workload.table(self.storage), workload.weight("b")
         ids, vocab = workload.index_sets, workload.case.vocab

@@ -35,6 +35,8 @@ NAMES: dict[str, str] = {
     "torch_gather": "torch gather",
     "csgmv_embed_add-vocab_major": "ours, added to a base lookup, vocab-major",
     "csgmv_embed_add-rank_major": "ours, added to a base lookup, rank-major",
+    "csgmv_embed_captured-vocab_major": "ours, prefill captured too, vocab-major",
+    "csgmv_embed_captured-rank_major": "ours, prefill captured too, rank-major",
     "sglang_triton_v2": "SGLang triton_v2",
     "base": "without LoRA",
 }

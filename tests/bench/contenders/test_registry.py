@@ -21,6 +21,8 @@ def test_names_cover_every_variant() -> None:
         "csgmv_embed_pdl-rank_major",
         "csgmv_embed_add-vocab_major",
         "csgmv_embed_add-rank_major",
+        "csgmv_embed_captured-vocab_major",
+        "csgmv_embed_captured-rank_major",
         "csgmv_embed_plugin-chunk16",
         "csgmv_embed_plugin-chunk32",
         "csgmv_embed_plugin-chunk64",
