@@ -37,7 +37,12 @@ def lm_head_lora(
     Returns logits. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static batch.
     Raises ShapeError, DtypeError, DeviceError, CapacityError.
     """
-    return lm_head_expand(lm_head_shrink(hidden_states, a_table, batch), b_table, logits, batch)
+    shrunk = hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
+    shrink = _shrink(hidden_states, a_table, shrunk, batch)
+    expand = _expand(shrunk, b_table, logits, batch)  # checked before anything runs
+    _launch(lm_head_shrink_kernel, shrink, batch, hidden_states, a_table, shrunk)
+    _launch(lm_head_expand_kernel, expand, batch, shrunk, b_table, logits)
+    return logits
 
 
 def lm_head_shrink(
@@ -49,12 +54,7 @@ def lm_head_shrink(
     """
     if out is None:
         out = hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
-    key: Key = (*map(seen, (hidden_states, a_table, out)), operands.seen_batch(batch), tuning.forced_layer())
-    prepared = operands.kept(_shrinks, key, lambda: _prepare_shrink(hidden_states, a_table, out, batch))
-    slots, max_rank, _ = a_table.shape
-    operands.check_batch(batch, hidden_states.shape[0], slots, max_rank, "hidden_states")
-    if prepared is not None:
-        _launch(lm_head_shrink_kernel, prepared, batch, hidden_states, a_table, out)
+    _launch(lm_head_shrink_kernel, _shrink(hidden_states, a_table, out, batch), batch, hidden_states, a_table, out)
     return out
 
 
@@ -65,12 +65,7 @@ def lm_head_expand(
 
     Other arguments as in `lm_head_lora`. Returns logits.
     """
-    key: Key = (*map(seen, (shrunk, b_table, logits)), operands.seen_batch(batch), tuning.forced_layer())
-    prepared = operands.kept(_expands, key, lambda: _prepare_expand(shrunk, b_table, logits, batch))
-    slots, _, max_rank = b_table.shape
-    operands.check_batch(batch, shrunk.shape[0], slots, max_rank, "shrunk")
-    if prepared is not None:
-        _launch(lm_head_expand_kernel, prepared, batch, shrunk, b_table, logits)
+    _launch(lm_head_expand_kernel, _expand(shrunk, b_table, logits, batch), batch, shrunk, b_table, logits)
     return logits
 
 
@@ -78,9 +73,30 @@ _shrinks: dict[Key, Prepared | None] = {}
 _expands: dict[Key, Prepared | None] = {}
 
 
-def _launch(kernel: object, prepared: Prepared, batch: EmbeddingBatch, *operand: torch.Tensor) -> None:
-    tensors = (*operands.structure(batch), *operand)
-    launch(kernel, prepared.grid, tensors, *prepared[1:])
+def _shrink(
+    hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
+) -> Prepared | None:
+    """The checked launch; None: there is nothing to do."""
+    key: Key = (*map(seen, (hidden_states, a_table, out)), operands.seen_batch(batch), tuning.forced_layer())
+    prepared = operands.kept(_shrinks, key, lambda: _prepare_shrink(hidden_states, a_table, out, batch))
+    slots, max_rank, _ = a_table.shape
+    operands.check_batch(batch, hidden_states.shape[0], slots, max_rank, "hidden_states")
+    return prepared
+
+
+def _expand(
+    shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
+) -> Prepared | None:
+    key: Key = (*map(seen, (shrunk, b_table, logits)), operands.seen_batch(batch), tuning.forced_layer())
+    prepared = operands.kept(_expands, key, lambda: _prepare_expand(shrunk, b_table, logits, batch))
+    slots, _, max_rank = b_table.shape
+    operands.check_batch(batch, shrunk.shape[0], slots, max_rank, "shrunk")
+    return prepared
+
+
+def _launch(kernel: object, prepared: Prepared | None, batch: EmbeddingBatch, *operand: torch.Tensor) -> None:
+    if prepared is not None:
+        launch(kernel, prepared.grid, (*operands.structure(batch), *operand), *prepared[1:])
 
 
 def _prepare_shrink(
