@@ -143,7 +143,8 @@ def _prepare(
     extra = a_table if extra_embeddings is None else extra_embeddings
     config = tuning.choose_layer(tokens, max_rank, hidden, a_table.element_size())
     steps = walk(batch, tokens, config.block_tokens)
-    words = batch.token_adapters is not None and not add and tokens <= tuning.WORDS_MAX_TOKENS
+    # A static batch may be replayed without an adapter: its words say so at once, at 2 % of a prefill that has some.
+    words = batch.token_adapters is not None and not add and (batch.static or tokens <= tuning.WORDS_MAX_TOKENS)
     exact = not words and not batch.static and batch.num_tokens == tokens
     others = "all" if bare else "none" if add or exact else "by words" if words else "behind"
     column_programs = -(-hidden // (config.block_columns * config.steps))

@@ -62,8 +62,8 @@ class TileConfig(NamedTuple):
     steps: int = 1
 
 
-# Up to here the layer's programs find rows without adapter by their token words, two dependent loads away; beyond,
-# where bytes count and latency does not, the walk of the segments writes them.
+# Up to here the layer's programs find rows without adapter by their token words, two dependent loads away, in a batch
+# planned anew too; beyond, where bytes count and latency does not, the walk of its segments writes them.
 WORDS_MAX_TOKENS = 1024
 MIN_TILE = 16  # the smallest matrix product
 MAX_EXPAND_TILE = 32

@@ -63,7 +63,7 @@ def test_list_prints_every_case_and_contender_and_the_profiles() -> None:
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.case.key for point in plan.points}
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.contender for point in plan.points}
     assert (
-        "of faults, full, gate_work, head, hidden, history, host, layer, quick, smoke" in done.stdout
+        "of captured, faults, full, gate_work, head, hidden, history, host, layer, quick, smoke" in done.stdout
         and "clocks: work" in done.stdout
     )
 
