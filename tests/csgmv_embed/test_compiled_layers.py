@@ -28,7 +28,7 @@ KERNELS: dict[str, tuple[tuple[str, int, int], int]] = {
     "decode of rank 128": (("layer", 51, 128), 0),
     "large decode": (("layer", 256, 64), 0),
     "larger decode": (("layer", 512, 64), 0),
-    "prefill": (("layer", 4096, 16), 0),
+    "prefill": (("layer", 4096, 16), 16),
     "prefill of rank 64": (("layer", 4096, 64), 0),
     "prefill of rank 256": (("layer", 4096, 256), 64),
     "shrink": (("shrink", 128, 64), 0),
