@@ -169,6 +169,9 @@ def show(
     file: Annotated[Path, typer.Argument(help="A record (.json), .ncu-rep, .sqlite, .nsys-rep or .qdstrm.")],
     cache: Annotated[str | None, typer.Option("--cache", help="Of an .ncu-rep that its name does not tell.")] = None,
     counts: CountsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the record, with what was read out of the tool's files.")
+    ] = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
     """The tables of a record, or of a tool's own file where it can be read here. Needs no GPU."""
@@ -179,6 +182,8 @@ def show(
                 raise ProfileError(f"--counts {counts}: {file} holds no counters of ncu to compare with")
             workflow.add_counts(profile, store.read(counts))
         _print(profile, file.parent)
+        if output is not None:
+            records.write(output, profile)
 
 
 @app.command()
