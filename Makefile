@@ -31,6 +31,8 @@ H100 := $(wildcard docs/results/h100-full*.json)
 plots: setup  ## draw them again
 	$(PLOT) heatmap $(H100) docs/results/h100-eager.json -o docs/plots/h100-heatmap.png
 	$(PLOT) scaling $(H100) -o docs/plots/h100-scaling.png
+	$(PLOT) scaling docs/results/h100-layer.json -o docs/plots/h100-layer-scaling.png
+	$(PLOT) scaling docs/results/h100-head.json -o docs/plots/h100-head-scaling.png
 	$(PLOT) roofline $(H100) -o docs/plots/h100-roofline.png
 	$(PLOT) noise docs/experiments/h100-self-check-1.json -o docs/plots/h100-noise.png
 	$(PLOT) gate docs/experiments/h100-self-check-1.json -o docs/plots/h100-gate.png

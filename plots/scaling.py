@@ -28,6 +28,7 @@ CONTENDERS = (
 )
 OURS = CONTENDERS[0]
 RANK, BATCH, HIDDEN = 64, 256, 4096
+TICKS_US = tuple(step * 10**power for power in range(-1, 4) for step in (1, 2, 5))
 SKEWED_TOKENS = (4000, 5000)  # cases of about as many tokens, however they are spread over sequences
 
 
@@ -103,6 +104,17 @@ class PanelData:
     bytes_line: list[tuple[float, float]]
     floor_us: float | None
 
+    @property
+    def extent(self) -> int:
+        """Different places along its axis."""
+        return len({mark.x for item in self.series for mark in item.marks})
+
+    @property
+    def values_us(self) -> list[float]:
+        """The times that have to fit."""
+        floor = [self.floor_us] if self.floor_us else []
+        return floor + [value for item in self.series for value in drawn(item.marks)[1]]
+
 
 def data(results: Results) -> list[PanelData]:
     """The numbers of the figure."""
@@ -126,12 +138,20 @@ def _bytes_us(point: Point, bandwidth: float | None) -> float:
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure; returns the files. Panels along which the results do not vary are left out."""
+    everything = data(results)
+    panels = [panel for panel in everything if panel.extent > 1] or everything[:1]
+    rows, columns = (1 if len(panels) < 3 else 2), min(2, len(panels))
     with styled():
-        figure = Figure(figsize=(9.2, 7.6), layout="constrained")
-        grid = figure.subplots(2, 2, sharey=True)
-        for axes, panel in zip(grid.flat, data(results), strict=True):
+        figure = Figure(figsize=(4.6 * max(columns, 1.5), 3.8 * max(rows, 1.2)), layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_axis_off()
+        for axes, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(axes, panel)
+        values = [value for panel in panels for value in panel.values_us]
+        if values:  # the axis is shared
+            grid[0, 0].set_ylim(0.6 * min(values), 1.5 * max(values))
         handles = {
             label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
@@ -159,7 +179,4 @@ def _draw_panel(axes: Axes, found: PanelData) -> None:
     axes.set_xlabel(found.panel.label)
     axes.set_title(found.panel.title, loc="left")
     plain(axes.xaxis, spread_out((mark.x for item in found.series for mark in item.marks), 1.5))
-    plain(axes.yaxis, (0.5, 1, 2, 5, 10, 20, 50, 100, 200))
-    values = [value for item in found.series for value in drawn(item.marks)[1]]
-    if values:
-        axes.set_ylim(0.6 * min(*values, found.floor_us or values[0]), 1.5 * max(values))
+    plain(axes.yaxis, TICKS_US)

@@ -170,7 +170,8 @@ def show(
     cache: Annotated[str | None, typer.Option("--cache", help="Of an .ncu-rep that its name does not tell.")] = None,
     counts: CountsOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the record, with what was read out of the tool's files.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write the record, with what was read out of the tool's files."),
     ] = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from bench import results as store
 from bench.gate import records
 from bench.history.verbs import view
 from bench.history.view import History
 from bench.report.tables import name_of
-from plots import figures, gate, history, inputs, noise
+from plots import figures, gate, history, inputs, noise, scaling
 
 DOCS = Path(__file__).parents[2] / "docs"
 CHECK = DOCS / "experiments" / "h100-self-check-1.json"
@@ -30,6 +31,21 @@ def test_every_figure_is_drawn_from_committed_records(tmp_path: Path) -> None:
     names = {path.stem.removeprefix("x-") for path in written}
     assert names == set(figures.FIGURES), "a figure that nothing committed can draw, or one that is not known"
     assert all(path.stat().st_size > 5000 for path in written) and len(written) == 2 * len(names)
+
+
+@pytest.mark.parametrize(("name", "panels"), [("h100-full", 4), ("h100-layer", 3), ("h100-head", 1)])
+def test_scaling_shows_the_op_of_its_file_whole(name: str, panels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(scaling, "save", lambda figure, path: drawn.append(figure))
+    scaling.draw(store.read(DOCS / "results" / f"{name}.json"), Path("x.png"))
+    used = [axes for axes in drawn[0].axes if axes.axison]
+    assert len(used) == panels, "a panel for each axis that varies, none that is empty"
+    for axes in used:
+        low, high = axes.get_ylim()
+        times = [
+            time for line in axes.get_lines() if not line.get_label().startswith("least") for time in line.get_ydata()
+        ]
+        assert times and all(low < time < high for time in times if time), "cut off"
 
 
 def test_the_self_check_is_drawn_as_it_was_measured() -> None:

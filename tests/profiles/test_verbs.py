@@ -252,6 +252,12 @@ def test_the_committed_counters_are_shown_beside_the_work_clock_s(bench):
     assert "not here any more" not in out
 
 
+def test_show_writes_the_record_that_it_showed(bench, tmp_path):
+    status, _, _ = bench("show", COUNTERS, "-o", tmp_path / "again.json")
+    assert status == 0
+    assert records.read(tmp_path / "again.json") == records.read(COUNTERS)
+
+
 def test_counts_of_other_workloads_are_refused(bench):
     status, _, _ = bench("show", COUNTERS, "--counts", ROOT / "bench" / "baselines" / "work.json")
     assert status == 0, "the baseline's seed is the profile's; it has other cases"
