@@ -179,6 +179,33 @@ def call(**changes):
 
 
 @pytest.mark.parametrize(
+    ("tokens", "static", "words", "rank", "others"),
+    [
+        (500, True, True, 8, "by words"),
+        (3000, True, True, 8, "by words"),  # it may be replayed without an adapter
+        (3000, True, False, 8, "behind"),
+        (500, False, True, 8, "by words"),
+        (3000, False, True, 8, "none"),
+        (3000, False, True, 0, "all"),
+    ],
+)
+def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch, tokens, static, words, rank, others):
+    monkeypatch.setattr(ops, "accept_host_tensors", True)
+    seen = []
+    monkeypatch.setattr(layer, "launch", lambda *given: seen.append(given[4][0]))
+    planned = [tokens], [0], [rank, 0]
+    if static:
+        batch = EmbeddingBatch.allocate(max_tokens=tokens, slots=2, segments=True, device="cpu")
+        batch.refill(*planned)
+    else:
+        batch = EmbeddingBatch.build(*planned, segments=True, device="cpu")
+    batch = batch if words else batch.without_token_words()
+    ids = torch.zeros(tokens, dtype=torch.int64)
+    embedding_lora(ids, torch.zeros(9, 32), torch.zeros(2, 8, 9), torch.zeros(2, 32, 8), batch, 9)
+    assert seen[0].others == others
+
+
+@pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
         ({"input_ids": torch.zeros(5, 5, dtype=torch.int64)}, ShapeError, "input_ids has shape (5, 5)"),
