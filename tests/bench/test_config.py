@@ -119,7 +119,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'nope' is unknown; expected one of faults, full, "):
+    with pytest.raises(ConfigError, match=r"'nope' is unknown; expected one of captured, faults, full, "):
         make_plan(LOADED, "nope")
 
 
