@@ -122,7 +122,6 @@ def _prepare_shrink(
         hidden=hidden,
         max_rank=max_rank,
         has_permutation=batch.permutation is not None,
-        loop=batch.permutation is None,  # segments are requests then, in a replay longer than in the capture maybe
         widen=operands.INTERPRETED,
         width=min(
             width(hidden_states, hidden, hidden_states.stride(0)),
@@ -163,7 +162,6 @@ def _prepare_expand(
         vocab=vocab,
         max_rank=max_rank,
         has_permutation=batch.permutation is not None,
-        loop=batch.permutation is None,
         widen=operands.INTERPRETED,
         shrunk_width=width(shrunk, max_rank, shrunk.stride(0)),
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),

@@ -40,8 +40,7 @@ class ShrinkConstants(NamedTuple):
     shrunk_stride_token: int
     hidden: int
     max_rank: int
-    has_permutation: bool
-    loop: bool  # a segment may have more positions than its programs take at once
+    has_permutation: bool  # else segments are requests, in a replay longer than in the capture maybe
     widen: bool  # for Triton's interpreter, which multiplies bfloat16 wrongly
     width: int  # elements of hidden states and of A that may be read as one
     segments: int  # of a group, a power of two
@@ -60,7 +59,6 @@ class ExpandConstants(NamedTuple):
     vocab: int
     max_rank: int
     has_permutation: bool
-    loop: bool
     widen: bool
     shrunk_width: int
     b_width: int
@@ -170,7 +168,7 @@ def lm_head_shrink_kernel(
         while start < end:
             rows, live = rows_at(start, end, num_tokens, permutation, c.has_permutation, c.block_tokens)
             _shrink_tile(rows, live, slot, rank, tl.program_id(0) * c.block_rank, hidden, a_table, shrunk, c)
-            start = start + tl.num_programs(1) * c.block_tokens if c.loop else end
+            start = start + tl.num_programs(1) * c.block_tokens if not c.has_permutation else end
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments"])
@@ -205,4 +203,4 @@ def lm_head_expand_kernel(
                 _expand_tile(rows, live, slot, c.max_rank, scaling, first_column, shrunk, b_table, logits, c, True)
             else:
                 _expand_tile(rows, live, slot, rank, scaling, first_column, shrunk, b_table, logits, c, False)
-            start = start + tl.num_programs(0) * c.block_tokens if c.loop else end
+            start = start + tl.num_programs(0) * c.block_tokens if not c.has_permutation else end

@@ -8,7 +8,7 @@ from csgmv_embed import operands, ops, tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import DeviceError, ShapeError
 from csgmv_embed.launch import launch
-from csgmv_embed.layer_kernels import LayerConstants, embedding_lora_kernel
+from csgmv_embed.layer_kernels import LayerConstants, Others, embedding_lora_kernel
 from csgmv_embed.operands import Key, Prepared, seen, width
 from csgmv_embed.segment_runs import walk
 
@@ -137,18 +137,14 @@ def _prepare(
 ) -> tuple[Prepared, bool] | None:
     embedding, a_table, b_table = tables
     tokens, (slots, hidden, max_rank) = input_ids.shape[0], b_table.shape
-    bare = operands.without_adapter(batch)
-    if tokens == 0 or hidden == 0 or (bare and add):
+    if tokens == 0 or hidden == 0 or (add and operands.without_adapter(batch)):
         return None
     extra = a_table if extra_embeddings is None else extra_embeddings
     config = tuning.choose_layer(tokens, max_rank, hidden, a_table.element_size())
     steps = walk(batch, tokens, config.block_tokens)
-    # A static batch may be replayed without an adapter: its words say so at once, at 2 % of a prefill that has some.
-    words = batch.token_adapters is not None and not add and (batch.static or tokens <= tuning.WORDS_MAX_TOKENS)
-    exact = not words and not batch.static and batch.num_tokens == tokens
-    others = "all" if bare else "none" if add or exact else "by words" if words else "behind"
+    others = _others(batch, tokens, add=add)
     column_programs = -(-hidden // (config.block_columns * config.steps))
-    tiles, groups = (1, 0) if bare else (steps.tiles, steps.groups)
+    tiles, groups = (1, 0) if others == "all" else (steps.tiles, steps.groups)
     programs = column_programs * tiles
     other_tokens, other_columns, other_programs = _other_tiles(others, tokens, hidden, programs * groups)
     constants = LayerConstants(
@@ -171,7 +167,6 @@ def _prepare(
         has_extra=extra_embeddings is not None,
         has_permutation=batch.permutation is not None,
         others=others,
-        loop=batch.permutation is None,  # segments are requests then, in a replay longer than in the capture maybe
         add=add,
         widen=operands.INTERPRETED,
         a_width=width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if a_table.stride(1) == 1 else 1,
@@ -187,10 +182,22 @@ def _prepare(
     )
     grid = (column_programs, tiles, max(groups, -(-other_programs // programs), 1))
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
-    return Prepared(grid, counts, (constants,), config.num_warps), words
+    return Prepared(grid, counts, (constants,), config.num_warps), others == "by words"
 
 
-def _other_tiles(others: str, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
+def _others(batch: EmbeddingBatch, tokens: int, *, add: bool) -> Others:
+    """The rows that programs copy beside those of their groups."""
+    if operands.without_adapter(batch):
+        return "all"
+    if add:
+        return "none"
+    # A static batch may be replayed without an adapter: its words say so at once, at 2 % of a prefill that has some.
+    if batch.token_adapters is not None and (batch.static or tokens <= tuning.WORDS_MAX_TOKENS):
+        return "by words"
+    return "none" if not batch.static and batch.num_tokens == tokens else "behind"
+
+
+def _other_tiles(others: Others, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
     """Rows and columns of a tile of other rows, and the programs these need; `programs` there are for the groups.
 
     They take no programs beyond those of the groups, if tiles of a few rows can do.

@@ -24,7 +24,7 @@ Invariants
   be anything, NaN too.
 - Offsets into tables and out are 64-bit.
 - a_width divides all that places a row of A, b_width of B, column_width of embedding and out; none is above 16 bytes.
-- Without loop no segment is longer than segments * block_tokens * tiles positions.
+- With a permutation no segment is longer than segments * block_tokens * tiles positions.
 
 What both kinds of rows begin with is loaded before either is written: without adapter a row waits for two trips to
 memory (id and word, row), with one for four (bounds, permutation, id, rows).
@@ -33,12 +33,16 @@ memory (id and word, row), with one for four (bounds, permutation, id, rows).
 # Triton's DSL is untyped: parameters here are tensors of pointers and integers, checked by layer.py.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import triton
 import triton.language as tl
 
 from csgmv_embed.segment_runs import b_block, product, rank_and_scaling, rows_at, run_at
+
+# Which rows a program copies beside those of its group: none, those whose word is 0, those behind the last segment, or
+# all there are, and then there are no groups.
+Others = Literal["none", "by words", "behind", "all"]
 
 
 class LayerConstants(NamedTuple):
@@ -61,9 +65,8 @@ class LayerConstants(NamedTuple):
     hidden: int
     max_rank: int
     has_extra: bool
-    has_permutation: bool
-    others: str  # that a program copies beside its group: none, by words, behind (the last segment), all (no groups)
-    loop: bool  # a group may have more positions than its programs take at once
+    has_permutation: bool  # else segments are requests, in a replay longer than in the capture maybe
+    others: Others
     add: bool
     widen: bool  # for Triton's interpreter, which multiplies bfloat16 wrongly
     a_width: int  # elements that may be read as one
@@ -113,8 +116,9 @@ def _columns(first, BLOCK: tl.constexpr, STEPS: tl.constexpr, c: tl.constexpr):
 
 
 @triton.jit
-def _read_base(rows, ids, live, column, inside, embedding, out, c: tl.constexpr):
+def _read_base(rows, ids, live, column, inside, tables, c: tl.constexpr):
     """What LoRA is added to: (tokens, columns) of the embedding's rows, or with add of the rows of out."""
+    _, embedding, _, _, _, out = tables
     WIDTH: tl.constexpr = c.column_width
     if c.add:
         row, table = rows.to(tl.int64) * c.out_stride_token, out
@@ -157,42 +161,41 @@ def _products(ids, live, slot, rank, a, column, a_table, extra, b_table, c: tl.c
 
 
 @triton.jit
-def _write_lora(rows, ids, live, slot, rank, scaling, first_column, tables, c: tl.constexpr, FULL: tl.constexpr):
+def _write_lora(rows, live, slot, rank, scaling, first_column, tables, c: tl.constexpr, FULL: tl.constexpr):
     """A tile of rows of one slot that has an adapter."""
-    embedding, a_table, extra, b_table, out = tables
+    input_ids, _, a_table, extra, b_table, out = tables
+    ids = _ids(rows, live, input_ids)
     # Else they are read again with each block of columns.
     a = _a_rows(ids, live, slot, 0, rank, a_table, extra, c) if c.max_rank <= c.block_rank else 0
     for step in range(c.steps):
         column, inside = _columns(first_column + step * c.block_hidden, c.block_hidden, c.steps, c)
-        base = _read_base(rows, ids, live, column, inside, embedding, out, c)
+        base = _read_base(rows, ids, live, column, inside, tables, c)
         total = _products(ids, live, slot, rank, a, column, a_table, extra, b_table, c, FULL)
         _write(rows, live, column, inside, base.to(tl.float32) + scaling * total, out, c)
 
 
 @triton.jit
-def _copy_base(rows, ids, live, first_column, tables, BLOCK: tl.constexpr, STEPS: tl.constexpr, c: tl.constexpr):
+def _copy_base(rows, live, first_column, tables, BLOCK: tl.constexpr, STEPS: tl.constexpr, c: tl.constexpr):
     """A tile of rows without adapter."""
-    embedding, _, _, _, out = tables
+    input_ids, _, _, _, _, out = tables
+    ids = _ids(rows, live, input_ids)
     for step in range(STEPS):
         column, inside = _columns(first_column + step * BLOCK, BLOCK, STEPS, c)
-        base = _read_base(rows, ids, live, column, inside, embedding, out, c)
+        base = _read_base(rows, ids, live, column, inside, tables, c)
         _write(rows, live, column, inside, base, out, c)
 
 
 @triton.jit
-def _write_tile(rows, live, slot, rank, scaling, first_column, input_ids, tables, c: tl.constexpr):
+def _write_tile(rows, live, slot, rank, scaling, first_column, tables, c: tl.constexpr):
     """A tile of rows of one slot."""
-    # Ids are read where rows are written: a program that waits for them in vain ends a trip to memory later.
+    # No ids are read up here: a program that waits for them in vain ends a trip to memory later.
     if rank == 0:
         if c.others != "by words" and not c.add:
-            ids = _ids(rows, live, input_ids)
-            _copy_base(rows, ids, live, first_column, tables, c.block_hidden, c.steps, c)
+            _copy_base(rows, live, first_column, tables, c.block_hidden, c.steps, c)
     elif rank == c.max_rank:
-        ids = _ids(rows, live, input_ids)
-        _write_lora(rows, ids, live, slot, c.max_rank, scaling, first_column, tables, c, True)
+        _write_lora(rows, live, slot, c.max_rank, scaling, first_column, tables, c, True)
     else:
-        ids = _ids(rows, live, input_ids)
-        _write_lora(rows, ids, live, slot, rank, scaling, first_column, tables, c, False)
+        _write_lora(rows, live, slot, rank, scaling, first_column, tables, c, False)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "num_segments"])
@@ -216,10 +219,11 @@ def embedding_lora_kernel(
 ):
     """Grid (ceil(hidden / (block_hidden * steps)), tiles of a group, groups or more, for all tiles of other rows).
 
-    c: LayerConstants. The programs of a group take its tiles in turn, with loop more than once; a group of several
-    segments has one program. Tiles of other rows are other_tokens by other_columns, long rows that few programs share.
+    c: LayerConstants. The programs of a group take its tiles in turn, without a permutation more than once; a group of
+    several segments has one program. Tiles of other rows are other_tokens by other_columns, long rows that few
+    programs share.
     """
-    tables = embedding, a_table, extra, b_table, out
+    tables = input_ids, embedding, a_table, extra, b_table, out
     first_column = tl.program_id(0) * (c.block_hidden * c.steps)
     tile = tl.program_id(1)
     segment = tl.program_id(2) * c.segments
@@ -235,22 +239,22 @@ def embedding_lora_kernel(
         if c.others == "by words":
             copied = copied & (tl.load(words + others, mask=copied, other=1) == 0)
         other_column, inside = _columns((other % blocks) * c.other_columns, c.other_columns, 1, c)
-        base = _read_base(others, other_ids, copied, other_column, inside, embedding, out, c)
+        base = _read_base(others, other_ids, copied, other_column, inside, tables, c)
     if c.others != "all":
         rank, scaling = rank_and_scaling(slot, num_slots, slot_ranks, scalings, c.max_rank)
         start = first + tile * c.block_tokens
         rows, live = rows_at(start, end, num_tokens, permutation, c.has_permutation, c.block_tokens)
     if c.others == "by words" or c.others == "all":
         _write(others, copied, other_column, inside, base, out, c)
-    if c.others != "all" and c.segments == 1 and not c.loop:
+    if c.others != "all" and c.segments == 1 and c.has_permutation:
         if start < end:
-            _write_tile(rows, live, slot, rank, scaling, first_column, input_ids, tables, c)
+            _write_tile(rows, live, slot, rank, scaling, first_column, tables, c)
     elif c.others != "all":
         while segment < last:
             while start < end:
-                _write_tile(rows, live, slot, rank, scaling, first_column, input_ids, tables, c)
+                _write_tile(rows, live, slot, rank, scaling, first_column, tables, c)
                 start += tl.num_programs(1) * c.block_tokens
-                if c.loop:
+                if not c.has_permutation:
                     rows, live = rows_at(start, end, num_tokens, permutation, c.has_permutation, c.block_tokens)
             segment = after
             slot, first, end, after = run_at(segment, last, seg_slots, seg_indptr, c.segments)
@@ -266,6 +270,5 @@ def embedding_lora_kernel(
         while start < end:
             others = start + tl.arange(0, c.other_tokens)
             copied = others < num_tokens
-            other_ids = _ids(others, copied, input_ids)
-            _copy_base(others, other_ids, copied, (other % blocks) * c.other_columns, tables, c.other_columns, 1, c)
+            _copy_base(others, copied, (other % blocks) * c.other_columns, tables, c.other_columns, 1, c)
             start += rows_at_once

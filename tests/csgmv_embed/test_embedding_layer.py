@@ -165,19 +165,6 @@ def test_no_tokens_give_an_empty_output(device):
     assert found.shape == (0, case.hidden)
 
 
-def call(**changes):
-    case = Case()
-    given = {
-        "input_ids": torch.zeros(51, dtype=torch.int64),
-        "embedding": torch.zeros(200, 80),
-        "a_table": torch.zeros(4, 24, 200),
-        "b_table": torch.zeros(4, 80, 24),
-        "batch": case.batch(),
-        "vocab_size": 200,
-    }
-    return embedding_lora(**{**given, **changes})
-
-
 @pytest.mark.parametrize(
     ("tokens", "static", "words", "rank", "others"),
     [
@@ -203,6 +190,19 @@ def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch,
     ids = torch.zeros(tokens, dtype=torch.int64)
     embedding_lora(ids, torch.zeros(9, 32), torch.zeros(2, 8, 9), torch.zeros(2, 32, 8), batch, 9)
     assert seen[0].others == others
+
+
+def call(**changes):
+    case = Case()
+    given = {
+        "input_ids": torch.zeros(51, dtype=torch.int64),
+        "embedding": torch.zeros(200, 80),
+        "a_table": torch.zeros(4, 24, 200),
+        "b_table": torch.zeros(4, 80, 24),
+        "batch": case.batch(),
+        "vocab_size": 200,
+    }
+    return embedding_lora(**{**given, **changes})
 
 
 @pytest.mark.parametrize(
