@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -12,12 +11,11 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     assert "triton" not in sys.modules, "triton reads TRITON_INTERPRET when it is imported"
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# tests/ has folders named like the packages: the checkout comes first, however pytest was started.
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+pytest.register_assert_rewrite("tests.support")
 settings.register_profile("local", deadline=None, max_examples=40)
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -1,5 +1,5 @@
 """Fixtures of the suite's tests."""
 
-from sweep_support import fake
+from tests.support.sweep import fake
 
 __all__ = ["fake"]

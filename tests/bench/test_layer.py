@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +17,7 @@ from bench.case import Case
 from bench.contenders.csgmv_embed_plugin import plugged
 from bench.results import ResultsError
 from bench.workload import make_workload
+from tests.support import real_sglang as support
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("sglang") is None,
@@ -33,9 +32,6 @@ CASES = [Case("decode", 9, 1, 8, dtype="float32", **OPTIONS), Case("prefill", 5,
 def layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes Layers of a dtype. Memory is not pinned, and the GPU has no name."""
     monkeypatch.setenv("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "csgmv_embed" / "sglang"))
-    support = importlib.import_module("support")
-    sys.path.pop(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
         layer._load_layers()

@@ -7,11 +7,11 @@ import operator
 from pathlib import Path
 
 import pytest
-from sweep_support import COUNTS, FakeWorker, plan_of, statuses, swept
 
 from bench import results as store
 from bench.isolate import WorkerDied
 from bench.results import Anchor
+from tests.support.sweep import COUNTS, FakeWorker, plan_of, statuses, swept
 
 
 @pytest.mark.parametrize(("fate", "reason"), [("die", "signal SIGSEGV"), ("lost", "GPU context lost")])

@@ -8,11 +8,11 @@ import operator
 from pathlib import Path
 
 import pytest
-from sweep_support import COUNTS, FakeWorker, empty, plan_of, statuses, swept
 
 from bench import results as store
 from bench import sweep as loop
 from bench.results import Anchor, Point, ResultsError, Round, Work
+from tests.support.sweep import COUNTS, FakeWorker, empty, plan_of, statuses, swept
 
 
 def test_the_rounds_of_two_processes_are_merged(fake: type[FakeWorker], tmp_path: Path) -> None:

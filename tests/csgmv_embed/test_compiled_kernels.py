@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is started as a script, too
-
-from tests.csgmv_embed import packed_shifts
-from tests.csgmv_embed.compiled_worker import figures_from
+from tests.support import packed_shifts
+from tests.support.compiled_worker import figures_from
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)  # A100; A10, RTX 30; L4, L40, RTX 40; H100, H200; B200; RTX 50
 MAX_REGISTERS = 64  # 1024 threads of a multiprocessor stay resident
@@ -54,7 +51,7 @@ def work() -> None:
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return figures_from(__file__, tmp_path_factory.mktemp("triton"))
+    return figures_from(__name__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # this file is started as a script, too
-
-from tests.csgmv_embed import packed_shifts
-from tests.csgmv_embed.compiled_worker import figures_from
+from tests.support import packed_shifts
+from tests.support.compiled_worker import figures_from
 
 CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
 MOST_SHARED_BYTES = 99 << 10  # of a program, on compute capabilities 8.6 and 8.9
@@ -68,7 +65,7 @@ def work() -> None:
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return figures_from(__file__, tmp_path_factory.mktemp("triton"))
+    return figures_from(__name__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -22,7 +22,7 @@ from csgmv_embed import (
     ops,
     tuning,
 )
-from tests.csgmv_embed.lora_cases import NAN, Case, assert_rounded_once
+from tests.support.lora_cases import NAN, Case, assert_rounded_once
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PLANS = tuple(itertools.product((2, 16, 64), (0, 3), (True, False)))  # chunk size, padding, words

@@ -14,8 +14,8 @@ from csgmv_embed import (
     lm_head_expand,
     lm_head_lora,
 )
-from tests.csgmv_embed.lora_cases import Case, assert_rounded_once
 from tests.csgmv_embed.test_lm_head import tables
+from tests.support.lora_cases import Case, assert_rounded_once
 
 pytestmark = pytest.mark.gpu
 BIG = 72  # slots: with rank 256 and a real vocabulary the tables pass 2^31 elements

@@ -16,8 +16,8 @@ from csgmv_embed import (
     ops,
     tuning,
 )
-from tests.csgmv_embed.lora_cases import NAN, ROUNDING, SUMS, Case, assert_rounded_once
 from tests.csgmv_embed.test_embedding_layer import DTYPES, PLANS
+from tests.support.lora_cases import NAN, ROUNDING, SUMS, Case, assert_rounded_once
 
 
 def tables(case: Case, vocab: int):

@@ -9,8 +9,6 @@ from statistics import median, stdev
 import msgspec
 import numpy as np
 import pytest
-from gate_support import FakeGpu, fake_trees, work_results
-from history_support import HISTORY, OURS, PEER, entry, sha
 from matplotlib.figure import Figure
 
 from bench import config
@@ -31,6 +29,8 @@ from bench.workload import sequence_lengths
 from plots import gate, heatmap, history, inputs, noise, rounds, scaling
 from plots.labels import case_name
 from plots.style import SLOWER
+from tests.support.gate import FakeGpu, fake_trees, work_results
+from tests.support.history import HISTORY, OURS, PEER, entry, sha
 
 ROOT = Path(__file__).parents[2]
 FULL, EAGER, AA = (ROOT / "docs" / "results" / name for name in ("h100-full.json", "h100-eager.json", "h200-aa.json"))

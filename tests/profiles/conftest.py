@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from profile_support import DATA, HERE
+
+from tests.support.profiles import DATA, FOLDER
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def fake_tool(tmp_path, monkeypatch):
 
     def install(tool: str, version: str, **behaviour: object) -> Path:
         script = tmp_path / tool
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "fake_tool.py"}" "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FOLDER / "fake_tool.py"}" "$@"\n')
         script.chmod(0o755)
         monkeypatch.setenv(tool.upper(), str(script))
         monkeypatch.setenv("FAKE_FACTS", str(DATA / f"{tool}-{version}.txt"))

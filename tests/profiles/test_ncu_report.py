@@ -8,13 +8,13 @@ from __future__ import annotations
 import gzip
 
 import pytest
-from profile_support import DATA
 
 from bench import cli
 from profiles import ncu, workflow
 from profiles.records import KernelCounters, NcuBody
 from profiles.session import parse_point
 from profiles.summaries import Counters, counters
+from tests.support.profiles import DATA
 
 pytest.importorskip("ncu_report")
 CONTENDERS = ("csgmv_embed-vocab_major", "sglang_csgmv-chunk16", "sglang_triton")

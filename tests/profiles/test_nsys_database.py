@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 
-import nsys_schema
 import pytest
 
 from profiles import nsys_database
 from profiles.capture import CaptureFailed
+from tests.support import nsys_schema
 
 
 @pytest.fixture

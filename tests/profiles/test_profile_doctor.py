@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import nsys_schema
 import pytest
-from profile_support import DATA
 
 from bench import environment
 from profiles import doctor, ncu, nsys
+from tests.support import nsys_schema
+from tests.support.profiles import DATA
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from profile_support import DATA
 
 from profiles import ncu, nsys
 from profiles.capture import ProfileError
+from tests.support.profiles import DATA
 
 PROGRAM = ["python", "-m", "profiles.runner", "point"]
 OUT = Path("folder/out")

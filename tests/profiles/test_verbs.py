@@ -9,15 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-import nsys_schema
 import pytest
-from profile_support import DATA
 
 from bench import cli
 from bench import results as store
 from bench.results import ResultsError
 from profiles import records, workflow
 from profiles.capture import ProfileError
+from tests.support import nsys_schema
+from tests.support.profiles import DATA
 
 ROOT = Path(__file__).parents[2]
 COUNTERS = ROOT / "docs" / "experiments" / "h100-ncu.json"

@@ -115,7 +115,7 @@ def work() -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     environment.pop("TRITON_INTERPRET", None)
-    worker = [sys.executable, __file__]
+    worker = [sys.executable, "-m", __name__]
     done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     decoded: dict[str, Any] = json.loads(done.stdout)

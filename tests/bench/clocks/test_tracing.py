@@ -146,7 +146,7 @@ def results() -> dict[str, Any]:
     if importlib.util.find_spec("triton_viz") is None:
         pytest.skip("needs triton-viz")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    worker = [sys.executable, __file__]
+    worker = [sys.executable, "-m", __name__]
     done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     decoded: dict[str, Any] = json.loads(done.stdout)

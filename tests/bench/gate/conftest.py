@@ -1,5 +1,5 @@
 """Fixtures of the gate's tests."""
 
-from gate_support import run
+from tests.support.gate import run
 
 __all__ = ["run"]

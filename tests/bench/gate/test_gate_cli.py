@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gate_support import (
+
+from bench.gate.protocol import Prepared
+from bench.results import Results
+from tests.support.gate import (
     AA,
     OURS,
     ROOT,
@@ -33,9 +36,6 @@ from gate_support import (
     throttled,
     version,
 )
-
-from bench.gate.protocol import Prepared
-from bench.results import Results
 
 Run = Callable[..., Outcome]
 

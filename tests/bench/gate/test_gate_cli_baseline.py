@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gate_support import (
+
+from bench import results as store
+from bench.results import Results
+from tests.support.gate import (
     AA,
     Outcome,
     aa,
@@ -22,9 +25,6 @@ from gate_support import (
     scaled,
     throttled,
 )
-
-from bench import results as store
-from bench.results import Results
 
 Run = Callable[..., Outcome]
 

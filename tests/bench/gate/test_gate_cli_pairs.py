@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gate_support import AA, GATE, FakeGpu, Outcome, aa, saved
-
 from bench.environment import collect_code
 from bench.gate import records
 from bench.gate.protocol import Prepared
 from bench.results import Results
+from tests.support.gate import AA, GATE, FakeGpu, Outcome, aa, saved
 
 Run = Callable[..., Outcome]
 QUICK = ("-a", "phase=decode", "-a", "batch_size=32", "-a", "rank=16,64", "-a", "cache=warm")

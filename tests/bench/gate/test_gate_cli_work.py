@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gate_support import (
+
+from bench.results import Results
+from tests.support.gate import (
     ROOT,
     Outcome,
     failed,
@@ -19,8 +21,6 @@ from gate_support import (
     version,
     work_results,
 )
-
-from bench.results import Results
 
 Run = Callable[..., Outcome]
 

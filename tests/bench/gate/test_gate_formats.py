@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import jsonschema
 import msgspec
 import pytest
-from gate_support import AA, OURS, Outcome, aa, jittered, ours, saved, scaled, work_results
 
 from bench.gate.verdict import Report, Subject, Verdict
 from bench.report import exports, gate
+from tests.support.gate import AA, OURS, Outcome, aa, jittered, ours, saved, scaled, work_results
 
 Run = Callable[..., Outcome]
 

@@ -17,7 +17,6 @@ from statistics import median
 import msgspec
 import pytest
 import torch
-from gate_support import GATE, LOADED, ROOT, FakeGpu, fake_trees
 
 from bench.config import Config, Measure, PlannedPoint
 from bench.environment import collect_code
@@ -30,6 +29,7 @@ from bench.gate.session import Instrument
 from bench.gate.trees import LIBRARY, Tree, hashes_at, trees
 from bench.gate.verbs import Choice
 from bench.gate.verdict import CannotJudge, Exit, GateError, Subject
+from tests.support.gate import GATE, LOADED, ROOT, FakeGpu, fake_trees
 
 
 def small(**changes: object) -> Config:

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from gate_support import OURS, ROOT
 
 from bench import contenders
 from bench import results as store
+from tests.support.gate import OURS, ROOT
 
 pytestmark = pytest.mark.timeout(600)
 CHOICE = ("-c", OURS, "--case", "phase=prefill,skew=0.0")

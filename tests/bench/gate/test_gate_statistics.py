@@ -10,7 +10,6 @@ from math import log
 import msgspec
 import numpy as np
 import pytest
-from gate_support import GATE
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -18,6 +17,7 @@ from bench.gate import statistics
 from bench.gate.judge import pair_design
 from bench.gate.simulate import Counts, Machine, Noise, interleaved, simulate, stored
 from bench.gate.statistics import confirm, detectable, flagged, log_limit, outcome, welch, within_floor
+from tests.support.gate import GATE
 
 RNG = np.random.default_rng(5)
 

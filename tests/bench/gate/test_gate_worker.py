@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import torch
-from gate_support import LOADED
 
 from bench.case import Case
 from bench.config import PlannedPoint
 from bench.gate import worker
 from bench.gate.protocol import Begin, Begun, Finish, Prepare, Prepared, SideLost, Visit
 from bench.isolate import Start
+from tests.support.gate import LOADED
 
 POINT = PlannedPoint(Case("decode", 1, 1, 16, adapters=2, vocab=3000), "csgmv_embed-vocab_major", "graph")
 START = Start("interpret", msgspec.structs.replace(LOADED.measure, eager_calls=1), 0, (POINT.contender,))

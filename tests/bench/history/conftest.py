@@ -1,10 +1,5 @@
-"""Fixtures of the history's tests; the bisection runs the gate's pairs."""
+"""Fixtures of the history's tests."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "gate"))
-
-from history_support import machine
+from tests.support.history import machine
 
 __all__ = ["machine"]

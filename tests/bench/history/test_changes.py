@@ -7,7 +7,6 @@ from math import exp, log
 import msgspec
 import numpy as np
 import pytest
-from history_support import HISTORY, OURS, commit, entry, noisy, sha
 
 from bench.case import Case
 from bench.estimate import Estimate
@@ -15,6 +14,7 @@ from bench.history.changes import Change, change_points, changes, robust_spread
 from bench.history.records import Commit
 from bench.history.series import Instrument, Observation, Series, eras, order_of
 from bench.history.simulate import false_changes, found_steps
+from tests.support.history import HISTORY, OURS, commit, entry, noisy, sha
 
 LINE = [commit(number) for number in range(40)]
 

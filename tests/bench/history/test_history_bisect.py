@@ -10,8 +10,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from gate_support import ENV
-from history_support import commit, exported, planned, sha
 
 from bench import cli, config
 from bench.config import Measure, PlannedPoint
@@ -23,6 +21,8 @@ from bench.gate.trees import Tree
 from bench.gate.verdict import CannotJudge
 from bench.history.bisect import Bisection, Comparing, Named, bisect
 from bench.history.commits import ExportedSource, Libraries
+from tests.support.gate import ENV
+from tests.support.history import commit, exported, planned, sha
 
 
 @dataclass

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from history_support import OURS, Machine, commit, entry, exported, sha
 
 from bench import cli
 from bench import results as store
@@ -15,6 +14,7 @@ from bench.environment import collect_environment
 from bench.history import records
 from bench.history.commits import ExportedSource, GitSource, export
 from bench.results import Results
+from tests.support.history import OURS, Machine, commit, entry, exported, sha
 
 Call = Callable[..., tuple[int, str]]
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from history_support import (
+
+from bench.environment import collect_environment
+from bench.gate.verdict import CannotJudge
+from bench.history import records
+from bench.history import run as running
+from bench.history.records import Entry
+from bench.history.run import NothingLeft, Stored, visits
+from bench.isolate import WorkerDied
+from bench.results import ResultsError
+from tests.support.history import (
     OURS,
     PEER,
     FakeWorker,
@@ -16,15 +25,6 @@ from history_support import (
     session,
     sha,
 )
-
-from bench.environment import collect_environment
-from bench.gate.verdict import CannotJudge
-from bench.history import records
-from bench.history import run as running
-from bench.history.records import Entry
-from bench.history.run import NothingLeft, Stored, visits
-from bench.isolate import WorkerDied
-from bench.results import ResultsError
 
 
 def entries(folder: Path) -> dict[str, Entry]:

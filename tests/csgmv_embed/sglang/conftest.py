@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import support
 
 from bench import stand_ins
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.settings import Settings
+from tests.support import real_sglang as support
 
 if importlib.util.find_spec("sglang") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -36,15 +36,17 @@ def loaded(
             stand_ins.provide()
         if (reason := support.server_classes()) is not None:
             pytest.skip(f"{support.NOT_HERE}: {reason}")
-        support.load_plugin(site)
+        support.entry_point_files(site)
+        path = pytest.MonkeyPatch()
+        path.syspath_prepend(site)
+        support.load_plugin()
     found, active = status(), runtime.active
     record_testsuite_property("sglang", f"{found.sglang} of {sys.modules['sglang'].__file__}")
     runtime.activate(None)
     yield found, active
     if active is not None:
         support.unload_plugin(active.release)
-    if str(site) in sys.path:
-        sys.path.remove(str(site))
+    path.undo()
 
 
 @pytest.fixture

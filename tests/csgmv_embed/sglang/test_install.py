@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import support
 
 from csgmv_embed.sglang import SettingError, VersionError
 from csgmv_embed.sglang.settings import Settings
 from csgmv_embed.sglang.targets import RELEASES, release_for
+from tests.support import real_sglang as support
 
 # What a server process does first, then the plugin's own word, and whose function runs.
 SCRIPT = """

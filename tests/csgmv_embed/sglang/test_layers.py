@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import support
 import torch
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from csgmv_embed import (
     to_storage,
 )
 from csgmv_embed.sglang import layers, planner, runtime
+from tests.support import real_sglang as support
 
 SLOTS, MAX_RANK, VOCAB, HIDDEN, CAPACITY = 4, 16, support.VOCAB, 32, 12
 RANKS, SCALINGS, EMBEDDING = [0, 8, 16, 5], [0.0, 2.0, 0.75, 1.5], [False, True, True, False]

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import support
 import torch
-from test_plugin_gpu import CAPACITY, RANKS, SLOTS, plugged
 from torch.nn import functional
 
 from bench import layer
@@ -24,6 +22,8 @@ from csgmv_embed import embedding_lora_reference, lm_head_lora_reference, to_sto
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.settings import Settings
 from csgmv_embed.sglang.targets import release_for
+from tests.support import real_sglang as support
+from tests.support.plugged import CAPACITY, RANKS, SLOTS, plugged
 
 MAX_RANK, VOCAB, HIDDEN = 64, 32000, 1024
 SCALINGS = [0.0, 2.0, 0.5, 1.0, 3.0, 0.25, 1.5, 0.75]

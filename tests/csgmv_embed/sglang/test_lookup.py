@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import support
 import torch
 
 from csgmv_embed import EmbeddingBatch, ShapeError, embedding_lora_a_reference, to_storage
 from csgmv_embed.sglang import planner, runtime
+from tests.support import real_sglang as support
 
 SLOTS, MAX_RANK, VOCAB, CAPACITY = 4, 16, 61, 12
 RANKS = [0, 8, 16, 5]

@@ -9,23 +9,22 @@ import importlib
 import importlib.metadata
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import support
 import torch
-from test_planner import same_info
 
 from csgmv_embed import embedding_lora_a_reference, empty_a_table, to_storage
 from csgmv_embed.sglang import hooks, planner, runtime
 from csgmv_embed.sglang.settings import Settings
 from csgmv_embed.sglang.targets import release_for
+from tests.support import real_sglang as support
+from tests.support.batch_infos import same_info
+from tests.support.plugged import CAPACITY, RANKS, SLOTS, plugged
 
-SLOTS, MAX_RANK, VOCAB, CAPACITY = 8, 64, 32000, 64
-RANKS = [0, 64, 16, 8, 64, 32, 1, 40]
+MAX_RANK, VOCAB = 64, 32000
 pytestmark = pytest.mark.gpu
 
 
@@ -36,17 +35,6 @@ def active(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with support.on_the_cpu(support.server_args(128)):  # on a GPU it only stands in for a running server's settings
         yield lambda **settings: runtime.activate(runtime.Active(release, Settings(**settings)))
     runtime.activate(None)
-
-
-def plugged() -> Any:
-    """A stock backend whose methods are the plugin's."""
-    backend = support.backend(SLOTS, 128, "cuda")
-    release = runtime.active.release  # type: ignore[union-attr]
-    kind = type(backend)
-    backend.prepare_lora_batch = partial(hooks.prepare, kind.prepare_lora_batch, backend)
-    backend.run_lora_a_embedding = partial(hooks.lookup, kind.run_lora_a_embedding, backend)
-    setattr(backend, release.decode_graph, partial(hooks.decode_graph, getattr(kind, release.decode_graph), backend))
-    return backend
 
 
 def table(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

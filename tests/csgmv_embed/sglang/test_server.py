@@ -14,12 +14,12 @@ from typing import Any
 from unittest.mock import MagicMock, patch
 
 import pytest
-import support
 import torch
 from safetensors.torch import save_file
 
 from csgmv_embed import ShapeError
 from csgmv_embed.sglang import planner, runtime, storage
+from tests.support import real_sglang as support
 
 VOCAB, HIDDEN, SLOTS, MAX_RANK = support.VOCAB, 32, 3, 16
 pytestmark = pytest.mark.usefixtures("group_of_one")

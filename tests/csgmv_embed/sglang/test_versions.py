@@ -18,9 +18,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import support
 
 from csgmv_embed.sglang.targets import LAYERS, RELEASES, Hook, Release
+from tests.support import real_sglang as support
 
 WHEELS = support.REPO / "build" / "wheels"
 FIELDS = {"req_seg_indptr", "req_weight_indices", "moe_lora_info"}

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HERE = Path(__file__).parent
-DATA = HERE / "data"
+FOLDER = Path(__file__).parents[1] / "profiles"
+DATA = FOLDER / "data"

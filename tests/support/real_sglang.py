@@ -1,6 +1,6 @@
 """SGLang's real classes without a GPU or a server: what they need around them, and nothing in their place.
 
-Works for every supported version, in this process or (scenario.py) in one of its own. Stand-ins: memory is not pinned,
+Works for every supported version, in this process or in one of its own. Stand-ins: memory is not pinned,
 devices are the CPU, a process group of one, and a namespace for the server's arguments.
 """
 
@@ -27,7 +27,7 @@ from torch import nn
 from bench.process_group import start_process_group
 from csgmv_embed.sglang.targets import Release
 
-REPO = Path(__file__).parents[3]
+REPO = Path(__file__).parents[2]
 GROUP = "sglang.srt.plugins"
 # Asked before a test puts a folder with our entry point on the path.
 INSTALLED = any(point.name == "csgmv_embed" for point in importlib.metadata.entry_points(group=GROUP))
@@ -131,13 +131,11 @@ def has_plugins() -> bool:
     return importlib.util.find_spec("sglang.srt.plugins") is not None
 
 
-def load_plugin(folder: Path) -> None:
-    """As a server process does at its start; SGLang 0.5.10 by the explicit call."""
+def load_plugin() -> None:
+    """As a server process does at its start, which finds the entry point on its path; SGLang 0.5.10 by the call."""
     if not has_plugins():
         importlib.import_module("csgmv_embed.sglang").install()
         return
-    entry_point_files(folder)
-    sys.path.append(str(folder))
     importlib.import_module("sglang.srt.plugins").load_plugins()
 
 

@@ -12,11 +12,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def figures_from(script: str, cache: Path) -> dict[str, dict[str, Any]]:
-    """What the script, a test file run as the worker, writes: by kernel, the figures of each compute capability."""
+def figures_from(module: str, cache: Path) -> dict[str, dict[str, Any]]:
+    """What the module, a test file run as the worker, writes: by kernel, the figures of each compute capability."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
-    worker = [sys.executable, script]
+    worker = [sys.executable, "-m", module]
     done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     decoded: dict[str, dict[str, Any]] = json.loads(done.stdout)
