@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from csgmv_embed.checks import check_memory
 from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
 from csgmv_embed.host_plan import (
     MAX_SLOTS,
@@ -282,6 +283,31 @@ class EmbeddingBatch:
             contents=self._contents,
         )
 
+    def check_fits(self, tokens: int, slots: int, max_rank: int, what: str) -> None:
+        """Whether `tokens` rows of an operand and tables of slots and max_rank go with this batch.
+
+        No rows do always: engines run their layers so on a rank that idles while others work. what: the operand's
+        name. Raises ShapeError, CapacityError.
+        """
+        contents, capacity = self._contents, self.max_tokens
+        planned = contents.num_tokens
+        if capacity is not None and tokens > capacity:
+            raise CapacityError(f"{what} has {tokens} tokens; expected at most {capacity}, as allocated")
+        if planned is not None and tokens != planned and tokens != 0:
+            if capacity is None:
+                raise ShapeError(f"{what} has {tokens} tokens; expected {planned}, the tokens of the batch")
+            if tokens < planned:
+                raise ShapeError(f"{what} has {tokens} tokens; expected at least {planned}, those of the batch")
+        rank = contents.max_rank
+        if rank is None:
+            return  # SGLang's ranks live on the device; the kernels clamp rank and slot instead
+        if self.slots > slots:
+            raise ShapeError(f"the batch has {self.slots} slots; expected at most {slots}, those of the tables")
+        if rank > max_rank:
+            raise ShapeError(
+                f"the batch has an adapter of rank {rank}; expected at most {max_rank}, that of the tables"
+            )
+
     @classmethod
     def _with_buffers(cls, capacity: BatchCapacity, device: torch.device, ring: int) -> EmbeddingBatch:
         sizes = capacity.section_sizes
@@ -345,23 +371,21 @@ def _check_foreign(batch_info: Any, permutation: torch.Tensor | None) -> None:
     """The kernels read these arrays by their addresses."""
     device = batch_info.seg_indptr.device
     arrays = {name: getattr(batch_info, name) for name in ("seg_indptr", "weight_indices", "lora_ranks")}
-    if permutation is not None:
-        arrays["permutation"] = permutation
-    scalings = getattr(batch_info, "scalings", None)
-    if scalings is not None and (scalings.dtype != torch.float32 or scalings.device != device):
-        raise DtypeError(
-            f"batch_info.scalings is {scalings.dtype} on {scalings.device}; expected torch.float32 on {device}"
-        )
+    arrays["permutation"], arrays["scalings"] = permutation, getattr(batch_info, "scalings", None)
     for name, tensor in arrays.items():
+        if tensor is None:
+            continue
         if tensor.ndim != 1 or not tensor.is_contiguous():
             raise ShapeError(
                 f"batch_info.{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}; "
                 "expected 1-D, contiguous"
             )
-        if tensor.dtype not in (torch.int32, torch.int64):
-            raise DtypeError(f"batch_info.{name} is {tensor.dtype}; expected torch.int32 or torch.int64")
+        dtypes = (torch.float32,) if name == "scalings" else (torch.int32, torch.int64)
+        if tensor.dtype not in dtypes:
+            raise DtypeError(f"batch_info.{name} is {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
         if tensor.device != device:
             raise DeviceError(f"batch_info.{name} is on {tensor.device}; expected {device}, where seg_indptr is")
+        check_memory(f"batch_info.{name}", tensor)
 
 
 def _padded(size: int) -> int:

@@ -6,6 +6,7 @@ import torch
 
 from csgmv_embed import operands, tuning
 from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.checks import check_axes
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.head_kernels import ExpandConstants, ShrinkConstants, lm_head_expand_kernel, lm_head_shrink_kernel
 from csgmv_embed.launch import launch
@@ -37,7 +38,7 @@ def lm_head_lora(
     Returns logits. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static batch.
     Raises ShapeError, DtypeError, DeviceError, CapacityError.
     """
-    shrunk = hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
+    shrunk = _empty_shrunk(hidden_states, a_table)
     shrink = _shrink(hidden_states, a_table, shrunk, batch)
     expand = _expand(shrunk, b_table, logits, batch)  # checked before anything runs
     _launch(lm_head_shrink_kernel, shrink, batch, hidden_states, a_table, shrunk)
@@ -53,7 +54,7 @@ def lm_head_shrink(
     Arguments as in `lm_head_lora`; out (tokens, max_rank), dtype of hidden_states, allocated if None. Returns out.
     """
     if out is None:
-        out = hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
+        out = _empty_shrunk(hidden_states, a_table)
     _launch(lm_head_shrink_kernel, _shrink(hidden_states, a_table, out, batch), batch, hidden_states, a_table, out)
     return out
 
@@ -67,6 +68,13 @@ def lm_head_expand(
     """
     _launch(lm_head_expand_kernel, _expand(shrunk, b_table, logits, batch), batch, shrunk, b_table, logits)
     return logits
+
+
+def _empty_shrunk(hidden_states: torch.Tensor, a_table: torch.Tensor) -> torch.Tensor:
+    """(tokens, max_rank). Raises ShapeError."""
+    check_axes("hidden_states", hidden_states, 2, "(tokens, hidden)")
+    check_axes("a_table", a_table, 3, "(slots, max_rank, hidden)")
+    return hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
 
 
 _shrinks: dict[Key, Prepared | None] = {}

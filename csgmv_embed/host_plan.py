@@ -173,13 +173,20 @@ def _ones(size: int) -> Int32Array:
 
 def checked_size(name: str, value: object, low: int, high: int = MAX_TOKENS) -> int:
     """A plain int in [low, high]."""
-    try:
-        size = int(operator.index(value))  # type: ignore[arg-type]
-    except TypeError:
-        raise ShapeError(f"{name} is {value!r}; expected an integer") from None
+    size = integer(name, value)
     if not low <= size <= high:
         raise SlotError(f"{name} is {size}; expected a value in [{low}, {high}]")
     return size
+
+
+def integer(name: str, value: object) -> int:
+    """A plain int, of anything that counts as one but a boolean. Raises ShapeError."""
+    try:
+        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+            raise TypeError
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise ShapeError(f"{name} is {value!r}; expected an integer") from None
 
 
 def integers(name: str, values: Ints, high: int) -> Int64Array:

@@ -6,7 +6,9 @@ import torch
 
 from csgmv_embed import operands, ops, tuning
 from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.checks import check_axes
 from csgmv_embed.errors import DeviceError, ShapeError
+from csgmv_embed.host_plan import integer
 from csgmv_embed.launch import launch
 from csgmv_embed.layer_kernels import LayerConstants, Others, embedding_lora_kernel
 from csgmv_embed.operands import Key, Prepared, seen, width
@@ -15,6 +17,7 @@ from csgmv_embed.segment_runs import walk
 MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 2048  # of a tile of rows that no group writes
 BEHIND_TOKENS = 4  # the same of rows behind the last segment
 BARE_COLUMNS = 1024  # the same in a batch without adapters
+NO_ROW = -1  # ids outside the embedding read zeros
 BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
 
 
@@ -53,8 +56,13 @@ def embedding_lora(
     """
     tokens = input_ids.shape[0] if input_ids.ndim else 0
     if out is None:
-        out = a_table.new_empty(tokens, embedding.shape[-1])
-    missing = -1 if missing_row is None else missing_row
+        check_axes("embedding", embedding, 2, "(rows, hidden)")
+        out = a_table.new_empty(tokens, embedding.shape[1])
+    missing = NO_ROW
+    if missing_row is not None:
+        missing = integer("missing_row", missing_row)
+        if missing < 0:
+            raise ShapeError(f"missing_row is {missing}; expected a row of embedding, or None for zeros")
     tables = embedding, a_table, b_table
     _run(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing, add=False)
     return out
@@ -76,7 +84,7 @@ def embedding_lora_add(
     `embedding_lora`. Returns base_output.
     """
     tables = base_output, a_table, b_table
-    _run(input_ids, tables, batch, vocab_size, extra_embeddings, base_output, -1, add=True)
+    _run(input_ids, tables, batch, vocab_size, extra_embeddings, base_output, NO_ROW, add=True)
     return base_output
 
 
@@ -96,6 +104,8 @@ def _run(
     add: bool,
 ) -> None:
     embedding, a_table, b_table = tables
+    if type(vocab_size) is not int:
+        vocab_size = integer("vocab_size", vocab_size)
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     key: Key = (
         seen(input_ids),
@@ -237,7 +247,7 @@ def _check(
         check("embedding", embedding, (None, hidden), f"(rows, {hidden})", a_table, "a_table")
         check("out", out, (tokens, hidden), f"({tokens}, {hidden})", a_table, "a_table")
         operands.check_rows_apart("out", out)
-        if not -1 <= missing_row < embedding.shape[0]:
+        if not NO_ROW <= missing_row < embedding.shape[0]:
             raise ShapeError(
                 f"missing_row is {missing_row}; expected a row of embedding, 0 to {embedding.shape[0] - 1}"
             )

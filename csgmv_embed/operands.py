@@ -11,7 +11,8 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from csgmv_embed import ops
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
+from csgmv_embed.checks import check_memory
+from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
 from csgmv_embed.layer_kernels import embedding_lora_kernel
 from csgmv_embed.ops import FLOAT_DTYPES, VECTOR_BYTES
 
@@ -55,7 +56,14 @@ def kept(store: dict[Key, T], key: Key, make: Callable[[], T]) -> T:
 
 def seen(tensor: torch.Tensor) -> Key:
     """All of a tensor that a check or a launch depends on, but its address modulo VECTOR_BYTES."""
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.data_ptr() % VECTOR_BYTES
+    return (
+        tensor.dtype,
+        tensor.device,
+        tensor.shape,
+        tensor.stride(),
+        tensor.data_ptr() % VECTOR_BYTES,
+        tensor.is_neg(),
+    )
 
 
 def seen_batch(batch: EmbeddingBatch) -> Key:
@@ -90,19 +98,7 @@ def check_batch(batch: EmbeddingBatch, tokens: int, slots: int, max_rank: int, w
     """Raises ShapeError, CapacityError. `what` names the operand that has the tokens."""
     if batch.seg_indptr is None or batch.scalings is None:
         raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
-    if batch.max_tokens is not None:
-        if tokens > batch.max_tokens:
-            raise CapacityError(f"{what} has {tokens} tokens; expected at most {batch.max_tokens}, as allocated")
-        if batch.num_tokens is not None and tokens < batch.num_tokens:
-            raise ShapeError(f"{what} has {tokens} tokens; expected at least {batch.num_tokens}, those of the batch")
-    elif batch.num_tokens is not None and tokens != batch.num_tokens:
-        raise ShapeError(f"{what} has {tokens} tokens; expected {batch.num_tokens}, the tokens of the batch")
-    if batch.max_rank is None:
-        return  # SGLang's ranks live on the device; the kernels clamp rank and slot instead
-    if batch.slots > slots:
-        raise ShapeError(f"the batch has {batch.slots} slots; expected at most {slots}, those of the tables")
-    if batch.max_rank > max_rank:
-        raise ShapeError(f"the batch has an adapter of rank {batch.max_rank}; expected at most {max_rank}")
+    batch.check_fits(tokens, slots, max_rank, what)
 
 
 def check_tensor(
@@ -128,6 +124,7 @@ def check_tensor(
         raise DtypeError(f"{name} is {tensor.dtype}; expected one of {', '.join(map(str, FLOAT_DTYPES))}")
     if not any_dtype and tensor.dtype != like.dtype:
         raise DtypeError(f"{name} is {tensor.dtype}; expected {like.dtype}, as {like_name}")
+    check_memory(name, tensor)
     if tensor.device != like.device:
         raise DeviceError(f"{name} is on {tensor.device}; expected {like.device}, where {like_name} is")
 

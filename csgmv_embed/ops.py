@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +10,9 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from csgmv_embed import tuning
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
+from csgmv_embed.checks import check_axes, check_memory
+from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
+from csgmv_embed.host_plan import integer
 from csgmv_embed.kernels import embedding_lora_a_segments_kernel, embedding_lora_a_tokens_kernel
 from csgmv_embed.launch import ALIGNMENT, Again, launch, overlaps_launches
 
@@ -45,8 +46,8 @@ def embedding_lora_a(
     input_ids         (tokens,) int32 or int64, contiguous. Ids in [vocab_size, vocab_size + extra) read
                       extra_embeddings; any other id outside [0, vocab_size) gives a zero row.
     a_table           (slots, max_rank, >= vocab_size) fp16, bf16 or fp32, of any strides.
-    batch             the adapters of these tokens. A static batch may hold fewer tokens than input_ids:
-                      the rows behind them are zero.
+    batch             the adapters of these tokens. A static batch may hold fewer tokens than input_ids, but not more:
+                      the rows behind them are zero. No tokens go with any batch.
     extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
     out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
                       element is written. Allocated if None.
@@ -58,10 +59,12 @@ def embedding_lora_a(
     static batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
     """
     if type(vocab_size) is not int:
-        vocab_size = _integer("vocab_size", vocab_size)
+        vocab_size = integer("vocab_size", vocab_size)
     layout = _layout(input_ids, a_table, vocab_size, extra_embeddings)
     tokens = input_ids.shape[0]
-    _check_batch(tokens, layout, batch)
+    if batch.device != layout.device:
+        raise DeviceError(f"batch is on {batch.device}; expected {layout.device}, where a_table is")
+    batch.check_fits(tokens, layout.slots, layout.max_rank, "input_ids")
     if out is None:
         out = a_table.new_empty(tokens, layout.max_rank)
     else:
@@ -106,6 +109,8 @@ def _layout(
         input_ids.dtype,
         input_ids.device,
         input_ids.dim() == 1 and input_ids.is_contiguous(),
+        input_ids.is_neg(),
+        a_table.is_neg(),
         a_table.dtype,
         a_table.device,
         a_table.shape,
@@ -115,7 +120,7 @@ def _layout(
     )
     if extra_embeddings is not None:
         extra = extra_embeddings
-        key += (extra.dtype, extra.device, extra.shape, extra.stride())
+        key += (extra.dtype, extra.device, extra.shape, extra.stride(), extra.is_neg())
     found = _layouts.get(key)
     if found is None:
         _check(input_ids, a_table, vocab_size, extra_embeddings)
@@ -246,13 +251,6 @@ def aligned(group: int, address: int, element_bytes: int) -> int:
     return group
 
 
-def _integer(name: str, value: object) -> int:
-    try:
-        return int(operator.index(value))  # type: ignore[arg-type]
-    except TypeError:
-        raise ShapeError(f"{name} is {value!r}; expected an integer") from None
-
-
 def check_ids(input_ids: torch.Tensor) -> None:
     """Raises ShapeError, DtypeError."""
     if input_ids.ndim != 1 or not input_ids.is_contiguous():
@@ -261,11 +259,12 @@ def check_ids(input_ids: torch.Tensor) -> None:
         )
     if input_ids.dtype not in ID_DTYPES:
         raise DtypeError(f"input_ids is {input_ids.dtype}; expected torch.int32 or torch.int64")
+    check_memory("input_ids", input_ids)
 
 
 def check_runs_here(name: str, tensor: torch.Tensor) -> None:
     """Raises DeviceError unless kernels can be launched, or interpreted, where the tensor is."""
-    if tensor.device.type != "cuda" and not accept_host_tensors:
+    if tensor.device.type != "cuda" and not (accept_host_tensors and tensor.device.type == "cpu"):
         raise DeviceError(
             f"{name} is on {tensor.device}; expected a CUDA device, or TRITON_INTERPRET=1 set before the import"
         )
@@ -275,10 +274,10 @@ def _check(
     input_ids: torch.Tensor, a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
 ) -> None:
     check_ids(input_ids)
-    if a_table.ndim != 3:
-        raise ShapeError(f"a_table has shape {tuple(a_table.shape)}; expected (slots, max_rank, vocab)")
+    check_axes("a_table", a_table, 3, "(slots, max_rank, vocab)")
     if a_table.dtype not in FLOAT_DTYPES:
         raise DtypeError(f"a_table is {a_table.dtype}; expected one of {', '.join(map(str, FLOAT_DTYPES))}")
+    check_memory("a_table", a_table)
     slots, max_rank, columns = a_table.shape
     if not 0 <= vocab_size <= columns:
         raise ShapeError(f"vocab_size is {vocab_size}; expected 0 to {columns}, the last extent of a_table")
@@ -289,6 +288,7 @@ def _check(
             )
         if extra_embeddings.dtype != a_table.dtype:
             raise DtypeError(f"extra_embeddings is {extra_embeddings.dtype}; expected {a_table.dtype}, as a_table")
+        check_memory("extra_embeddings", extra_embeddings)
     _check_devices(input_ids, a_table, extra_embeddings)
 
 
@@ -303,24 +303,6 @@ def _check_devices(input_ids: torch.Tensor, a_table: torch.Tensor, extra_embeddi
             raise DeviceError(f"{name} is on {other}; expected {device}, where a_table is")
 
 
-def _check_batch(tokens: int, layout: _Layout, batch: EmbeddingBatch) -> None:
-    if batch.device != layout.device:
-        raise DeviceError(f"batch is on {batch.device}; expected {layout.device}, where a_table is")
-    if batch.max_tokens is not None:
-        if tokens > batch.max_tokens:
-            raise CapacityError(f"input_ids has {tokens} tokens; expected at most {batch.max_tokens}, as allocated")
-    elif batch.num_tokens is not None and tokens != batch.num_tokens:
-        raise ShapeError(f"input_ids has {tokens} tokens; expected {batch.num_tokens}, the tokens of the batch")
-    if batch.max_rank is None:
-        return  # SGLang's ranks live on the device; the kernel clamps rank and slot instead
-    if batch.slots > layout.slots:
-        raise ShapeError(f"the batch has {batch.slots} slots; expected at most {layout.slots}, those of a_table")
-    if batch.max_rank > layout.max_rank:
-        raise ShapeError(
-            f"the batch has an adapter of rank {batch.max_rank}; expected at most {layout.max_rank} (a_table)"
-        )
-
-
 def _check_out(out: torch.Tensor, tokens: int, a_table: torch.Tensor) -> None:
     max_rank = a_table.shape[1]
     contiguous = max_rank <= 1 or (out.ndim == 2 and out.stride(1) == 1)
@@ -331,5 +313,6 @@ def _check_out(out: torch.Tensor, tokens: int, a_table: torch.Tensor) -> None:
         )
     if out.dtype != a_table.dtype:
         raise DtypeError(f"out is {out.dtype}; expected {a_table.dtype}, as a_table")
+    check_memory("out", out)
     if out.device != a_table.device:
         raise DeviceError(f"out is on {out.device}; expected {a_table.device}, where a_table is")

@@ -55,7 +55,9 @@ def report(found: Status, way: str) -> Iterator[str]:
     yield f"plugin       {'on' if found.active else 'off: ' + found.reason}"
     for hook in found.hooks:
         state = "applied" if hook.applied else f"not applied: {hook.reason}"
-        yield f"{hook.name:<18} {state}{', SGLang does it: ' + hook.off if hook.off else ''}"
+        state += f", SGLang does it: {hook.off}" if hook.off else ""
+        state += f", called if {hook.behind} does so" if hook.behind else ""
+        yield f"{hook.name:<18} {state}"
         yield f"{'':<18} {hook.target}"
         if hook.file:
             yield f"{'':<18} runs {hook.file}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.checks import check_axes
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.ops import embedding_lora_a
 from csgmv_embed.sglang import planner, runtime
@@ -49,10 +50,14 @@ def run_lookup(
 
     input_ids (tokens,); weights (slots, max_rank, vocab_size [+ added]), in either storage. Ids from vocab_size on are
     added tokens: extra_embeddings (slots, added, max_rank) serves them, else the columns of weights beyond vocab_size.
-    Any other id gives a zero row. Raises what embedding_lora_a raises.
+    Any other id gives a zero row. No ids give no rows, whatever batch is planned: a rank that idles under data-parallel
+    attention calls so. Raises what embedding_lora_a raises.
     """
+    check_axes("input_ids", input_ids, 1, "(tokens,)")
     vocab_size, extra_embeddings = added_tokens(weights, vocab_size, extra_embeddings)
     tokens, max_rank = input_ids.shape[0], weights.shape[1]
+    if tokens == 0:
+        return weights.new_empty(0, max_rank)
     batch_info = state.backend.batch_info
     if getattr(batch_info, BATCH, BATCH) is None:  # planned: nobody has LoRA on the embedding layer
         return weights.new_zeros(tokens, max_rank)
@@ -75,10 +80,11 @@ def added_tokens(
 
     weights (slots, max_rank, vocab_size [+ added]). Raises ShapeError.
     """
+    check_axes("weights", weights, 3, "(slots, max_rank, vocab)")
     _, max_rank, columns = weights.shape
     if vocab_size > columns:
         raise ShapeError(f"the vocabulary has {vocab_size} ids; expected at most {columns}, the columns of the A table")
-    if extra_embeddings is not None and extra_embeddings.shape[2] == max_rank:
+    if extra_embeddings is not None and extra_embeddings.shape[-1:] == (max_rank,):
         return vocab_size, extra_embeddings
     return columns, None  # else SGLang's rows of the base embedding, hidden_size wide: not the A side's
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.sglang import hooks, layers, runtime, storage
+from csgmv_embed.sglang import chain, hooks, layers, runtime, storage
 from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
 from csgmv_embed.sglang.targets import Hook, Release, release_for
 
@@ -49,7 +50,8 @@ FUNCTIONS = {
 class HookStatus:
     """One hook: applied, or the reason why not; `file` is where the function that runs now was written.
 
-    `off`: what switches the hook off although it is applied; empty if it does its work.
+    `off`: what switches the hook off although it is applied; empty if it does its work. `behind`: another module's
+    function that stands before ours and decides whether ours is called; empty if there is none.
     """
 
     name: str
@@ -58,11 +60,17 @@ class HookStatus:
     reason: str
     file: str
     off: str = ""
+    behind: str = ""
+    required: bool = True
 
 
 @dataclass(frozen=True)
 class Status:
-    """The plugin in this process. `reason` says why it is not active; empty if it is."""
+    """The plugin in this process. `reason` says why it is not active; empty if it is.
+
+    It is active while every required hook is in the chain of calls. If another module takes one out, those that are
+    left still run.
+    """
 
     sglang: str | None
     active: bool
@@ -75,8 +83,13 @@ _status = Status(None, False, NOT_LOADED)
 
 
 def status() -> Status:
-    """What became of the last `register` or `install` in this process."""
-    return _status
+    """What became of the last `register` or `install` in this process, and whether each hook is in its place still."""
+    hooks = tuple(_now(hook) for hook in _status.hooks)
+    lost = [now for now, then in zip(hooks, _status.hooks, strict=True) if then.applied and not now.applied]
+    missing = "; ".join(f"{hook.name}: {hook.reason}" for hook in lost if hook.required)
+    if not missing:
+        return dataclasses.replace(_status, hooks=hooks)
+    return dataclasses.replace(_status, active=False, reason=f"the rest runs without {missing}", hooks=hooks)
 
 
 def register() -> None:
@@ -102,11 +115,11 @@ def install() -> Status:
     """
     release = _release(refuse=True)
     if release is None or runtime.active is not None:
-        return _status
+        return status()
     if release.has_plugins:
         register()
         importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry.apply_hooks()
-        return _status
+        return status()
     refused = [hook for hook in release.hooks if hook.required and _why_not(hook)]
     if not refused:
         for hook in release.hooks:
@@ -213,25 +226,32 @@ def _why_not(hook: Hook) -> str:
 def _look(hook: Hook, settings: Settings) -> HookStatus:
     reason = _why_not(hook)
     if reason:
-        return HookStatus(hook.name, hook.target, False, reason, "")
+        return HookStatus(hook.name, hook.target, False, reason, "", required=hook.required)
     _, _, function = _resolve(hook.target)
     ours = FUNCTIONS[hook.name]
-    applied = any(ours in _held(layer) for layer in _layers(function))
+    applied = chain.reaches(function, ours)
     file = inspect.getsourcefile(inspect.unwrap(ours if applied else function)) or "?"
     reason, off = ("", settings.switched_off(hook.name)) if applied else ("SGLang did not apply it", "")
-    return HookStatus(hook.name, hook.target, applied, reason, file, off)
+    behind = "" if not applied or chain.holds(function, ours) else chain.described(function)
+    return HookStatus(hook.name, hook.target, applied, reason, file, off, behind, hook.required)
 
 
-def _layers(function: Any) -> Iterator[Any]:
-    """A function and what it wraps, outermost first."""
-    while function is not None:
-        yield function
-        function = getattr(function, "__wrapped__", None)
-
-
-def _held(function: Any) -> list[Any]:
-    """What a wrapper closes over: its hook among it."""
-    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+def _now(then: HookStatus) -> HookStatus:
+    """A hook that was applied, as it is at this moment: any module may put a function of its own in place, any time."""
+    if not then.applied:
+        return then
+    try:
+        _, _, function = _resolve(then.target)
+    except Exception as error:
+        return dataclasses.replace(then, applied=False, reason=f"{type(error).__name__}: {error}", file="", behind="")
+    ours = FUNCTIONS[then.name]
+    if chain.holds(function, ours):
+        return dataclasses.replace(then, behind="")
+    written = chain.described(function)
+    if chain.reaches(function, ours):
+        return dataclasses.replace(then, behind=written)
+    reason = f"replaced by {written}, which does not hold ours; whether it finds ours in another way cannot be told"
+    return dataclasses.replace(then, applied=False, reason=reason, file="", behind="")
 
 
 def _wrap(hook: Hook) -> None:

@@ -74,11 +74,13 @@ def _embedding(state: State, layer: Any, input_: torch.Tensor) -> torch.Tensor |
     batch = current_batch(info)
     if batch is None:
         return None  # nobody here has LoRA on this layer: the base layer alone, and `apply` leaves it as it is
-    if not batch.static and batch.num_tokens != input_.shape[0]:
+    if not _are_ids(input_):
+        return None
+    if not batch.static and input_.shape[0] not in (batch.num_tokens, 0):
         return None  # rows that pad an eager batch: `apply` takes them off
     weight = _plain_weight(layer)
     a_table, b_table = layer.embedding_A_buffer, layer.embedding_B_buffer
-    if weight is None or not _alike(weight, a_table, b_table) or not _are_ids(input_):
+    if weight is None or not _alike(weight, a_table, b_table):
         return None
     return embedding_lora(input_, weight, a_table, b_table, batch, a_table.shape[2], missing_row=MISSING_ROW)
 
@@ -86,6 +88,8 @@ def _embedding(state: State, layer: Any, input_: torch.Tensor) -> torch.Tensor |
 def _embedding_add(
     state: State, layer: Any, base_output: torch.Tensor, input_: torch.Tensor, batch_info: Any = None
 ) -> torch.Tensor | None:
+    if _idle(base_output):
+        return base_output
     a_table, b_table = layer.embedding_A_buffer, layer.embedding_B_buffer
     info = _batch_info(state)
     if info is None or not _alike(base_output, a_table, b_table) or not _are_ids(input_):
@@ -101,6 +105,8 @@ def _embedding_add(
 
 
 def _lm_head(state: State, layer: Any, base_output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor | None:
+    if _idle(base_output):
+        return base_output  # SGLang's checks are for the rows of the batch
     if _batch_info(state) is None:
         return None
     info = layer._get_lm_head_batch_info(hidden_states.shape[0])  # SGLang's choice and SGLang's checks
@@ -113,6 +119,14 @@ def _lm_head(state: State, layer: Any, base_output: torch.Tensor, hidden_states:
     rows = hooks.planned_rows(batch, hidden_states.shape[0])
     lm_head_lora(hidden_states[:rows], a_table, b_table, base_output[:rows], batch)
     return base_output
+
+
+def _idle(base_output: torch.Tensor) -> bool:
+    """Whether there is nothing to add to: a rank that idles under data-parallel attention has no rows.
+
+    It runs its layers while the last batch that it worked on is still planned, or before there was one.
+    """
+    return base_output.numel() == 0
 
 
 def _alike(first: torch.Tensor, *tables: torch.Tensor) -> bool:

@@ -221,6 +221,101 @@ def test_install_is_explicit_and_idempotent(fork: Fork) -> None:
     assert result.stdout.split() == ["True", "True", "1"], result.stdout + result.stderr
 
 
+# Each puts a function of its own in the place of `held`, a hook's target that `holder` has under `name`.
+REPLACEMENTS = {
+    "another function": "setattr(holder, name, lambda *args, **kwargs: None)",
+    "named in __wrapped__ alone": "setattr(holder, name, functools.wraps(held)(lambda *args, **kwargs: None))",
+    "from a list": "kept = [held]; setattr(holder, name, lambda *args: kept[0](*args))",
+    "deleted": "delattr(holder, name)",
+}
+WRAPPERS = {
+    "a closure": "setattr(holder, name, (lambda inner: lambda *args, **kwargs: inner(*args, **kwargs))(held))",
+    "a closure's closure": "f = lambda inner: lambda *args: inner(*args)\nsetattr(holder, name, f(f(held)))",
+    "a global": "theirs = held\nsetattr(holder, name, lambda *args: theirs(*args))",
+    "a default": "setattr(holder, name, lambda *args, inner=held: inner(*args))",
+    "a partial": "setattr(holder, name, functools.partial(held))",
+    "a method": "setattr(holder, name, types.MethodType(lambda inner, *args: inner(*args), held))",
+    "an object": "Held = type('Held', (), {'__call__': lambda self, *args: self.inner(*args)})\n"
+    "it = Held(); it.inner = held; setattr(holder, name, it)",
+}
+REPLACED = """
+import functools, types
+import csgmv_embed.sglang as plugin
+from csgmv_embed.sglang import doctor, installer
+before = plugin.install()
+assert before.active and all(hook.applied and not hook.behind for hook in before.hooks), before
+lines = []
+for hook in before.hooks:
+    if not {every} and hook.name not in ("lookup", "layer", "csgmv_launcher"):
+        continue
+    holder, name, held = installer._resolve(hook.target)
+    raw = vars(holder)[name]
+    {replace}
+    found = plugin.status()
+    now = next(other for other in found.hooks if other.name == hook.name)
+    assert [other for other in found.hooks if other.name != hook.name] == [
+        other for other in before.hooks if other.name != hook.name
+    ]
+    shown = next(line for line in doctor.report(found, "") if line.startswith(hook.name + " "))
+    print(hook.name, hook.required, found.active, now.applied, now.reason or now.behind, found.reason, shown, sep=" | ")
+    setattr(holder, name, raw)
+    assert plugin.status() == before
+"""
+
+
+def replaced(fork: Fork, code: str, every: bool) -> list[list[str]]:
+    result = fork(REPLACED.format(replace=code.replace("\n", "\n    "), every=every))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [line.split(" | ") for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("way", REPLACEMENTS)
+def test_a_hook_that_another_module_replaced_is_said_to_be_out_of_the_chain(way: str, fork: Fork, loaded: Any) -> None:
+    found = replaced(fork, REPLACEMENTS[way], every=way == "another function")
+    names = [hook.name for hook in loaded[1].release.hooks]
+    assert len(found) == (len(names) if way == "another function" else 3)
+    for name, required, active, applied, reason, why, shown in found:
+        assert applied == "False"
+        if way == "deleted":  # a method of the class above it shows then
+            assert reason.startswith(("AttributeError", "replaced by BaseL")), reason
+        else:
+            assert reason.startswith("replaced by <lambda> (<string>:") and "cannot be told" in reason, reason
+        off = "False", f"the rest runs without {name}: {reason}"
+        assert (active, why) == (
+            off if required == "True" else ("True", "")
+        )  # the plugin is on without an optional one
+        assert f"not applied: {reason}" in shown
+
+
+@pytest.mark.parametrize("way", WRAPPERS)
+def test_a_function_around_ours_is_told_from_one_in_its_place(way: str, fork: Fork) -> None:
+    for name, _, active, applied, behind, why, shown in replaced(fork, WRAPPERS[way], every=False):
+        assert (active, applied, why) == ("True", "True", ""), name
+        assert "(<string>:" in behind or behind in ("functools.partial object", "__main__.Held object"), behind
+        assert f"applied, called if {behind} does so" in shown
+
+
+def test_the_doctor_says_what_another_plugin_put_in_place_of_ours(fork: Fork) -> None:
+    """One that is loaded with ours, or after it."""
+    late = (
+        "import csgmv_embed.sglang as plugin\nreal = plugin.installer.check\n"
+        "def check(release):\n"
+        "    found = real(release)\n"
+        "    import sglang.srt.lora.mem_pool as pool\n"
+        "    pool.LoRAMemoryPool.init_buffers = lambda self, base_model: None\n"
+        "    return found\n"
+        "plugin.installer.check = check\n"
+    )
+    result = fork(late + DOCTOR)
+    assert (
+        "plugin       off: the rest runs without storage: replaced by check.<locals>.<lambda> (<string>:"
+        in result.stdout
+    ), result.stderr
+    assert "storage            not applied: replaced by check.<locals>.<lambda>" in result.stdout
+    assert "lookup             applied\n" in result.stdout
+    assert result.returncode == 1
+
+
 def test_importing_the_plugin_imports_nothing_of_sglang() -> None:
     code = "import sys, csgmv_embed.sglang; print([m for m in sys.modules if m.split('.')[0] == 'sglang'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)

@@ -306,6 +306,34 @@ def test_rows_that_pad_an_eager_batch(on: Any, used: list[str]) -> None:
         ours.head(hidden[: rows - 1])
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("mode", ["EXTEND", "DECODE"])
+def test_no_rows_go_through_both_layers_whatever_is_planned(mode: str, told: bool, on: Any, loaded: Any) -> None:
+    """A rank that idles under data-parallel attention runs its layers so while the last batch is still planned."""
+    on()
+    ours = Pair().told() if told else Pair()
+    getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    nobody, ids, slots = torch.zeros(0, dtype=torch.int64), torch.tensor([4, 9]), torch.tensor([1, 2])
+    for graph in (False, True) if mode == "DECODE" else (False,):
+        for of_requests in ([1, 2], [0, 0]):
+            ours.prepare(mode, [1, 1], of_requests, graph=graph)
+            assert ours.embedding(nobody).shape == (0, HIDDEN)
+            assert ours.head(torch.randn(0, HIDDEN)).shape == (0, ours.base_head.weight.shape[0])
+    ours.prepare(mode, [1, 1], [1, 2])
+    ours.embedding(nobody)
+    assert error(ours.embedding(ids), ours.expected(ids, slots)) <= BOUND[torch.float32]  # the batch is as it was
+
+
+def test_no_rows_before_any_batch(on: Any) -> None:
+    on()
+    ours = Pair()
+    state = runtime.state_of(ours.backend)
+    assert state is not None
+    base, logits = torch.zeros(0, HIDDEN), torch.zeros(0, VOCAB)
+    assert layers._embedding_add(state, ours.embedding, base, torch.zeros(0, dtype=torch.int64)) is base
+    assert layers._lm_head(state, ours.head, logits, base) is logits
+
+
 def test_ids_outside_the_vocabulary(on: Any) -> None:
     """Their base row is that of id 0, as SGLang has it, not one of the rows that pad the weight; no LoRA is added."""
     on()

@@ -128,6 +128,36 @@ def test_rows_that_pad_an_eager_batch_are_zero(plugin_on: Any) -> None:
         backend.run_lora_a_embedding(ids[:-1], weights, VOCAB)
 
 
+@pytest.mark.parametrize("design", ["token_words", "original_order"])
+def test_no_ids_give_no_rows_whatever_is_planned(design: Any, plugin_on: Any, loaded: Any) -> None:
+    """A rank that idles under data-parallel attention calls so."""
+    plugin_on(design=design, storage="rank_major")
+    backend = support.backend(SLOTS)
+    nobody, weights = torch.zeros(0, dtype=torch.int64), table()
+    assert backend.run_lora_a_embedding(nobody, weights, VOCAB).shape == (0, MAX_RANK)  # before there was a batch
+    getattr(backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    for mode, graph in (("EXTEND", False), ("DECODE", False), ("DECODE", True)):
+        batch, arguments, _, _ = batch_of(np.random.default_rng(6), mode)
+        backend.prepare_lora_batch(batch, *arguments, graph)
+        found = backend.run_lora_a_embedding(nobody, weights, VOCAB)
+        assert found.shape == (0, MAX_RANK) and found.dtype == weights.dtype
+
+
+def test_tables_and_ids_of_too_few_axes(plugin_on: Any) -> None:
+    plugin_on()
+    backend = support.backend(SLOTS)
+    batch, arguments, ids, _ = batch_of(np.random.default_rng(6), "EXTEND")
+    backend.prepare_lora_batch(batch, *arguments, False)
+    for shape in ((), (4,), (4, 4)):
+        with pytest.raises(ShapeError, match="weights has shape .*expected .slots, max_rank, vocab."):
+            backend.run_lora_a_embedding(ids, torch.zeros(shape), VOCAB)
+        if len(shape) != 1:
+            with pytest.raises(ShapeError, match="input_ids has shape"):
+                backend.run_lora_a_embedding(torch.zeros(shape, dtype=torch.int64), table(), VOCAB)
+    with pytest.raises(ShapeError, match="vocab_size is True; expected an integer"):
+        backend.run_lora_a_embedding(ids, table(), True, torch.zeros(SLOTS, 2, MAX_RANK))
+
+
 def test_added_tokens_and_ids_out_of_range(plugin_on: Any) -> None:
     plugin_on()
     backend = support.backend(SLOTS)
