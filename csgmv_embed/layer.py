@@ -108,13 +108,12 @@ def _run(
         vocab_size = integer("vocab_size", vocab_size)
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     key: Key = (
-        seen(input_ids),
-        *map(seen, (embedding, a_table, b_table, extra, out)),
+        *map(seen, (input_ids, a_table, b_table, out)),
+        None if add else seen(embedding),  # out, then
+        None if extra_embeddings is None else seen(extra_embeddings),
         operands.seen_batch(batch),
         vocab_size,
         missing_row,
-        add,
-        extra_embeddings is None,
         tuning.forced_layer(),
     )
 

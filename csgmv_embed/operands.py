@@ -68,16 +68,16 @@ def seen(tensor: torch.Tensor) -> Key:
 
 def seen_batch(batch: EmbeddingBatch) -> Key:
     """The same of a batch."""
-    perm, words = batch.permutation, batch.token_adapters
+    words, contents, static = batch.token_adapters, batch._contents, batch.max_tokens is not None
     return (
         batch.device,
-        batch.static,
-        batch.adapted,
-        batch.num_tokens if not batch.static else None,
+        static,
+        contents.adapted,
+        None if static else contents.num_tokens,
         batch.chunk_size,
         batch.num_segments,
         batch.slots,
-        perm is None,
+        batch.permutation is None,
         None if words is None else words.data_ptr() % VECTOR_BYTES,
         None if batch.seg_indptr is None else batch.seg_indptr.dtype,
     )

@@ -108,7 +108,7 @@ def _layout(
     key: tuple[object, ...] = (
         input_ids.dtype,
         input_ids.device,
-        input_ids.dim() == 1 and input_ids.is_contiguous(),
+        input_ids.ndim == 1 and input_ids.is_contiguous(),
         input_ids.is_neg(),
         a_table.is_neg(),
         a_table.dtype,
@@ -195,7 +195,7 @@ def _launch_tokens(tensors: tuple[torch.Tensor, ...], layout: _Layout, pdl: bool
     misaligned: object = (ids_at | words_at | table_at | extra_at | out_at) % ALIGNMENT  # 0 tells of all five
     if misaligned:
         misaligned = tuple([pointer % ALIGNMENT for pointer in pointers])
-    key = (tokens, out.stride(0), words.dtype, pdl, tuning.forced_config(), misaligned)
+    key = (tokens, out.stride()[0], words.dtype, pdl, tuning.forced_config(), misaligned)
     again = layout.launches.get(key)
     if again is not None and again(pointers):
         return
@@ -305,14 +305,15 @@ def _check_devices(input_ids: torch.Tensor, a_table: torch.Tensor, extra_embeddi
 
 def _check_out(out: torch.Tensor, tokens: int, a_table: torch.Tensor) -> None:
     max_rank = a_table.shape[1]
-    contiguous = max_rank <= 1 or (out.ndim == 2 and out.stride(1) == 1)
-    if tuple(out.shape) != (tokens, max_rank) or not contiguous or (tokens > 1 and out.stride(0) < max_rank):
+    strides = out.stride()  # one call for both
+    if out.shape != (tokens, max_rank) or (max_rank > 1 and strides[1] != 1) or (tokens > 1 and strides[0] < max_rank):
         raise ShapeError(
             f"out has shape {tuple(out.shape)}, strides {out.stride()}; "
             f"expected ({tokens}, {max_rank}), rows contiguous and apart"
         )
     if out.dtype != a_table.dtype:
         raise DtypeError(f"out is {out.dtype}; expected {a_table.dtype}, as a_table")
-    check_memory("out", out)
+    if out.is_neg():
+        check_memory("out", out)
     if out.device != a_table.device:
         raise DeviceError(f"out is on {out.device}; expected {a_table.device}, where a_table is")
