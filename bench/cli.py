@@ -279,7 +279,7 @@ def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
         ("the format", results.schema.version, store.SCHEMA_VERSION),
         ("the plan (bench.toml or the options)", results.run.plan_sha256, plan_digest(plan)),
         ("the kernel's source", results.code.kernel_source_sha256, code.kernel_source_sha256),
-        ("the suite's measuring code", results.code.bench_version, code.bench_version),
+        ("the suite's measuring code", results.code.instrument, code.instrument),
     ):
         if then != now:
             raise ResultsError(f"{path}: {what} has changed since the file was begun; expected a new sweep")

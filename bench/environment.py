@@ -6,19 +6,21 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench import git, instrument
+from bench.config import ConfigError
 from bench.results import Code, Environment, Scalar
+from bench.sources import hash_library, hash_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION_PACKAGES = ("torch", "triton", "sglang")
 CODE_VARIABLES = ("CUDA_", "TRITON_", "TORCH_", "PYTORCH_", "SGLANG_", "CSGMV_")
-# The files that make inputs and take times: a change here makes old and new figures incomparable.
-BENCH_FILES = ("case.py", "workload.py", "traffic.py", "oracle.py", "measure.py", "clocks", "contenders")
+# What figures come from, as pathspecs; baselines are figures.
+MEASURED = ("csgmv_embed", "bench", "bench.toml", ":(exclude)bench/baselines")
 
 
 def package_version(name: str) -> str | None:
@@ -129,41 +131,42 @@ def _cpu_model() -> str | None:
 
 
 def collect_code() -> Code:
-    """The commit, how the tree differs from it, and hashes of the kernel's and the suite's sources."""
-    # GIT_COMMIT names the commit where git cannot: a tree copied into a container, with another history or none.
-    sha = os.environ.get("GIT_COMMIT") or _git("rev-parse", "HEAD")
-    diff = _git("diff", sha or "HEAD", "--", "csgmv_embed", "bench", "bench.toml", ":!bench/baselines")
-    kernel_source_sha256, bench_version = source_hashes(ROOT)
+    """The commit, how the tree differs from it, and hashes of the library's and the suite's sources.
+
+    Raises ConfigError if GIT_COMMIT is no hash.
+    """
+    sha = _commit()
+    changes, dirty = None, None
+    if sha is not None and git.has_commit(sha, ROOT):
+        changes = git.changes_since(sha, MEASURED, ROOT)
+        dirty = changes is not None
     return Code(
         sha=sha,
         short=sha[:9] if sha else None,
-        branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
-        commit_time=_git("show", "-s", "--format=%cI", sha or "HEAD"),
-        dirty=None if diff is None else bool(diff),
-        diff_sha256=hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-        kernel_source_sha256=kernel_source_sha256,
-        bench_version=bench_version,
+        branch=_told("rev-parse", "--abbrev-ref", "HEAD"),
+        commit_time=_told("show", "-s", "--format=%cI", sha) if dirty is not None and sha else None,
+        dirty=dirty,
+        diff_sha256=changes,
+        kernel_source_sha256=hash_library(ROOT),
+        bench_version=instrument.present(),
+        suite_source_sha256=hash_suite(ROOT),
     )
 
 
-def source_hashes(root: Path) -> tuple[str, str]:
-    """Of a checkout: the hash of the kernel's sources, and the version of the suite's measuring code."""
-    measuring = hash_sources(*(root / "bench" / name for name in BENCH_FILES), root=root)
-    return hash_sources(root / "csgmv_embed", root=root), measuring[:16]
-
-
-def _git(*arguments: str) -> str | None:
+def _commit() -> str | None:
+    """The commit of this tree: what GIT_COMMIT says where it is set, for a tree copied away from its repository."""
+    named = os.environ.get("GIT_COMMIT", "").lower()
+    if named and not git.HASH.fullmatch(named):
+        raise ConfigError(f"GIT_COMMIT is {named!r}; expected the hash of a commit, 7 to 64 hexadecimal digits")
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None  # a source archive, or no git: the hashes below still tell the code
-    return done.stdout.strip()
+        return git.commit_of(named or "HEAD", ROOT)
+    except git.GitError:  # a source archive, another history, or no git: the hashes of the sources still tell the code
+        return named or None
 
 
-def hash_sources(*paths: Path, root: Path = ROOT) -> str:
-    """Of every Python file at or below the paths, with its name relative to `root`."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _told(*arguments: str) -> str | None:
+    """What git says of this checkout, if it is one."""
+    try:
+        return git.git(*arguments, root=ROOT) if git.is_checkout(ROOT) else None
+    except git.GitError:
+        return None

@@ -3,6 +3,8 @@
 History of the format (semver: a reader refuses another major and ignores keys a newer minor added, except in a case)
 1.0.0  first version
 1.1.0  a case has an op and a hidden size, lookup and 0 where it says nothing; the check is the worst of all rounds
+1.2.0  code: bench_version is the instrument's number, where it was a hash of its sources; kernel_source_sha256 covers
+       the tuned tables; suite_source_sha256 is new
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -20,9 +22,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bench.case import Case, ClockName
+from bench.instrument import version_of
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.1.0"
+SCHEMA_VERSION = "1.2.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
@@ -178,7 +181,13 @@ class Code(msgspec.Struct):
     dirty: bool | None
     diff_sha256: str | None
     kernel_source_sha256: str
-    bench_version: str  # hash of what makes inputs and takes times: another value starts another series
+    bench_version: str  # the instrument's number, or the hash of its code: see `instrument`
+    suite_source_sha256: str | None = None
+
+    @property
+    def instrument(self) -> str:
+        """The version of what made the inputs and took the times: figures of another one cannot be compared."""
+        return version_of(self.bench_version)
 
 
 class Environment(msgspec.Struct):

@@ -15,9 +15,10 @@ import torch
 
 import csgmv_embed.ops
 from bench import contenders, measure
-from bench.environment import attached_profiler, collect_environment, hash_sources
+from bench.environment import attached_profiler, collect_environment
 from bench.isolate import Answer, Ask, Hello, Start
 from bench.results import Anchor, Point, Status
+from bench.sources import hash_library
 
 LIBRARY = Path(csgmv_embed.__file__).resolve().parent
 
@@ -33,7 +34,7 @@ def serve(receiver: Connection, sender: Connection) -> None:
     csgmv_embed.ops.accept_host_tensors |= start.kind == "compile"
     bench = measure.Bench(device, start.settings, start.process)
     env = collect_environment(device.type)
-    env.volatile["library_sha256"] = hash_sources(LIBRARY, root=LIBRARY.parent)  # of the files that were imported
+    env.volatile["library_sha256"] = hash_library(LIBRARY.parent)  # of the files that were imported
     anchors = _anchors(bench) if on_gpu else []
     profiler = attached_profiler() if on_gpu else None
     with _capture_range() if profiler else nullcontext():

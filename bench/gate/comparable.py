@@ -10,6 +10,7 @@ from statistics import median
 from bench.case import Case, ClockName
 from bench.config import PlannedPoint
 from bench.gate.statistics import log_limit
+from bench.instrument import described
 from bench.results import Anchor, Code, Environment, Point, Results, Scalar
 
 # What must be equal. Of a version only the parts that change what is measured count: see `_part`.
@@ -58,7 +59,7 @@ def _part(name: str, value: Scalar) -> Scalar:
 def instrument_refusals(before: Results, after: Results) -> list[str]:
     """Why figures taken by these versions of the suite cannot be compared."""
     found = []
-    if before.code.bench_version != after.code.bench_version:
+    if before.code.instrument != after.code.instrument:
         found.append(version_refusal(before.code, after.code))
     if before.run.seed != after.run.seed:
         found.append(f"the seed is {after.run.seed}, the baseline's is {before.run.seed}: other workloads")
@@ -67,8 +68,8 @@ def instrument_refusals(before: Results, after: Results) -> list[str]:
 
 def version_refusal(before: Code, after: Code) -> str:
     return (
-        f"the suite's measuring code has changed: version {after.bench_version}, "
-        f"the baseline was made with {before.bench_version}"
+        f"the suite's measuring code has changed: {described(after.bench_version)}, "
+        f"the baseline was made with {described(before.bench_version)}"
     )
 
 

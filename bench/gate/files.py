@@ -10,6 +10,7 @@ from bench.environment import ROOT, collect_code
 from bench.gate import trees
 from bench.gate.verdict import GateError
 from bench.results import Code, Results
+from bench.sources import OLD_FORMATS
 
 
 def results_path(what: str) -> Path:
@@ -36,12 +37,13 @@ def refuse_unproven(results: Results, path: Path | None) -> None:
 
     A machine without .git cannot say; then the sources' hashes must be those of the commit that it names.
     """
-    then = results.code
+    then, version = results.code, results.schema.version
     where = shown(path) if path else "the result"
     if then.dirty:
         raise GateError(f"{where}: measured on a tree with uncommitted changes; expected a commit")
     if then.dirty is None:
-        if then.sha is None or trees.hashes_at(then.sha) != (then.kernel_source_sha256, then.bench_version):
+        suite = then.bench_version if version in OLD_FORMATS else then.suite_source_sha256
+        if trees.hashes_at(then.sha, version) != (then.kernel_source_sha256, suite):
             raise GateError(
                 f"{where}: does not say whether its tree had changes, and its sources are not those of the "
                 f"commit {then.short or '(none)'} it names; expected results of a commit of this repository"

@@ -233,7 +233,7 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     """Measure, look, and measure the flagged points again: interleaved where the baseline's commit is at hand."""
     gate, instrument = chosen.config.gate, chosen.instrument
     code = collect_code()
-    if code.bench_version != before.code.bench_version:
+    if code.instrument != before.code.instrument:
         raise CannotJudge(comparable.version_refusal(before.code, code))
     instrument.require_gpu()
     planned = [comparable.planned(point) for point in points if point.status == "ok"]

@@ -12,9 +12,10 @@ from typing import Protocol
 
 import msgspec
 
+from bench import git
 from bench import results as store
 from bench.environment import ROOT
-from bench.gate.trees import LIBRARY, Tree, git, link
+from bench.gate.trees import LIBRARY, Tree, link
 from bench.gate.verdict import GateError, Subject
 from bench.history.records import Commit
 from bench.results import Schema
@@ -39,26 +40,26 @@ class Source(Protocol):
 
 
 class GitSource:
-    """A repository, by default this checkout's. Errors are GateError, with what git said."""
+    """A repository, by default this checkout's. Errors are GitError."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
 
     def line(self, wanted: str) -> list[Commit]:
-        if ".." in wanted:
-            listed = self._git(
-                "log", "--first-parent", "--reverse", f"--format={FIELDS}", "--end-of-options", wanted, "--"
-            )
-            return _nonempty([self._commit(line) for line in listed.splitlines()], wanted)
-        return _nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
+        if ".." not in wanted:
+            return _nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
+        before, after = (git.commit_of(name or "HEAD", self._root) for name in wanted.split("..", 1))
+        listed = self._git("log", "--first-parent", "--reverse", f"--format={FIELDS}", f"{before}..{after}", "--")
+        return _nonempty([self._commit(line) for line in listed.splitlines()], wanted)
 
     def ancestry(self, name: str) -> list[str]:
         """The hashes of a commit's own line, along first parents, oldest first."""
-        return self._git("rev-list", "--first-parent", "--reverse", "--end-of-options", name).splitlines()
+        sha = git.commit_of(name, self._root)
+        return self._git("rev-list", "--first-parent", "--reverse", sha, "--").splitlines()
 
     def commit(self, name: str) -> Commit:
-        sha = self._git("rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
-        return self._commit(self._git("log", "-1", f"--format={FIELDS}", sha))
+        sha = git.commit_of(name, self._root)
+        return self._commit(self._git("log", "-1", f"--format={FIELDS}", sha, "--"))
 
     def fetch(self, commit: Commit, folder: Path) -> Path:
         self._git("worktree", "add", "--detach", "--quiet", str(folder), commit.sha)
@@ -68,15 +69,15 @@ class GitSource:
         self._git("worktree", "remove", "--force", str(root))
 
     def _git(self, *arguments: str) -> str:
-        return git(*arguments, root=self._root)
+        return git.git(*arguments, root=self._root)
 
     def _commit(self, line: str) -> Commit:
         sha, parents, time, subject = line.split("\x1f", 3)
         try:
             library = self._git("rev-parse", "--verify", "--quiet", f"{sha}:{LIBRARY}")
-        except GateError:  # a commit without the library
+        except git.GitError:  # a commit without the library
             library = None
-        depth = int(self._git("rev-list", "--first-parent", "--count", sha)) - 1
+        depth = int(self._git("rev-list", "--first-parent", "--count", sha, "--")) - 1
         return Commit(sha, subject, time, parents.split(" ")[0] or None, library, depth)
 
 

@@ -83,14 +83,14 @@ def run(session: Session) -> Generator[HistoryEvent, None, None]:
 
 def passes_left(commits: Sequence[Commit], plan: Plan, entries: Sequence[Entry], env: Environment) -> dict[str, int]:
     """Processes that each commit still lacks in this environment; what failed once is not tried again."""
-    version = collect_code().bench_version
+    version = collect_code().instrument
     left = {}
     for commit in commits:
         alike = [
             entry.results
             for entry in entries
             if entry.commit.sha == commit.sha
-            and entry.results.code.bench_version == version
+            and entry.results.code.instrument == version
             and entry.results.env is not None
             and entry.results.env.env_key == env.env_key
         ]

@@ -24,7 +24,7 @@ Key = tuple[Case, str, ClockName]
 class Instrument:
     """What measured, where: another value is another series."""
 
-    bench_version: str
+    version: str
     env_key: str
     seed: int
 
@@ -90,7 +90,7 @@ def eras(
     for entry in sorted(entries, key=lambda item: item.results.run.started_utc):
         if entry.results.env is not None and any(point.clock in clocks for point in entry.results.points):
             code, run = entry.results.code, entry.results.run
-            key = Instrument(code.bench_version, entry.results.env.env_key, run.seed)
+            key = Instrument(code.instrument, entry.results.env.env_key, run.seed)
             groups.setdefault(key, []).append(entry)
     found: list[Era] = []
     for instrument, group in groups.items():
@@ -135,8 +135,8 @@ def _followed(key: Key, entries: Sequence[Entry]) -> bool:
 def _begins(before: Era, instrument: Instrument, env: Environment) -> str:
     """What changed since the era before, in words."""
     found = []
-    if before.instrument.bench_version != instrument.bench_version:
-        found.append(f"measuring code {before.instrument.bench_version[:7]} -> {instrument.bench_version[:7]}")
+    if before.instrument.version != instrument.version:
+        found.append(f"measuring code {before.instrument.version[:7]} -> {instrument.version[:7]}")
     if before.instrument.seed != instrument.seed:
         found.append(f"seed {before.instrument.seed} -> {instrument.seed}")
     old, new = before.environment.identity, env.identity

@@ -21,6 +21,7 @@ from bench.gate import records as pair_store
 from bench.gate.session import LAYOUT_SEEDS, Instrument
 from bench.gate.verbs import AxisOption, CaseOption, ConfigOption, ContenderOption
 from bench.gate.verdict import Exit, GateError
+from bench.git import GitError
 from bench.history import records
 from bench.history.changes import changes
 from bench.history.commits import ExportedSource, GitSource, Libraries, Source, export
@@ -238,7 +239,7 @@ def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
     stored = {entry.commit.sha for entry in entries}
     try:
         own = source.ancestry("HEAD")
-    except GateError:  # no repository
+    except GitError:  # no repository
         return None
     places = [index for index, sha in enumerate(own) if sha in stored]
     if not places or len(places) != len(stored):
@@ -262,7 +263,7 @@ def entry_of(path: Path, results: store.Results) -> Entry:
         raise ResultsError(f"{path}: holds no point; expected a sweep that measured something")
     try:
         commit = GitSource().commit(code.sha)
-    except GateError:  # an artefact of a commit that is not here
+    except GitError:  # an artefact of a commit that is not here
         commit = Commit(code.sha, "", code.commit_time)
     return Entry(commit, results.run.id, results)
 

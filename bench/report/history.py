@@ -93,7 +93,7 @@ def era_label(era: Era) -> str:
     """One instrument on one machine, and what began it."""
     gpu = era.environment.identity.get("gpu") or "no GPU"
     begins = f"; new series: {era.begins}" if era.begins else ""
-    return f"{gpu}, measuring code {era.instrument.bench_version[:7]}, seed {era.instrument.seed}{begins}"
+    return f"{gpu}, measuring code {era.instrument.version[:7]}, seed {era.instrument.seed}{begins}"
 
 
 def change_lines(history: History) -> list[str]:

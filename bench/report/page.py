@@ -18,6 +18,7 @@ from bench.estimate import anchor_value, floor, point_estimate
 from bench.gate.records import PairRun
 from bench.gate.verdict import Exit, Report
 from bench.history.view import History
+from bench.instrument import described
 from bench.report.gate import MEANING, interval, percent, worst_first
 from bench.report.history import change_lines, failure_lines
 from bench.report.history import heading as history_heading
@@ -345,7 +346,7 @@ def _how(content: Content) -> str:
             "started": run.started_utc,
             "duration": f"{run.duration_s:.0f} s",
             "seed": str(run.seed),
-            "measuring code": code.bench_version,
+            "measuring code": described(code.bench_version),
             "rounds of a point": _range(len(point.rounds) for point in timed),
             "processes": _range(len({item.process for item in point.rounds}) for point in timed),
             "launches in a graph": _range(point.nodes for point in timed if point.nodes is not None),

@@ -16,13 +16,13 @@ from bench import results as store
 from bench import sweep as loop
 from bench.case import Case
 from bench.config import Plan, PlannedPoint
-from bench.environment import hash_sources
 from bench.history import run as running
 from bench.history.commits import EXPORT_FILE, LIBRARY, Exported, ExportedSource
 from bench.history.records import Commit, Entry
 from bench.history.run import HistoryEvent, Session
 from bench.isolate import Answer, Ask, Hello, Start, WorkerDied
 from bench.results import Anchor, Code, Environment, Point, Results, Round, Run, Schema, Selection, Work, WorkCounts
+from bench.sources import hash_library
 
 SETTINGS = msgspec.structs.replace(config.load().measure, rounds=2)
 HISTORY = config.load().history
@@ -87,7 +87,7 @@ class FakeWorker:
         if self.number in self.machine.dies_at_start:
             where = library.parents[1]
             raise WorkerDied(f"worker ended with exit status 1: ...{where}/x.py ImportError: no name")
-        digest = "" if self.machine.wrong_library else hash_sources(library.resolve(), root=library.resolve().parent)
+        digest = "" if self.machine.wrong_library else hash_library(library.resolve().parent)
         identity = dict(GPU) if start.kind == "gpu" else {"gpu": None}
         env = Environment(identity, self.machine.env_key, {"library_sha256": digest})
         self.hello = Hello(env, [Anchor("copy_bandwidth", "B/us", [3e6])])

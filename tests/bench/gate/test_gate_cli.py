@@ -99,7 +99,7 @@ CANNOT = [
     (identity(sm_count=78), "sm_count is 78"),
     (identity(gpu=None), "gpu is unknown in the result"),
     (no_environment, "the result does not say on which machine it was made"),
-    (version, "the suite's measuring code has changed: version 0000000000000000"),
+    (version, "the suite's measuring code has changed: no known version (code 0000000000000000)"),
     (other_seed, "the seed is 2, the baseline's is 1"),
     (no_points, "no point of the baseline was measured"),
     (fewer_points, "in the baseline, but not measured"),

@@ -60,8 +60,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Results:
     code = results.code
     code.dirty = False
     monkeypatch.setattr(files, "collect_code", lambda: code)
-    known = {code.sha: (code.kernel_source_sha256, code.bench_version)}
-    monkeypatch.setattr(trees, "hashes_at", known.get)
+    known = {(code.sha, "1.0.0"): (code.kernel_source_sha256, code.bench_version)}
+    monkeypatch.setattr(trees, "hashes_at", lambda sha, version: known.get((sha, version)))
     return results
 
 

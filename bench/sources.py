@@ -1,0 +1,65 @@
+"""Hashes of source files: which library and which suite were run, also where there is no git to say so."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+LIBRARY_SUFFIXES = (".py", ".json")  # the tuned tables choose the launch as the code does
+OLD_FORMATS = ("1.0.0", "1.1.0")  # of results, whose hashes are of another kind: see `_old_hashes`
+
+
+class SourceHashes(NamedTuple):
+    """Of the library, and of the suite."""
+
+    library: str
+    suite: str
+
+
+def hash_library(root: Path) -> str:
+    """Of the library below `root`: its code and its tuned tables."""
+    return hash_sources(root / "csgmv_embed", root=root, suffixes=LIBRARY_SUFFIXES)
+
+
+def hash_suite(root: Path) -> str:
+    """Of all of the suite's code below `root`, and of its configuration."""
+    return hash_sources(root / "bench", root / "bench.toml", root=root)
+
+
+def source_hashes(root: Path, version: str) -> SourceHashes | None:
+    """Those of a checkout as results of this format have them; None if that format cannot be of this checkout."""
+    if version in OLD_FORMATS:
+        return _old_hashes(root)
+    return SourceHashes(hash_library(root), hash_suite(root))
+
+
+def hash_sources(*paths: Path, root: Path, suffixes: Sequence[str] = (".py",)) -> str:
+    """Of the paths that are files and of every file with a suffix below the others, names relative to `root`."""
+    digest = hashlib.sha256()
+    for path in paths:
+        below = [file for file in path.rglob("*") if file.suffix in suffixes and file.is_file()]
+        for file in sorted(below) if path.is_dir() else [path]:
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _old_hashes(root: Path) -> SourceHashes | None:
+    """As results up to 1.1.0: the library without tuned tables, and 16 digits of the files that took the times.
+
+    Each checkout then had its own list of these files.
+    """
+    try:
+        tree = ast.parse((root / "bench" / "environment.py").read_bytes())
+        values = [
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BENCH_FILES"
+        ]
+        names = ast.literal_eval(values[0])
+        measuring = hash_sources(*(root / "bench" / name for name in names), root=root)
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError):
+        return None
+    return SourceHashes(hash_sources(root / "csgmv_embed", root=root), measuring[:16])
