@@ -30,10 +30,11 @@ def hash_suite(root: Path) -> str:
 
 
 def source_hashes(root: Path, version: str) -> SourceHashes | None:
-    """Those of a checkout as results of this format have them; None if that format cannot be of this checkout."""
-    if version in OLD_FORMATS:
-        return _old_hashes(root)
-    return SourceHashes(hash_library(root), hash_suite(root))
+    """Those of a checkout as results of this format have them; None if it has not the files of that format."""
+    try:
+        return _old_hashes(root) if version in OLD_FORMATS else SourceHashes(hash_library(root), hash_suite(root))
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError):  # the last four: a list that is none
+        return None
 
 
 def hash_sources(*paths: Path, root: Path, suffixes: Sequence[str] = (".py",)) -> str:
@@ -46,20 +47,17 @@ def hash_sources(*paths: Path, root: Path, suffixes: Sequence[str] = (".py",)) -
     return digest.hexdigest()
 
 
-def _old_hashes(root: Path) -> SourceHashes | None:
+def _old_hashes(root: Path) -> SourceHashes:
     """As results up to 1.1.0: the library without tuned tables, and 16 digits of the files that took the times.
 
     Each checkout then had its own list of these files.
     """
-    try:
-        tree = ast.parse((root / "bench" / "environment.py").read_bytes())
-        values = [
-            node.value
-            for node in tree.body
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BENCH_FILES"
-        ]
-        names = ast.literal_eval(values[0])
-        measuring = hash_sources(*(root / "bench" / name for name in names), root=root)
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError):
-        return None
+    tree = ast.parse((root / "bench" / "environment.py").read_bytes())
+    lists = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BENCH_FILES"
+    ]
+    names = ast.literal_eval(lists[0])
+    measuring = hash_sources(*(root / "bench" / name for name in names), root=root)
     return SourceHashes(hash_sources(root / "csgmv_embed", root=root), measuring[:16])

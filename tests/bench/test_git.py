@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,49 +13,21 @@ from bench.config import ConfigError
 from bench.git import GitError, commit_of
 from bench.history.commits import GitSource
 from bench.sources import hash_library, source_hashes
+from tests.support.checkouts import TABLE, commit_all, fill, run_git, write
 
 Change = Callable[[Path], object]
-IDENTITY = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
-TABLE = "csgmv_embed/tuned/Some-GPU.json"
 
 
-def run_git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *IDENTITY, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def write(name: str, text: str) -> Change:
-    def change(root: Path) -> None:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
-
-    return change
-
-
-def files(root: Path) -> None:
-    """A small suite and library."""
-    write("csgmv_embed/__init__.py", "A = 1\n")(root)
-    write(TABLE, '{"num_warps": 4}\n')(root)
-    write("bench/measure.py", "B = 1\n")(root)
-    write("bench/baselines/work.json", "{}\n")(root)
-    write("bench.toml", "[measure]\n")(root)
-    write(".gitignore", "__pycache__/\n*.local.py\n*.log\n")(root)
-
-
-def committed(root: Path) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    run_git(root, "init", "-q", "-b", "main")
-    run_git(root, "add", "-A")
-    run_git(root, "commit", "-q", "--allow-empty", "-m", "first")
-    return root
+def writing(name: str, text: str) -> Change:
+    return lambda root: write(root, name, text)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout in the place of this one."""
     root = tmp_path / "checkout"
-    files(root)
-    committed(root)
+    fill(root)
+    commit_all(root)
     monkeypatch.setattr(environment, "ROOT", root)
     monkeypatch.delenv("GIT_COMMIT", raising=False)
     return root
@@ -80,14 +51,14 @@ def test_a_committed_tree_is_clean_and_names_its_commit(checkout: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        write("csgmv_embed/__init__.py", "A = 2\n"),
-        write("csgmv_embed/new.py", "A = 2\n"),
-        write("csgmv_embed/new.local.py", "A = 2\n"),
-        write("csgmv_embed/tuned/Other-GPU.json", "{}\n"),
-        write(TABLE, '{"num_warps": 8}\n'),
-        write("bench/measure.py", "B = 2\n"),
-        write("bench/contenders/mine.py", "C = 1\n"),
-        write("bench.toml", "[other]\n"),
+        writing("csgmv_embed/__init__.py", "A = 2\n"),
+        writing("csgmv_embed/new.py", "A = 2\n"),
+        writing("csgmv_embed/new.local.py", "A = 2\n"),
+        writing("csgmv_embed/tuned/Other-GPU.json", "{}\n"),
+        writing(TABLE, '{"num_warps": 8}\n'),
+        writing("bench/measure.py", "B = 2\n"),
+        writing("bench/contenders/mine.py", "C = 1\n"),
+        writing("bench.toml", "[other]\n"),
         lambda root: (root / TABLE).unlink(),
         lambda root: run_git(root, "rm", "-q", "--cached", TABLE),
     ],
@@ -113,7 +84,7 @@ def test_what_figures_come_from_is_a_change(checkout: Path, change: Change) -> N
 def test_other_untracked_files_have_other_hashes(checkout: Path) -> None:
     seen = set()
     for text in ("A = 2\n", "A = 3\n"):
-        write("csgmv_embed/new.py", text)(checkout)
+        write(checkout, "csgmv_embed/new.py", text)
         seen.add(environment.collect_code().diff_sha256)
     (checkout / "csgmv_embed/new.py").rename(checkout / "csgmv_embed/newer.py")
     seen.add(environment.collect_code().diff_sha256)
@@ -131,7 +102,7 @@ def test_other_untracked_files_have_other_hashes(checkout: Path) -> None:
     ],
 )
 def test_what_figures_do_not_come_from_is_no_change(checkout: Path, name: str) -> None:
-    write(name, "2")(checkout)
+    write(checkout, name, "2")
     assert environment.collect_code().dirty is False
 
 
@@ -150,10 +121,10 @@ def test_settings_of_the_user_hide_no_change(checkout: Path, tmp_path: Path, mon
     (tmp_path / "ignore").write_text("*.json\n", encoding="utf-8")
     clean = environment.collect_code()
     assert clean.dirty is False
-    write(TABLE, "{}")(checkout)
+    write(checkout, TABLE, "{}")
     assert environment.collect_code().dirty is True
     run_git(checkout, "checkout", "-q", TABLE)
-    write("csgmv_embed/tuned/Other-GPU.json", "{}")(checkout)
+    write(checkout, "csgmv_embed/tuned/Other-GPU.json", "{}")
     assert environment.collect_code().dirty is True
 
 
@@ -162,7 +133,8 @@ def test_settings_of_the_user_hide_no_change(checkout: Path, tmp_path: Path, mon
 
 def archive(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source archive unpacked in a folder of another repository."""
-    files(committed(root) / "vendored")
+    commit_all(root)
+    fill(root / "vendored")
     monkeypatch.setattr(environment, "ROOT", root / "vendored")
     return root / "vendored"
 
@@ -190,7 +162,7 @@ def test_git_commit_of_this_repository_is_what_the_tree_is_compared_with(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_git(checkout, "rev-parse", "HEAD")
-    write("csgmv_embed/__init__.py", "A = 2\n")(checkout)
+    write(checkout, "csgmv_embed/__init__.py", "A = 2\n")
     run_git(checkout, "commit", "-qam", "second")
     monkeypatch.setenv("GIT_COMMIT", first[:8].upper())
     code = environment.collect_code()
@@ -203,10 +175,11 @@ def test_git_commit_of_this_repository_is_what_the_tree_is_compared_with(
 def test_variables_that_name_another_repository_are_not_followed(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = committed(tmp_path / "other")
+    commit_all(tmp_path / "other")
+    other = tmp_path / "other" / ".git"
     clean = environment.collect_code()
-    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
-    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    monkeypatch.setenv("GIT_DIR", str(other))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / "index"))
     assert environment.collect_code() == clean
 
 
@@ -279,31 +252,38 @@ def test_a_revision_that_does_not_exist_is_wrong_usage(
 
 def test_a_tuned_table_is_of_the_library_and_a_cache_is_not(checkout: Path) -> None:
     before = hash_library(checkout)
-    write("csgmv_embed/__pycache__/x.pyc", "1")(checkout)
-    write("csgmv_embed/notes.txt", "1")(checkout)
+    write(checkout, "csgmv_embed/__pycache__/x.pyc", "1")
+    write(checkout, "csgmv_embed/notes.txt", "1")
     assert hash_library(checkout) == before
-    write(TABLE, '{"num_warps": 8}\n')(checkout)
+    write(checkout, TABLE, '{"num_warps": 8}\n')
     assert hash_library(checkout) != before
     assert environment.collect_code().kernel_source_sha256 == hash_library(checkout)
 
 
 def test_older_formats_hash_as_they_did(checkout: Path) -> None:
-    write("bench/environment.py", 'BENCH_FILES = ("measure.py", "clocks")\n')(checkout)
-    write("bench/clocks/graph.py", "C = 1\n")(checkout)
+    write(checkout, "bench/environment.py", 'BENCH_FILES = ("measure.py", "clocks")\n')
+    write(checkout, "bench/clocks/graph.py", "C = 1\n")
     before = source_hashes(checkout, "1.1.0")
     assert before is not None and len(before.suite) == 16
-    write(TABLE, "{}")(checkout)
-    write("bench/other.py", "")(checkout)
+    write(checkout, TABLE, "{}")
+    write(checkout, "bench/other.py", "")
     assert source_hashes(checkout, "1.1.0") == source_hashes(checkout, "1.0.0") == before, "without tables, by its list"
-    write("bench/clocks/graph.py", "C = 2\n")(checkout)
+    write(checkout, "bench/clocks/graph.py", "C = 2\n")
     assert source_hashes(checkout, "1.1.0") != before
     now = source_hashes(checkout, "1.2.0")
-    write("bench/other.py", "x = 1\n")(checkout)
+    write(checkout, "bench/other.py", "x = 1\n")
     assert source_hashes(checkout, "1.2.0") != now, "all of the suite"
 
 
 @pytest.mark.parametrize("text", [None, "", "BENCH_FILES = (", "BENCH_FILES = names()", 'BENCH_FILES = ("gone.py",)'])
 def test_a_checkout_that_an_older_format_cannot_be_of_has_no_such_hash(checkout: Path, text: str | None) -> None:
     if text is not None:
-        write("bench/environment.py", text)(checkout)
+        write(checkout, "bench/environment.py", text)
     assert source_hashes(checkout, "1.1.0") is None
+
+
+def test_a_name_that_could_be_an_option_never_reaches_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(git, "_run", lambda *arguments, root: pytest.fail(f"git was asked {arguments}"))
+    for name in ("--output=x", "-n1"):
+        with pytest.raises(GitError, match="is no revision"):
+            commit_of(name, checkout)

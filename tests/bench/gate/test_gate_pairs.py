@@ -28,7 +28,9 @@ from bench.gate.records import PairPoint, PairRun
 from bench.gate.session import Instrument
 from bench.gate.trees import LIBRARY, Tree, hashes_at, trees
 from bench.gate.verbs import Choice
-from bench.gate.verdict import CannotJudge, Exit, GateError, Subject
+from bench.gate.verdict import CannotJudge, Exit, Subject
+from bench.git import GitError
+from bench.results import SCHEMA_VERSION
 from tests.support.gate import GATE, LOADED, ROOT, FakeGpu, fake_trees
 
 
@@ -401,10 +403,10 @@ def test_later_processes_compare_one_index_set_and_the_first_all_of_them() -> No
 def test_the_sources_of_a_commit_have_the_hashes_of_a_checkout_of_it() -> None:
     here = collect_code()
     assert here.sha is not None
-    found = hashes_at(here.sha)
+    found = hashes_at(here.sha, SCHEMA_VERSION)
     assert found is not None
-    assert found == (here.kernel_source_sha256, here.bench_version) or here.dirty
-    assert hashes_at("0" * 40) is None
+    assert found == (here.kernel_source_sha256, here.suite_source_sha256) or here.dirty
+    assert hashes_at("0" * 40, SCHEMA_VERSION) is None
 
 
 @needs_git
@@ -425,7 +427,7 @@ def test_a_revision_is_measured_from_its_own_files_by_this_checkouts_suite() -> 
 
 @needs_git
 def test_an_unknown_revision_names_itself() -> None:
-    with pytest.raises(GateError, match="no-such-branch"), trees("no-such-branch", None):
+    with pytest.raises(GitError, match="no-such-branch"), trees("no-such-branch", None):
         pass
 
 

@@ -149,6 +149,13 @@ def test_another_instrument_or_environment_starts_another_series(change: dict[st
     assert [changes(era.series[0], line, HISTORY) for era in (first, second)] == [[], []], "no change across them"
 
 
+def test_the_hash_of_an_older_format_and_its_number_are_one_instrument() -> None:
+    entries = [entry(number, 2.0, version="ee98daa5f55dd6f2") for number in range(3)]
+    entries += [entry(number, 2.0, version="2") for number in range(3, 6)]
+    (era,) = made(entries)
+    assert [len(series.observations) for series in era.series] == [6]
+
+
 def test_an_environment_that_differs_says_in_what() -> None:
     other = entry(3, 2.0, env_key="other")
     assert other.results.env is not None

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import instrument
+from bench import results as store
 from bench.environment import collect_environment
 from bench.gate.verdict import CannotJudge
 from bench.history import records
@@ -98,6 +100,22 @@ def test_what_is_stored_is_not_measured_again(machine: Machine, tmp_path: Path) 
     before = sorted((tmp_path / "h").rglob("*"))
     measured(session(tmp_path / "h", commits, again=True))
     assert len(sorted((tmp_path / "h").rglob("*.json"))) == 10 > len(before)
+
+
+def test_what_an_older_format_stored_under_the_same_number_is_not_measured_again(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instrument, "present", lambda: "2")
+    commits = exported(tmp_path / "c", 3)
+    for version, left in (("ee98daa5f55dd6f2", []), ("91e65d324014359e", [1, 2])):
+        measured(session(tmp_path / version, commits))
+        for path in (tmp_path / version).rglob("*.json"):
+            entry = records.read(path)
+            entry.results.code.bench_version = version
+            store.write(path, entry)
+        machine.log.clear()
+        measured(session(tmp_path / version, commits))
+        assert sorted({number for number, _, _ in machine.log} - {0}) == left
 
 
 def test_an_interrupted_session_goes_on_with_what_is_left(machine: Machine, tmp_path: Path) -> None:
