@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from bench import config as configuration
+from bench import git
 from bench import results as store
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
@@ -21,7 +22,6 @@ from bench.gate import records as pair_store
 from bench.gate.session import LAYOUT_SEEDS, Instrument
 from bench.gate.verbs import AxisOption, CaseOption, ConfigOption, ContenderOption
 from bench.gate.verdict import Exit, GateError
-from bench.git import GitError
 from bench.history import records
 from bench.history.changes import changes
 from bench.history.commits import ExportedSource, GitSource, Libraries, Source, export
@@ -239,7 +239,7 @@ def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
     stored = {entry.commit.sha for entry in entries}
     try:
         own = source.ancestry("HEAD")
-    except GitError:  # no repository
+    except git.GitError:  # no repository
         return None
     places = [index for index, sha in enumerate(own) if sha in stored]
     if not places or len(places) != len(stored):
@@ -257,13 +257,15 @@ def entry_of(path: Path, results: store.Results) -> Entry:
     code = results.code
     if code.sha is None:
         raise ResultsError(f"{path}: does not say which commit it measured; expected one made in a git checkout")
+    if not git.HASH.fullmatch(code.sha):
+        raise ResultsError(f"{path}: code.sha is {code.sha!r}; expected the hash of a commit, hexadecimal digits")
     if code.dirty:
         raise ResultsError(f"{path}: measured on a tree with uncommitted changes; expected a commit")
     if results.env is None or not results.points:
         raise ResultsError(f"{path}: holds no point; expected a sweep that measured something")
     try:
         commit = GitSource().commit(code.sha)
-    except GitError:  # an artefact of a commit that is not here
+    except git.GitError:  # an artefact of a commit that is not here
         commit = Commit(code.sha, "", code.commit_time)
     return Entry(commit, results.run.id, results)
 

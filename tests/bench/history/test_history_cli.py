@@ -172,6 +172,15 @@ def test_a_run_counts_and_then_has_nothing_left(call: Call, machine: Machine, tm
     assert code == 0 and "nothing left to measure: all 3 commits" in out
 
 
+@pytest.mark.parametrize("name", ["../../../../x", "\0", "--output=x", "HEAD", "", "A" * 40])
+def test_a_result_is_added_under_the_hash_of_a_commit_and_no_other_name(call: Call, tmp_path: Path, name: str) -> None:
+    file = saved(tmp_path / "r.json", results_of(1, sha=name, short=name[:9]))
+    code, out = call("history", "add", file, "--store", tmp_path / "deep" / "store")
+    assert code == 2
+    assert out.startswith(f"bench: {file}: ") and "hash of a commit" in out and "Traceback" not in out
+    assert list(tmp_path.iterdir()) == [file]
+
+
 # --- git -----------------------------------------------------------------------------------------------------------
 
 
