@@ -1,9 +1,10 @@
-"""What all tests share: the interpreter where there is no GPU, the device, the `gpu` marker, hypothesis profiles."""
+"""What all tests share: the interpreter where there is no GPU, the device, markers, hypothesis, the last line."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 
 import torch
 
@@ -33,3 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line of what was skipped and what it would have needed."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        said = [f"{count} {reason.removeprefix('Skipped: ')}" for reason, count in reasons.most_common()]
+        terminalreporter.write_line(f"{reasons.total()} skipped: {'; '.join(said)}")

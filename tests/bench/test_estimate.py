@@ -11,6 +11,7 @@ from bench.case import Case
 from bench.estimate import estimate, floor, log_sd, point_estimate, process_spread
 from bench.results import Point, Round
 
+pytestmark = pytest.mark.numeric
 CASE = Case("decode", 1, 1, 16)
 
 

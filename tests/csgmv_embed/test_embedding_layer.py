@@ -22,8 +22,10 @@ from csgmv_embed import (
     ops,
     tuning,
 )
-from tests.support.lora_cases import NAN, Case, assert_rounded_once
+from tests.support.lora_cases import NAN, Case
+from tests.support.rounding import assert_rounded
 
+pytestmark = pytest.mark.numeric
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PLANS = tuple(itertools.product((2, 16, 64), (0, 3), (True, False)))  # chunk size, padding, words
 
@@ -43,7 +45,7 @@ def run(case: Case, **options):
 def test_the_layer_rounds_the_exact_sum_once(device, dtype, chunk_size, padding, words):
     case = Case(chunk_size=chunk_size, padding=padding, words=words, dtype=dtype, device=device)
     found, exact, _ = run(case)
-    assert_rounded_once(found, exact, terms=60)
+    assert_rounded(found, exact)
 
 
 @pytest.mark.parametrize(("max_rank", "ranks"), [(5, (5, 0, 3, 1)), (24, (24, 0, 7, 24)), (130, (130, 64, 0, 129))])
@@ -51,7 +53,7 @@ def test_the_layer_rounds_the_exact_sum_once(device, dtype, chunk_size, padding,
 def test_any_rank_and_hidden_size(device, hidden, max_rank, ranks):
     case = Case(max_rank=max_rank, ranks=ranks, hidden=hidden, padding=2, device=device)
     found, exact, _ = run(case)
-    assert_rounded_once(found, exact, terms=200)
+    assert_rounded(found, exact)
 
 
 @pytest.mark.parametrize("padding", [0, 3])
@@ -61,14 +63,14 @@ def test_any_tile(device, tile, padding):
     with tuning.forced_tile(tuning.TileConfig(*tile)):
         for words in (True, False):
             found, exact, _ = run(replace(case, words=words))
-            assert_rounded_once(found, exact, terms=60)
+            assert_rounded(found, exact)
 
 
 def test_added_tokens_and_the_row_of_ids_without_one(device):
     case = Case(device=device)
     extra = case.random(len(case.ranks), 4, case.max_rank)
     found, exact, (ids, embedding, _, _) = run(case, extra_embeddings=extra, missing_row=7)
-    assert_rounded_once(found, exact, terms=60)
+    assert_rounded(found, exact)
     nobody = (case.token_slots == 1) & (ids < 0)
     lonely = embedding_lora(ids, embedding, case.embedding_a(), case.b_table(80), case.batch(), 200, missing_row=7)
     assert torch.equal(lonely[nobody], embedding[7].expand_as(lonely[nobody]))
@@ -101,7 +103,7 @@ def test_a_batch_that_is_known_to_have_no_adapter_writes_no_lora_and_a_refilled_
     embedding_lora(ids, embedding, a, b, batch, 200)
     batch.refill(case.lens, case.slots, case.ranks, case.scalings)
     found = embedding_lora(ids, embedding, a, b, batch, 200)
-    assert_rounded_once(found, case.expected_layer(ids, embedding, a, b), terms=60)
+    assert_rounded(found, case.expected_layer(ids, embedding, a, b))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -115,7 +117,7 @@ def test_adding_into_a_base_output_leaves_rows_without_adapter_alone(device, dty
     found = embedding_lora_add(base, ids, a, b, case.batch(), case.vocab)
     lora = case.expected_layer(ids, torch.zeros(1, case.hidden, device=device), a, b)
     assert found is base
-    assert_rounded_once(base, before[:, 8 : 8 + case.hidden].double() + lora, terms=60)
+    assert_rounded(base, lora + before[:, 8 : 8 + case.hidden])
     untouched = (case.token_slots < 0) | (case.token_slots == 1)
     assert torch.equal(wide[untouched], before[untouched])
     assert torch.equal(wide[:, :8], before[:, :8])
@@ -136,7 +138,7 @@ def test_a_static_batch_is_exact_after_every_refill(device):
         step.scalings = scalings
         ids = step.ids()
         found = embedding_lora(ids, embedding, a, b, batch, case.vocab)
-        assert_rounded_once(found, step.expected_layer(ids, embedding, a, b), terms=60)
+        assert_rounded(found, step.expected_layer(ids, embedding, a, b))
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -156,7 +158,7 @@ def test_requests_in_the_order_of_the_tokens_as_sglangs_other_backend_has_them(d
     ids, embedding = case.ids(), case.random(case.vocab, case.hidden)
     a, b = case.embedding_a(), case.b_table(case.hidden)
     found = embedding_lora(ids, embedding, a, b, EmbeddingBatch.from_sglang(info), case.vocab)
-    assert_rounded_once(found, case.expected_layer(ids, embedding, a, b), terms=60)
+    assert_rounded(found, case.expected_layer(ids, embedding, a, b))
 
 
 def test_no_tokens_give_an_empty_output(device):

@@ -17,7 +17,10 @@ from csgmv_embed import (
     tuning,
 )
 from tests.csgmv_embed.test_embedding_layer import DTYPES, PLANS
-from tests.support.lora_cases import NAN, ROUNDING, SUMS, Case, assert_rounded_once
+from tests.support.lora_cases import NAN, Case
+from tests.support.rounding import Exact, assert_rounded
+
+pytestmark = pytest.mark.numeric
 
 
 def tables(case: Case, vocab: int):
@@ -26,13 +29,24 @@ def tables(case: Case, vocab: int):
     return case.random(case.tokens, case.hidden), a, case.b_table(vocab)
 
 
-def exact_shrunk(case: Case, hidden, a):
-    """(tokens, max_rank) float64, zero beyond the rank and where nothing is written."""
-    shrunk = torch.zeros(case.tokens, case.max_rank, dtype=torch.float64, device=case.device)
+def exact_shrunk(case: Case, hidden, a) -> Exact:
+    """(tokens, max_rank), zero beyond the rank and where nothing is written."""
+    sums = torch.zeros(2, case.tokens, case.max_rank, dtype=torch.float64, device=case.device)
     for row, slot in enumerate(case.token_slots.tolist()):
         rank = case.ranks[slot] if slot >= 0 else 0
-        shrunk[row, :rank] = hidden[row].double() @ a[slot, :rank].double().T
-    return shrunk
+        terms = hidden[row].double() * a[slot, :rank].double()
+        sums[:, row, :rank] = torch.stack([terms.sum(1), terms.abs().sum(1)])
+    return Exact(*sums, terms=case.hidden)
+
+
+def exact_expanded(case: Case, shrunk, b, logits) -> Exact:
+    """(tokens, columns of logits): logits and the scaled products with B."""
+    sums = torch.stack([logits.double(), logits.double().abs()])
+    for row, slot in enumerate(case.token_slots.tolist()):
+        rank = case.ranks[slot] if slot >= 0 else 0
+        terms = case.scalings[slot] * b[slot, :, :rank].double() * shrunk[row, :rank].double()
+        sums[:, row, : b.shape[1]] += torch.stack([terms.sum(1), terms.abs().sum(1)])
+    return Exact(*sums, terms=case.max_rank + 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,19 +58,13 @@ def test_shrink_and_expand_each_round_once(device, dtype, chunk_size, padding, w
     live = (case.token_slots >= 0) & (case.token_slots != 1)
     out = torch.full((case.tokens, case.max_rank), NAN, device=device).to(dtype)
     shrunk = lm_head_shrink(hidden, a, batch, out)
-    assert_rounded_once(shrunk[live], exact_shrunk(case, hidden, a)[live], terms=20)
+    assert_rounded(shrunk[live], exact_shrunk(case, hidden, a)[live])
     assert shrunk[~live].isnan().all()  # not written
 
     logits = case.random(case.tokens, 211)
     before = logits.clone()
     assert lm_head_expand(shrunk, b, logits, batch) is logits
-    exact = before.double()
-    for row in live.nonzero().flatten().tolist():
-        slot = int(case.token_slots[row])
-        rank = case.ranks[slot]
-        product = b[slot, :, :rank].double() @ shrunk[row, :rank].double()
-        exact[row, :208] += case.scalings[slot] * product
-    assert_rounded_once(logits, exact, terms=60)
+    assert_rounded(logits[live], exact_expanded(case, shrunk, b, before)[live])
     assert torch.equal(logits[~live], before[~live])
     assert torch.equal(logits[:, 208:], before[:, 208:])
 
@@ -64,20 +72,13 @@ def test_shrink_and_expand_each_round_once(device, dtype, chunk_size, padding, w
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("logits_dtype", DTYPES)
 def test_lm_head_is_within_the_roundings_of_the_oracle(device, dtype, logits_dtype):
+    """The row of A's products is rounded to the dtype of the tables, the sum to that of the logits."""
     case = Case(padding=3, dtype=dtype, device=device)
     hidden, a, b = tables(case, 208)
     logits = torch.randn(case.tokens, 208, device=device).to(logits_dtype)
     exact = case.expected_head(hidden, a, b, logits)
-    largest = float(exact_shrunk(case, hidden, a).abs().amax())
     lm_head_lora(hidden, a, b, logits, case.batch())
-    # One rounding of the row of A's products meets a row of B, then the sum is rounded.
-    weight = max(
-        scaling * float(b[slot, :, :rank].abs().double().sum(1).amax())
-        for slot, (rank, scaling) in enumerate(zip(case.ranks, case.scalings, strict=True))
-        if rank
-    )
-    allowed = ROUNDING[dtype] * largest * weight + ROUNDING[logits_dtype] * exact.abs() * 1.01 + SUMS * 60
-    assert bool(((logits.double() - exact).abs() <= allowed).all())
+    assert_rounded(logits, exact, inner_dtype=dtype)
 
 
 @pytest.mark.parametrize(("max_rank", "ranks"), [(5, (5, 0, 3, 1)), (130, (130, 64, 0, 129))])
@@ -88,7 +89,7 @@ def test_any_rank_hidden_size_and_vocabulary(device, vocab, hidden, max_rank, ra
     states, a, b = tables(case, vocab)
     logits = case.random(case.tokens, vocab)
     exact = case.expected_head(states, a, b, logits)
-    assert_rounded_once(lm_head_lora(states, a, b, logits, case.batch()), exact, terms=300)
+    assert_rounded(lm_head_lora(states, a, b, logits, case.batch()), exact)
 
 
 @pytest.mark.parametrize("tile", [(16, 16, 16, 4, 1), (64, 32, 16, 4, 2), (32, 64, 64, 4, 4)])
@@ -98,18 +99,21 @@ def test_any_tile(device, tile):
     logits = case.random(case.tokens, 208)
     exact = case.expected_head(hidden, a, b, logits)
     with tuning.forced_tile(tuning.TileConfig(*tile)):
-        assert_rounded_once(lm_head_lora(hidden, a, b, logits, case.batch()), exact, terms=100)
+        assert_rounded(lm_head_lora(hidden, a, b, logits, case.batch()), exact)
 
 
 def test_shards_of_the_vocabulary_together_are_the_whole(device):
+    """But for roundings: products of another width are summed in another order."""
     case = Case(device=device)
     hidden, a, b = tables(case, 208)
     whole = case.random(case.tokens, 208)
+    exact = case.expected_head(hidden, a, b, whole)
     parts = whole.clone()
     lm_head_lora(hidden, a, b, whole, case.batch())
     for first, end in ((0, 96), (96, 208)):
         lm_head_lora(hidden, a, b[:, first:end], parts[:, first:end], case.batch())
-    assert torch.equal(parts, whole)
+    assert_rounded(whole, exact)
+    assert_rounded(parts, exact)
 
 
 def test_no_tokens_launch_nothing(device):

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from csgmv_embed import embedding_lora_a_reference
 
+pytestmark = pytest.mark.numeric
+
 
 def one_hot_formula(
     ids: list[int], table: torch.Tensor, slots: list[int], ranks: list[int], vocab: int, extra: torch.Tensor

@@ -9,15 +9,8 @@ from typing import Any
 import torch
 
 from csgmv_embed import EmbeddingBatch, embedding_lora_reference, lm_head_lora_reference, to_storage
+from tests.support.rounding import Exact
 
-# Half a unit in the last place of each dtype, and what float32 sums of a few hundred products add. Triton's interpreter
-# cuts float32 off where a GPU rounds it to bfloat16.
-ROUNDING = {
-    torch.float32: 2.0**-24,
-    torch.float16: 2.0**-11,
-    torch.bfloat16: 2.0**-8 if torch.cuda.is_available() else 2.0**-7,
-}
-SUMS = 2e-6
 NAN = float("nan")
 
 
@@ -95,21 +88,28 @@ class Case:
 
     def expected_layer(
         self, ids: torch.Tensor, embedding: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **options: Any
-    ):
-        a, b, extra = _one_slot_more(a), _one_slot_more(b), options.pop("extra_embeddings", None)
+    ) -> Exact:
+        extra = options.pop("extra_embeddings", None)
+        tables = embedding, _one_slot_more(a), _one_slot_more(b)
         extra = None if extra is None else _one_slot_more(extra)
-        return embedding_lora_reference(ids, embedding, a, b, *self._per_slot(), self.vocab, extra, **options)
 
-    def expected_head(self, hidden: torch.Tensor, a: torch.Tensor, b: torch.Tensor, logits: torch.Tensor):
-        return lm_head_lora_reference(hidden, _one_slot_more(a), _one_slot_more(b), logits, *self._per_slot())
+        def reference(change: Any) -> torch.Tensor:
+            changed = None if extra is None else change(extra)
+            return embedding_lora_reference(
+                ids, *map(change, tables), *self._per_slot(), self.vocab, changed, **options
+            )
+
+        return Exact(reference(torch.clone), reference(torch.abs), terms=self.max_rank + 2)  # scaled, base added
+
+    def expected_head(self, hidden: torch.Tensor, a: torch.Tensor, b: torch.Tensor, logits: torch.Tensor) -> Exact:
+        tables = hidden, _one_slot_more(a), _one_slot_more(b), logits
+
+        def reference(change: Any) -> torch.Tensor:
+            return lm_head_lora_reference(*map(change, tables), *self._per_slot())
+
+        terms = hidden.shape[1] + self.max_rank + 2
+        return Exact(reference(torch.clone), reference(torch.abs), terms, inner=1)  # what is shrunk is rounded
 
 
 def _one_slot_more(table: torch.Tensor) -> torch.Tensor:
     return torch.cat([table, table.new_zeros(1, *table.shape[1:])])
-
-
-def assert_rounded_once(found: torch.Tensor, exact: torch.Tensor, terms: float) -> None:
-    """`found` is `exact` but for one rounding to its dtype and float32 sums; terms: the largest sum of absolutes."""
-    allowed = ROUNDING[found.dtype] * exact.abs() * 1.01 + SUMS * terms
-    error = (found.double() - exact).abs()
-    assert bool((error <= allowed).all()), f"worst {float((error - allowed).amax())} above what is allowed"

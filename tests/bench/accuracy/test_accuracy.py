@@ -21,6 +21,7 @@ from bench.accuracy.run import PATHS, AccuracyFile
 from bench.environment import ROOT
 from bench.report.accuracy import summary
 
+pytestmark = pytest.mark.numeric
 WANTED = "ACCURACY_SMOLLM2"
 for package in ("peft", "sglang"):
     if importlib.util.find_spec(package) is None:

@@ -10,6 +10,7 @@ from bench.accuracy.generation import Output, Request
 from bench.accuracy.models import AccuracyError
 
 VOCAB, STEPS = 7, 4
+pytestmark = pytest.mark.numeric
 LIMIT = 0.01
 
 

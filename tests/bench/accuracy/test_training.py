@@ -15,6 +15,7 @@ from bench.accuracy.models import AccuracyError
 if importlib.util.find_spec("peft") is None:
     pytest.skip("needs the extra accuracy", allow_module_level=True)
 
+pytestmark = pytest.mark.numeric
 SEA, KITCHEN = training.RECIPES
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,12 @@ import triton.language as tl
 
 from bench.clocks import tracing
 from bench.clocks.interpreter import faithful
+from tests.support.rounding import Exact, assert_rounded
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
+]
 
 
 @triton.jit
@@ -35,28 +40,35 @@ def operands(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return tuple(torch.randn(16, 16, generator=generator).to(dtype) for _ in range(3))  # type: ignore[return-value]
 
 
+def exact_product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> Exact:
+    """The product is rounded before it is added."""
+    x, y = x.double(), y.double()
+    return replace(Exact(x @ y, x.abs() @ y.abs(), terms=16) + out, inner=1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_product_is_rounded_as_on_a_gpu(dtype: torch.dtype) -> None:
     x, y, out = operands(dtype)
-    expected = (x.float() @ y.float()).to(dtype) + out
+    expected = exact_product(x, y, out)
     with faithful():
         product_kernel[(1,)](x, y, out)
-    torch.testing.assert_close(out, expected, rtol=0, atol=torch.finfo(dtype).eps * 8)
+    assert_rounded(out, expected)
     if dtype == torch.bfloat16:
         again = operands(dtype)
         product_kernel[(1,)](*again)
-        assert not torch.allclose(again[2].float(), expected.float(), atol=1.0), "mended by Triton: faithful can go"
+        off = (again[2].double() - expected.value).abs()
+        assert bool((off > 10 * expected.allowed(dtype)).any()), "mended by Triton: faithful can go"
 
 
 def test_a_traced_product_is_counted_and_right() -> None:
     x, y, out = operands(torch.bfloat16)
-    expected = (x.float() @ y.float()).bfloat16() + out
+    expected = exact_product(x, y, out)
     kernels = [(__name__, "product_kernel")]
     for _ in range(2):  # a second trace must find the interpreter as the first did
         result = out.clone()
         counts = tracing.count(lambda result=result: product_kernel[(1,)](x, y, result), kernels)  # type: ignore[misc]
         assert (counts.launches, counts.load_bytes, counts.store_bytes) == (1, 3 * 512, 512)
-        torch.testing.assert_close(result, expected, rtol=0, atol=0.06)
+        assert_rounded(result, expected)
 
 
 def test_a_launch_of_too_many_programs_is_refused_by_its_size() -> None:

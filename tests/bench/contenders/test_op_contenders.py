@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -13,7 +14,9 @@ from bench import contenders, measure
 from bench.case import Case, Op
 from bench.clocks.interpreter import faithful
 from bench.workload import Workload, make_workload
+from tests.support.rounding import Exact, assert_errs_no_more
 
+pytestmark = pytest.mark.numeric
 LADDER = Case("decode", 6, 1, 8, adapters=3, rank_mix="ladder", base_fraction=0.3, vocab=97, dtype="float32")
 MIXED = Case("mixed", 9, 20, 8, adapters=4, rank_mix="gaps", base_fraction=0.3, vocab=97, dtype="float32")
 LAYER = [msgspec.structs.replace(case, op="layer", hidden=48) for case in (LADDER, MIXED)]
@@ -31,17 +34,30 @@ def named(op: Op) -> list[str]:
     return [name for name in found if not name.endswith(("chunk32", "chunk64"))]
 
 
-def made(case: Case, sets: int = 2) -> Workload:
-    return make_workload(case, seed=3, index_sets=sets, device=torch.device("cpu"))
+def made(case: Case, sets: int = 2, seed: int = 3) -> Workload:
+    return make_workload(case, seed=seed, index_sets=sets, device=torch.device("cpu"))
 
 
-def check_of(name: str, case: Case, *, static: bool) -> measure.Check:
+def check_of(name: str, case: Case, *, static: bool, seed: int = 3) -> measure.Check:
     contender = contenders.build(name, case.op)
     if (reason := contender.unavailable()) is not None:
         pytest.skip(reason)
-    workload = made(case)
+    workload = made(case, seed=seed)
     with faithful() if case.dtype == "bfloat16" else nullcontext():
         return measure.verify_eager(contender, workload, contender.setup(workload, static=static))
+
+
+def exact(name: str, case: Case, index_set: int) -> Exact:
+    """The oracle of a contender, and the same sums of absolute values."""
+    workload, contender = made(case), contenders.build(name, case.op)
+    value = contender.oracle(workload, index_set).double()
+    positive = replace(workload, tables={key: table.abs() for key, table in workload.tables.items()})
+    positive.inputs = {key: [given.abs() for given in sets] for key, sets in workload.inputs.items()}
+    absolutes = contender.oracle(positive, index_set).double()
+    if contender.in_place:  # the oracle makes the logits that it adds to itself
+        logits = workload.base_logits(index_set).double()
+        absolutes += logits.abs() - logits
+    return Exact(value, absolutes, terms=case.hidden + case.rank + 2)
 
 
 POINTS = [(name, case) for case in (*LAYER, HEAD, EXPAND) for name in named(case.op)]
@@ -51,19 +67,26 @@ POINTS = [(name, case) for case in (*LAYER, HEAD, EXPAND) for name in named(case
 @pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
 @pytest.mark.parametrize(("name", "case"), POINTS, ids=[f"{name}-{case.label}" for name, case in POINTS])
 def test_every_contender_equals_the_oracle(name: str, case: Case, static: bool) -> None:
+    """TF32 is a GPU's: here products are of float32. A check's error is of the oracle's largest value."""
     check = check_of(name, case, static=static)
-    assert check.max_error is not None and check.max_error < 1e-6  # TF32 is a GPU's: here products are exact
+    bounds = [exact(name, case, index_set) for index_set in range(2)]
+    allowed = [float(bound.allowed(torch.float32).amax() / bound.value.abs().amax()) for bound in bounds]
+    assert check.max_error is not None and check.max_error <= max(allowed)
 
 
 @needs_interpreter
 @pytest.mark.parametrize("case", [LAYER[1], HEAD, EXPAND], ids=lambda case: case.label)
 def test_ours_errs_no_more_than_sglang_does(case: Case) -> None:
-    """bfloat16: one rounding where SGLang has two or three. A record keeps the error of each point to compare."""
+    """On average over seeds. bfloat16: one rounding where SGLang has two or three."""
     case = msgspec.structs.replace(case, dtype="bfloat16")
-    ours = check_of("csgmv_embed-vocab_major", case, static=True)
-    theirs = [check_of(name, case, static=True) for name in ("sglang_csgmv-chunk16", "sglang_triton")]
-    assert ours.max_error is not None
-    assert all(check.max_error is not None and ours.max_error <= check.max_error for check in theirs)
+
+    def errors(name: str) -> list[float]:
+        checks = [check_of(name, case, static=True, seed=seed) for seed in range(10)]
+        return [check.max_error for check in checks if check.max_error is not None]
+
+    ours = errors("csgmv_embed-vocab_major")
+    for peer in ("sglang_csgmv-chunk16", "sglang_triton"):
+        assert_errs_no_more(ours, errors(peer))
 
 
 @needs_interpreter

@@ -19,6 +19,7 @@ from bench.gate.simulate import Counts, Machine, Noise, interleaved, simulate, s
 from bench.gate.statistics import confirm, detectable, flagged, log_limit, outcome, welch, within_floor
 from tests.support.gate import GATE
 
+pytestmark = pytest.mark.numeric
 RNG = np.random.default_rng(5)
 
 

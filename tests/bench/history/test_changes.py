@@ -16,6 +16,7 @@ from bench.history.series import Instrument, Observation, Series, eras, order_of
 from bench.history.simulate import false_changes, found_steps
 from tests.support.history import HISTORY, OURS, commit, entry, noisy, sha
 
+pytestmark = pytest.mark.numeric
 LINE = [commit(number) for number in range(40)]
 
 

@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from csgmv_embed import ShapeError
 from csgmv_embed.sglang import planner, runtime, storage
 from tests.support import real_sglang as support
+from tests.support.rounding import Exact, assert_rounded
 
 VOCAB, HIDDEN, SLOTS, MAX_RANK = support.VOCAB, 32, 3, 16
-pytestmark = pytest.mark.usefixtures("group_of_one")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("group_of_one")]
 
 # What SGLang's checkpoint loader asks a running server; all off.
 LOADING = (
@@ -82,9 +83,9 @@ class Server:
         layer = self.model.model.embed_tokens
         lookup = layer.run_lora_a_embedding(ids, None)
         assert torch.equal(lookup, self._stock_lookup(batch, ids, names, lens))
-        assert_close(layer(ids), self._embedding(ids, names, lens))
+        assert_rounded(layer(ids), self._embedding(ids, names, lens))
         if self.manager.lm_head_module is not None:
-            assert_close(self.model.lm_head(hidden)[:, :VOCAB], self._logits(hidden, names))
+            assert_rounded(self.model.lm_head(hidden)[:, :VOCAB], self._logits(hidden, names))
 
     def _stock_lookup(self, batch: Any, ids: torch.Tensor, names: list[str | None], lens: list[int]) -> torch.Tensor:
         """SGLang's kernel on its own plan, on tables made from the adapters' weights."""
@@ -113,29 +114,28 @@ class Server:
         rows = (VOCAB, HIDDEN) if module == "embed_tokens" else (HIDDEN, VOCAB)
         return tuple(found) if found else (torch.zeros(config["r"], rows[0]), torch.zeros(rows[1], config["r"]))
 
-    def _embedding(self, ids: torch.Tensor, names: list[str | None], lens: list[int]) -> torch.Tensor:
-        out, start = self.base[ids].float(), 0
+    def _embedding(self, ids: torch.Tensor, names: list[str | None], lens: list[int]) -> Exact:
+        sums = torch.stack([self.base[ids].double(), self.base[ids].double().abs()])
+        start = 0
         for name, length in zip(names, lens, strict=True):
             if name is not None:
-                a, b = (weight.to(self.base.dtype).float() for weight in self._weights(name, "embed_tokens"))
+                a, b = (weight.to(self.base.dtype).double() for weight in self._weights(name, "embed_tokens"))
                 rows = slice(start, start + length)
-                out[rows] += 2 * (a[:, ids[rows]].T @ b.T)
+                sums[0, rows] += 2 * (a[:, ids[rows]].T @ b.T)
+                sums[1, rows] += 2 * (a[:, ids[rows]].T.abs() @ b.T.abs())
             start += length
-        return out
+        return Exact(*sums, terms=MAX_RANK + 2)
 
-    def _logits(self, hidden: torch.Tensor, names: list[str | None]) -> torch.Tensor:
-        out = hidden.float() @ self.head.float().T
+    def _logits(self, hidden: torch.Tensor, names: list[str | None]) -> Exact:
+        """The logits are rounded before LoRA is added to them, and so is what A gives."""
+        hidden, head = hidden.double(), self.head.double()
+        sums = torch.stack([hidden @ head.T, hidden.abs() @ head.T.abs()])
         for row, name in enumerate(names):
             if name is not None:
-                a, b = (weight.to(self.base.dtype).float() for weight in self._weights(name, "lm_head"))
-                out[row] += 2 * (hidden[row].float() @ a.T @ b.T)
-        return out
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """To the precision of the dtype, of the largest value."""
-    error = (found.float() - expected).abs().max() / expected.abs().max()
-    assert error <= {torch.float32: 2e-6, torch.float16: 2e-3}[found.dtype], error
+                a, b = (weight.to(self.base.dtype).double() for weight in self._weights(name, "lm_head"))
+                sums[0, row] += 2 * (hidden[row] @ a.T @ b.T)
+                sums[1, row] += 2 * (hidden[row].abs() @ a.T.abs() @ b.T.abs())
+        return Exact(*sums, terms=HIDDEN + MAX_RANK + 2, inner=1)
 
 
 def draw(rank: int, seed: int, modules: tuple[str, ...] = ("embed_tokens", "lm_head")) -> Adapter:
@@ -244,7 +244,7 @@ def test_only_what_is_targeted_is_prepared(on: Any) -> None:
     state = runtime.state_of(head.manager.lora_backend)
     assert state is not None and state.embedding_targeted is False and state.lm_head_targeted
     hidden = torch.randn(1, HIDDEN)
-    assert_close(head.model.lm_head(hidden)[:, :VOCAB], head._logits(hidden, ["a"]))
+    assert_rounded(head.model.lm_head(hidden)[:, :VOCAB], head._logits(hidden, ["a"]))
 
 
 def test_an_adapter_from_a_folder(on: Any, tmp_path: Path) -> None:
