@@ -34,7 +34,7 @@ def test_a_crash_while_counting_is_a_result_and_a_new_lane_counts_the_rest(
     assert statuses(results) == {1: "ok", 2: "crashed", 3: "ok", 4: "ok"}
     lanes = [asked for kind, _, asked in fake.lives if kind == "interpret"]
     assert len(lanes) == 2 and sorted(functools.reduce(operator.iadd, lanes, [])) == [1, 2, 3, 4]
-    assert all(point.work.compiled_reason == "asked" for point in results.points if point.work)
+    assert [point.work and point.work.compiled_reason for point in results.points] == ["asked", None, "asked", "asked"]
 
 
 @pytest.mark.timeout(20)

@@ -54,14 +54,15 @@ def test_without_a_row_for_it_the_rule_holds(tables: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda path: path.stem)
-def test_a_shipped_table_is_whole_and_never_slower_than_the_rule(path: Path) -> None:
+def test_a_shipped_table_is_whole_and_departs_from_the_rule_only_where_that_was_faster(path: Path) -> None:
     content = json.loads(path.read_text())
     assert tuning.table_path(content["gpu"]) == path
     rows = tuning.table(content["gpu"])
     steps = {(row.plan, row.rows_contiguous, row.element_bytes): 0 for row in rows}
     assert {row.plan for row in rows} in ({"any"}, {"tokens", "segments"})
     for row in rows:
-        assert 0 < row.best_us <= row.rule_us
+        same = row.config == tuning.rule(row.max_tokens, row.max_rank, row.rows_contiguous)
+        assert same == (row.best_us == row.rule_us) and 0 < row.best_us <= row.rule_us, row
         assert all(value & (value - 1) == 0 and value > 0 for value in row.config), row
         assert row.config.block_tokens * row.config.block_rank <= 1 << 14
         steps[row.plan, row.rows_contiguous, row.element_bytes] += 1

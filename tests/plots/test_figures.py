@@ -28,6 +28,7 @@ def lines_of(axes) -> dict[str, list[tuple[float, float]]]:  # type: ignore[no-u
 
 
 def test_scaling_draws_every_time_of_its_cases_and_no_other(stored: Results) -> None:
+    assert scaling.data(stored)
     for panel in scaling.data(stored):
         assert {item.contender for item in panel.series} == set(scaling.CONTENDERS) - {"base"}  # no lookup has one
         for item in panel.series:
@@ -90,4 +91,5 @@ def test_results_without_a_timed_point_give_an_empty_figure(stored: Results, tmp
     assert roofline.data(empty).points == []
     assert all(panel.series == [] for panel in scaling.data(empty))
     for figure in (scaling, roofline):
-        assert all(path.exists() for path in figure.draw(empty, tmp_path / "empty.png"))
+        written = figure.draw(empty, tmp_path / "empty.png")
+        assert len(written) == 2 and all(path.exists() for path in written)

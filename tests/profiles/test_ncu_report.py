@@ -66,6 +66,7 @@ def test_sectors_and_over_fetch_tell_the_layouts_apart(rows):
 
 
 def test_rates_and_stalls_are_plausible(rows):
+    assert rows
     for row in rows.values():
         for share in (row.l1_hit_pct, row.l2_hit_pct, row.dram_pct, row.l2_pct, row.occupancy_pct, row.issue_pct):
             assert share is not None and 0 <= share <= 100

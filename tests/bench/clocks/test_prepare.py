@@ -72,7 +72,7 @@ def test_a_block_is_the_mean_host_time_of_its_calls(monkeypatch: pytest.MonkeyPa
 
     blocks = prepare.sample(plan, calls=4, blocks=3)
     assert len(calls) == prepare.WARMUP_CALLS + 3 * 4
-    assert all(2000 <= block < 20_000 for block in blocks)
+    assert len(blocks) == 3 and all(2000 <= block < 20_000 for block in blocks)
     assert synchronised == [prepare.WARMUP_CALLS + 4 * block for block in (0, 1, 2, 3)]
 
 

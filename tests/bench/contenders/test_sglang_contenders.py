@@ -89,6 +89,7 @@ def test_preparing_leaves_the_backend_module_as_it_was() -> None:
 @pytest.mark.parametrize("contender", LOOKUPS, ids=lambda contender: contender.name)
 def test_kernel_references_resolve(contender: SglangLookup) -> None:
     skip_unless_available(contender)
+    assert contender.kernels()
     for module, attribute in contender.kernels():
         assert hasattr(importlib.import_module(module), attribute)
 

@@ -47,6 +47,7 @@ def test_only_flagged_points_are_confirmed_on_fresh_processes(run: Run, tmp_path
     gpu = FakeGpu(slowdown=lambda planned: 0.05 if planned.case.rank == 64 else 0.0)
     run("gate", "--against", "HEAD", *QUICK, "-o", tmp_path / "r.json", instrument=gpu.instrument())
     record = records.read(tmp_path / "r.json")
+    assert len({point.case.rank == 64 for point in record.points}) == 2
     for point in record.points:
         screen = {item.process for item in point.of_stage("screen")}
         confirm = {item.process for item in point.of_stage("confirm")}

@@ -85,7 +85,7 @@ def results_page(path: Path) -> tuple[Results, str]:
 def test_it_needs_nothing_but_itself(written: Path) -> None:
     seen = Seen(written.read_text(encoding="utf-8"))
     assert seen.sources and all(source.startswith("data:image/") for source in seen.sources)
-    assert all(link.startswith("#") or link == "data:," for link in seen.links)
+    assert seen.links and all(link.startswith("#") or link == "data:," for link in seen.links)
     assert len(set(seen.ids)) == len(seen.ids)
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
     assert {"summary", "figures", "tables", "environment", "how", "figure-history", "figure-noise"} <= set(seen.ids)
@@ -95,6 +95,7 @@ def test_every_time_and_ratio_of_the_file_is_in_a_table() -> None:
     results, text = results_page(PREPARE)
     cells = Seen(text).cells
     cases = {point.case for point in results.points}
+    assert cases
     for point in results.points:
         taken = point_estimate(point)
         assert taken is not None and microseconds(taken.value) in cells
@@ -108,7 +109,7 @@ def test_what_has_no_figure_is_there_with_its_reason() -> None:
     failed = [point for point in results.points if point.status != "ok"]
     assert failed
     for point in failed:
-        assert html.escape(point.reason or "") in text
+        assert point.reason and html.escape(point.reason) in text
         assert point.status in Seen(text).cells
 
 
@@ -174,7 +175,7 @@ def test_in_a_browser_it_renders_sorts_and_stays_silent(written: Path, tmp_path:
     assert seen["again"] == seen["reading"] and seen["aria"] == "ascending"
     assert not seen["wide"], "only tables and figures scroll sideways, never the page"
     assert len(seen["images"]) >= 3 and all(natural > 100 for natural in seen["images"])
-    assert all(seen["targets"])
+    assert seen["targets"] and all(seen["targets"])
 
 
 @needs_browser
