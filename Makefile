@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test lint gate accuracy adapters plots wheels setup clean
+.PHONY: sweep test test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots
+.PHONY: wheels wheels-in-turn setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
@@ -13,8 +14,24 @@ sweep: setup  ## verify and time the quick profile (count its work where there i
 # one after another where a GPU is timed.
 TEST_PROCESSES ?= $(if $(shell nvidia-smi -L 2>/dev/null),0,2)
 
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 test: setup  ## everything that runs here; GPU tests are skipped without a GPU
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# The tests that compare floats, as a host without wide vector instructions and with one core would run them; then under
+# every setting that changes how torch, oneDNN and MKL sum. `plain` is this host as it is.
+NUMERIC := $(PYTEST) -m "numeric and not slow" --durations=0 --durations-min=60
+PLAINEST := ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1
+SETTINGS := PLAIN=1 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE
+
+test-numeric: setup  ## those that compare floats again, under the plainest setting
+	env $(PLAINEST) $(NUMERIC)
+
+test-numeric-everywhere: setup  ## under all ten: before a change of a tolerance
+	for setting in $(SETTINGS); do for threads in 1 2; do \
+	  echo "$$setting, $$threads threads"; env $$setting OMP_NUM_THREADS=$$threads $(NUMERIC) || exit 1; \
+	done; done
 
 lint: setup
 	$(BIN)/ruff check .
@@ -63,11 +80,24 @@ $(SMOLLM2): $(VENV)/.ready
 # The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
 SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.18 0.5.20 0.5.23
 
+# What a CI fetches: the oldest, the newest and one between that changes with the day, so that each has its turn.
+DAY := $(shell expr `date +%s` / 86400)
+BETWEEN := $(words $(filter-out $(firstword $(SGLANG_VERSIONS)) $(lastword $(SGLANG_VERSIONS)),$(SGLANG_VERSIONS)))
+TURN := $(word $(shell expr $(DAY) % $(BETWEEN) + 2),$(SGLANG_VERSIONS))
+IN_TURN := $(firstword $(SGLANG_VERSIONS)) $(TURN) $(lastword $(SGLANG_VERSIONS))
+
+FETCH = ls build/wheels/sglang-$$version-*.whl >/dev/null 2>&1 || $(BIN)/python -m pip download --quiet --no-deps \
+  --only-binary=:all: --disable-pip-version-check --retries 1 --timeout 20 -d build/wheels sglang==$$version
+
 wheels: setup  ## fetch them (130 MB) into build/wheels
-	for version in $(SGLANG_VERSIONS); do \
-	  ls build/wheels/sglang-$$version-*.whl >/dev/null 2>&1 || \
-	  $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: -d build/wheels sglang==$$version || exit 1; \
-	done
+	for version in $(SGLANG_VERSIONS); do $(FETCH) || exit 1; done
+
+wheels-in-turn: setup  ## three of them; one that cannot be fetched is no error, its tests are skipped
+	@for version in $(IN_TURN); do { $(FETCH); } >/dev/null 2>&1 || \
+	  echo "sglang $$version cannot be fetched: its tests will be skipped" >&2; done
+
+test-versions: wheels  ## the plugin on every SGLang version it knows: before a change of the plugin is done
+	$(PYTEST) tests/csgmv_embed/sglang/test_versions.py
 
 setup: $(VENV)/.ready
 
