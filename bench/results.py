@@ -24,6 +24,7 @@ import msgspec
 
 from bench.case import Case, ClockName
 from bench.instrument import version_of
+from bench.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
 SCHEMA_VERSION = "1.2.0"
@@ -251,6 +252,7 @@ class Results(msgspec.Struct):
     env: Environment | None = None  # filled in by the first worker
     anchors: list[Anchor] = []
     points: list[Point] = []
+    rules: Rules | None = None  # of a baseline; without: bench.rules.UNRECORDED
 
 
 def encode(results: msgspec.Struct) -> bytes:
