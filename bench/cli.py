@@ -12,14 +12,15 @@ import msgspec
 import typer
 
 from bench import config as configuration
+from bench import entry
 from bench import results as store
 from bench.accuracy.verbs import register as register_accuracy
 from bench.case import ClockName
 from bench.config import Config, ConfigError, Plan
 from bench.environment import ROOT, attached_profiler, collect_code, nvml_device
+from bench.gate.file_verbs import register as register_files
 from bench.gate.session import Instrument
 from bench.gate.verbs import register as register_gate
-from bench.gate.verdict import CannotJudge, Exit, GateError
 from bench.history.verbs import GpuOption, LineOption, view
 from bench.history.verbs import register as register_history
 from bench.report.verbs import register as register_report
@@ -28,7 +29,6 @@ from profiles.verbs import register as register_profiles
 
 TOOL_VERSION = "0.1.0"
 RESULTS = ROOT / "results"
-USAGE_ERROR, INTERRUPTED = 2, 130
 DEFAULT_PROFILE = "quick"
 FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate")
 
@@ -206,6 +206,7 @@ def layer(
 
 
 register_gate(app)
+register_files(app)
 register_history(app)
 register_report(app)
 register_profiles(app)
@@ -297,18 +298,9 @@ def _run(plan: Plan, results: Results, path: Path) -> None:
     except KeyboardInterrupt:
         events.close()
         console().print(f"interrupted; go on with: python -m bench sweep --resume {path}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(entry.INTERRUPTED) from None
 
 
 def main(arguments: list[str] | None = None, instrument: Instrument | None = None) -> None:
-    """Run the command line; expected errors are one line and exit status 2. The gate measures with `instrument`."""
-    from bench.isolate import WorkerDied
-
-    try:
-        app(args=arguments, obj=instrument)
-    except (ConfigError, GateError, ResultsError, WorkerDied) as error:
-        sys.stderr.write(f"bench: {error}\n")
-        raise SystemExit(USAGE_ERROR) from None
-    except CannotJudge as reason:
-        sys.stderr.write(f"bench: {reason}\n")
-        raise SystemExit(int(Exit.CANNOT_JUDGE)) from None
+    """Run the command line and end the process. The gate measures with `instrument`."""
+    entry.run(app, arguments, instrument)

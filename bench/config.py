@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -27,6 +25,8 @@ from bench.case import (
     point_name,
 )
 from bench.contenders import FAMILIES, Family, provides
+from bench.rules import Rules
+from bench.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "bench.toml"
 
@@ -34,19 +34,21 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 LARGEST = 1e9  # of a float: JSON, in which workers are told, has no infinity
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
 Percent = PositiveFloat
-Mix = Annotated[str, msgspec.Meta(pattern=r"^(one|uniform|distinct|zipf:[0-9]+(\.[0-9]+)?)$")]
+Mix = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(one|uniform|distinct|zipf:[0-9]+(\.[0-9]+)?)$",
+        description="one, uniform, distinct, zipf:EXPONENT",
+    ),
+]
 ChunkSize = Literal[16, 32, 64, 128]
 T = TypeVar("T")
 Some = Annotated[tuple[T, ...], msgspec.Meta(min_length=1)]  # an empty list would plan nothing and call it a success
 
-__all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_overrides"]
+__all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_overrides", "read_toml"]
 
 CASE_AXES = tuple(Case.__struct_fields__)
 VARIANT_AXES = ("storage", "chunk_size")
-
-
-class ConfigError(ValueError):
-    """The configuration or a command-line override is wrong; the message names the place and the remedy."""
 
 
 class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -121,6 +123,8 @@ Figure = Literal[
     "instructions",
     "widest_load_bits",
     "widest_store_bits",
+    "num_warps",
+    "resident_warps",
 ]
 
 
@@ -156,7 +160,12 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     unstable_pct: Percent
     graph: Limits
     eager: Limits
-    work_tolerance_pct: dict[Figure, Annotated[float, msgspec.Meta(ge=0)]]
+    work_tolerance_pct: dict[Figure, Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]]
+
+    @property
+    def rules(self) -> Rules:
+        """What of this a verdict uses, as it is recorded."""
+        return msgspec.convert(msgspec.to_builtins(self), Rules)
 
     def limits(self, clock: ClockName) -> Limits:
         """The limits of a timed clock."""
@@ -216,17 +225,19 @@ def load(path: Path = DEFAULT_PATH) -> Config:
     return config
 
 
-def read_toml(path: Path, kind: type[T]) -> T:
-    """A TOML file as a value of `kind`, a struct. Raises ConfigError, naming the place and what is allowed there."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; expected TOML in UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    converted: T = _convert(raw, kind, str(path))
+def as_before(config: Config, text: str, source: str) -> Config:
+    """This configuration with the axes, profiles and rules of another version's bench.toml; what it has not, stays.
+
+    Raises ConfigError if the text is none, or names what this version of the suite does not know.
+    """
+    raw = parse_toml(text, source)
+    now = msgspec.to_builtins(config)
+    for table, kind in (("axes", Axes), ("gate", Gate)):
+        known = {name: value for name, value in raw.get(table, {}).items() if name in kind.__struct_fields__}
+        now[table] |= known
+    now["profiles"] = raw.get("profiles", now["profiles"])
+    converted: Config = convert(now, Config, source)
+    refuse_not_finite(raw, source)
     return converted
 
 
@@ -242,7 +253,7 @@ def parse_axis_overrides(texts: Iterable[str], source: str = "--axis") -> Axes:
             joined = ",".join([*values[name], listed])
             raise ConfigError(f"{source} {text}: {name} is given twice; expected its values joined: {name}={joined}")
         values[name] = [part.strip() for part in listed.split(",")] if listed else []
-    axes: Axes = _convert(values, Axes, source, strict=False)
+    axes: Axes = convert(values, Axes, source, strict=False)
     return axes
 
 
@@ -264,9 +275,10 @@ def make_plan(
     if profile is None:
         raise ConfigError(f"profile {profile_name!r} is unknown; expected one of {', '.join(sorted(config.profiles))}")
     base = (overrides or Axes()).over(profile.axes.over(config.axes))
-    names = _select_contenders(_variants(profile.contenders, base), contenders)
+    names = select_contenders(_variants(profile.contenders, base), contenders)
     grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
-    chosen = _select_cases(list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes))), cases)
+    known = list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes)))
+    chosen = list(filter(case_filter(known, cases), known))
     product = (
         PlannedPoint(case, name, clock)
         for case in chosen
@@ -312,7 +324,8 @@ def _option(axis: str, value: object) -> str:
     return f"chunk{value}" if axis == "chunk_size" else str(value)
 
 
-def _select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
+def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
+    """Those that fit a pattern; without patterns all. Raises ConfigError for a pattern that none fits."""
     if not patterns:
         return names
     for pattern in patterns:
@@ -321,17 +334,20 @@ def _select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _select_cases(cases: list[Case], selections: Sequence[str]) -> list[Case]:
-    if not selections:
-        return cases
-    chosen: set[Case] = set()
-    for selection in selections:
-        terms = [_term(selection, text, cases) for text in selection.split(",")]
-        fitting = [case for case in cases if all(getattr(case, name) == value for name, value in terms)]
-        if not fitting:
-            raise ConfigError(f"--case {selection}: no case of the profile has all of these values")
-        chosen.update(fitting)
-    return [case for case in cases if case in chosen]
+def case_filter(cases: Sequence[Case], selections: Sequence[str]) -> Callable[[Case], bool]:
+    """Whether a case has all terms of a selection; without selections every one does.
+
+    Raises ConfigError for a selection that none of `cases` fits.
+    """
+    wanted = [[_term(selection, text, cases) for text in selection.split(",")] for selection in selections]
+
+    def fits(case: Case, terms: Sequence[tuple[str, object]]) -> bool:
+        return all(getattr(case, name) == value for name, value in terms)
+
+    for selection, terms in zip(selections, wanted, strict=True):
+        if not any(fits(case, terms) for case in cases):
+            raise ConfigError(f"--case {selection}: no case has all of these values")
+    return lambda case: not wanted or any(fits(case, terms) for terms in wanted)
 
 
 def _term(selection: str, text: str, cases: Sequence[Case]) -> tuple[str, object]:
@@ -349,77 +365,5 @@ def _term(selection: str, text: str, cases: Sequence[Case]) -> tuple[str, object
         value = None
     if value not in values:
         listed = ", ".join(map(str, values))
-        raise ConfigError(f"--case {selection}: no case of the profile has {name}={written}; expected one of {listed}")
+        raise ConfigError(f"--case {selection}: no case has {name}={written}; expected one of {listed}")
     return name, value
-
-
-def _convert(raw: Mapping[str, Any], kind: Any, source: str, *, strict: bool = True) -> Any:
-    """msgspec conversion whose error says where and what is allowed there."""
-    try:
-        return msgspec.convert(raw, kind, strict=strict)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        where = re.search(r"at `(?:key in )?\$\.?(.*)`", message)
-        place, found = _locate(raw, kind, where.group(1) if where else "")
-        problem = message.split(" - at ")[0]
-        raise ConfigError(f"{source}: {place or 'top level'}: {problem}; {_allowed(found)}") from error
-
-
-def _locate(raw: Any, kind: Any, path: str) -> tuple[str, Any]:
-    """A path like `profiles[...].grids[0].rank[0]` with the key for each `[...]`, and what the schema expects there."""
-    place = ""
-    for step in re.findall(r"[A-Za-z_]\w*|\[[^\]]*\]", path):
-        kind = _bare(kind)
-        if step == "[...]":  # msgspec does not say which key; it is the first whose value does not fit
-            kind = get_args(kind)[-1]
-            key = next(key for key, value in raw.items() if not _fits(value, kind))
-            place, raw = f"{place}.{key}", raw[key]
-        elif step.startswith("["):
-            kind, place, raw = get_args(kind)[0], place + step, raw[int(step[1:-1])]
-        else:
-            kind, place, raw = get_type_hints(kind, include_extras=True)[step], f"{place}.{step}", raw[step]
-    return place.removeprefix("."), _strip_optional(kind)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        return False
-    return True
-
-
-def _allowed(kind: Any) -> str:
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return f"allowed keys: {', '.join(kind.__struct_fields__)}"
-    if get_origin(kind) is Literal:
-        return f"allowed: {', '.join(map(str, get_args(kind)))}"
-    if kind is Mix:
-        return "allowed: one, uniform, distinct, zipf:EXPONENT"
-    return f"allowed: {_spell(kind)}"
-
-
-def _bare(kind: Any) -> Any:
-    """The type without `| None` and without its bounds."""
-    kind = _strip_optional(kind)
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-def _strip_optional(kind: Any) -> Any:
-    parts = [part for part in get_args(kind) if part is not type(None)]
-    return parts[0] if type(None) in get_args(kind) else kind
-
-
-def _spell(kind: Any) -> str:
-    if get_origin(kind) is Annotated:
-        meta = get_args(kind)[1]
-        if meta.min_length:
-            return f"{_spell(get_args(kind)[0])}, at least {meta.min_length}"
-        signs = ((">=", meta.ge), (">", meta.gt), ("<=", meta.le))
-        bounds = [f"{sign} {bound:g}" for sign, bound in signs if bound is not None]
-        return f"{get_args(kind)[0].__name__} {' and '.join(bounds)}"
-    if get_origin(kind) is tuple:
-        return f"a list, each {_spell(get_args(kind)[0])}"
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    return getattr(kind, "__name__", str(kind))

@@ -161,14 +161,14 @@ def _work(bench: Bench, contender: Contender, point: Point) -> None:
     outputs: list[torch.Tensor] = []
     workload.restore()
     try:
-        counts = tracing.count(lambda: outputs.append(_poisoned(launch, 0)), contender.kernels())
+        counted = tracing.count(lambda: outputs.append(_poisoned(launch, 0)))
     except tracing.TooManyPrograms as reason:
         raise NotMeasured("skipped", str(reason)) from None
-    if counts.launches == 0:
-        raise NotMeasured("error", f"none of {contender.kernels()} was launched; expected the kernels the launch uses")
+    if not counted.launches:
+        raise NotMeasured("error", f"no Triton kernel was launched; expected {contender.kernels()}")
     point.check = _compare(contender, workload, outputs[:1])
     _describe(point, contender, workload, bench)
-    point.work = Work(counts)
+    point.work = Work(counted.counts, launches=counted.launches)
 
 
 def compile_point(bench: Bench, point: Point) -> None:
@@ -178,7 +178,9 @@ def compile_point(bench: Bench, point: Point) -> None:
     assert point.work is not None
     contender = contenders.build(point.contender, point.case.op)
     launch = contender.setup(bench.workload(point.case, 1), static=True)
-    point.work.compiled = compiled.compile_launch(lambda: launch(0))
+    found = compiled.compile_launch(lambda: launch(0))
+    point.work.launches = compiled.with_binaries(point.work.launches, found.launches)
+    point.work.compiled = found.kernels
 
 
 def index_sets(bench: Bench, case: Case) -> int:

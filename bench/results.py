@@ -5,6 +5,7 @@ History of the format (semver: a reader refuses another major and ignores keys a
 1.1.0  a case has an op and a hidden size, lookup and 0 where it says nothing; the check is the worst of all rounds
 1.2.0  code: bench_version is the instrument's number, where it was a hash of its sources; kernel_source_sha256 covers
        the tuned tables; suite_source_sha256 is new
+       counted work lists its kernel launches; a baseline has the rules that it was made under
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -23,6 +24,7 @@ import msgspec
 
 from bench.case import Case, ClockName
 from bench.instrument import version_of
+from bench.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
 SCHEMA_VERSION = "1.2.0"
@@ -131,12 +133,28 @@ class CompiledFigures(msgspec.Struct, frozen=True):
     instructions: int
 
 
+class WorkLaunch(msgspec.Struct, frozen=True):
+    """One launch of a Triton kernel.
+
+    kernel           the kernel function's name
+    programs         programs launched
+    active_programs  programs that executed at least one store with a live lane
+    compiled         position of the binary that a GPU would run in Work.compiled; None without compiled figures
+    """
+
+    kernel: str
+    programs: int
+    active_programs: int
+    compiled: int | None = None
+
+
 class Work(msgspec.Struct):
-    """The work clock's record: counts, and the compiled kernels or why there are none."""
+    """The work clock's record: counts, launches in order, and the compiled kernels or why there are none."""
 
     counts: WorkCounts
     compiled: list[CompiledFigures] = []
     compiled_reason: str | None = None
+    launches: list[WorkLaunch] = []  # since 1.2.0
 
 
 class Point(msgspec.Struct):
@@ -234,6 +252,7 @@ class Results(msgspec.Struct):
     env: Environment | None = None  # filled in by the first worker
     anchors: list[Anchor] = []
     points: list[Point] = []
+    rules: Rules | None = None  # of a baseline; without: bench.rules.UNRECORDED
 
 
 def encode(results: msgspec.Struct) -> bytes:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.results import CompiledFigures
+from msgspec.structs import replace
+
+from bench.results import CompiledFigures, WorkLaunch
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
@@ -21,8 +26,25 @@ _GLOBAL_STORES = ("STG",)
 _DEFAULT_BITS = 32  # an LDG or STG without a width moves one register
 
 
-def compile_launch(launch: Callable[[], object], capability: int = 90) -> list[CompiledFigures]:
-    """Run `launch` with kernels compiled instead of launched; figures of each distinct kernel, in launch order.
+@dataclass(frozen=True)
+class Launched:
+    """One launch as the compiler saw it: the kernel function's name, its programs, the position of its binary."""
+
+    kernel: str
+    programs: int
+    compiled: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The distinct binaries of a call, in the order of their first launch, and all its launches."""
+
+    kernels: list[CompiledFigures]
+    launches: list[Launched]
+
+
+def compile_launch(launch: Callable[[], object], capability: int = 90) -> Compiled:
+    """Run `launch` with kernels compiled instead of launched.
 
     The tensors that `launch` hands to kernels stay untouched; on the CPU they will do, for only dtypes and
     alignment shape a kernel. CUDA is neither needed nor initialised, and a real driver is active again
@@ -33,9 +55,28 @@ def compile_launch(launch: Callable[[], object], capability: int = 90) -> list[C
     knobs = importlib.import_module("triton.knobs")
     if knobs.runtime.interpret:
         raise RuntimeError("interpreted kernels are never compiled: unset TRITON_INTERPRET before triton is imported")
-    with _compile_only(capability) as kernels:
+    with _compile_only(capability) as asked:
         launch()
-    return [_figures(kernel) for kernel in kernels.values()]
+    kernels = {kernel.hash: kernel for kernel, _, _ in asked}
+    position = {key: index for index, key in enumerate(kernels)}
+    launches = [Launched(name, programs, position[kernel.hash]) for kernel, name, programs in asked]
+    return Compiled([_figures(kernel) for kernel in kernels.values()], launches)
+
+
+def with_binaries(counted: Sequence[WorkLaunch], compiled: Sequence[Launched]) -> list[WorkLaunch]:
+    """The counted launches, each with the position of the binary that a GPU would run.
+
+    Raises RuntimeError unless both are the same launches: then something was launched that the other did not see.
+    """
+    seen = [(item.kernel, item.programs) for item in counted]
+    made = [(item.kernel, item.programs) for item in compiled]
+    if seen != made:
+        raise RuntimeError(f"the interpreter counted the launches {_spelled(seen)}, a GPU would run {_spelled(made)}")
+    return [replace(launch, compiled=item.compiled) for launch, item in zip(counted, compiled, strict=True)]
+
+
+def _spelled(launches: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{kernel} of {programs} programs" for kernel, programs in launches) or "none"
 
 
 class _StandInDriver:
@@ -59,28 +100,43 @@ class _StandInDriver:
 
 
 @contextmanager
-def _compile_only(capability: int) -> Iterator[dict[str, Any]]:
-    """Within, jitted kernels compile for `capability` and do not run; yields the compiled ones by their hash."""
+def _compile_only(capability: int) -> Iterator[list[tuple[Any, str, int]]]:
+    """Within, jitted kernels compile for `capability` and do not run.
+
+    Yields the launches asked for: the compiled kernel, its function's name, the number of programs.
+    """
     active = importlib.import_module("triton.runtime.driver").driver
     jit_function = importlib.import_module("triton.runtime.jit").JITFunction
     stand_in, run, previous = _StandInDriver(capability), jit_function.run, dict(vars(active))
-    kernels: dict[str, Any] = {}
+    asked: list[tuple[Any, str, int]] = []
     used: list[Any] = []
 
     def compile_instead(self: Any, *args: Any, **kwargs: Any) -> Any:
         used.append(self)
         kernel = run(self, *args, **{**kwargs, "warmup": True})
-        return kernels.setdefault(kernel.hash, kernel)
+        asked.append((kernel, self.fn.__name__, _programs(self, args, kwargs)))
+        return kernel
 
     try:
         active.set_active(stand_in)
         jit_function.run = compile_instead
-        yield kernels
+        yield asked
     finally:
         jit_function.run = run
         vars(active).update(previous)  # not reset_active, which would create the real driver
         for function in used:
             function.device_caches.pop(stand_in, None)
+
+
+def _programs(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Of a launch. A grid may be a function of the kernel's arguments."""
+    grid = kwargs["grid"]
+    if callable(grid):
+        given = {name: value for name, value in kwargs.items() if name in function.arg_names}
+        bound = inspect.signature(function.fn).bind(*args, **given)
+        bound.apply_defaults()
+        grid = grid(dict(bound.arguments))
+    return prod(grid)
 
 
 def _figures(kernel: Any) -> CompiledFigures:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import bisect
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from math import prod
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import numpy as np
 
 from bench.clocks.interpreter import faithful
-from bench.results import WorkCounts
+from bench.results import WorkCounts, WorkLaunch
 
 SECTOR_BYTES = 32
 MAX_PROGRAMS = 8192  # of a launch: with large tiles a minute of the interpreter
@@ -32,23 +33,33 @@ class TooManyPrograms(Exception):
     """A launch that would take the interpreter too long; the message says how large it is."""
 
 
-def count(launch: Callable[[], object], kernels: Sequence[tuple[str, str]]) -> WorkCounts:
-    """Run `launch` once under the interpreter and count the work of the kernels named by (module, attribute).
+@dataclass(frozen=True)
+class Counted:
+    """What one call did: its figures, and its kernel launches in order."""
 
-    Only Triton kernels that `launch` looks up under these names are counted: a torch kernel, such as the
-    fill of torch.zeros, is not. Sectors are numbered from the start of the storage each address lies in,
-    as a GPU allocator would align it, so the counts do not depend on where the host put the tensors.
-    Tensors must be on the CPU. The memory needed is one byte per 32 bytes of tensor that is touched.
+    counts: WorkCounts
+    launches: list[WorkLaunch]
 
-    Raises RuntimeError if the interpreter or triton-viz is missing, if a kernel is not made by a bare
-    triton.jit, if a live lane leaves the storages of the kernels' tensor arguments, and for atomics, which
-    are neither loads nor stores; the interpreter may wrap the last two in its InterpreterError.
+
+def count(launch: Callable[[], object]) -> Counted:
+    """Run `launch` once under the interpreter and count the work of every Triton kernel that it launches.
+
+    All interpreted launches end in one place of the interpreter and are counted there, under whatever name a kernel
+    was imported. A torch kernel, such as the fill of torch.zeros, is not counted. Sectors are numbered from the start
+    of the storage each address lies in, as a GPU allocator would align it, so the counts do not depend on where the
+    host put the tensors. Tensors must be on the CPU. The memory needed is one byte per 32 bytes of tensor that is
+    touched.
+
+    Raises RuntimeError if the interpreter or triton-viz is missing, for a launch that is not interpreted (of a kernel
+    made before TRITON_INTERPRET was set, or compiled) or tries several configurations (an autotuned one), if a live
+    lane leaves the storages of the kernels' tensor arguments, and for atomics, which are neither loads nor stores; the
+    interpreter may wrap the last two in its InterpreterError.
     """
     triton_viz = _load_triton_viz()
     counter = _Counter()
-    with _traced(triton_viz, counter, kernels):
+    with _traced(triton_viz, counter):
         launch()
-    return counter.counts()
+    return Counted(counter.counts(), counter.launches())
 
 
 def _load_triton_viz() -> ModuleType:
@@ -66,9 +77,9 @@ def _load_triton_viz() -> ModuleType:
 
 
 @contextmanager
-def _traced(triton_viz: ModuleType, counter: _Counter, kernels: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Put a traced kernel in the place of each named one; on leaving, the modules hold the originals again."""
-    interpreted = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+def _traced(triton_viz: ModuleType, counter: _Counter) -> Iterator[None]:
+    """Within, every interpreted launch is told to `counter` and every other one refused."""
+    executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
     client = importlib.import_module("triton_viz.core.client")
     with ExitStack() as stack:
         stack.callback(triton_viz.clear)
@@ -79,14 +90,36 @@ def _traced(triton_viz: ModuleType, counter: _Counter, kernels: Sequence[tuple[s
         stack.enter_context(patch.dict(namespaces, wrapped))
         # triton-viz 3.0 never takes back its rewriting of loops, which breaks kernels interpreted later without it.
         stack.enter_context(_replaced(client, "patch_for_loop", lambda callbacks: None))
-        for module_name, attribute in dict.fromkeys(kernels):
-            module = importlib.import_module(module_name)
-            kernel = getattr(module, attribute)
-            if type(kernel) is not interpreted:
-                found = type(kernel).__name__
-                raise RuntimeError(f"{module_name}.{attribute} is a {found}, not a plain kernel; {_NEEDS_INTERPRETER}")
-            stack.enter_context(_replaced(module, attribute, triton_viz.trace(client=counter)(kernel)))
+
+        def counted(grid: Any, *arguments: Any, **options: Any) -> Any:
+            counter.begin(grid.fn.__name__)
+            manager = client.ClientManager([counter])
+            with manager.patch_run(grid.fn, backend="triton"):  # puts triton-viz's own call in the place of this one
+                return grid(*arguments, client_manager=manager, jit_fn=None, **options)
+
+        stack.enter_context(_replaced(executor, "__call__", counted))
+        for module, kind, what in _UNCOUNTED:
+            owner, refuse = getattr(importlib.import_module(module), kind), _uncounted(what)
+            value = property(refuse) if isinstance(vars(owner)["run"], property) else refuse
+            stack.enter_context(_replaced(owner, "run", value))
         yield
+
+
+# Ways to launch that the interpreter does not see, or not as a GPU does, and what one of them is.
+_UNCOUNTED = (
+    ("triton.runtime.jit", "JITFunction", "made before TRITON_INTERPRET was set"),
+    ("triton.compiler.compiler", "CompiledKernel", "a compiled one"),
+    ("triton.runtime.autotuner", "Autotuner", "an autotuned one"),
+)
+
+
+def _uncounted(what: str) -> Callable[..., NoReturn]:
+    def refuse(self: Any, *arguments: object, **options: object) -> NoReturn:
+        function = getattr(self, "base_fn", getattr(self, "fn", self))
+        name = getattr(function, "__name__", None) or getattr(self, "name", "?")
+        raise RuntimeError(f"the kernel {name} was launched and not counted: it is {what}; {_NEEDS_INTERPRETER}")
+
+    return refuse
 
 
 def _listened(operations: dict[str, type]) -> dict[str, type]:
@@ -96,7 +129,7 @@ def _listened(operations: dict[str, type]) -> dict[str, type]:
 
 @contextmanager
 def _replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
-    original = getattr(owner, attribute)
+    original = vars(owner)[attribute]
     setattr(owner, attribute, value)
     try:
         yield
@@ -137,6 +170,15 @@ class _Sectors:
         return sum(int(np.count_nonzero(flags & flag)) for flags in self._flags.values())
 
 
+@dataclass
+class _Launched:
+    """A launch while its programs run."""
+
+    kernel: str
+    programs: int = 0
+    active_programs: int = 0
+
+
 class _Counter:
     """A client of triton-viz: its interface is `triton_viz.core.client.Client`, registered as such when first used."""
 
@@ -144,7 +186,7 @@ class _Counter:
 
     def __init__(self) -> None:
         self._sectors = _Sectors()
-        self._launches = self._programs = self._active_programs = 0
+        self._launched: list[_Launched] = []
         self._load_bytes = self._store_bytes = 0
         self._busiest = (0, 0)
         self._loads = self._stores = 0  # of the program that is running
@@ -152,9 +194,9 @@ class _Counter:
 
     def counts(self) -> WorkCounts:
         return WorkCounts(
-            launches=self._launches,
-            programs=self._programs,
-            active_programs=self._active_programs,
+            launches=len(self._launched),
+            programs=sum(item.programs for item in self._launched),
+            active_programs=sum(item.active_programs for item in self._launched),
             busiest_loads=self._busiest[0],
             busiest_stores=self._busiest[1],
             load_bytes=self._load_bytes,
@@ -162,6 +204,13 @@ class _Counter:
             load_sectors=self._sectors.count(_LOAD),
             store_sectors=self._sectors.count(_STORE),
         )
+
+    def launches(self) -> list[WorkLaunch]:
+        return [WorkLaunch(item.kernel, item.programs, item.active_programs) for item in self._launched]
+
+    def begin(self, kernel: str) -> None:
+        """A launch of this kernel follows."""
+        self._launched.append(_Launched(kernel))
 
     def arg_callback(self, name: str, arg: Any, arg_cvt: Any) -> None:
         if isinstance(arg, tuple):
@@ -176,10 +225,9 @@ class _Counter:
             raise TooManyPrograms(
                 f"a launch of {prod(grid)} programs; the work clock interprets at most {MAX_PROGRAMS}"
             )
-        self._launches += 1
 
     def grid_idx_callback(self, grid_idx: tuple[int, ...]) -> None:
-        self._programs += 1
+        self._launched[-1].programs += 1
         self._loads = self._stores = 0
         self._stored = False
 
@@ -187,7 +235,7 @@ class _Counter:
         return True
 
     def post_run_callback(self, fn: Callable[..., object]) -> bool:
-        self._active_programs += self._stored
+        self._launched[-1].active_programs += self._stored
         operations = (self._loads, self._stores)
         self._busiest = max(self._busiest, operations, key=lambda pair: (sum(pair), pair))
         return True

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from math import log
+from dataclasses import dataclass, field
+from math import isfinite, log
 from statistics import median
+
+import msgspec
 
 from bench.case import Case, ClockName
 from bench.config import PlannedPoint
@@ -56,6 +58,31 @@ def _part(name: str, value: Scalar) -> Scalar:
     return value
 
 
+def counting_refusals(
+    before: Environment | None, after: Environment | None, pairs: Sequence[tuple[Point, Point]], *, counts_only: bool
+) -> list[str]:
+    """Why counted work cannot be compared. Counts are the same on every machine; binaries are of one Triton and GPU."""
+    if before is None or after is None:
+        return environment_refusals(before, after)
+    if counts_only:
+        return []
+    found = []
+    old, new = (side.identity.get("triton") for side in (before, after))
+    if old is None or new is None:
+        found.append(f"triton is unknown in the {'baseline' if old is None else 'result'}")
+    elif old != new:
+        found.append(f"Triton is {new}, the baseline's is {old}: no compiled figure can be compared, --counts-only can")
+    return found + [
+        f"compiled for capability {theirs}, the baseline for {mine}: no compiled figure can be compared"
+        for mine, theirs in dict.fromkeys((_capabilities(old), _capabilities(new)) for old, new in pairs)
+        if mine and theirs and mine != theirs
+    ]
+
+
+def _capabilities(point: Point) -> str:
+    return " and ".join(sorted({str(kernel.capability) for kernel in point.work.compiled})) if point.work else ""
+
+
 def instrument_refusals(before: Results, after: Results) -> list[str]:
     """Why figures taken by these versions of the suite cannot be compared."""
     found = []
@@ -80,17 +107,30 @@ class Match:
     both: list[tuple[Point, Point]]
     missing: list[Point]  # in the baseline alone
     new: list[Point]  # in the result alone
+    repeated: list[str] = field(default_factory=list)  # which points a file has more than once
 
 
 def match(before: Iterable[Point], after: Iterable[Point], wanted: Callable[[Point], bool]) -> Match:
     """Pair the wanted points of two files."""
-    old = {point.key: point for point in before if wanted(point)}
-    new = {point.key: point for point in after if wanted(point)}
+    old, twice = _by_key(before, "baseline", wanted)
+    new, again = _by_key(after, "result", wanted)
     return Match(
         both=[(point, new[key]) for key, point in old.items() if key in new],
         missing=[point for key, point in old.items() if key not in new],
         new=[point for key, point in new.items() if key not in old],
+        repeated=twice + again,
     )
+
+
+def _by_key(points: Iterable[Point], name: str, wanted: Callable[[Point], bool]) -> tuple[dict[Key, Point], list[str]]:
+    """The wanted points of a file, and which of them it has more than once."""
+    found: dict[Key, Point] = {}
+    repeated = []
+    for point in filter(wanted, points):
+        if point.key in found:
+            repeated.append(f"{point.contender}, {point.case.label} is more than once in the {name}")
+        found[point.key] = point
+    return found, repeated
 
 
 def planned(point: Point) -> PlannedPoint:
@@ -108,6 +148,25 @@ def point_refusal(before: Point, after: Point) -> str | None:
         if old != new:
             return f"measured differently: {name} {new}, baseline {old}"
     return None
+
+
+def unsound(point: Point) -> str | None:
+    """Why a point that says `ok` has no figures to go by: nothing proved its output right, or they are none."""
+    if point.check is None:
+        return "its output was not checked against the oracle"
+    if not point.check.passed:
+        return "its output failed the check against the oracle"
+    if point.clock == "work":
+        if point.work is None:
+            return "it has no counts"
+        counts = msgspec.structs.asdict(point.work.counts)
+        if negative := [name for name, value in counts.items() if value < 0]:
+            return f"{negative[0]} is {counts[negative[0]]}; expected a count"
+        return None if counts["launches"] else "it launched nothing"
+    for value in (block for item in point.rounds for block in item.blocks_us):
+        if not (isfinite(value) and value > 0):
+            return f"{value} us is no time; expected one above 0"
+    return "a round has no block" if any(not item.blocks_us for item in point.rounds) else None
 
 
 def throttled(points: Sequence[Point]) -> list[str]:

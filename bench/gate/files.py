@@ -12,6 +12,8 @@ from bench.gate.verdict import GateError
 from bench.results import Code, Results
 from bench.sources import OLD_FORMATS
 
+BASELINES = ROOT / "bench" / "baselines"
+
 
 def results_path(what: str) -> Path:
     """A new file below results/."""

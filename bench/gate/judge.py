@@ -10,9 +10,9 @@ from statistics import geometric_mean, median, stdev
 import msgspec
 import numpy as np
 
-from bench.case import ClockName
+from bench.case import Case, ClockName
 from bench.config import Gate, PlannedPoint
-from bench.estimate import log_sd, round_values
+from bench.estimate import round_values
 from bench.gate import comparable, statistics
 from bench.gate.comparable import Match, Shift
 from bench.gate.records import PairPoint, PairRun, observations
@@ -24,15 +24,19 @@ TIMED: tuple[ClockName, ...] = ("graph", "eager")
 Wanted = Callable[[Point | PlannedPoint], bool]
 
 
-def wanted(clocks: Sequence[str], patterns: Sequence[str], cases: Sequence[str] = ()) -> Wanted:
-    """Whether a point has one of these clocks, a contender of these patterns, and the terms of one of the cases."""
+def any_case(case: Case) -> bool:
+    """No case is left out."""
+    return True
+
+
+def wanted(clocks: Sequence[str], patterns: Sequence[str], in_cases: Callable[[Case], bool] = any_case) -> Wanted:
+    """Whether a point has one of these clocks, a contender of these patterns, and a case that is asked for."""
 
     def chosen(point: Point | PlannedPoint) -> bool:
-        terms = set(point.case.terms)
         return (
             point.clock in clocks
             and any(fnmatchcase(point.contender, pattern) for pattern in patterns)
-            and (not cases or any(set(case.split(",")) <= terms for case in cases))
+            and in_cases(point.case)
         )
 
     return chosen
@@ -52,6 +56,7 @@ def judge_pairs(run: PairRun) -> Report:
         selection=run.selection,
         started_utc=run.started_utc,
         duration_s=run.duration_s,
+        rules=run.gate.rules,
     )
     if not run.points:
         report.refusals.append("no point was measured")
@@ -189,7 +194,7 @@ def subject(code: Code, what: str) -> Subject:
 def refusals(before: Results, after: Results, gate: Gate, match: Match) -> list[str]:
     """Every reason for which nothing of the two files can be judged against each other."""
     found = comparable.environment_refusals(before.env, after.env)
-    found += comparable.instrument_refusals(before, after)
+    found += comparable.instrument_refusals(before, after) + match.repeated
     if not match.both:
         found.append("no point of the baseline was measured")
     found += _anchors_moved(before, after, gate, [old for old, _ in match.both])
@@ -223,6 +228,7 @@ def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fr
         selection=selection_options(before),
         started_utc=after.run.started_utc,
         duration_s=after.run.duration_s,
+        rules=gate.rules,
     )
     if fresh is not None:
         report.refusals += _anchors_moved(before, fresh, gate, fresh.points)
@@ -260,6 +266,9 @@ def unusable(old: Point, new: Point, gate: Gate) -> tuple[VerdictStatus, str] | 
         return "skipped", f"{old.status} in the baseline: {old.reason}"
     if new.status != "ok":
         return "error", f"{new.status}: {new.reason}"
+    for name, point in (("baseline", old), ("result", new)):
+        if reason := comparable.unsound(point):
+            return "error", f"the {name}'s point cannot be used: {reason}"
     if reason := comparable.point_refusal(old, new):
         return "error", reason
     for name, point in (("baseline", old), ("result", new)):
@@ -270,6 +279,10 @@ def unusable(old: Point, new: Point, gate: Gate) -> tuple[VerdictStatus, str] | 
     return None
 
 
+def _sound(point: Point) -> bool:
+    return point.status == "ok" and comparable.unsound(point) is None
+
+
 def _screened(old: Point, new: Point, shift: Shift, gate: Gate) -> bool:
     difference = float(np.mean(log_values(new)) - np.mean(log_values(old))) - shift.log_shift
     return abs(difference) > log_limit(gate.limits(old.clock).screen_pct)
@@ -278,7 +291,7 @@ def _screened(old: Point, new: Point, shift: Shift, gate: Gate) -> bool:
 def _baseline_of_clock(
     pairs: Sequence[tuple[Point, Point]], shift: Shift | None, gate: Gate, fresh: Results | None, again: Shift | None
 ) -> list[Verdict]:
-    renewed = {point.key: point for point in fresh.points if point.status == "ok"} if fresh else {}
+    renewed = {point.key: point for point in fresh.points if _sound(point)} if fresh else {}
     usable = [pair for pair in pairs if unusable(*pair, gate) is None] if shift else []
     flagged = [pair for pair in usable if shift and _screened(*pair, shift, gate)]
     shifts = dict.fromkeys(renewed, again.log_shift) if again else {}
@@ -347,42 +360,3 @@ def selection_options(results: Results) -> list[str]:
     """Options that plan this file's points again."""
     chosen = results.run.selection
     return ["-p", chosen.profile, *(part for axis in chosen.axes for part in ("-a", axis))]
-
-
-# --- fitness of a file as a baseline -------------------------------------------------------------------------------
-
-
-def baseline_faults(results: Results, gate: Gate) -> list[str]:
-    """Why a file of timed points makes no baseline: failed points, too few rounds, unstable points, throttling."""
-    faults = [f"{_name(point)} is {point.status}: {point.reason}" for point in results.points if point.status != "ok"]
-    timed = [point for point in results.points if point.status == "ok" and point.clock in TIMED]
-    for point in timed:
-        processes = {item.process for item in point.rounds}
-        if len(point.rounds) < gate.baseline_rounds or len(processes) < gate.baseline_processes:
-            faults.append(
-                f"{_name(point)} has {len(point.rounds)} rounds of {len(processes)} processes; "
-                f"expected {gate.baseline_rounds} of {gate.baseline_processes} or more"
-            )
-    faults += [instability(point, gate) for point in timed if is_unstable(point, gate)]
-    if reasons := comparable.throttled(timed):
-        faults.append(f"the GPU lowered its clock while it was measured: {', '.join(reasons)}")
-    return faults or ([] if results.points else ["it has no point"])
-
-
-def is_unstable(point: Point, gate: Gate) -> bool:
-    """Whether the processes of a timed point differ by more than a baseline allows."""
-    return _spread_pct(point) > gate.unstable_pct
-
-
-def instability(point: Point, gate: Gate) -> str:
-    """How much they differ, in words."""
-    limit = f"at most {gate.unstable_pct:g} % allowed"
-    return f"{_name(point)} is unstable: {_spread_pct(point):.1f} % between its processes, {limit}"
-
-
-def _spread_pct(point: Point) -> float:
-    return 100 * (log_sd([exp(value) for value in log_values(point)]) or 0.0)
-
-
-def _name(point: Point) -> str:
-    return f"{point.contender}, {point.clock}, {point.case.label}"

@@ -8,7 +8,6 @@ library has no switch for it.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,14 @@ import msgspec
 import typer
 
 from bench import config as configuration
+from bench import entry
 from bench.config import Config
 from bench.gate import records, session
+from bench.gate.choice import Choice
 from bench.gate.judge import judge_pairs
 from bench.gate.records import PairPoint, PairRun
 from bench.gate.session import Instrument
-from bench.gate.verbs import Choice
-from bench.gate.verdict import CannotJudge, Exit, Report
+from bench.gate.verdict import Report
 
 PLANTED_NODES = 100  # 3 % of them is a whole number of launches
 SAFETY = 1.2  # of the longest run so far must be left of the time
@@ -166,12 +166,8 @@ def repeat_of(file: str, run: PairRun, report: Report) -> Repeat:
 
 
 def main(arguments: list[str] | None = None, instrument: Instrument | None = None) -> None:
-    """Run the command line; what cannot be measured is one line and exit status 3."""
-    try:
-        app(args=arguments, obj=instrument)
-    except CannotJudge as reason:
-        sys.stderr.write(f"selftest: {reason}\n")
-        raise SystemExit(int(Exit.CANNOT_JUDGE)) from None
+    """Run the command line and end the process."""
+    entry.run(app, arguments, instrument, name="selftest")
 
 
 if __name__ == "__main__":

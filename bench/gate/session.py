@@ -18,10 +18,11 @@ from bench import sweep as loop
 from bench.config import Config, Measure, Plan, PlannedPoint
 from bench.environment import attached_profiler, collect_code, nvml_device
 from bench.gate import judge
+from bench.gate.keeping import config_at
 from bench.gate.pairs import OpenSide, PairEvent, Runner, WorkerSide, opened
 from bench.gate.protocol import Side
 from bench.gate.records import PairPoint, PairRun
-from bench.gate.trees import Tree, has_commit, trees
+from bench.gate.trees import Tree, commit_of, has_commit, trees
 from bench.gate.verdict import CannotJudge, Report, Use
 from bench.results import Results, Run, Schema, Selection
 
@@ -44,6 +45,8 @@ class Instrument:
     open_side: OpenSide = worker_on_gpu
     open_trees: OpenTrees = trees
     knows_commit: Callable[[str | None], bool] = has_commit
+    commit_of: Callable[[str], str] = commit_of
+    config_at: Callable[[str, Config], Config | None] = config_at
     layout_seed: Callable[[], int] = field(default=lambda: random.SystemRandom().randrange(1, LAYOUT_SEEDS))
 
     def require_gpu(self) -> None:

@@ -54,7 +54,7 @@ def trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
             for side, rev in (("a", before), ("b", after)):
                 root = ROOT
                 if rev is not None:
-                    rev = git.commit_of(rev, ROOT)
+                    rev = commit_of(rev)
                     root = stack.enter_context(_checked_out(rev, folder / f"worktree-{side}"))
                 sides.append(_tree(folder / side, root, rev))
             yield sides[0], sides[1]
@@ -93,6 +93,11 @@ def link(folder: Path, root: Path, label: str) -> str:
     return hash_library(root)
 
 
+def commit_of(name: str) -> str:
+    """The full hash of a revision of this checkout's repository. Raises GitError."""
+    return git.commit_of(name, ROOT)
+
+
 def has_commit(sha: str | None) -> bool:
     """Whether this checkout's repository can bring the commit back."""
     return git.has_commit(sha, ROOT)
@@ -104,6 +109,6 @@ def hashes_at(sha: str | None, version: str) -> SourceHashes | None:
         return None
     with (
         tempfile.TemporaryDirectory(prefix="bench-sources-") as folder,
-        _checked_out(git.commit_of(sha, ROOT), Path(folder) / "worktree") as root,
+        _checked_out(commit_of(sha), Path(folder) / "worktree") as root,
     ):
         return source_hashes(root, version)

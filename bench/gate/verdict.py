@@ -10,10 +10,12 @@ import msgspec
 
 from bench.case import Case, ClockName
 from bench.results import Scalar
+from bench.rules import Rules
 
 VerdictStatus = Literal["pass", "slow", "fast", "inconclusive", "skipped", "error"]
 Use = Literal["baseline", "against", "self-check", "work"]
-REPORT_NAME, REPORT_VERSION = "csgmv-bench-gate", "1.0.0"
+REPORT_NAME = "csgmv-bench-gate"
+REPORT_VERSION = "1.1.0"  # 1.1.0: rules, changed_rules, rules_allowed
 
 
 class Exit(IntEnum):
@@ -26,7 +28,7 @@ class Exit(IntEnum):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A counted figure that differs; of load and store widths less is worse, of everything else more."""
+    """A counted figure that differs; of widths and resident warps less is worse, of everything else more."""
 
     figure: str
     before: int
@@ -75,7 +77,11 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """A gate run's outcome. `refusals` are reasons for which nothing of it can be trusted."""
+    """A gate run's outcome. `refusals` are reasons for which nothing of it can be trusted.
+
+    `rules` are those that it judged by; `changed_rules` says in what they let more pass than the rules of what it
+    judged against, which `rules_allowed` accepts.
+    """
 
     use: Use
     before: Subject
@@ -87,13 +93,19 @@ class Report(msgspec.Struct):
     selection: list[str] = []  # options that choose the points again, for the reproducing command
     started_utc: str = ""
     duration_s: float = 0.0
+    rules: Rules | None = None
+    changed_rules: list[str] = []
+    rules_allowed: bool = False
     name: str = REPORT_NAME
     version: str = REPORT_VERSION
 
     @property
     def exit_code(self) -> Exit:
-        """1 if a regression is certain, else 3 if anything could not be judged, else 0. Nothing judged is 3."""
-        if self.refusals:
+        """1 if a regression is certain, else 3 if anything could not be judged, else 0. Nothing judged is 3.
+
+        Refused, or by looser rules that nobody allowed: 3, whatever was found.
+        """
+        if self.refusals or (self.changed_rules and not self.rules_allowed):
             return Exit.CANNOT_JUDGE
         if any(verdict.status == "slow" and verdict.confirmed for verdict in self.verdicts):
             return Exit.REGRESSION

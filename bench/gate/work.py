@@ -11,13 +11,14 @@ from bench.config import Figure, Gate
 from bench.gate import comparable
 from bench.gate.comparable import Match
 from bench.gate.judge import selection_options, subject
+from bench.gate.occupancy import least_resident_warps
 from bench.gate.verdict import Change, Report, Verdict, VerdictStatus
 from bench.results import CompiledFigures, Point, Results, Work, WorkCounts
 
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 COUNTED = WorkCounts.__struct_fields__
-MORE_IS_BETTER = ("widest_load_bits", "widest_store_bits")
-COUNTS_ONLY = "compiled figures not compared (--counts-only): registers, spills, widths and instructions are unjudged"
+MORE_IS_BETTER = ("widest_load_bits", "widest_store_bits", "resident_warps")
+COUNTS_ONLY = "compiled figures not compared (--counts-only): registers, spills, widths, warps and others are unjudged"
 
 
 def judge_work(before: Results, after: Results, gate: Gate, match: Match, *, counts_only: bool, renew: str) -> Report:
@@ -29,10 +30,11 @@ def judge_work(before: Results, after: Results, gate: Gate, match: Match, *, cou
         identity=after.env.identity if after.env else {},
         verdicts=[],
         refusals=[f"{reason}; if that is meant: {renew}" for reason in _refusals(before, after, match, counts_only)],
-        notes=[COUNTS_ONLY] if counts_only else [],
+        notes=[COUNTS_ONLY] if counts_only else _not_compared(match, counts_only),
         selection=selection_options(after),
         started_utc=after.run.started_utc,
         duration_s=after.run.duration_s,
+        rules=gate.rules,
     )
     for point in match.missing:
         report.verdicts.append(_verdict(point, "error", f"in the baseline, but not counted; if that is meant: {renew}"))
@@ -44,39 +46,64 @@ def judge_work(before: Results, after: Results, gate: Gate, match: Match, *, cou
 
 
 def _refusals(before: Results, after: Results, match: Match, counts_only: bool) -> list[str]:
-    found = comparable.instrument_refusals(before, after)
+    found = comparable.instrument_refusals(before, after) + match.repeated
     if not match.both:
         found.append("no point of the baseline was counted")
-    old, new = (side.env.identity.get("triton") if side.env else None for side in (before, after))
-    if old != new and not counts_only:
-        found.append(f"Triton is {new}, the baseline's is {old}: no compiled figure can be compared, --counts-only can")
-    return found
+    return found + comparable.counting_refusals(before.env, after.env, match.both, counts_only=counts_only)
 
 
 def _judge_point(old: Point, new: Point, gate: Gate, counts_only: bool) -> Verdict:
-    if old.work is None or old.status != "ok":
+    if old.status != "ok":
         return _verdict(old, "skipped", f"{old.status} in the baseline: {old.reason}")
-    if new.work is None or new.status != "ok":
+    if new.status != "ok":
         return _verdict(old, "error", f"{new.status}: {new.reason}")
+    for name, point in (("baseline", old), ("result", new)):
+        if reason := comparable.unsound(point):
+            return _verdict(old, "error", f"the {name}'s point cannot be used: {reason}")
+    assert old.work and new.work  # else unsound
     for name, work in (("baseline", old.work), ("result", new.work)):
         if not work.compiled and not counts_only:
             return _verdict(old, "error", f"the {name} has no compiled figures: {work.compiled_reason}")
-    changes = compare_work(figures(old.work, counts_only), figures(new.work, counts_only))
+    before, after = figures(old.work, counts_only), figures(new.work, counts_only)
+    if gone := before.keys() - after.keys():
+        return _verdict(old, "error", f"the baseline has {', '.join(sorted(gone))}, the result does not")
+    return _compared(old, compare_work(before, after), gate)
+
+
+def _compared(point: Point, changes: list[Change], gate: Gate) -> Verdict:
     worse = [change for change in changes if change.worse and not _tolerated(change, gate.work_tolerance_pct)]
+    better = [change for change in changes if not change.worse]
     if worse:
         status: VerdictStatus = "slow"
-        reason = "more work: " + ", ".join(change.figure for change in worse)
-    elif any(not change.worse for change in changes):
-        status, reason = "fast", "less work: " + ", ".join(item.figure for item in changes if not item.worse)
+        reason = "worse: " + ", ".join(change.figure for change in worse)
+    elif better:
+        status, reason = "fast", "better: " + ", ".join(change.figure for change in better)
     else:
         status, reason = "pass", "within its tolerance" if changes else "identical"
-    return msgspec.structs.replace(_verdict(old, status, reason), confirmed=status != "pass", changes=changes)
+    return msgspec.structs.replace(_verdict(point, status, reason), confirmed=status != "pass", changes=changes)
+
+
+def _not_compared(match: Match, counts_only: bool) -> list[str]:
+    """Figures that the baseline is too old to have."""
+    missing = {
+        name
+        for old, new in match.both
+        if old.work and new.work and old.work.compiled and new.work.compiled
+        for name in figures(new.work, counts_only).keys() - figures(old.work, counts_only).keys()
+    }
+    return [f"not in the baseline, so not compared: {', '.join(sorted(missing))}"] if missing else []
 
 
 def figures(work: Work, counts_only: bool) -> dict[str, int]:
-    """All figures of a point, those of several kernels as one: the worst, except instructions, which add up."""
+    """All figures of a point, those of several kernels as one: the worst, except instructions, which add up.
+
+    resident_warps, of the launch that fills the GPU least, is absent where a record lists no launches.
+    """
     found = {name: int(getattr(work.counts, name)) for name in COUNTED}
-    return found if counts_only else found | _compiled(work.compiled)
+    if counts_only:
+        return found
+    resident = least_resident_warps(work)
+    return found | _compiled(work.compiled) | ({} if resident is None else {"resident_warps": resident})
 
 
 def _compiled(kernels: Sequence[CompiledFigures]) -> dict[str, int]:
@@ -89,6 +116,7 @@ def _compiled(kernels: Sequence[CompiledFigures]) -> dict[str, int]:
         "instructions": sum(kernel.instructions for kernel in kernels),
         "widest_load_bits": min(loads),
         "widest_store_bits": min(stores),
+        "num_warps": max(kernel.num_warps for kernel in kernels),
     }
 
 

@@ -19,8 +19,8 @@ from bench.config import Config, ConfigError, Plan
 from bench.environment import ROOT, attached_profiler, nvml_device
 from bench.gate import files, judge, session
 from bench.gate import records as pair_store
+from bench.gate.options import AxisOption, CaseOption, ConfigOption, ContenderOption
 from bench.gate.session import LAYOUT_SEEDS, Instrument
-from bench.gate.verbs import AxisOption, CaseOption, ConfigOption, ContenderOption
 from bench.gate.verdict import Exit, GateError
 from bench.history import records
 from bench.history.changes import changes
@@ -218,7 +218,8 @@ def view(
         raise ResultsError(
             f"{folder}: has none of the commits {commits}; measure them with: python -m bench history run"
         )
-    wanted = judge.wanted([clock], contenders or ["*"], cases)
+    in_cases = configuration.case_filter([point.case for entry in entries for point in entry.results.points], cases)
+    wanted = judge.wanted([clock], contenders or ["*"], in_cases)
     found = eras(entries, order, wanted, [clock])
     if not found:
         raise ResultsError(f"{folder}: no point of these commits has this contender and case; expected others")

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import msgspec
 
 from bench.case import point_name
+from bench.gate.folding import times
 from bench.gate.verdict import Exit, Report, Verdict
 
 # GitHub rejects a step summary above 1 MiB whole; the rest of a job's step may have written to the same file.
@@ -34,13 +35,13 @@ def name_of(item: Verdict) -> str:
     return point_name(item.case, item.contender, item.clock)
 
 
-def markdown(report: Report, summary: str, commands: Sequence[str]) -> str:
+def markdown(report: Report, summary: str, commands: Sequence[str], grouped: Sequence[tuple[Verdict, int]]) -> str:
     """For a step summary or a comment: cut at the end, with a note, where it would be too long."""
     head = [f"**{_cell(summary)}**", ""]
     head += [f"- refused: {_cell(reason)}" for reason in report.refusals]
     head += [f"- {_cell(note)}" for note in report.notes]
     head += ["", "| verdict | point | change | 95 % | reason |", "| --- | --- | ---: | ---: | --- |"]
-    rows = [_row(item) for item in report.verdicts]
+    rows = [_row(item, more) for item, more in grouped]
     tail = ["", "To see a flagged point again:", "", "```sh", *commands, "```"] if commands else []
     return _within("\n".join(head) + "\n", rows, "\n".join(tail) + "\n" if tail else "")
 
@@ -60,11 +61,11 @@ def _within(head: str, rows: Sequence[str], tail: str) -> str:
     return text + (note.format(left) if left else "") + tail
 
 
-def _row(item: Verdict) -> str:
+def _row(item: Verdict, more: int) -> str:
     changes = ", ".join(f"{change.figure} {change.before} → {change.after}" for change in item.changes)
     change = _percent(item.ratio) if item.ratio is not None else _cell(changes)
     ends = "" if item.low is None else f"{_percent(item.low)} to {_percent(item.high)}"
-    return f"| {item.status} | {_cell(name_of(item))} | {change} | {ends} | {_cell(item.reason)} |"
+    return f"| {times(item.status, more)} | {_cell(name_of(item))} | {change} | {ends} | {_cell(item.reason)} |"
 
 
 def _percent(ratio: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.gate import keeping
 from bench.gate.compare import Comparison, Row
+from bench.gate.folding import times
 from bench.gate.pairs import PairEvent, StageStarted
 from bench.gate.verdict import Change, Exit, GateError, Report, Verdict
 from bench.report import exports
@@ -88,8 +91,9 @@ def table_text(report: Report) -> str:
 
 
 def _parts(report: Report) -> list[RenderableType]:
-    parts: list[RenderableType] = []
-    rows = _rows(report)
+    said = keeping.said(report)
+    parts: list[RenderableType] = [Text(said, style="bold red")] if said else []
+    rows = grouped(_rows(report))
     if rows:
         parts += [_work_table(report, rows) if report.use == "work" else _timed_table(report, rows), Text()]
     parts += [Text(f"note: {note}") for note in report.notes]
@@ -97,6 +101,17 @@ def _parts(report: Report) -> list[RenderableType]:
     parts += [Text(f"again: {command}") for command in commands(report)]
     parts.append(Text(summary(report), style="bold"))
     return parts
+
+
+def grouped(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, int]]:
+    """Verdicts in their order; those without figures that say the same are one, with how many more there are."""
+    found: dict[object, tuple[Verdict, int]] = {}
+    for item in verdicts:
+        plain = item.ratio is None and not item.changes and item.status != "pass"
+        key: object = (item.status, item.reason) if plain else id(item)
+        first, more = found.get(key, (item, -1))
+        found[key] = first, more + 1
+    return list(found.values())
 
 
 def _rows(report: Report) -> list[Verdict]:
@@ -107,7 +122,7 @@ def _rows(report: Report) -> list[Verdict]:
     return [item for item in report.verdicts if item not in quiet] + quiet[:QUIET_ROWS]
 
 
-def _timed_table(report: Report, rows: Sequence[Verdict]) -> Table:
+def _timed_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Table:
     table = Table(title=f"{report.after.label} against {report.before.label}", title_justify="left", pad_edge=False)
     for name in ("verdict", "case", "contender", "clock"):
         table.add_column(name, no_wrap=True)
@@ -115,9 +130,9 @@ def _timed_table(report: Report, rows: Sequence[Verdict]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason")
     cases = {item.case for item in report.verdicts}
-    for item in rows:
+    for item, more in rows:
         table.add_row(
-            Text(item.status, style=STYLES.get(item.status, "")),
+            Text(times(item.status, more), style=STYLES.get(item.status, "")),
             f"{case_label(item.case, cases)} {item.case.cache}",
             short_name(item.contender),
             item.clock,
@@ -132,18 +147,20 @@ def _timed_table(report: Report, rows: Sequence[Verdict]) -> Table:
     return table
 
 
-def _work_table(report: Report, rows: Sequence[Verdict]) -> Table:
+def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Table:
     cases = {item.case for item in report.verdicts}
     table = Table(title="counted work: not times", title_justify="left", pad_edge=False)
     for name in ("verdict", "case", "contender"):
         table.add_column(name, no_wrap=True)
     table.add_column("changed figures")
     table.add_column("reason")
-    for item in rows:
+    for item, more in rows:
         shown = ", ".join(change_text(change) for change in item.changes)
         style = STYLES.get(item.status, "")
         label = case_label(item.case, cases)
-        table.add_row(Text(item.status, style=style), label, short_name(item.contender), shown, item.reason)
+        table.add_row(
+            Text(times(item.status, more), style=style), label, short_name(item.contender), shown, item.reason
+        )
     return table
 
 
@@ -172,15 +189,16 @@ def summary(report: Report) -> str:
         tail += f"; every slowdown from {percent(max(blind))} on would be seen, from {percent(min(blind))} at best"
     noisy = sum("too noisy" in item.reason for item in report.verdicts if item.status == "pass")
     tail += f"; {noisy} too noisy to see the target" if noisy else ""
-    reason = f": {report.refusals[0]}" if report.refusals else ""
+    allowed = keeping.said(report) if report.rules_allowed else ""
+    reason = f": {report.refusals[0]}" if report.refusals else f": {allowed}" if allowed else ""
     points = len(report.verdicts)
     spent = f"; {report.duration_s:.0f} s, {report.duration_s / points:.2f} s a point" if points else ""
     return f"gate {report.use}: {MEANING[report.exit_code]}{reason} ({counts}{tail}{spent})"
 
 
 def commands(report: Report) -> list[str]:
-    """For each flagged point a command that shows it again."""
-    return [reproduce(report, item) for item in report.verdicts if item.blocks]
+    """For each flagged point a command that shows it again; one for all that say the same."""
+    return [reproduce(report, item) for item, _ in grouped(report.verdicts) if item.blocks]
 
 
 def reproduce(report: Report, item: Verdict) -> str:
@@ -199,7 +217,7 @@ def reproduce(report: Report, item: Verdict) -> str:
 
 FORMATS: dict[str, Callable[[Report], str]] = {
     "table": table_text,
-    "markdown": lambda report: exports.markdown(report, summary(report), commands(report)),
+    "markdown": lambda report: exports.markdown(report, summary(report), commands(report), grouped(report.verdicts)),
     "json": exports.plain_json,
     "junit": lambda report: exports.junit(report, lambda item: reproduce(report, item)),
     "bencher": exports.bencher,
@@ -251,6 +269,7 @@ def follow_pairs(events: Iterable[PairEvent]) -> None:
     out = progress_console()
     done = total = 0
     said = time.monotonic()
+    failures: Counter[str] = Counter()
     for event in events:
         if isinstance(event, StageStarted):
             done, total = 0, event.points * event.processes
@@ -259,10 +278,16 @@ def follow_pairs(events: Iterable[PairEvent]) -> None:
             continue
         done += 1
         if event.point.status not in ("ok", "skipped"):
-            out.print(f"{event.point.status} on side {event.point.side}: {event.point.contender}, {event.point.reason}")
+            message = f"{event.point.status} on side {event.point.side}: {event.point.contender}, {event.point.reason}"
+            failures[message] += 1
+            if failures[message] == 1:
+                out.print(message)
         if time.monotonic() - said >= SAY_EVERY_S or done == total:
             out.print(f"{event.stage}: {done}/{total}")
             said = time.monotonic()
+    for message, count in failures.items():
+        if count > 1:
+            out.print(f"{count} times: {message}")
 
 
 def show_repeat(repeat: Repeat, report: Report) -> None:

@@ -211,11 +211,11 @@ def test_cases_are_selected_by_value_not_by_its_spelling(selection: str, found: 
         ("rank=16,foo=1", "'foo=1' is no term"),
         ("rank", "expected NAME=VALUE[,NAME=VALUE...]"),
         ("rank=16,64", "'64' is no term; expected NAME=VALUE"),
-        ("rank=17", "no case of the profile has rank=17; expected one of 16, 64, 256"),
-        ("rank=x", "no case of the profile has rank=x; expected one of 16, 64, 256"),
+        ("rank=17", "no case has rank=17; expected one of 16, 64, 256"),
+        ("rank=x", "no case has rank=x; expected one of 16, 64, 256"),
         ("skew=0.1", "expected one of 0.0, 1.5"),
         ("phase=fill", "expected one of decode, mixed, prefill"),
-        ("batch_size=1,cache=cold", "no case of the profile has all of these values"),
+        ("batch_size=1,cache=cold", "no case has all of these values"),
     ],
 )
 @pytest.mark.parametrize("others", [[], ["rank=16"]])

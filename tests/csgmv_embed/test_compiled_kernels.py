@@ -44,7 +44,7 @@ def work() -> None:
         extra = torch.zeros(2, 4, rank, dtype=torch.bfloat16) if options.get("extra") else None
 
         launch = partial(embedding_lora_a, ids, table, batch, 64, extra, pdl=options.get("pdl", False))
-        figures[name] = {str(capability): compile_launch(launch, capability) for capability in CAPABILITIES}
+        figures[name] = {str(capability): compile_launch(launch, capability).kernels for capability in CAPABILITIES}
         figures[name]["shifts"] = packed_shifts.distances(launch)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 

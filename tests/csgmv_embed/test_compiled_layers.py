@@ -58,7 +58,7 @@ def work() -> None:
     figures: dict[str, dict[str, Any]] = {}
     for name, (call, _) in KERNELS.items():
         launch = partial(run, *call)
-        figures[name] = {str(capability): compile_launch(launch, capability) for capability in CAPABILITIES}
+        figures[name] = {str(capability): compile_launch(launch, capability).kernels for capability in CAPABILITIES}
         figures[name]["shifts"] = packed_shifts.distances(launch)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 

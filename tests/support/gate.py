@@ -201,6 +201,8 @@ class FakeGpu:
             open_side=self.open_side,
             open_trees=fake_trees,
             knows_commit=lambda sha: False,
+            commit_of=lambda rev: rev,
+            config_at=lambda sha, config: config,
             layout_seed=lambda: 7,
         )
         for name, value in changes.items():

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from bench.clocks import compiled
+from bench.results import WorkLaunch
 
 ROOT = Path(__file__).parents[3]
 RANK = 64
@@ -59,7 +60,7 @@ def launch_rows() -> None:
 
 
 def launch_columns() -> None:
-    gather_columns[(4,)](IDS, TABLE, OUT, RANK, RANK)
+    gather_columns[lambda arguments: (arguments["R"] // 32, 3)](IDS, TABLE, OUT, RANK, R=RANK)
 
 
 def launch_spill() -> None:
@@ -104,9 +105,11 @@ def left_behind() -> dict[str, bool]:
 
 def work() -> None:
     launches: list[Callable[[], None]] = [launch_rows, launch_columns, launch_spill, launch_roomy, launch_all]
-    results: dict[str, Any] = {launch.__name__: compiled.compile_launch(launch) for launch in launches}
-    results["ampere"] = compiled.compile_launch(launch_rows, capability=80)
-    results["nothing"] = compiled.compile_launch(lambda: torch.zeros(8))
+    found = {launch.__name__: compiled.compile_launch(launch) for launch in launches}
+    found["ampere"] = compiled.compile_launch(launch_rows, capability=80)
+    found["nothing"] = compiled.compile_launch(lambda: torch.zeros(8))
+    results: dict[str, Any] = {name: each.kernels for name, each in found.items()}
+    results["launches"] = {name: each.launches for name, each in found.items()}
     results["left_behind"] = left_behind()
     sys.stdout.buffer.write(msgspec.json.encode(results))
 
@@ -157,6 +160,33 @@ def test_shared_memory_of_a_reduction_across_warps(results: dict[str, Any]) -> N
 
 def test_distinct_kernels_in_launch_order(results: dict[str, Any]) -> None:
     assert results["launch_all"] == [*results["launch_columns"], *results["launch_rows"]]
+
+
+def test_launches_name_their_binary_and_their_programs(results: dict[str, Any]) -> None:
+    columns = {"kernel": "gather_columns", "programs": 2 * 3, "compiled": 0}  # of a grid that is a function
+    rows = {"kernel": "gather_rows", "programs": 4, "compiled": 1}
+    assert results["launches"]["launch_all"] == [columns, rows, columns]
+    assert results["launches"]["nothing"] == []
+
+
+def test_counted_launches_get_their_binaries() -> None:
+    counted = [WorkLaunch("shrink", 4, 2), WorkLaunch("expand", 8, 8)]
+    seen = [compiled.Launched("shrink", 4, 0), compiled.Launched("expand", 8, 1)]
+    assert [launch.compiled for launch in compiled.with_binaries(counted, seen)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [],
+        [compiled.Launched("shrink", 4, 0)] * 2,
+        [compiled.Launched("shrink", 5, 0)],
+        [compiled.Launched("expand", 4, 0)],
+    ],
+)
+def test_launches_that_only_one_side_sees_are_an_error(seen: list[compiled.Launched]) -> None:
+    with pytest.raises(RuntimeError, match="counted the launches shrink of 4 programs, a GPU would run"):
+        compiled.with_binaries([WorkLaunch("shrink", 4, 2)], seen)
 
 
 def test_capability_is_the_callers(results: dict[str, Any]) -> None:

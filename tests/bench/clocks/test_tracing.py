@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 from bench.clocks import tracing
 
@@ -57,7 +59,11 @@ def store_far(out):
     tl.store(out + (1 << 40), 1)
 
 
-KERNELS = [("__main__", name) for name in ("gather", "copy_ragged", "add_atomically", "store_far")]
+KERNELS = ("gather", "copy_ragged", "add_atomically", "store_far")
+copy_under_another_name, run_kept_for_later = copy_ragged, copy_ragged.run
+copy_with_a_heuristic = triton.heuristics({})(copy_ragged)
+copy_autotuned = triton.autotune([triton.Config({}, num_warps=warps) for warps in (1, 2)], key=[])(copy_ragged)
+copy_made_before = JITFunction(copy_ragged.fn)  # as if decorated before TRITON_INTERPRET was set
 
 
 def misaligned(values: torch.Tensor, remainder: int = 8) -> torch.Tensor:
@@ -94,14 +100,31 @@ def gather_launch(
     return launch
 
 
-def ragged_launch() -> object:
+def ragged_launch(start: Callable[..., object] = copy_ragged.run) -> object:
     starts = torch.tensor([0, *np.cumsum(LENGTHS)])
     source = torch.arange(sum(LENGTHS), dtype=torch.float32)
     out = torch.zeros_like(source)
-    copy_ragged[(len(LENGTHS),)](starts, source, out)
+    start(starts, source, out, grid=(len(LENGTHS),), warmup=False)
     assert torch.equal(out, source)
     return out
 
+
+def rows_then_ragged() -> None:
+    gather_launch()()
+    ragged_launch()
+
+
+# Ways to launch copy_ragged: every one is counted or refused.
+COUNTED_WAYS: dict[str, Callable[..., object]] = {
+    "another_name": copy_under_another_name.run,
+    "run_kept": run_kept_for_later,
+    "heuristic": copy_with_a_heuristic.run,
+    "other_object": triton.jit(copy_ragged.fn).run,
+}
+REFUSED_WAYS: dict[str, Callable[..., object]] = {
+    "autotuned": lambda *arguments, **options: copy_autotuned.run(*arguments, **options),
+    "made_before": lambda *arguments, **options: copy_made_before.run(*arguments, **options),
+}
 
 SCENARIOS: dict[str, Callable[[], object]] = {
     "rows": gather_launch(),
@@ -113,20 +136,27 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "torch_only": lambda: torch.zeros(1000),
     "atomic": lambda: add_atomically[(1,)](torch.zeros(1)),
     "far": lambda: store_far[(1,)](torch.zeros(1)),
+    "both": rows_then_ragged,
 }
+SCENARIOS |= {name: partial(ragged_launch, way) for name, way in (COUNTED_WAYS | REFUSED_WAYS).items()}
 
 
 def attempt(launch: Callable[[], object]) -> Any:
     try:
-        return tracing.count(launch, KERNELS)
+        return tracing.count(launch)
     except RuntimeError as error:
         return str(error)
 
 
 def left_behind(originals: dict[str, object]) -> dict[str, bool]:
+    from triton.compiler.compiler import CompiledKernel
+    from triton.runtime.autotuner import Autotuner
     from triton.runtime.interpreter import ASTTransformer, GridExecutor
 
+    ways = {kind.__name__: vars(kind)["run"] for kind in (JITFunction, Autotuner)}
     return {
+        "ways": any(way.__name__ != "run" or way.__qualname__ != f"{kind}.run" for kind, way in ways.items())
+        or vars(CompiledKernel)["run"].fget.__qualname__ != "CompiledKernel.run",
         "kernels": any(globals()[name] is not kernel for name, kernel in originals.items()),
         "records": bool(sys.modules["triton_viz.core.trace"].launches),
         "loop_rewriting": "visit_For" in vars(ASTTransformer),
@@ -135,8 +165,10 @@ def left_behind(originals: dict[str, object]) -> dict[str, bool]:
 
 
 def work() -> None:
-    originals = {name: globals()[name] for _, name in KERNELS}
-    results = {name: attempt(launch) for name, launch in SCENARIOS.items()}
+    originals = {name: globals()[name] for name in KERNELS}
+    attempts = {name: attempt(launch) for name, launch in SCENARIOS.items()}
+    results = {name: getattr(found, "counts", found) for name, found in attempts.items()}
+    results["launches"] = {name: getattr(found, "launches", None) for name, found in attempts.items()}
     results["left_behind"] = left_behind(originals)
     sys.stdout.buffer.write(msgspec.json.encode(results))
 
@@ -208,6 +240,23 @@ def test_torch_kernels_are_not_counted(results: dict[str, Any]) -> None:
     assert set(results["torch_only"].values()) == {0}
 
 
+@pytest.mark.parametrize("way", sorted(COUNTED_WAYS))
+def test_a_kernel_is_counted_by_whatever_name_it_is_held(results: dict[str, Any], way: str) -> None:
+    assert results[way] == results["ragged"]
+
+
+@pytest.mark.parametrize("way", sorted(REFUSED_WAYS))
+def test_a_launch_that_the_interpreter_does_not_see_is_an_error(results: dict[str, Any], way: str) -> None:
+    assert "the kernel copy_ragged was launched and not counted" in results[way]
+
+
+def test_launches_are_listed_in_order_with_their_programs(results: dict[str, Any]) -> None:
+    rows = {"kernel": "gather", "programs": 4, "active_programs": 3, "compiled": None}
+    assert results["launches"]["both"] == [rows, {**rows, "kernel": "copy_ragged"}]
+    assert results["launches"]["twice"] == [rows, rows]
+    assert results["launches"]["torch_only"] == []
+
+
 def test_uncountable_work_is_refused(results: dict[str, Any]) -> None:
     assert "atomic" in results["atomic"]
     assert "outside its tensor arguments" in results["far"]
@@ -220,14 +269,14 @@ def test_nothing_is_left_behind(results: dict[str, Any]) -> None:
 def test_missing_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        tracing.count(lambda: None, [])
+        tracing.count(lambda: None)
 
 
 def test_missing_triton_viz_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, "triton_viz", None)
     with pytest.raises(RuntimeError, match="pip install triton-viz"):
-        tracing.count(lambda: None, [])
+        tracing.count(lambda: None)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import torch
 from bench.config import Config, Measure, PlannedPoint
 from bench.environment import collect_code
 from bench.gate import records, selftest, session
+from bench.gate.choice import Choice
 from bench.gate.judge import judge_pairs
 from bench.gate.pairs import WorkerSide
 from bench.gate.protocol import Begin, Prepared, Side, SideLost
 from bench.gate.records import PairPoint, PairRun
 from bench.gate.session import Instrument
 from bench.gate.trees import LIBRARY, Tree, hashes_at, trees
-from bench.gate.verbs import Choice
 from bench.gate.verdict import CannotJudge, Exit, Subject
 from bench.git import GitError
 from bench.results import SCHEMA_VERSION

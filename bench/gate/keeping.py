@@ -1,0 +1,66 @@
+"""Whether a run keeps the rules of what it is judged against: a candidate does not set its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench import git, rules
+from bench.config import Config, ConfigError, PlannedPoint, as_before
+from bench.environment import ROOT
+from bench.gate.judge import Wanted
+from bench.gate.verdict import GateError, Report
+from bench.results import Point, Results
+from bench.rules import Rules
+
+ALLOW = "--allow-changed-rules"
+
+
+def rules_of(baseline: Results) -> Rules:
+    """The rules that a baseline was made under."""
+    return baseline.rules or rules.UNRECORDED
+
+
+def left_out(points: Iterable[Point | PlannedPoint], was_wanted: Wanted, is_wanted: Wanted) -> int:
+    """How many points the old rules judge and the present ones do not."""
+    return sum(was_wanted(point) and not is_wanted(point) for point in points)
+
+
+def changes(now: Rules, then: Rules, clocks: Sequence[str], not_judged: int) -> list[str]:
+    """In what the present rules let more pass. `not_judged`: points that only the old ones judge."""
+    found = rules.looser(now, then, clocks)
+    if not_judged:
+        judged = [(name, *(", ".join(getattr(of, name)) for of in (now, then))) for name in ("contenders", "clocks")]
+        why = [f"{name} are {mine}, they were {theirs}" for name, mine, theirs in judged if mine != theirs]
+        found.insert(0, f"{not_judged} points are not judged: {'; '.join(why) or 'the profile has lost them'}")
+    return found
+
+
+def hold(report: Report, changed: list[str], *, allowed: bool) -> Report:
+    """Record changed rules in a report: unless they are allowed, nothing of it can be trusted."""
+    report.changed_rules, report.rules_allowed = changed, allowed
+    if changed and not allowed:
+        report.refusals.insert(0, f"{said(report)}; if that is meant: {ALLOW}")
+    return report
+
+
+def said(report: Report) -> str:
+    """What a report says first; empty if its rules have not changed."""
+    if not report.changed_rules:
+        return ""
+    allowed = f" (allowed by {ALLOW})" if report.rules_allowed else ""
+    return f"looser rules than those it is judged against{allowed}: {'; '.join(report.changed_rules)}"
+
+
+def config_at(sha: str, config: Config) -> Config | None:
+    """The configuration with the rules and profiles of a commit; None if it has no bench.toml.
+
+    Raises GateError if they cannot be read by this version.
+    """
+    try:
+        text = git.git("show", f"{sha}:bench.toml", root=ROOT)
+    except git.GitError:
+        return None
+    try:
+        return as_before(config, text, f"bench.toml of {sha[:9]}")
+    except ConfigError as error:
+        raise GateError(f"the rules of this commit cannot be read: {error}") from error
