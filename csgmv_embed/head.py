@@ -8,7 +8,7 @@ from csgmv_embed import operands, tuning
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.checks import check_axes
 from csgmv_embed.errors import ShapeError
-from csgmv_embed.head_kernels import ExpandConstants, ShrinkConstants, lm_head_expand_kernel, lm_head_shrink_kernel
+from csgmv_embed.kernels.sgmv import ExpandConstants, ShrinkConstants, lm_head_expand_kernel, lm_head_shrink_kernel
 from csgmv_embed.launch import launch
 from csgmv_embed.operands import Key, Prepared, check_tensor, seen, width
 from csgmv_embed.segment_runs import walk
@@ -123,7 +123,7 @@ def _prepare_shrink(
     config = tuning.choose_shrink(hidden_states.element_size())
     steps = walk(batch, tokens, config.block_tokens)
     constants = ShrinkConstants(
-        hidden_stride_token=hidden_states.stride(0),
+        x_stride_token=hidden_states.stride(0),
         a_stride_slot=a_table.stride(0),
         a_stride_rank=a_table.stride(1),
         shrunk_stride_token=out.stride(0),
@@ -136,11 +136,11 @@ def _prepare_shrink(
             width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
         ),
         segments=steps.segments,
-        block_tokens=config.block_tokens,
-        block_rank=tuning.block_rank(config, max_rank),
-        block_hidden=min(config.block_columns, max(16, tuning.next_power_of_2(hidden))),
+        block_m=config.block_tokens,
+        block_n=tuning.block_rank(config, max_rank),
+        block_k=min(config.block_columns, max(16, tuning.next_power_of_2(hidden))),
     )
-    grid = (-(-max_rank // constants.block_rank), steps.tiles, steps.groups)
+    grid = (-(-max_rank // constants.block_n), steps.tiles, steps.groups)
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
     return Prepared(grid, counts, (constants,), config.num_warps)
 
@@ -175,9 +175,9 @@ def _prepare_expand(
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
         logits_width=width(logits, vocab, logits.stride(0)),
         segments=steps.segments,
-        block_tokens=config.block_tokens,
-        block_vocab=config.block_columns,
-        block_rank=tuning.block_rank(config, max_rank),
+        block_m=config.block_tokens,
+        block_n=config.block_columns,
+        block_k=tuning.block_rank(config, max_rank),
         steps=config.steps,
     )
     grid = (steps.tiles, steps.groups, -(-vocab // (config.block_columns * config.steps)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from csgmv_embed import operands, ops, tuning
@@ -9,15 +11,20 @@ from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.checks import check_axes
 from csgmv_embed.errors import DeviceError, ShapeError
 from csgmv_embed.host_plan import integer
+from csgmv_embed.kernels.embedding import (
+    LayerConstants,
+    RowsConstants,
+    embedding_lora_kernel,
+    embedding_rows_kernel,
+)
 from csgmv_embed.launch import launch
-from csgmv_embed.layer_kernels import LayerConstants, Others, embedding_lora_kernel
 from csgmv_embed.operands import Key, Prepared, seen, width
 from csgmv_embed.segment_runs import walk
 
-MAX_OTHER_TOKENS, MAX_OTHER_COLUMNS = 16, 2048  # of a tile of rows that no group writes
-BEHIND_TOKENS = 4  # the same of rows behind the last segment
-BARE_COLUMNS = 1024  # the same in a batch without adapters
 NO_ROW = -1  # ids outside the embedding read zeros
+MAX_BARE_TOKENS, MAX_BARE_COLUMNS = 16, 2048  # of a tile of rows without adapter
+PADDING_TOKENS = 4  # the same of rows behind the last segment
+BARE_COLUMNS = 1024  # the same in a batch without adapters
 BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
 
 
@@ -88,8 +95,13 @@ def embedding_lora_add(
     return base_output
 
 
-# each launch, and whether its programs read the token words
-_prepared: dict[Key, tuple[Prepared, bool] | None] = {}
+class _Launch(NamedTuple):
+    prepared: Prepared
+    bare: bool  # base rows alone
+    by_words: bool  # its programs read the token words
+
+
+_prepared: dict[Key, _Launch | None] = {}
 
 
 def _run(
@@ -106,7 +118,6 @@ def _run(
     embedding, a_table, b_table = tables
     if type(vocab_size) is not int:
         vocab_size = integer("vocab_size", vocab_size)
-    extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     key: Key = (
         *map(seen, (input_ids, a_table, b_table, out)),
         None if add else seen(embedding),  # out, then
@@ -117,23 +128,54 @@ def _run(
         tuning.forced_layer(),
     )
 
-    def prepare() -> tuple[Prepared, bool] | None:
+    def prepare() -> _Launch | None:
         _check(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
-        return _prepare(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
+        if input_ids.shape[0] == 0 or b_table.shape[1] == 0:
+            return None
+        if operands.without_adapter(batch):
+            return None if add else _prepare_rows(input_ids, tables, out, missing_row)
+        return _prepare_lora(input_ids, tables, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
 
-    prepared = operands.kept(_prepared, key, prepare)
+    launched = operands.kept(_prepared, key, prepare)
     operands.check_batch(batch, input_ids.shape[0], a_table.shape[0], a_table.shape[1], "input_ids")
-    if prepared is None:
+    if launched is None:
         return
-    launched, by_words = prepared
+    if launched.bare:
+        launch(embedding_rows_kernel, launched.prepared.grid, (input_ids, embedding, out), *launched.prepared[1:])
+        return
+    extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     structure = operands.structure(batch)
-    words = batch.token_adapters if by_words else structure[0]  # never read otherwise
+    words = batch.token_adapters if launched.by_words else structure[0]  # never read otherwise
     assert words is not None
     tensors = (input_ids, words, *structure, embedding, a_table, extra, b_table, out)
-    launch(embedding_lora_kernel, launched.grid, tensors, launched.counts, launched.constants, launched.num_warps)
+    launch(embedding_lora_kernel, launched.prepared.grid, tensors, *launched.prepared[1:])
 
 
-def _prepare(
+def _prepare_rows(
+    input_ids: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    missing_row: int,
+) -> _Launch:
+    embedding, a_table, b_table = tables
+    tokens, (_, hidden, max_rank) = input_ids.shape[0], b_table.shape
+    columns, blocks = _bare_columns(BARE_COLUMNS, hidden)
+    rows = _bare_rows(tokens, blocks, BARE_PROGRAMS)
+    constants = RowsConstants(
+        num_rows=embedding.shape[0],
+        missing_row=missing_row,
+        e_stride_row=embedding.stride(0),
+        out_stride_token=out.stride(0),
+        hidden=hidden,
+        out_width=min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0))),
+        bare_m=rows,
+        bare_n=columns,
+    )
+    warps = tuning.choose_layer(tokens, max_rank, hidden, a_table.element_size()).num_warps
+    return _Launch(Prepared((blocks, -(-tokens // rows), 1), (tokens,), (constants,), warps), True, False)
+
+
+def _prepare_lora(
     input_ids: torch.Tensor,
     tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     batch: EmbeddingBatch,
@@ -143,19 +185,20 @@ def _prepare(
     missing_row: int,
     *,
     add: bool,
-) -> tuple[Prepared, bool] | None:
+) -> _Launch:
     embedding, a_table, b_table = tables
     tokens, (slots, hidden, max_rank) = input_ids.shape[0], b_table.shape
-    if tokens == 0 or hidden == 0 or (add and operands.without_adapter(batch)):
-        return None
     extra = a_table if extra_embeddings is None else extra_embeddings
     config = tuning.choose_layer(tokens, max_rank, hidden, a_table.element_size())
     steps = walk(batch, tokens, config.block_tokens)
-    others = _others(batch, tokens, add=add)
+    copy_bare, copy_padding = (False, False) if add else _copied(batch, tokens)
     column_programs = -(-hidden // (config.block_columns * config.steps))
-    tiles, groups = (1, 0) if others == "all" else (steps.tiles, steps.groups)
-    programs = column_programs * tiles
-    other_tokens, other_columns, other_programs = _other_tiles(others, tokens, hidden, programs * groups)
+    programs = column_programs * steps.tiles
+    columns, blocks = _bare_columns(MAX_BARE_COLUMNS, hidden)
+    # They take no programs beyond those of the groups, if tiles of a few rows can do; those behind the batch are
+    # shared by whatever programs there are.
+    rows = _bare_rows(tokens, blocks, programs * steps.groups) if copy_bare else PADDING_TOKENS
+    bare_programs = blocks * -(-tokens // rows) if copy_bare else blocks * copy_padding
     constants = LayerConstants(
         num_rows=embedding.shape[0],
         missing_row=missing_row,
@@ -175,49 +218,43 @@ def _prepare(
         max_rank=max_rank,
         has_extra=extra_embeddings is not None,
         has_permutation=batch.permutation is not None,
-        others=others,
         add=add,
+        copy_bare=copy_bare,
+        copy_padding=copy_padding,
         widen=operands.INTERPRETED,
         a_width=width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if a_table.stride(1) == 1 else 1,
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
-        column_width=min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0))),
+        out_width=min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0))),
         segments=steps.segments,
-        block_tokens=config.block_tokens,
-        block_hidden=config.block_columns,
-        block_rank=tuning.block_rank(config, max_rank),
+        block_m=config.block_tokens,
+        block_n=config.block_columns,
+        block_k=tuning.block_rank(config, max_rank),
         steps=config.steps,
-        other_tokens=other_tokens,
-        other_columns=other_columns,
+        bare_m=rows,
+        bare_n=columns,
     )
-    grid = (column_programs, tiles, max(groups, -(-other_programs // programs), 1))
+    grid = (column_programs, steps.tiles, max(steps.groups, -(-bare_programs // programs), 1))
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
-    return Prepared(grid, counts, (constants,), config.num_warps), others == "by words"
+    return _Launch(Prepared(grid, counts, (constants,), config.num_warps), False, copy_bare)
 
 
-def _others(batch: EmbeddingBatch, tokens: int, *, add: bool) -> Others:
-    """The rows that programs copy beside those of their groups."""
-    if operands.without_adapter(batch):
-        return "all"
-    if add:
-        return "none"
+def _copied(batch: EmbeddingBatch, tokens: int) -> tuple[bool, bool]:
+    """What programs copy beside the rows of their groups: those whose word is 0, those behind the last segment."""
     # A static batch may be replayed without an adapter: its words say so at once, at 2 % of a prefill that has some.
     if batch.token_adapters is not None and (batch.static or tokens <= tuning.WORDS_MAX_TOKENS):
-        return "by words"
-    return "none" if not batch.static and batch.num_tokens == tokens else "behind"
+        return True, False
+    return False, batch.static or batch.num_tokens != tokens
 
 
-def _other_tiles(others: Others, tokens: int, hidden: int, programs: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile of other rows, and the programs these need; `programs` there are for the groups.
+def _bare_columns(most: int, hidden: int) -> tuple[int, int]:
+    """Columns of a tile of bare rows, and how many of these blocks a row has."""
+    columns = min(most, tuning.next_power_of_2(hidden))
+    return columns, -(-hidden // columns)
 
-    They take no programs beyond those of the groups, if tiles of a few rows can do.
-    """
-    columns = min(BARE_COLUMNS if others == "all" else MAX_OTHER_COLUMNS, tuning.next_power_of_2(hidden))
-    blocks = -(-hidden // columns)
-    if others in ("none", "behind"):  # rows behind the batch are shared by whatever programs there are
-        return BEHIND_TOKENS, columns, 0 if others == "none" else blocks
-    share = -(-tokens * blocks // (BARE_PROGRAMS if others == "all" else programs))
-    rows = min(MAX_OTHER_TOKENS, tuning.next_power_of_2(share))
-    return rows, columns, blocks * -(-tokens // rows)
+
+def _bare_rows(tokens: int, blocks: int, programs: int) -> int:
+    """Rows of such a tile, so that about so many programs copy all rows."""
+    return min(MAX_BARE_TOKENS, tuning.next_power_of_2(-(-tokens * blocks // programs)))
 
 
 def _check(

@@ -13,7 +13,7 @@ from csgmv_embed import ops
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.checks import check_memory
 from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
-from csgmv_embed.layer_kernels import embedding_lora_kernel
+from csgmv_embed.kernels.embedding import embedding_lora_kernel
 from csgmv_embed.ops import FLOAT_DTYPES, VECTOR_BYTES
 
 MAX_KEPT = 1024  # prepared launches of an op; steps come in few sizes

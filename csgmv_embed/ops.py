@@ -13,7 +13,11 @@ from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.checks import check_axes, check_memory
 from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
 from csgmv_embed.host_plan import integer
-from csgmv_embed.kernels import embedding_lora_a_segments_kernel, embedding_lora_a_tokens_kernel
+from csgmv_embed.kernels.lookup import (
+    LookupConstants,
+    embedding_lora_a_segments_kernel,
+    embedding_lora_a_tokens_kernel,
+)
 from csgmv_embed.launch import ALIGNMENT, Again, launch, overlaps_launches
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -91,10 +95,9 @@ class _Layout:
     element_bytes: int
     group: int
     out_group: int
-    placing: tuple[int, ...]  # vocab_size, num_extra, strides of table and extra: the kernel's parameters in order
-    has_extra: bool
+    fixed: LookupConstants  # but for widths, tile and stride of out
     gpu: str  # its name, empty for none
-    constants: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
+    constants: dict[tuple[object, ...], LookupConstants] = field(default_factory=dict)
     launches: dict[tuple[object, ...], Again] = field(default_factory=dict)  # of the token words
 
 
@@ -138,10 +141,27 @@ def _new_layout(a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.
     group = math.gcd(out_group, a_table.stride(0), a_table.stride(2)) if rows_contiguous else 1
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     num_extra = 0 if extra_embeddings is None else extra.shape[1]
-    placing = (vocab_size, num_extra, *a_table.stride(), *extra.stride())
+    fixed = LookupConstants(
+        vocab_size=vocab_size,
+        num_extra=num_extra,
+        a_stride_slot=a_table.stride(0),
+        a_stride_rank=a_table.stride(1),
+        a_stride_vocab=a_table.stride(2),
+        extra_stride_slot=extra.stride(0),
+        extra_stride_token=extra.stride(1),
+        extra_stride_rank=extra.stride(2),
+        out_stride_token=0,
+        max_rank=max_rank,
+        has_extra=extra_embeddings is not None,
+        has_permutation=False,
+        pdl=False,
+        a_width=1,
+        out_width=1,
+        block_m=1,
+        block_n=1,
+    )
     gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
-    has_extra = extra_embeddings is not None
-    return _Layout(slots, max_rank, a_table.device, rows_contiguous, size, group, out_group, placing, has_extra, gpu)
+    return _Layout(slots, max_rank, a_table.device, rows_contiguous, size, group, out_group, fixed, gpu)
 
 
 def _launch(
@@ -179,7 +199,7 @@ def _launch(
             out,
         ),
         (tokens, min(layout.slots, batch.slots), batch.num_segments, segment_tiles),
-        (*constants, permutation is not None),
+        (constants._replace(has_permutation=permutation is not None),),
         config.num_warps,
         pdl,
     )
@@ -201,7 +221,7 @@ def _launch_tokens(tensors: tuple[torch.Tensor, ...], layout: _Layout, pdl: bool
         return
     config, constants, tiles, rank_blocks = _tiling("tokens", tokens, a_table, out, layout, pdl)
     grid = (tiles, rank_blocks, 1)
-    again = launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), constants, config.num_warps, pdl)
+    again = launch(embedding_lora_a_tokens_kernel, grid, tensors, (tokens,), (constants,), config.num_warps, pdl)
     if again is not None:
         if len(layout.launches) >= MAX_LAUNCHES:
             layout.launches.clear()
@@ -210,8 +230,8 @@ def _launch_tokens(tensors: tuple[torch.Tensor, ...], layout: _Layout, pdl: bool
 
 def _tiling(
     plan: tuning.Plan, tokens: int, a_table: torch.Tensor, out: torch.Tensor, layout: _Layout, pdl: bool
-) -> tuple[tuning.LaunchConfig, tuple[object, ...], int, int]:
-    """The configuration, the kernel's parameters from vocab_size on, and how many tiles cover tokens and ranks."""
+) -> tuple[tuning.LaunchConfig, LookupConstants, int, int]:
+    """The configuration, the kernel's constants, and how many tiles cover tokens and ranks."""
     max_rank = layout.max_rank
     config = tuning.choose(plan, tokens, max_rank, layout.rows_contiguous, layout.element_bytes, layout.gpu)
     constants = _constants(layout, a_table, out, config, pdl)
@@ -220,8 +240,8 @@ def _tiling(
 
 def _constants(
     layout: _Layout, a_table: torch.Tensor, out: torch.Tensor, config: tuning.LaunchConfig, pdl: bool
-) -> tuple[object, ...]:
-    """The kernel's parameters from vocab_size on."""
+) -> LookupConstants:
+    """The kernel's constants."""
     stride = out.stride(0)
     group = aligned(layout.group, a_table.data_ptr(), layout.element_bytes)
     out_group = aligned(layout.out_group, out.data_ptr(), layout.element_bytes)
@@ -230,16 +250,13 @@ def _constants(
     key = (stride, group, out_group, config, pdl)
     found = layout.constants.get(key)
     if found is None:
-        found = layout.constants[key] = (
-            *layout.placing,
-            stride,
-            layout.max_rank,
-            config.block_tokens,
-            config.block_rank,
-            group,
-            out_group,
-            layout.has_extra,
-            pdl,
+        found = layout.constants[key] = layout.fixed._replace(
+            out_stride_token=stride,
+            a_width=group,
+            out_width=out_group,
+            block_m=config.block_tokens,
+            block_n=config.block_rank,
+            pdl=pdl,
         )
     return found
 

@@ -61,4 +61,5 @@ class CsgmvEmbedLayer(ProductOp):
         return ids + tables + traffic.written(workload) + again
 
     def kernels(self) -> list[KernelRef]:
-        return [KernelRef(("csgmv_embed.layer", "embedding_lora_kernel"))]
+        names = "embedding_lora_kernel", "embedding_rows_kernel"  # older commits have the first alone
+        return [KernelRef(("csgmv_embed.layer", name)) for name in names if hasattr(csgmv_embed.layer, name)]

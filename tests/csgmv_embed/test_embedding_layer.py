@@ -168,20 +168,20 @@ def test_no_tokens_give_an_empty_output(device):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "static", "words", "rank", "others"),
+    ("tokens", "static", "words", "rank", "copied"),
     [
-        (500, True, True, 8, "by words"),
-        (3000, True, True, 8, "by words"),  # it may be replayed without an adapter
-        (3000, True, False, 8, "behind"),
-        (500, False, True, 8, "by words"),
+        (500, True, True, 8, "bare rows"),
+        (3000, True, True, 8, "bare rows"),  # it may be replayed without an adapter
+        (3000, True, False, 8, "padding"),
+        (500, False, True, 8, "bare rows"),
         (3000, False, True, 8, "none"),
         (3000, False, True, 0, "all"),
     ],
 )
-def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch, tokens, static, words, rank, others):
+def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch, tokens, static, words, rank, copied):
     monkeypatch.setattr(ops, "accept_host_tensors", True)
     seen = []
-    monkeypatch.setattr(layer, "launch", lambda *given: seen.append(given[4][0]))
+    monkeypatch.setattr(layer, "launch", lambda *given: seen.append((given[0], given[4][0])))
     planned = [tokens], [0], [rank, 0]
     if static:
         batch = EmbeddingBatch.allocate(max_tokens=tokens, slots=2, segments=True, device="cpu")
@@ -191,7 +191,10 @@ def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch,
     batch = batch if words else batch.without_token_words()
     ids = torch.zeros(tokens, dtype=torch.int64)
     embedding_lora(ids, torch.zeros(9, 32), torch.zeros(2, 8, 9), torch.zeros(2, 32, 8), batch, 9)
-    assert seen[0].others == others
+    ((kernel, constants),) = seen
+    assert kernel is (layer.embedding_rows_kernel if copied == "all" else layer.embedding_lora_kernel)
+    if copied != "all":
+        assert (constants.copy_bare, constants.copy_padding) == (copied == "bare rows", copied == "padding")
 
 
 def call(**changes):

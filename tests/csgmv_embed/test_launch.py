@@ -14,6 +14,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from csgmv_embed import EmbeddingBatch, embedding_lora_a, launch, ops, tuning
+from csgmv_embed.kernels.lookup import LookupConstants
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 INTEGERS = [0, 1, 2, 7, 8, 16, 17, 64, 128256, 2**31 - 1, 2**31, 2**32 + 16]
@@ -29,23 +30,21 @@ def compiled_form(kernel) -> JITFunction:
 def calls(draw, kernel):
     """(tensors, counts, constants, num_warps) of a call of one of the two kernels."""
     names = compiled_form(kernel).arg_names
-    constexprs = [name for name in names if name.isupper()]
     segments = kernel is ops.embedding_lora_a_segments_kernel
     ids, table = draw(st.sampled_from([torch.int32, torch.int64])), draw(st.sampled_from(DTYPES))
     plan = draw(st.sampled_from([torch.int32, torch.int64]))
     dtypes = [ids, *([plan] * 4 if segments else [torch.int32]), table, table, table]
     tensors = tuple(torch.zeros(32, dtype=dtype)[draw(st.sampled_from([0, 1, 8])) :] for dtype in dtypes)
     counts = tuple(draw(st.sampled_from([0, 1, 5, 16, 4096])) for _ in range(4 if segments else 1))
-    constants = tuple(
-        draw(st.booleans() if name.startswith(("HAS", "PDL")) else st.sampled_from(INTEGERS)) for name in constexprs
-    )
-    assert len(names) == len(tensors) + len(counts) + len(constants)
+    kinds = LookupConstants.__annotations__.values()
+    constants = LookupConstants(*(draw(st.booleans() if kind is bool else st.sampled_from(INTEGERS)) for kind in kinds))
+    assert len(names) == len(tensors) + len(counts) + 1
     return tensors, counts, constants, draw(st.sampled_from([4, 8]))
 
 
 def key_of(kernel, call):
     tensors, _, constants, num_warps = call
-    return launch.variant_key(kernel, tensors, [tensor.data_ptr() for tensor in tensors], constants, num_warps, 0)
+    return launch.variant_key(kernel, tensors, [tensor.data_ptr() for tensor in tensors], (constants,), num_warps, 0)
 
 
 def specialisation_of(kernel, call):
@@ -54,7 +53,7 @@ def specialisation_of(kernel, call):
     backend = make_backend(GPUTarget("cuda", 90, 32))
     bind = create_function_from_signature(function.signature, function.params, backend)
     tensors, counts, constants, num_warps = call
-    _, specialisation, options = bind(*tensors, *counts, *constants, num_warps=num_warps)
+    _, specialisation, options = bind(*tensors, *counts, constants, num_warps=num_warps)
     return str(specialisation), str(options)
 
 
@@ -65,6 +64,7 @@ def changed(draw, kernel, call):
     for mine, theirs in zip(call[:3], other[:3], strict=True):
         take = draw(st.lists(st.booleans(), min_size=len(mine), max_size=len(mine)))
         parts.append(tuple(b if taken else a for a, b, taken in zip(mine, theirs, take, strict=True)))
+    parts[2] = LookupConstants(*parts[2])
     return (*parts, draw(st.sampled_from([call[3], other[3]])))
 
 
@@ -88,15 +88,16 @@ def test_calls_with_one_key_are_one_binary_to_triton(kernel, data):
 def test_each_part_of_a_key_matters():
     kernel = ops.embedding_lora_a_tokens_kernel
     tensors = (torch.zeros(8, dtype=torch.int64), *(torch.zeros(8) for _ in range(4)))
-    call = (tensors, (5,), (1,) * 17, 4)
+    ones = LookupConstants(*(1,) * 17)
+    call = (tensors, (5,), ones, 4)
     keys = {key_of(kernel, call)}
     for position in range(5):
         for other in (tensors[position][1:], tensors[position].half()):
             keys.add(key_of(kernel, ((*tensors[:position], other, *tensors[position + 1 :]), *call[1:])))
-    for position in range(17):
-        keys.add(key_of(kernel, (tensors, (5,), (*(1,) * position, 16, *(1,) * (16 - position)), 4)))
+    for name in ones._fields:
+        keys.add(key_of(kernel, (tensors, (5,), ones._replace(**{name: 16}), 4)))
     keys |= {key_of(kernel, (*call[:3], 8)), key_of(ops.embedding_lora_a_segments_kernel, call)}
-    keys.add(launch.variant_key(kernel, tensors, [0] * 5, call[2], 4, 1))
+    keys.add(launch.variant_key(kernel, tensors, [0] * 5, (ones,), 4, 1))
     assert len(keys) == 1 + 2 * 5 + 17 + 2 + 1
 
 

@@ -247,9 +247,10 @@ def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch):
 
 
 def groups_of(table, out):
-    """(GROUP, OUT_GROUP) of a launch on these tensors."""
+    """(a_width, out_width) of a launch on these tensors."""
     layout = ops._new_layout(table, table.shape[2], None)
-    return ops._constants(layout, table, out, LaunchConfig(4, 8, 4), False)[12:14]
+    constants = ops._constants(layout, table, out, LaunchConfig(4, 8, 4), False)
+    return constants.a_width, constants.out_width
 
 
 def test_accesses_are_no_wider_than_every_row_is_aligned() -> None:
@@ -280,7 +281,7 @@ def test_the_checks_of_one_layout_are_not_taken_for_another(monkeypatch):
 def test_a_vocab_size_from_numpy_is_as_good_as_an_int(monkeypatch):
     monkeypatch.setattr(ops, "_layouts", {})
     call(vocab_size=np.int64(19))
-    assert [type(value) for layout in ops._layouts.values() for value in layout.placing] == [int] * 8
+    assert [type(layout.fixed.vocab_size) for layout in ops._layouts.values()] == [int]
 
 
 def test_an_output_of_one_column_may_have_any_column_stride(device):
