@@ -67,6 +67,7 @@ KNOWN = (
     Known(
         2, "bdcbeb7d76a8ca4f", "launches are counted wherever they come from, and listed; all 42 counted points stay"
     ),
+    Known(2, "3879be32525e143f", "the layer's kernels are asked for by both of their names"),
 )
 
 
