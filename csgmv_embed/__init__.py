@@ -1,12 +1,18 @@
-"""LoRA on the embedding layer and lm_head for many adapters in one batch: the kernels and their host planner."""
+"""LoRA on embedding layer, lm_head and linear layers for many adapters in a batch: kernels and their host planner."""
 
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.errors import CapacityError, CsgmvEmbedError, DeviceError, DtypeError, ShapeError, SlotError
 from csgmv_embed.head import lm_head_expand, lm_head_lora, lm_head_shrink
 from csgmv_embed.layer import embedding_lora, embedding_lora_add
 from csgmv_embed.layout import empty_a_table, storage_of, to_storage
+from csgmv_embed.linear import lora_expand, lora_linear, lora_shrink
 from csgmv_embed.ops import embedding_lora_a
-from csgmv_embed.reference import embedding_lora_a_reference, embedding_lora_reference, lm_head_lora_reference
+from csgmv_embed.reference import (
+    embedding_lora_a_reference,
+    embedding_lora_reference,
+    lm_head_lora_reference,
+    lora_linear_reference,
+)
 
 __version__ = "0.1.0"
 
@@ -28,6 +34,10 @@ __all__ = [
     "lm_head_lora",
     "lm_head_lora_reference",
     "lm_head_shrink",
+    "lora_expand",
+    "lora_linear",
+    "lora_linear_reference",
+    "lora_shrink",
     "storage_of",
     "to_storage",
 ]

@@ -31,6 +31,7 @@ from csgmv_embed.host_plan import (
     checked_size,
     plan_segments,
 )
+from csgmv_embed.tile_plan import block_for, group_sizes, most_tiles, plan_tiles
 
 ALIGN = 16  # elements: every array starts on 64 bytes, so Triton compiles one alignment only
 RING = 2  # staging buffers: the host fills one while the copy out of the other is in flight
@@ -45,6 +46,7 @@ class BatchCapacity:
     slots: int
     chunk_size: int
     segments: bool
+    tiles: bool = False
 
     @property
     def max_segments(self) -> int:
@@ -56,7 +58,19 @@ class BatchCapacity:
         """Elements of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
         if not self.segments:
             return (self.max_tokens,)
-        return (self.max_tokens, self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
+        structure = (self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
+        return (self.max_tokens, *structure, *self.tile_sizes)
+
+    @property
+    def tile_block(self) -> int:
+        """Rows of a tile."""
+        return block_for(self.max_tokens)
+
+    @property
+    def tile_sizes(self) -> tuple[int, ...]:
+        """Elements of tile_words and tile_rows."""
+        most = most_tiles(self.max_tokens, min(self.slots, self.max_sequences), self.tile_block)
+        return (2 * most, self.tile_block * most) if self.tiles else ()
 
 
 @dataclass
@@ -85,7 +99,8 @@ class EmbeddingBatch:
     SGLang's LoRABatchInfo). Device arrays, all int32 unless from SGLang: token_adapters (tokens,), None if from
     SGLang; permutation (tokens,), seg_indptr (segments + 1,), seg_slots (segments,) and ranks (slots,), None unless
     planned with segments=True or from SGLang, whose triton backend has no permutation. With them come the scalings
-    (slots,), float32, by which the whole layer and lm_head multiply the product of B and A.
+    (slots,), float32, by which the whole layer and lm_head multiply the product of B and A. With tiles=True also the
+    tiles that linear layers take (tile_plan.py): tile_words (2 * tiles,) and tile_rows (tile_block * tiles,).
     """
 
     _ranks: Ranks  # of a batch with host buffers
@@ -104,6 +119,9 @@ class EmbeddingBatch:
         num_segments: int,
         contents: _Contents,
         scalings: torch.Tensor | None = None,
+        tile_words: torch.Tensor | None = None,
+        tile_rows: torch.Tensor | None = None,
+        tile_block: int = 0,
     ) -> None:
         self.token_adapters = token_adapters
         self.permutation = permutation
@@ -111,6 +129,9 @@ class EmbeddingBatch:
         self.seg_slots = seg_slots
         self.ranks = ranks
         self.scalings = scalings
+        self.tile_words = tile_words
+        self.tile_rows = tile_rows
+        self.tile_block = tile_block
         self.slots = slots
         self.chunk_size = chunk_size
         self.max_tokens = max_tokens  # None: not a static batch
@@ -158,6 +179,7 @@ class EmbeddingBatch:
         *,
         scalings: Sequence[float] | None = None,
         segments: bool = False,
+        tiles: bool = False,
         chunk_size: int = 16,
         device: torch.device | str = "cuda",
     ) -> EmbeddingBatch:
@@ -165,14 +187,15 @@ class EmbeddingBatch:
 
         seq_lens, seq_slots (sequences,): tokens and slot of each sequence, seq_lens None for one token each (decode);
         ranks (slots,), 0 = no LoRA; scalings (slots,), 1.0 each if None; all on the host. segments: plan csgmv's
-        structure too, which alone keeps the scalings. Raises ShapeError, SlotError, CapacityError on bad values.
+        structure too, which alone keeps the scalings; tiles: those of linear layers beside it. Raises ShapeError,
+        SlotError, CapacityError on bad values.
         """
         known = Ranks()
         known.update(ranks)
         factors = checked_scalings(scalings, len(known.values))
         lens, slots, tokens = checked(seq_lens, seq_slots, len(known.values))
         chunk_size = checked_size("chunk_size", chunk_size, 1)
-        capacity = BatchCapacity(tokens, len(slots), len(known.values), chunk_size, segments)
+        capacity = BatchCapacity(tokens, len(slots), len(known.values), chunk_size, segments or tiles, tiles)
         batch = cls._with_buffers(capacity, torch.device(device), ring=1)
         batch._ranks = known
         batch._fill(lens, slots, tokens, factors)
@@ -190,6 +213,7 @@ class EmbeddingBatch:
         slots: int,
         max_sequences: int | None = None,
         segments: bool = False,
+        tiles: bool = False,
         chunk_size: int = 16,
         device: torch.device | str = "cuda",
     ) -> EmbeddingBatch:
@@ -199,7 +223,8 @@ class EmbeddingBatch:
             max_sequences=checked_size("max_sequences", max_tokens if max_sequences is None else max_sequences, 0),
             slots=checked_size("slots", slots, 0, MAX_SLOTS),
             chunk_size=checked_size("chunk_size", chunk_size, 1),
-            segments=segments,
+            segments=segments or tiles,
+            tiles=tiles,
         )
         batch = cls._with_buffers(capacity, torch.device(device), ring=RING)
         batch.refill([], [], [0] * capacity.slots)
@@ -276,6 +301,9 @@ class EmbeddingBatch:
             seg_slots=self.seg_slots,
             ranks=self.ranks,
             scalings=self.scalings,
+            tile_words=self.tile_words,
+            tile_rows=self.tile_rows,
+            tile_block=self.tile_block,
             slots=self.slots,
             chunk_size=self.chunk_size,
             max_tokens=self.max_tokens,
@@ -315,7 +343,8 @@ class EmbeddingBatch:
         with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
             device_buffer = torch.empty(total, dtype=torch.int32, device=device)
         words, *structure = _sections(device_buffer, sizes)
-        permutation, seg_indptr, seg_slots, ranks, scalings = structure or (None, None, None, None, None)
+        permutation, seg_indptr, seg_slots, ranks, scalings = structure[:5] or (None, None, None, None, None)
+        tile_words, tile_rows = structure[5:] or (None, None)
         batch = cls(
             token_adapters=words,
             permutation=permutation,
@@ -323,6 +352,9 @@ class EmbeddingBatch:
             seg_slots=seg_slots,
             ranks=ranks,
             scalings=None if scalings is None else scalings.view(torch.float32),
+            tile_words=tile_words,
+            tile_rows=tile_rows,
+            tile_block=capacity.tile_block if capacity.tiles else 0,
             slots=capacity.slots,
             chunk_size=capacity.chunk_size,
             max_tokens=capacity.max_tokens,
@@ -348,10 +380,15 @@ class EmbeddingBatch:
         staging.words.fill(0)  # one call for the neutral tails of all arrays
         of_sequence = self._ranks.words[slots]
         words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)
+        tiles = structure[5:]
         if structure:
-            *structure, scalings = structure
+            *structure, scalings = structure[:5]
             plan_segments(lens, slots, self._ranks.values, self.chunk_size, tokens, *structure)
             scalings[:] = factors
+        if tiles:
+            group_tokens = group_sizes(lens, slots, len(self._ranks.values))
+            permutation = structure[0][:tokens]
+            plan_tiles(permutation, group_tokens, self._ranks.values, factors, self.tile_block, *tiles)
         self._contents.num_tokens = tokens
         self._contents.max_rank = self._ranks.largest
         self._device_buffer.copy_(staging.buffer, non_blocking=True)

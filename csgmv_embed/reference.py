@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 
 
@@ -81,6 +84,32 @@ def lm_head_lora_reference(
     out = logits.double()
     out[:, : b_table.shape[1]] += _expanded(shrunk, b_table, token_slots, ranks, scalings)
     return out
+
+
+def lora_linear_reference(
+    x: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    out: torch.Tensor,
+    token_slots: torch.Tensor,
+    ranks: torch.Tensor,
+    scalings: torch.Tensor,
+    starts: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """LoRA on a linear layer in float64: out[t, n] + scaling * B[slot, n] @ A_i[slot] @ x[t], rounded nowhere.
+
+    Arguments as in `lora_linear`, with token_slots (tokens,), ranks and scalings (slots,) in place of the batch.
+    Returns (tokens, columns of out) float64; out is left as it is.
+    """
+    columns = (0, b_table.shape[1]) if starts is None else tuple(starts)
+    found = out.double()
+    for slot in token_slots.unique().tolist():
+        of_slot, rank = token_slots == slot, int(ranks[slot])
+        for index, (first, end) in enumerate(pairwise(columns)):
+            a = a_table[slot, index * rank : (index + 1) * rank].double()
+            product = x[of_slot].double() @ a.T @ b_table[slot, first:end, :rank].double().T
+            found[of_slot, first:end] += float(scalings[slot]) * product
+    return found
 
 
 def _expanded(

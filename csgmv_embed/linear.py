@@ -1,0 +1,354 @@
+"""LoRA on linear layers: shrink the input to the ranks, expand it into the output in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+from csgmv_embed import operands, tuning
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.checks import check_axes
+from csgmv_embed.errors import DtypeError, ShapeError
+from csgmv_embed.kernels.linear import ExpandConstants, ShrinkConstants, lora_expand_kernel, lora_shrink_kernel
+from csgmv_embed.launch import launch, overlaps_launches
+from csgmv_embed.operands import Key, Prepared, check_tensor, seen, width
+from csgmv_embed.tile_plan import DECODE_BLOCK, most_tiles
+
+
+def lora_linear(
+    x: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    starts: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """LoRA on a linear layer of one or more slices, in place: out[t, n] += scaling * B[slot, n] @ A_i[slot] @ x[t].
+
+    i is the slice that column n belongs to; slot, rank and scaling of row t by `batch`. Rows without adapter, and those
+    behind the tokens of a static batch, stay as they are.
+
+    x        (tokens, in_features) fp16, bf16 or fp32, rows contiguous.
+    a_table  (slots, slices * max_rank, in_features), dtype of x, last axis contiguous. A slot of rank r has row k of
+             slice i at i * r + k: packed, as SGLang stacks q, k and v, or gate and up.
+    b_table  (slots, out_features, max_rank), dtype of x, last axis contiguous: the slices' rows one after another.
+    out      (tokens, >= out_features), rows contiguous and apart, any float dtype; other columns stay.
+    batch    planned with tiles=True.
+    starts   first column of each slice, and out_features: (0, 4096, 5120, 6144) for q, k and v. None: one slice.
+
+    Under tensor parallelism b_table and out are a rank's shard of the columns, or a_table and x its shard of the input.
+    Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32). The shrunk row is rounded to
+    the dtype of x; B's products are scaled and added to the output in float32 and rounded once. The result is the same
+    in every run. Returns out. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static
+    batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    """
+    _check_axes(x, a_table)
+    _check_planned(batch)
+    columns = _columns(b_table, starts)
+    tile = shrink_tile(x, a_table, batch)
+    shrunk = _empty_shrunk(x, a_table, tile.splits)
+    # In a prefill, programs of the expand that wait would take the place of those of the shrink.
+    overlap = overlaps_launches(x.device) and batch.tile_block <= DECODE_BLOCK
+    shrink = _shrink(x, a_table, shrunk, batch, len(columns) - 1, tile, overlap)
+    expand = _expand(shrunk, b_table, out, batch, columns, overlap)  # checked before anything runs
+    _launch(lora_shrink_kernel, shrink, batch, x, a_table, shrunk)
+    _launch(lora_expand_kernel, expand, batch, shrunk, b_table, out, overlap=overlap)
+    return out
+
+
+def lora_shrink(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int = 1) -> torch.Tensor:
+    """shrunk[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank, (tokens, slices * max_rank) in the dtype of x.
+
+    Other columns, and rows without adapter, are not written: they hold what the memory held. Arguments as in
+    `lora_linear`.
+    """
+    _check_axes(x, a_table)
+    _check_planned(batch)
+    tile = shrink_tile(x, a_table, batch)._replace(splits=1)
+    out = _empty_shrunk(x, a_table, 1)
+    _launch(lora_shrink_kernel, _shrink(x, a_table, out, batch, slices, tile, False), batch, x, a_table, out)
+    return out[:, 0]
+
+
+def lora_expand(
+    shrunk: torch.Tensor,
+    b_table: torch.Tensor,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    starts: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """out[t, n] += scaling * B[slot, n] @ shrunk[t, slice of n] in place; shrunk as `lora_shrink` gives it.
+
+    Other arguments as in `lora_linear`. Returns out.
+    """
+    check_axes("shrunk", shrunk, 2, "(tokens, slices * max_rank)")
+    _check_planned(batch)
+    parts = shrunk[:, None]
+    prepared = _expand(parts, b_table, out, batch, _columns(b_table, starts), False)
+    _launch(lora_expand_kernel, prepared, batch, parts, b_table, out)
+    return out
+
+
+class ShrinkTile(NamedTuple):
+    """A program of the shrink takes a tile of tokens, block_n rows of A and one of `splits` parts of the long sum."""
+
+    block_n: int
+    block_k: int
+    splits: int
+    stages: int
+    num_warps: int
+
+
+class ExpandTile(NamedTuple):
+    """A program of the expand takes a tile of tokens and `steps` blocks of block_n columns, block_k ranks at a time."""
+
+    block_n: int
+    block_k: int
+    steps: int
+    stages: int
+    num_warps: int
+
+
+# In a decode step the parts of the sum put more programs in flight, until reading them again in the expand costs more.
+MOST_SPLITS = 16
+SHORTEST_SUM = 256  # of a part
+PREFILL_PROGRAMS = 264  # two for each multiprocessor of an H200
+WIDE_FEATURES = 8192  # from here on there are programs enough without the longest ones
+
+_forced: tuple[ShrinkTile, ExpandTile] | None = None
+
+
+@contextmanager
+def forced(shrink: ShrinkTile, expand: ExpandTile) -> Iterator[None]:
+    """Within, every launch uses these tiles: for measuring them."""
+    global _forced
+    _forced = shrink, expand
+    try:
+        yield
+    finally:
+        _forced = None
+
+
+def shrink_tile(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch) -> ShrinkTile:
+    """From 7 tiles timed for decode and 6 for prefill of 4096 tokens on an NVIDIA H200.
+
+    bf16, 8 slots of ranks 16 and 64, the four linear sites of an 8B model, tables out of memory. Float32 is multiplied
+    without tensor cores, out of registers: small tiles.
+    """
+    if _forced is not None:
+        return _forced[0]
+    (tokens, features), stacked = x.shape, a_table.shape[1]
+    if x.element_size() > 2:
+        return ShrinkTile(16, 64, 1, 2, 4)
+    block_n = min(64, max(16, tuning.next_power_of_2(stacked)))
+    blocks = max(1, -(-stacked // block_n))
+    if batch.tile_block <= DECODE_BLOCK:
+        wanted = MOST_SPLITS // blocks
+    else:
+        wanted = -(-PREFILL_PROGRAMS // max(1, most_tiles(tokens, batch.slots, batch.tile_block) * blocks))
+    splits = 1
+    while 2 * splits <= min(wanted, MOST_SPLITS) and features >= 2 * splits * SHORTEST_SUM:
+        splits *= 2
+    return ShrinkTile(block_n, 128, splits, 3, 4)
+
+
+def expand_tile(batch: EmbeddingBatch, features: int, max_rank: int, element_bytes: int) -> ExpandTile:
+    """From 5 tiles each, timed as above; block_k is never 32 (tuning.block_rank)."""
+    if _forced is not None:
+        return _forced[1]
+    if element_bytes > 2:
+        return ExpandTile(64, 16, 1, 1, 4)
+    block_k = 16 if max_rank <= 16 else 64
+    if batch.tile_block <= DECODE_BLOCK:
+        return ExpandTile(128, block_k, 2, 2, 4)
+    return ExpandTile(64, block_k, 16 if features <= WIDE_FEATURES else 8, 3, 4)
+
+
+def _columns(b_table: torch.Tensor, starts: Sequence[int] | None) -> tuple[int, ...]:
+    """The first column of each slice, and the end of the last. Raises ShapeError."""
+    check_axes("b_table", b_table, 3, "(slots, out_features, max_rank)")
+    features = b_table.shape[1]
+    if starts is None:
+        return (0, features)
+    columns = tuple(starts)
+    rising = all(before <= after for before, after in pairwise(columns))
+    if len(columns) < 2 or (columns[0], columns[-1]) != (0, features) or not rising:
+        raise ShapeError(
+            f"starts is {columns}; expected the first column of each slice, from 0 on, and {features}, the rows of "
+            "b_table"
+        )
+    return columns
+
+
+def _check_axes(x: torch.Tensor, a_table: torch.Tensor) -> None:
+    """Raises ShapeError before extents are asked for."""
+    check_axes("x", x, 2, "(tokens, in_features)")
+    check_axes("a_table", a_table, 3, "(slots, slices * max_rank, in_features)")
+
+
+def _empty_shrunk(x: torch.Tensor, a_table: torch.Tensor, splits: int) -> torch.Tensor:
+    """(tokens, splits, slices * max_rank), so that no stride depends on the tokens: those are compiled in."""
+    dtype = torch.float32 if splits > 1 else x.dtype
+    return x.new_empty(x.shape[0], splits, a_table.shape[1], dtype=dtype)
+
+
+_shrinks: dict[Key, Prepared | None] = {}
+_expands: dict[Key, Prepared | None] = {}
+
+
+def _shrink(
+    x: torch.Tensor,
+    a_table: torch.Tensor,
+    shrunk: torch.Tensor,
+    batch: EmbeddingBatch,
+    slices: int,
+    tile: ShrinkTile,
+    overlap: bool,
+) -> Prepared | None:
+    """The checked launch; None: there is nothing to do."""
+    key: Key = (*map(seen, (x, a_table, shrunk)), _seen(batch), slices, tile, overlap)
+    prepared = operands.kept(_shrinks, key, lambda: _prepare_shrink(x, a_table, shrunk, batch, slices, tile, overlap))
+    batch.check_fits(x.shape[0], a_table.shape[0], a_table.shape[1] // slices, "x")
+    return prepared
+
+
+def _expand(
+    shrunk: torch.Tensor,
+    b_table: torch.Tensor,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    columns: tuple[int, ...],
+    overlap: bool,
+) -> Prepared | None:
+    key: Key = (*map(seen, (shrunk, b_table, out)), _seen(batch), columns, overlap, _forced)
+    prepared = operands.kept(_expands, key, lambda: _prepare_expand(shrunk, b_table, out, batch, columns, overlap))
+    slots, _, max_rank = b_table.shape
+    batch.check_fits(shrunk.shape[0], slots, max_rank, "shrunk")
+    return prepared
+
+
+def _seen(batch: EmbeddingBatch) -> Key:
+    assert batch.tile_words is not None
+    return (*operands.seen_batch(batch), batch.tile_words.shape[0], batch.tile_block)
+
+
+def _check_planned(batch: EmbeddingBatch) -> None:
+    """Raises ShapeError."""
+    if batch.tile_words is None:
+        raise ShapeError("this batch was planned without tiles; expected one made with tiles=True")
+
+
+def _tiles(batch: EmbeddingBatch, tokens: int) -> int:
+    """Tiles that a batch of `tokens` rows can have: all, or in static buffers what a later replay may need."""
+    assert batch.tile_words is not None
+    held = batch.tile_words.shape[0] // 2
+    return min(held, most_tiles(tokens, batch.slots, batch.tile_block))
+
+
+def _launch(
+    kernel: object, prepared: Prepared | None, batch: EmbeddingBatch, *operand: torch.Tensor, overlap: bool = False
+) -> None:
+    if prepared is not None:
+        assert batch.tile_words is not None and batch.tile_rows is not None
+        launch(kernel, prepared.grid, (batch.tile_words, batch.tile_rows, *operand), *prepared[1:], pdl=overlap)
+
+
+def _prepare_shrink(
+    x: torch.Tensor,
+    a_table: torch.Tensor,
+    shrunk: torch.Tensor,
+    batch: EmbeddingBatch,
+    slices: int,
+    tile: ShrinkTile,
+    overlap: bool,
+) -> Prepared | None:
+    check_tensor("x", x, (None, None), "(tokens, in_features)", x, "x")
+    tokens, in_features = x.shape
+    check_tensor("a_table", a_table, (None, None, in_features), f"(slots, slices * max_rank, {in_features})", x, "x")
+    slots, stacked, _ = a_table.shape
+    if slices < 1 or stacked % slices:
+        raise ShapeError(f"a_table has {stacked} rows a slot; expected a multiple of the {slices} slices")
+    operands.check_device(batch, x, "x")
+    if tokens == 0 or stacked == 0 or operands.without_adapter(batch):
+        return None
+    constants = ShrinkConstants(
+        x_stride_token=x.stride(0),
+        a_stride_slot=a_table.stride(0),
+        a_stride_row=a_table.stride(1),
+        shrunk_stride_token=shrunk.stride(0),
+        shrunk_stride_split=shrunk.stride(1),
+        in_features=in_features,
+        slices=slices,
+        max_rank=stacked // slices,
+        overlap=overlap,
+        widen=operands.INTERPRETED,
+        width=min(
+            width(x, in_features, x.stride(0)), width(a_table, in_features, a_table.stride(0), a_table.stride(1))
+        ),
+        splits=tile.splits,
+        block_m=batch.tile_block,
+        block_n=tile.block_n,
+        block_k=min(tile.block_k, max(16, tuning.next_power_of_2(in_features))),
+        stages=tile.stages,
+    )
+    grid = (-(-stacked // tile.block_n) * tile.splits, _tiles(batch, tokens), 1)
+    counts = (tokens, min(batch.slots, slots))
+    return Prepared(grid, counts, (constants,), tile.num_warps)
+
+
+def _prepare_expand(
+    shrunk: torch.Tensor,
+    b_table: torch.Tensor,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    columns: tuple[int, ...],
+    overlap: bool,
+) -> Prepared | None:
+    tokens, splits, _ = shrunk.shape
+    check_tensor("b_table", b_table, (None, None, None), "(slots, out_features, max_rank)", b_table, "b_table")
+    slots, features, max_rank = b_table.shape
+    slices = len(columns) - 1
+    described = f"({tokens}, {slices} * {max_rank}), the slices and the max_rank of b_table"
+    check_tensor(
+        "shrunk", shrunk[:, 0], (tokens, slices * max_rank), described, b_table, "b_table", any_dtype=splits > 1
+    )
+    described = f"({tokens}, at least {features})"
+    check_tensor("out", out, (tokens, None), described, b_table, "b_table", any_dtype=True)
+    if out.shape[1] < features:
+        raise ShapeError(f"out has shape {tuple(out.shape)}; expected {described}")
+    if splits == 1 and shrunk.dtype != b_table.dtype:
+        raise DtypeError(f"shrunk is {shrunk.dtype}; expected {b_table.dtype}, as b_table")
+    operands.check_rows_apart("out", out)
+    operands.check_device(batch, b_table, "b_table")
+    if tokens == 0 or max_rank == 0 or features == 0 or operands.without_adapter(batch):
+        return None
+    tile = expand_tile(batch, features, max_rank, b_table.element_size())
+    span = tile.block_n * tile.steps
+    widths = [after - before for before, after in pairwise(columns)]
+    constants = ExpandConstants(
+        shrunk_stride_token=shrunk.stride(0),
+        shrunk_stride_split=shrunk.stride(1),
+        b_stride_slot=b_table.stride(0),
+        b_stride_row=b_table.stride(1),
+        out_stride_token=out.stride(0),
+        starts=columns,
+        max_rank=max_rank,
+        overlap=overlap,
+        widen=operands.INTERPRETED,
+        shrunk_width=width(shrunk, max_rank, shrunk.stride(0), shrunk.stride(1)),
+        b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
+        out_width=width(out, out.stride(0), *columns),
+        splits=splits,
+        block_m=batch.tile_block,
+        block_n=tile.block_n,
+        block_k=tile.block_k,
+        steps=tile.steps,
+        stages=tile.stages,
+    )
+    grid = (sum(-(-size // span) for size in widths), _tiles(batch, tokens), 1)
+    counts = (tokens, min(batch.slots, slots))
+    return Prepared(grid, counts, (constants, all(size % span == 0 for size in widths)), tile.num_warps)
