@@ -9,6 +9,7 @@ import torch
 
 from csgmv_embed.host_plan import Int32Array, Int64Array, counting_int32, plan_segments
 from csgmv_embed.sglang.state import State
+from csgmv_embed.tile_plan import group_sizes, most_tiles, plan_tiles
 
 # The arrays of every plan, in the order in which they lie in the buffer.
 ARRAYS = (
@@ -75,6 +76,21 @@ def write(state: State, plan: Plan, views: list[Int32Array]) -> int:
     req_slots[:requests] = plan.slots
     scalings[:] = state.scalings.words
     return segments
+
+
+def tile_sizes(tokens: int, slots: int, block: int) -> tuple[int, int]:
+    """Elements of the words and of the rows of the tiles of linear layers."""
+    most = most_tiles(tokens, slots, block)
+    return 2 * most, block * most
+
+
+def write_tiles(
+    state: State, plan: Plan, views: list[Int32Array], block: int, words: Int32Array, rows: Int32Array
+) -> None:
+    """Write the tiles; views are ARRAYS as `write` left them, words are zeros."""
+    ranks = state.ranks.values
+    group_tokens = group_sizes(plan.lens, plan.slots, len(ranks))
+    plan_tiles(views[2][: plan.tokens], group_tokens, ranks, state.scalings.words, block, words, rows)
 
 
 def lens_of(plan: Plan) -> Int64Array:

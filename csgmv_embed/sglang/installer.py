@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.sglang import chain, hooks, layers, runtime, storage
+from csgmv_embed.sglang import chain, hooks, layers, linears, runtime, storage
 from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
 from csgmv_embed.sglang.targets import Hook, Release, release_for
 
@@ -39,6 +39,7 @@ HOOKS: dict[str, Callable[..., Any]] = {
     "modules": hooks.modules,
     **storage.BY_NAME,
     **layers.BY_NAME,
+    **linears.BY_NAME,
 }
 # The guards of SGLang's launchers are for tables that outlive the plugin: they are never inert.
 FUNCTIONS = {

@@ -22,7 +22,7 @@ from csgmv_embed.batch import EmbeddingBatch, _Contents
 from csgmv_embed.errors import CapacityError, ShapeError
 from csgmv_embed.host_plan import Int32Array, Ints, checked
 from csgmv_embed.sglang.arrays import ARRAYS as ARRAYS
-from csgmv_embed.sglang.arrays import Plan, lens_of, named, sizes_of, token_words, write
+from csgmv_embed.sglang.arrays import Plan, lens_of, named, sizes_of, tile_sizes, token_words, write, write_tiles
 from csgmv_embed.sglang.heads import HeadPlan, merged_chunks
 from csgmv_embed.sglang.staging import Layout, Staging, layout_of
 from csgmv_embed.sglang.state import STATE as STATE
@@ -31,7 +31,9 @@ from csgmv_embed.sglang.state import Step
 from csgmv_embed.sglang.state import attach as attach
 from csgmv_embed.sglang.views import BATCH as BATCH
 from csgmv_embed.sglang.views import HEAD as HEAD
-from csgmv_embed.sglang.views import head_batch, layer_batch, sequence_order
+from csgmv_embed.sglang.views import LINEAR as LINEAR
+from csgmv_embed.sglang.views import head_batch, layer_batch, linear_batch, sequence_order
+from csgmv_embed.tile_plan import block_for
 
 STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
 
@@ -46,6 +48,7 @@ class StaticBatch:
     layer: EmbeddingBatch
     head: EmbeddingBatch
     prefill: bool
+    linear: EmbeddingBatch | None = None
     sequence_order: Any = None  # the batch info of the original-order design
 
 
@@ -60,11 +63,13 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
     sizes = sizes_of(segments, tokens, requests, slots)
     extra = requests if state.design == "original_order" else 0
-    layout = layout_of((*sizes, extra, tokens, slots))
+    block = block_for(tokens)
+    tiles = tile_sizes(tokens, min(slots, requests), block) if state.linear_wanted else (0, 0)
+    layout = layout_of((*sizes, extra, tokens, slots, *tiles))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
-    *views, lens, words, ranks = layout.device(buffer)
+    *views, lens, words, ranks, tile_words, tile_rows = layout.device(buffer)
     arrays = named(views)
     for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
         setattr(batch_info, name, arrays[name])
@@ -72,6 +77,8 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     layer = layer_batch(batch_info, words, ranks, contents, max_tokens=tokens)
     head = head_batch(batch_info, contents, max_tokens=tokens)
     static = StaticBatch(layout, buffer, Staging(device, layout.total), layer, head, prefill)
+    if state.linear_wanted:
+        static.linear = linear_batch(batch_info, tile_words, tile_rows, block, contents, max_tokens=tokens)
     if state.design == "original_order":
         # The fallback kernel's grid is (max_len, bs) of the capture. A captured decode covers its own requests; a
         # captured prefill has to cover every request the buffers hold, at any length.
@@ -220,7 +227,7 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     static: StaticBatch = getattr(info, STATIC)
     host = static.staging.next(static.layout)
     host.words.fill(0)  # one call for the neutral tails of all arrays
-    *views, lens, words, ranks = host.views
+    *views, lens, words, ranks, tile_words, tile_rows = host.views
     requests = len(plan.slots)
     segments = write(state, plan, views)
     if static.sequence_order is not None:
@@ -229,6 +236,8 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     if word_by_slot is not None:
         words[: plan.tokens] = token_words(word_by_slot, plan)
         ranks[:] = state.layer_ranks
+    if static.linear is not None:
+        write_tiles(state, plan, views, static.linear.tile_block, tile_words, tile_rows)
     static.staging.send(static.buffer)
     contents = static.layer._contents  # the head's too
     contents.num_tokens, contents.max_rank = plan.tokens, state.ranks.largest
@@ -236,6 +245,7 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     static.layer.chunk_size = static.head.chunk_size = plan.chunk_size
     setattr(info, BATCH, static.layer)
     setattr(info, HEAD, static.head)
+    setattr(info, LINEAR, static.linear)
     if static.sequence_order is not None:
         if not static.prefill:
             static.sequence_order.bs = static.sequence_order.num_segments = requests
@@ -252,16 +262,26 @@ def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, lis
     if word_by_slot is not None:
         own = [lens_of(plan)] if in_order else [token_words(word_by_slot, plan), state.layer_ranks]
     extras = own + _head_arrays(heads)
-    planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *map(len, extras))
+    block = block_for(plan.tokens)
+    tiles = tile_sizes(plan.tokens, min(slots, requests), block) if state.linear_wanted else ()
+    planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *tiles, *map(len, extras))
     layout = layout_of(planned, shrinking=2)
     views = _staging(state).next(layout).views
     segments = write(state, plan, views[: len(ARRAYS)])
-    _write_all(views[len(ARRAYS) :], extras)
+    first_extra = len(ARRAYS) + len(tiles)
+    if tiles:
+        tile_words, tile_rows = views[len(ARRAYS) : first_extra]
+        tile_words.fill(0)
+        write_tiles(state, plan, views[: len(ARRAYS)], block, tile_words, tile_rows)
+    _write_all(views[first_extra:], extras)
     found = _send_new(state, layout, (segments + 1, segments))
 
-    arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[len(ARRAYS) :])
+    arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[first_extra:])
     info = _batch_info(state, plan, arrays, segments)
     contents = _Contents(plan.tokens, state.ranks.largest)
+    if tiles:
+        words, rows = found[len(ARRAYS) : first_extra]
+        setattr(info, LINEAR, linear_batch(info, words, rows, block, contents))
     if word_by_slot is None:
         setattr(info, BATCH, None)
     elif not in_order:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from csgmv_embed.sglang import planner
 from csgmv_embed.sglang.settings import Settings
-from csgmv_embed.sglang.targets import Release
+from csgmv_embed.sglang.targets import LINEAR_HOOKS, Release
 
 
 class Active(NamedTuple):
@@ -39,5 +39,6 @@ def state_of(backend: Any) -> planner.State | None:
     if active is None or backend is None:
         return None
     if state is None and type(backend).__name__ == "ChunkedSgmvLoRABackend":
-        state = planner.attach(backend, active.release, active.settings.design)
+        linear = any(map(serves, LINEAR_HOOKS)) and active.settings.design == "token_words"
+        state = planner.attach(backend, active.release, active.settings.design, linear=linear)
     return state

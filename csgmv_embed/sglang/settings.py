@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 from csgmv_embed.errors import CsgmvEmbedError
 from csgmv_embed.layout import Storage
+from csgmv_embed.sglang.targets import LINEAR_HOOKS
 
 Design = Literal["token_words", "original_order"]
 
@@ -18,6 +19,7 @@ STORAGE = "CSGMV_EMBED_STORAGE"
 DESIGN = "CSGMV_EMBED_DESIGN"
 LAYER = "CSGMV_EMBED_LAYER"
 LM_HEAD = "CSGMV_EMBED_LM_HEAD"
+LINEAR = "CSGMV_EMBED_LINEAR"
 _VALUES = {
     DISABLE: ("0", "1"),
     ANY_VERSION: ("0", "1"),
@@ -25,6 +27,7 @@ _VALUES = {
     DESIGN: ("token_words", "original_order"),
     LAYER: ("1", "0"),
     LM_HEAD: ("1", "0"),
+    LINEAR: ("1", "0"),
 }
 
 
@@ -38,8 +41,9 @@ class Settings:
 
     design: token_words is this library's kernel; original_order is the first design of SGLang's pull request 14805,
     the fallback kernel on a second batch info in sequence order. That kernel reads rank-major tables only.
-    layer, lm_head: the whole embedding layer and the LoRA of lm_head run on this library's kernels; off, SGLang's own
-    functions do them, the embedding layer's with this library's lookup. Neither has a part in original_order.
+    layer, lm_head, linear: the whole embedding layer, the LoRA of lm_head and that of the linear layers run on this
+    library's kernels; off, SGLang's own functions do them, the embedding layer's with this library's lookup. None has a
+    part in original_order.
     """
 
     disabled: bool = False
@@ -48,11 +52,14 @@ class Settings:
     design: Design = "token_words"
     layer: bool = True
     lm_head: bool = True
+    linear: bool = True
 
     def switched_off(self, hook: str) -> str:
         """The variable that keeps a hook from doing its work; empty if none does."""
         if hook in ("layer", "layer_add"):
             return "" if self.layer else f"{LAYER}=0"
+        if hook in LINEAR_HOOKS:
+            return "" if self.linear else f"{LINEAR}=0"
         return f"{LM_HEAD}=0" if hook == "lm_head" and not self.lm_head else ""
 
     @classmethod
@@ -78,4 +85,5 @@ class Settings:
             design=design,
             layer=found[LAYER] == "1",
             lm_head=found[LM_HEAD] == "1",
+            linear=found[LINEAR] == "1",
         )

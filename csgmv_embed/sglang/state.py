@@ -54,6 +54,7 @@ class State:
     design: Design = "token_words"
     embedding_targeted: bool | None = None
     lm_head_targeted: bool | None = None
+    linear_wanted: bool = False  # whether linear layers are served by this plugin: their tiles are planned then
     slot_has_embedding: npt.NDArray[np.bool_] | None = None
     ranks: Ranks = field(default_factory=Ranks)
     scalings: Scalings = field(default_factory=Scalings)
@@ -88,10 +89,10 @@ class State:
         return self._words_known[1]
 
 
-def attach(backend: Any, release: Release, design: Design = "token_words") -> State:
+def attach(backend: Any, release: Release, design: Design = "token_words", *, linear: bool = False) -> State:
     """The state of a backend object, made on first use."""
     state: State | None = getattr(backend, STATE, None)
     if state is None:
-        state = State(backend, release, design)
+        state = State(backend, release, design, linear_wanted=linear)
         setattr(backend, STATE, state)
     return state

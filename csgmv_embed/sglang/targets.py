@@ -15,6 +15,7 @@ BACKEND = "sglang.srt.lora.backend.chunked_backend.ChunkedSgmvLoRABackend"
 POOL = "sglang.srt.lora.mem_pool.LoRAMemoryPool"
 MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
 LAYERS = "sglang.srt.lora.layers"
+LINEAR_HOOKS = ("qkv", "gate_up", "column", "row")
 
 
 class VersionError(CsgmvEmbedError, RuntimeError):
@@ -48,6 +49,7 @@ class Release:
     lm_head_eager: bool  # the lm_head batch info says use_cuda_graph=False whatever the batch says
     decode_graph: str = "init_cuda_graph_batch_info"
     decode_graph_second: str = "num_tokens_per_req"
+    stacked_slices: bool = True  # run_qkv_lora takes the number of slices
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -87,7 +89,7 @@ class Release:
                 (*weights, "extra_embeddings"),
             ),
         ]
-        hooks += self._layer_hooks()
+        hooks += self._layer_hooks() + self._linear_hooks()
         if self.prefill_graph:
             method = f"{BACKEND}.init_prefill_cuda_graph_batch_info"
             hooks.insert(3, Hook("prefill_graph", method, self.prefill_graph))
@@ -103,6 +105,19 @@ class Release:
             Hook("lm_head", f"{head}.apply_lora", ("self", "base_output", "hidden_states"), required=False),
         ]
 
+    def _linear_hooks(self) -> list[Hook]:
+        """LoRA on linear layers, shrink and expand at once. Without one of these SGLang's own functions run there."""
+        stacked = ("n_slices",) if self.stacked_slices else ()
+        qkv = ("self", "x", "qkv_lora_a", "qkv_lora_b", "output_offset", "max_qkv_out_dim", "base_output", *stacked)
+        gate_up = ("self", "x", "gate_up_lora_a", "gate_up_lora_b", "output_offset", "base_output")
+        apply = ("self", "base_output", "x")
+        return [
+            Hook("qkv", f"{BACKEND}.run_qkv_lora", (*qkv, "args", "kwargs"), required=False),
+            Hook("gate_up", f"{BACKEND}.run_gate_up_lora", (*gate_up, "args", "kwargs"), required=False),
+            Hook("column", f"{LAYERS}.ColumnParallelLinearWithLoRA.apply_lora", apply, required=False),
+            Hook("row", f"{LAYERS}.RowParallelLinearWithLoRA.apply_lora", apply, required=False),
+        ]
+
 
 OLDEST_KERNELS = "sglang.srt.lora.triton_ops"
 MIDDLE_KERNELS = "sglang.kernels.ops.gemm"
@@ -112,7 +127,16 @@ PREFILL_REQUESTS = ("self", "max_num_tokens", "max_num_requests")
 
 RELEASES = (
     #       version   kernels         plugins requests prefill graph     lm_head eager
-    Release("0.5.10", OLDEST_KERNELS, False, False, (), False, decode_graph_second="num_tokens_per_bs"),
+    Release(
+        "0.5.10",
+        OLDEST_KERNELS,
+        False,
+        False,
+        (),
+        False,
+        decode_graph_second="num_tokens_per_bs",
+        stacked_slices=False,
+    ),
     Release("0.5.11", OLDEST_KERNELS, True, False, (), False, decode_graph_second="num_tokens_per_bs"),
     Release("0.5.13", OLDEST_KERNELS, True, True, (), False, decode_graph_second="num_tokens_per_bs"),
     Release("0.5.16", MIDDLE_KERNELS, True, True, (), False),

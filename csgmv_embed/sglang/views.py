@@ -12,6 +12,7 @@ from csgmv_embed.batch import EmbeddingBatch, _Contents
 # Attributes of a LoRABatchInfo
 BATCH = "csgmv_embed_batch"  # the embedding layer's batch, if this plugin planned it; None: nobody has LoRA there
 HEAD = "csgmv_embed_head"  # lm_head's
+LINEAR = "csgmv_embed_linear"  # that of the linear layers; absent or None if this plugin did not plan it
 
 
 def layer_batch(
@@ -29,6 +30,20 @@ def layer_batch(
 def head_batch(info: Any, contents: _Contents, max_tokens: int | None = None) -> EmbeddingBatch:
     """lm_head's batch of a LoRABatchInfo. An adapter without LoRA on lm_head has zeros in SGLang's tables."""
     return _in_order(info, _view(info, None, info.lora_ranks, contents, max_tokens))
+
+
+def linear_batch(
+    info: Any,
+    tile_words: torch.Tensor,
+    tile_rows: torch.Tensor,
+    tile_block: int,
+    contents: _Contents,
+    max_tokens: int | None = None,
+) -> EmbeddingBatch:
+    """The batch of the linear layers of a LoRABatchInfo, by its tiles of tile_block rows."""
+    batch = _view(info, None, info.lora_ranks, contents, max_tokens)
+    batch.tile_words, batch.tile_rows, batch.tile_block = tile_words, tile_rows, tile_block
+    return batch
 
 
 def _in_order(info: Any, batch: EmbeddingBatch) -> EmbeddingBatch:

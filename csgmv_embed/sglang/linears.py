@@ -1,0 +1,128 @@
+"""What runs in place of LoRA on linear layers: q, k and v, gate and up, and layers of one slice.
+
+A column or row-parallel layer of one slice calls the backend for the shrink and for the expand; hooked as a whole, its
+shrink can leave the parts of its long sum to the expand. Each falls back to SGLang's own function wherever it cannot do
+all of what that does; signatures as in hooks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.linear import lora_linear
+from csgmv_embed.sglang import hooks, runtime
+from csgmv_embed.sglang.views import LINEAR
+
+Original = Callable[..., Any]
+
+STARTS = "csgmv_embed_starts"  # attribute of a layer's offsets on the device: the same on the host
+
+
+def qkv(original: Original, backend: Any, *args: Any, **kwargs: Any) -> Any:
+    """`run_qkv_lora`: stacked slices of any widths, added to the base output in place."""
+    batch = _batch("qkv", backend)
+    found = None if batch is None else _qkv(batch, *args, **kwargs)
+    return original(backend, *args, **kwargs) if found is None else found
+
+
+def gate_up(original: Original, backend: Any, *args: Any, **kwargs: Any) -> Any:
+    """`run_gate_up_lora`: two slices of one width."""
+    batch = _batch("gate_up", backend)
+    found = None if batch is None else _gate_up(batch, *args, **kwargs)
+    return original(backend, *args, **kwargs) if found is None else found
+
+
+def column(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
+    """`ColumnParallelLinearWithLoRA.apply_lora`: one slice."""
+    return _one_slice("column", original, layer, base_output, x)
+
+
+def row(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
+    """`RowParallelLinearWithLoRA.apply_lora`: the same, before the sum over the ranks if there are several."""
+    return _one_slice("row", original, layer, base_output, x)
+
+
+BY_NAME: dict[str, Callable[..., Any]] = {"qkv": qkv, "gate_up": gate_up, "column": column, "row": row}
+
+
+def _batch(hook: str, backend: Any) -> EmbeddingBatch | None:
+    """The backend's batch; None where SGLang's own function is to run."""
+    if not runtime.serves(hook) or runtime.state_of(backend) is None:
+        return None
+    return getattr(getattr(backend, "batch_info", None), LINEAR, None)
+
+
+def _one_slice(hook: str, original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
+    batch = _batch(hook, layer.lora_backend)
+    found = None if batch is None else _applied(batch, x, layer.A_buffer, layer.B_buffer, base_output, None)
+    return original(layer, base_output, x) if found is None else found
+
+
+def _qkv(
+    batch: EmbeddingBatch,
+    x: torch.Tensor,
+    qkv_lora_a: torch.Tensor,
+    qkv_lora_b: torch.Tensor,
+    output_offset: torch.Tensor,
+    max_qkv_out_dim: int,
+    base_output: torch.Tensor | None = None,
+    *_: Any,
+    output_offset_cpu: torch.Tensor | None = None,
+    **__: Any,
+) -> torch.Tensor | None:
+    return _applied(batch, x, qkv_lora_a, qkv_lora_b, base_output, _starts(output_offset, output_offset_cpu))
+
+
+def _gate_up(
+    batch: EmbeddingBatch,
+    x: torch.Tensor,
+    gate_up_lora_a: torch.Tensor,
+    gate_up_lora_b: torch.Tensor,
+    output_offset: torch.Tensor,
+    base_output: torch.Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> torch.Tensor | None:
+    features = gate_up_lora_b.shape[1]
+    return _applied(batch, x, gate_up_lora_a, gate_up_lora_b, base_output, (0, features // 2, features))
+
+
+def _applied(
+    batch: EmbeddingBatch,
+    x: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    base_output: torch.Tensor | None,
+    starts: tuple[int, ...] | None,
+) -> torch.Tensor | None:
+    """base_output with LoRA added; None if these tensors are not what the kernels take."""
+    if x.shape[0] == 0 and base_output is not None:
+        return base_output  # an idle rank under data-parallel attention calls so
+    if base_output is None or not _fit(x, a_table, b_table, base_output, 1 if starts is None else len(starts) - 1):
+        return None
+    rows = hooks.planned_rows(batch, x.shape[0])
+    lora_linear(x[:rows], a_table, b_table, base_output[:rows], batch, starts)
+    return base_output
+
+
+def _fit(x: torch.Tensor, a_table: torch.Tensor, b_table: torch.Tensor, out: torch.Tensor, slices: int) -> bool:
+    return (
+        x.dim() == out.dim() == 2
+        and x.stride(1) == out.stride(1) == 1
+        and x.dtype == a_table.dtype == b_table.dtype == out.dtype
+        and a_table.shape[1] == slices * b_table.shape[2]
+        and out.shape[1] >= b_table.shape[1]
+    )
+
+
+def _starts(output_offset: torch.Tensor, on_host: torch.Tensor | None) -> tuple[int, ...]:
+    """First column of each slice, and the end of the last: read once a layer."""
+    found: tuple[int, ...] | None = getattr(output_offset, STARTS, None)
+    if found is None:
+        found = tuple((output_offset if on_host is None else on_host).tolist())
+        setattr(output_offset, STARTS, found)
+    return found
