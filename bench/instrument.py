@@ -64,9 +64,7 @@ KNOWN = (
     Known(2, "ee98daa5f55dd6f2", "adds the ops layer, head and expand; a lookup's inputs, graph and counts stay"),
     # Hashes of syntax trees.
     Known(2, "ce7c7e188a47b1d8", "the code of ee98daa5f55dd6f2; the worker hashes the tuned tables with the library"),
-    Known(
-        2, "bdcbeb7d76a8ca4f", "launches are counted wherever they come from, and listed; all 42 counted points stay"
-    ),
+    Known(2, "bdcbeb7d76a8ca4f", "every launch is counted, and listed; all 42 counted points stay"),
     Known(2, "3879be32525e143f", "the layer's kernels are asked for by both of their names"),
 )
 

@@ -103,9 +103,9 @@ class Report(msgspec.Struct):
     def exit_code(self) -> Exit:
         """1 if a regression is certain, else 3 if anything could not be judged, else 0. Nothing judged is 3.
 
-        Refused, or by looser rules that nobody allowed: 3, whatever was found.
+        Refused, by looser rules that nobody allowed among others: 3, whatever was found.
         """
-        if self.refusals or (self.changed_rules and not self.rules_allowed):
+        if self.refusals:
             return Exit.CANNOT_JUDGE
         if any(verdict.status == "slow" and verdict.confirmed for verdict in self.verdicts):
             return Exit.REGRESSION
