@@ -178,17 +178,22 @@ def test_a_batch_of_nobody_and_no_rows(on: Any) -> None:
     assert run(site, rng, 0)[2].shape == (0, site.starts[-1])
 
 
-def test_what_the_op_does_not_take_is_sglangs(on: Any, used: list[int]) -> None:
+@pytest.mark.parametrize("other", ["dtype of the output", "columns apart", "rank of the tables"])
+def test_what_the_op_does_not_take_is_sglangs(other: str, on: Any) -> None:
+    """SGLang's function is called with what came, and what it gives is given back."""
     on()
     site = Site("row")
-    site.a.nan_to_num_(0.0), site.b.nan_to_num_(0.0)
     site.prepare("DECODE", [1, 1], [1, 2])
-    x, base = torch.ones(2, FEATURES), torch.zeros(2, 96)
-    expected = site.expected(base, x, torch.tensor([1, 2]))
-    wide = torch.zeros(2, 96, 2)[..., 0]  # columns apart
-    found = site.layer.apply_lora(wide, x)
-    assert not used
-    assert_rounded(found, expected)
+    base, x = torch.zeros(2, 96), torch.ones(2, FEATURES)
+    if other == "dtype of the output":
+        base = base.double()
+    elif other == "columns apart":
+        base = torch.zeros(2, 96, 2)[..., 0]
+    else:
+        site.layer.A_buffer = site.a[:, :8]
+    calls: list[tuple[Any, ...]] = []
+    assert linears.row(lambda *given: (calls.append(given), "theirs")[1], site.layer, base, x) == "theirs"
+    assert len(calls) == 1 and all(one is another for one, another in zip(calls[0], (site.layer, base, x), strict=True))
 
 
 def test_a_plan_of_sglangs_own_is_sglangs_to_run(on: Any, used: list[int], plugin_on: Callable[..., None]) -> None:

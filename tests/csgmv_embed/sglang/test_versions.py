@@ -188,14 +188,14 @@ def run_on(folder: Path, report: Path, *names: str) -> Run:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_plugin_works_on_the_wheel(version: str, tmp_path: Path) -> None:
-    """Planner, lookup, layers and SGLang's own manager and pool with the plugin, on every version that imports here.
+    """Planner, lookup, layers, linear layers and SGLang's own manager and pool with the plugin, on every version that imports here.
 
     A newer one that does not is skipped with the reason: the newest that was tested is then the one before.
     """
     folder = tmp_path / "wheel"
     with zipfile.ZipFile(wheel(version)) as files:
         files.extractall(folder)
-    files = ("test_planner.py", "test_lookup.py", "test_layers.py", "test_server.py")
+    files = ("test_planner.py", "test_lookup.py", "test_layers.py", "test_linears.py", "test_server.py")
     run = run_on(folder, tmp_path / "report.xml", *files)
     if run.not_here and version not in MUST_IMPORT:
         pytest.skip(f"{version}: {run.not_here}")
