@@ -188,7 +188,7 @@ def run_on(folder: Path, report: Path, *names: str) -> Run:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_plugin_works_on_the_wheel(version: str, tmp_path: Path) -> None:
-    """Planner, lookup, layers, linear layers, SGLang's own manager and pool with the plugin, on each version that imports.
+    """Planner, lookup, layers, linear layers, SGLang's manager and pool with the plugin, on each version that imports.
 
     A newer one that does not is skipped with the reason: the newest that was tested is then the one before.
     """
