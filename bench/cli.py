@@ -177,13 +177,13 @@ def tune(
     from bench.report.tables import console
     from bench.tune import ADAPTERS, VOCAB, TunedTable, as_fields, encode
     from bench.tune import tune as run_tune
-    from csgmv_embed import tuning
+    from csgmv_embed.launch import tiles
 
     gpu = torch.cuda.get_device_name()
     rows = [as_fields(row) for row in tuned(run_tune(), console())]
     code = collect_code()
     table = TunedTable(gpu, code.sha, "python -m bench tune", VOCAB, ADAPTERS, rows)
-    path = output or tuning.table_path(gpu)
+    path = output or tiles.table_path(gpu)
     store.write_bytes(path, encode(table))
     console().print(f"written to {path}")
 

@@ -16,8 +16,8 @@ from bench.contenders.base import Contender
 from bench.contenders.csgmv_embed import CHUNK_SIZE
 from bench.results import ResultsError
 from bench.workload import Workload, make_workload
-from csgmv_embed import tuning
-from csgmv_embed.tuning import LaunchConfig, Plan, TunedRow
+from csgmv_embed.launch import tiles
+from csgmv_embed.launch.tiles import LaunchConfig, Plan, TunedRow
 
 RANKS = (8, 16, 64, 256)
 TOKENS = (1, 32, 256, 2048, 16384)
@@ -74,16 +74,16 @@ def tune() -> Iterator[TunedRow]:
 
 def candidates(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> list[LaunchConfig]:
     """The rule's configuration first, then every other one worth timing."""
-    block_rank = min(rank, tuning.MAX_BLOCK_RANK)
+    block_rank = min(rank, tiles.MAX_BLOCK_RANK)
     if rows_contiguous:
-        tiles = [
+        shapes = [
             LaunchConfig(elements // block_rank, block_rank, warps)
             for elements in (32, 64, 128, 256, 512, 1024, 2048, 4096)
             for warps in (1, 2, 4, 8)
             if elements >= max(block_rank, 32 * warps) and elements <= 1024 * warps
         ]
     else:
-        tiles = [
+        shapes = [
             LaunchConfig(block_tokens, width, warps)
             for block_tokens in (4, 8, 16, 32, 64, 128)
             for width in ((4, 8, 16, 32, 64) if plan == "tokens" else (8, 16, 32, 64, 128, 256))
@@ -91,8 +91,8 @@ def candidates(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> lis
             if width <= rank and 32 * warps <= block_tokens * width <= 1024 * warps
         ]
     most = max(8, 2 * tokens) if plan == "tokens" else CHUNK_SIZE  # no segment is longer
-    useful = [tile for tile in tiles if tile.block_tokens <= most]
-    return list(dict.fromkeys([tuning.rule(tokens, rank, rows_contiguous), *useful]))
+    useful = [tile for tile in shapes if tile.block_tokens <= most]
+    return list(dict.fromkeys([tiles.rule(tokens, rank, rows_contiguous), *useful]))
 
 
 def _best(workload: Workload, expected: torch.Tensor, plan: Plan, storage: Storage) -> TunedRow:
@@ -114,7 +114,7 @@ def _best(workload: Workload, expected: torch.Tensor, plan: Plan, storage: Stora
 
 def _time_us(contender: Contender, workload: Workload, expected: torch.Tensor, config: LaunchConfig) -> float:
     """Median of the blocks of one graph, after a check of the first index set."""
-    with tuning.forced(config):
+    with tiles.forced(config):
         launch = contender.setup(workload, static=False)
         if not torch.equal(launch(0), expected):
             raise ResultsError(f"{config} gives wrong rows at {workload.case.label}; expected those of the oracle")

@@ -1,12 +1,12 @@
 """LoRA on embedding layer, lm_head and linear layers for many adapters in a batch: kernels and their host planner."""
 
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.errors import CapacityError, CsgmvEmbedError, DeviceError, DtypeError, ShapeError, SlotError
-from csgmv_embed.head import lm_head_expand, lm_head_lora, lm_head_shrink
-from csgmv_embed.layer import embedding_lora, embedding_lora_add
+from csgmv_embed.embedding import embedding_lora, embedding_lora_add
+from csgmv_embed.errors import CapacityError, CsgmvEmbedError, DeviceError, DtypeError, GradError, ShapeError, SlotError
 from csgmv_embed.layout import empty_a_table, storage_of, to_storage
 from csgmv_embed.linear import lora_expand, lora_linear, lora_shrink
-from csgmv_embed.ops import embedding_lora_a
+from csgmv_embed.lm_head import lm_head_expand, lm_head_lora, lm_head_shrink
+from csgmv_embed.lookup import embedding_lora_a
 from csgmv_embed.reference import (
     embedding_lora_a_reference,
     embedding_lora_reference,
@@ -22,6 +22,7 @@ __all__ = [
     "DeviceError",
     "DtypeError",
     "EmbeddingBatch",
+    "GradError",
     "ShapeError",
     "SlotError",
     "embedding_lora",

@@ -17,6 +17,10 @@ class DeviceError(CsgmvEmbedError, ValueError):
     """Tensors lie on different devices, or on one where the kernel cannot run."""
 
 
+class GradError(CsgmvEmbedError, RuntimeError):
+    """Autograd expects a gradient of a tensor, and the op has none."""
+
+
 class SlotError(CsgmvEmbedError, ValueError):
     """A slot, rank or length on the host is out of range."""
 

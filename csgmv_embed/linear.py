@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
-from csgmv_embed import operands, tuning
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.checks import check_axes
+from csgmv_embed.batch.tile_plan import DECODE_BLOCK, most_tiles
 from csgmv_embed.errors import DtypeError, ShapeError
 from csgmv_embed.kernels.linear import ExpandConstants, ShrinkConstants, lora_expand_kernel, lora_shrink_kernel
-from csgmv_embed.launch import launch, overlaps_launches
-from csgmv_embed.operands import Key, Prepared, check_tensor, seen, width
-from csgmv_embed.tile_plan import DECODE_BLOCK, most_tiles
+from csgmv_embed.launch import checks, direct, tiles
+from csgmv_embed.launch.checks import check_axes, check_tensor
+from csgmv_embed.launch.direct import NOTHING, Key, Launch, Nothing, launches, overlaps_launches, seen, width
 
 
 def lora_linear(
@@ -55,8 +55,8 @@ def lora_linear(
     overlap = overlaps_launches(x.device) and batch.tile_block <= DECODE_BLOCK
     shrink = _shrink(x, a_table, shrunk, batch, len(columns) - 1, tile, overlap)
     expand = _expand(shrunk, b_table, out, batch, columns, overlap)  # checked before anything runs
-    _launch(lora_shrink_kernel, shrink, batch, x, a_table, shrunk)
-    _launch(lora_expand_kernel, expand, batch, shrunk, b_table, out, overlap=overlap)
+    shrink()
+    expand()
     return out
 
 
@@ -70,7 +70,7 @@ def lora_shrink(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, s
     _check_planned(batch)
     tile = shrink_tile(x, a_table, batch)._replace(splits=1)
     out = _empty_shrunk(x, a_table, 1)
-    _launch(lora_shrink_kernel, _shrink(x, a_table, out, batch, slices, tile, False), batch, x, a_table, out)
+    _shrink(x, a_table, out, batch, slices, tile, False)()
     return out[:, 0]
 
 
@@ -88,8 +88,7 @@ def lora_expand(
     check_axes("shrunk", shrunk, 2, "(tokens, slices * max_rank)")
     _check_planned(batch)
     parts = shrunk[:, None]
-    prepared = _expand(parts, b_table, out, batch, _columns(b_table, starts), False)
-    _launch(lora_expand_kernel, prepared, batch, parts, b_table, out)
+    _expand(parts, b_table, out, batch, _columns(b_table, starts), False)()
     return out
 
 
@@ -144,7 +143,7 @@ def shrink_tile(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch) -
     (tokens, features), stacked = x.shape, a_table.shape[1]
     if x.element_size() > 2:
         return ShrinkTile(16, 64, 1, 2, 4)
-    block_n = min(64, max(16, tuning.next_power_of_2(stacked)))
+    block_n = min(64, max(16, tiles.next_power_of_2(stacked)))
     blocks = max(1, -(-stacked // block_n))
     if batch.tile_block <= DECODE_BLOCK:
         wanted = MOST_SPLITS // blocks
@@ -157,7 +156,7 @@ def shrink_tile(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch) -
 
 
 def expand_tile(batch: EmbeddingBatch, features: int, max_rank: int, element_bytes: int) -> ExpandTile:
-    """From 5 tiles each, timed as above; block_k is never 32 (tuning.block_rank)."""
+    """From 5 tiles each, timed as above; block_k is never 32 (tiles.block_rank)."""
     if _forced is not None:
         return _forced[1]
     if element_bytes > 2:
@@ -196,10 +195,6 @@ def _empty_shrunk(x: torch.Tensor, a_table: torch.Tensor, splits: int) -> torch.
     return x.new_empty(x.shape[0], splits, a_table.shape[1], dtype=dtype)
 
 
-_shrinks: dict[Key, Prepared | None] = {}
-_expands: dict[Key, Prepared | None] = {}
-
-
 def _shrink(
     x: torch.Tensor,
     a_table: torch.Tensor,
@@ -208,12 +203,17 @@ def _shrink(
     slices: int,
     tile: ShrinkTile,
     overlap: bool,
-) -> Prepared | None:
-    """The checked launch; None: there is nothing to do."""
-    key: Key = (*map(seen, (x, a_table, shrunk)), _seen(batch), slices, tile, overlap)
-    prepared = operands.kept(_shrinks, key, lambda: _prepare_shrink(x, a_table, shrunk, batch, slices, tile, overlap))
+) -> Callable[[], None]:
+    """The checked launch."""
+    tensors = (*_arrays(batch), x, a_table, shrunk)
+    pointers, misaligned = direct.addresses(tensors)
+    operands = *map(seen, (x, a_table, shrunk)), misaligned
+    key = (id(lora_shrink_kernel), *operands, _seen(batch), slices, tile, overlap)
+    launch = launches.get(key)
+    if launch is None:
+        launch = direct.keep(key, _prepare_shrink(x, a_table, shrunk, batch, slices, tile, overlap))
     batch.check_fits(x.shape[0], a_table.shape[0], a_table.shape[1] // slices, "x")
-    return prepared
+    return partial(launch, tensors, pointers)
 
 
 def _expand(
@@ -223,17 +223,23 @@ def _expand(
     batch: EmbeddingBatch,
     columns: tuple[int, ...],
     overlap: bool,
-) -> Prepared | None:
-    key: Key = (*map(seen, (shrunk, b_table, out)), _seen(batch), columns, overlap, _forced)
-    prepared = operands.kept(_expands, key, lambda: _prepare_expand(shrunk, b_table, out, batch, columns, overlap))
+) -> Callable[[], None]:
+    """The checked launch."""
+    tensors = (*_arrays(batch), shrunk, b_table, out)
+    pointers, misaligned = direct.addresses(tensors)
+    operands = *map(seen, (shrunk, b_table, out)), misaligned
+    key = (id(lora_expand_kernel), *operands, _seen(batch), columns, overlap, _forced)
+    launch = launches.get(key)
+    if launch is None:
+        launch = direct.keep(key, _prepare_expand(shrunk, b_table, out, batch, columns, overlap))
     slots, _, max_rank = b_table.shape
     batch.check_fits(shrunk.shape[0], slots, max_rank, "shrunk")
-    return prepared
+    return partial(launch, tensors, pointers)
 
 
 def _seen(batch: EmbeddingBatch) -> Key:
     assert batch.tile_words is not None
-    return (*operands.seen_batch(batch), batch.tile_words.shape[0], batch.tile_block)
+    return (*batch.seen(), batch.tile_words.shape[0], batch.tile_block)
 
 
 def _check_planned(batch: EmbeddingBatch) -> None:
@@ -249,12 +255,10 @@ def _tiles(batch: EmbeddingBatch, tokens: int) -> int:
     return min(held, most_tiles(tokens, batch.slots, batch.tile_block))
 
 
-def _launch(
-    kernel: object, prepared: Prepared | None, batch: EmbeddingBatch, *operand: torch.Tensor, overlap: bool = False
-) -> None:
-    if prepared is not None:
-        assert batch.tile_words is not None and batch.tile_rows is not None
-        launch(kernel, prepared.grid, (batch.tile_words, batch.tile_rows, *operand), *prepared[1:], pdl=overlap)
+def _arrays(batch: EmbeddingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernels read of a batch."""
+    assert batch.tile_words is not None and batch.tile_rows is not None
+    return batch.tile_words, batch.tile_rows
 
 
 def _prepare_shrink(
@@ -265,16 +269,16 @@ def _prepare_shrink(
     slices: int,
     tile: ShrinkTile,
     overlap: bool,
-) -> Prepared | None:
+) -> Launch | Nothing:
     check_tensor("x", x, (None, None), "(tokens, in_features)", x, "x")
     tokens, in_features = x.shape
     check_tensor("a_table", a_table, (None, None, in_features), f"(slots, slices * max_rank, {in_features})", x, "x")
     slots, stacked, _ = a_table.shape
     if slices < 1 or stacked % slices:
         raise ShapeError(f"a_table has {stacked} rows a slot; expected a multiple of the {slices} slices")
-    operands.check_device(batch, x, "x")
-    if tokens == 0 or stacked == 0 or operands.without_adapter(batch):
-        return None
+    checks.check_device(batch.device, x, "x")
+    if tokens == 0 or stacked == 0 or batch.without_adapter:
+        return NOTHING
     constants = ShrinkConstants(
         x_stride_token=x.stride(0),
         a_stride_slot=a_table.stride(0),
@@ -285,19 +289,19 @@ def _prepare_shrink(
         slices=slices,
         max_rank=stacked // slices,
         overlap=overlap,
-        widen=operands.INTERPRETED,
+        widen=checks.INTERPRETED,
         width=min(
             width(x, in_features, x.stride(0)), width(a_table, in_features, a_table.stride(0), a_table.stride(1))
         ),
         splits=tile.splits,
         block_m=batch.tile_block,
         block_n=tile.block_n,
-        block_k=min(tile.block_k, max(16, tuning.next_power_of_2(in_features))),
+        block_k=min(tile.block_k, max(16, tiles.next_power_of_2(in_features))),
         stages=tile.stages,
     )
     grid = (-(-stacked // tile.block_n) * tile.splits, _tiles(batch, tokens), 1)
     counts = (tokens, min(batch.slots, slots))
-    return Prepared(grid, counts, (constants,), tile.num_warps)
+    return Launch(lora_shrink_kernel, grid, counts, constants, tile.num_warps)
 
 
 def _prepare_expand(
@@ -307,7 +311,7 @@ def _prepare_expand(
     batch: EmbeddingBatch,
     columns: tuple[int, ...],
     overlap: bool,
-) -> Prepared | None:
+) -> Launch | Nothing:
     tokens, splits, _ = shrunk.shape
     check_tensor("b_table", b_table, (None, None, None), "(slots, out_features, max_rank)", b_table, "b_table")
     slots, features, max_rank = b_table.shape
@@ -322,10 +326,10 @@ def _prepare_expand(
         raise ShapeError(f"out has shape {tuple(out.shape)}; expected {described}")
     if splits == 1 and shrunk.dtype != b_table.dtype:
         raise DtypeError(f"shrunk is {shrunk.dtype}; expected {b_table.dtype}, as b_table")
-    operands.check_rows_apart("out", out)
-    operands.check_device(batch, b_table, "b_table")
-    if tokens == 0 or max_rank == 0 or features == 0 or operands.without_adapter(batch):
-        return None
+    checks.check_rows_apart("out", out)
+    checks.check_device(batch.device, b_table, "b_table")
+    if tokens == 0 or max_rank == 0 or features == 0 or batch.without_adapter:
+        return NOTHING
     tile = expand_tile(batch, features, max_rank, b_table.element_size())
     span = tile.block_n * tile.steps
     widths = [after - before for before, after in pairwise(columns)]
@@ -338,7 +342,7 @@ def _prepare_expand(
         starts=columns,
         max_rank=max_rank,
         overlap=overlap,
-        widen=operands.INTERPRETED,
+        widen=checks.INTERPRETED,
         shrunk_width=width(shrunk, max_rank, shrunk.stride(0), shrunk.stride(1)),
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
         out_width=width(out, out.stride(0), *columns),
@@ -348,7 +352,8 @@ def _prepare_expand(
         block_k=tile.block_k,
         steps=tile.steps,
         stages=tile.stages,
+        whole=all(size % span == 0 for size in widths),
     )
     grid = (sum(-(-size // span) for size in widths), _tiles(batch, tokens), 1)
     counts = (tokens, min(batch.slots, slots))
-    return Prepared(grid, counts, (constants, all(size % span == 0 for size in widths)), tile.num_warps)
+    return Launch(lora_expand_kernel, grid, counts, constants, tile.num_warps, pdl=overlap)

@@ -56,7 +56,7 @@ class CsgmvEmbed(LookupOp):
         return ids + a_row_bytes(workload, self.storage) + traffic.written(workload)
 
     def kernels(self) -> list[KernelRef]:
-        return [KernelRef(("csgmv_embed.ops", f"embedding_lora_a_{self.plan}_kernel"))]
+        return [KernelRef(("csgmv_embed.lookup", f"embedding_lora_a_{self.plan}_kernel"))]
 
 
 def batch_of(

@@ -33,7 +33,7 @@ class CsgmvEmbedHead(ProductOp):
         return workload.minimum_bytes() + between
 
     def kernels(self) -> list[KernelRef]:
-        return [KernelRef(("csgmv_embed.head", f"lm_head_{part}_kernel")) for part in ("shrink", "expand")]
+        return [KernelRef(("csgmv_embed.lm_head", f"lm_head_{part}_kernel")) for part in ("shrink", "expand")]
 
 
 class CsgmvEmbedExpand(ProductOp):
@@ -55,4 +55,4 @@ class CsgmvEmbedExpand(ProductOp):
         return workload.minimum_bytes()
 
     def kernels(self) -> list[KernelRef]:
-        return [KernelRef(("csgmv_embed.head", "lm_head_expand_kernel"))]
+        return [KernelRef(("csgmv_embed.lm_head", "lm_head_expand_kernel"))]

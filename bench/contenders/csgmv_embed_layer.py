@@ -61,5 +61,4 @@ class CsgmvEmbedLayer(ProductOp):
         return ids + tables + traffic.written(workload) + again
 
     def kernels(self) -> list[KernelRef]:
-        names = "embedding_lora_kernel", "embedding_rows_kernel"  # older commits have the first alone
-        return [KernelRef(("csgmv_embed.layer", name)) for name in names if hasattr(csgmv_embed.layer, name)]
+        return [KernelRef(("csgmv_embed.embedding", f"embedding_{part}_kernel")) for part in ("lora", "rows")]

@@ -15,7 +15,7 @@ from bench.results import Point
 from bench.sweep import Event, Planned, WorkerStarted
 
 if TYPE_CHECKING:  # the library imports torch
-    from csgmv_embed.tuning import TunedRow
+    from csgmv_embed.launch.tiles import TunedRow
 
 PLAIN_EVERY_S = 10.0
 

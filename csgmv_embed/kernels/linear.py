@@ -79,6 +79,7 @@ class ExpandConstants(NamedTuple):
     block_n: int
     block_k: int
     steps: int  # blocks of columns a program
+    whole: bool  # every slice is a whole number of programs
     stages: int
 
 
@@ -248,9 +249,8 @@ def lora_expand_kernel(
     num_tokens,
     num_slots,
     c: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):
-    """Grid (blocks of columns, tiles). c: ExpandConstants. WHOLE: every slice is a whole number of programs.
+    """Grid (blocks of columns, tiles). c: ExpandConstants.
 
     Programs that run together write neighbouring columns of the same rows.
     """
@@ -261,6 +261,6 @@ def lora_expand_kernel(
     piece, first, end = _place(tl.program_id(0), c)
     if rank > 0:
         if rank % WIDTH == 0:
-            _expand_tile(slot, rank, scaling, rows, live, piece, first, end, shrunk, b_table, out, c, True, WHOLE)
+            _expand_tile(slot, rank, scaling, rows, live, piece, first, end, shrunk, b_table, out, c, True, c.whole)
         else:
-            _expand_tile(slot, rank, scaling, rows, live, piece, first, end, shrunk, b_table, out, c, False, WHOLE)
+            _expand_tile(slot, rank, scaling, rows, live, piece, first, end, shrunk, b_table, out, c, False, c.whole)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from csgmv_embed.host_plan import Int32Array, Int64Array, counting_int32, plan_segments
+from csgmv_embed.batch.plan import Int32Array, Int64Array, counting_int32, plan_segments
+from csgmv_embed.batch.tile_plan import group_sizes, most_tiles, plan_tiles
 from csgmv_embed.sglang.state import State
-from csgmv_embed.tile_plan import group_sizes, most_tiles, plan_tiles
 
 # The arrays of every plan, in the order in which they lie in the buffer.
 ARRAYS = (

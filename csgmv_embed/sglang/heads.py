@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from csgmv_embed.host_plan import Int64Array, chunk_constants, counting
+from csgmv_embed.batch.plan import Int64Array, chunk_constants, counting
 
 _ONE = np.array(1)
 

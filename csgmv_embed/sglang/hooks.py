@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.checks import check_axes
 from csgmv_embed.errors import ShapeError
-from csgmv_embed.ops import embedding_lora_a
+from csgmv_embed.launch.checks import check_axes
+from csgmv_embed.lookup import embedding_lora_a
 from csgmv_embed.sglang import planner, runtime
 from csgmv_embed.sglang.views import BATCH, current_batch
 

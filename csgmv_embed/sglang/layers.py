@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from csgmv_embed.head import lm_head_lora
-from csgmv_embed.layer import embedding_lora, embedding_lora_add
-from csgmv_embed.ops import FLOAT_DTYPES, ID_DTYPES
+from csgmv_embed.embedding import embedding_lora, embedding_lora_add
+from csgmv_embed.launch.checks import FLOAT_DTYPES, ID_DTYPES
+from csgmv_embed.lm_head import lm_head_lora
 from csgmv_embed.sglang import hooks, runtime
 from csgmv_embed.sglang.state import State
 from csgmv_embed.sglang.views import current_batch, current_head

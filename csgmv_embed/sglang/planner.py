@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from csgmv_embed.batch import EmbeddingBatch, _Contents
+from csgmv_embed.batch import Contents, EmbeddingBatch
+from csgmv_embed.batch.plan import Int32Array, Ints, checked
+from csgmv_embed.batch.staging import Layout, Staging, layout_of
+from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.errors import CapacityError, ShapeError
-from csgmv_embed.host_plan import Int32Array, Ints, checked
 from csgmv_embed.sglang.arrays import ARRAYS as ARRAYS
 from csgmv_embed.sglang.arrays import Plan, lens_of, named, sizes_of, tile_sizes, token_words, write, write_tiles
 from csgmv_embed.sglang.heads import HeadPlan, merged_chunks
-from csgmv_embed.sglang.staging import Layout, Staging, layout_of
 from csgmv_embed.sglang.state import STATE as STATE
 from csgmv_embed.sglang.state import State as State
 from csgmv_embed.sglang.state import Step
@@ -33,7 +34,6 @@ from csgmv_embed.sglang.views import BATCH as BATCH
 from csgmv_embed.sglang.views import HEAD as HEAD
 from csgmv_embed.sglang.views import LINEAR as LINEAR
 from csgmv_embed.sglang.views import head_batch, layer_batch, linear_batch, sequence_order
-from csgmv_embed.tile_plan import block_for
 
 STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
 
@@ -73,7 +73,7 @@ def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
     arrays = named(views)
     for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
         setattr(batch_info, name, arrays[name])
-    contents = _Contents(0, 0)
+    contents = Contents(0, 0)
     layer = layer_batch(batch_info, words, ranks, contents, max_tokens=tokens)
     head = head_batch(batch_info, contents, max_tokens=tokens)
     static = StaticBatch(layout, buffer, Staging(device, layout.total), layer, head, prefill)
@@ -239,7 +239,7 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     if static.linear is not None:
         write_tiles(state, plan, views, static.linear.tile_block, tile_words, tile_rows)
     static.staging.send(static.buffer)
-    contents = static.layer._contents  # the head's too
+    contents = static.layer.contents  # the head's too
     contents.num_tokens, contents.max_rank = plan.tokens, state.ranks.largest
     info.bs, info.num_segments, info.max_len = requests, segments, plan.chunk_size
     static.layer.chunk_size = static.head.chunk_size = plan.chunk_size
@@ -278,7 +278,7 @@ def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, lis
 
     arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[first_extra:])
     info = _batch_info(state, plan, arrays, segments)
-    contents = _Contents(plan.tokens, state.ranks.largest)
+    contents = Contents(plan.tokens, state.ranks.largest)
     if tiles:
         words, rows = found[len(ARRAYS) : first_extra]
         setattr(info, LINEAR, linear_batch(info, words, rows, block, contents))
@@ -373,7 +373,7 @@ def _head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torc
         expected_tokens=head.tokens,
         **eager,
     )
-    setattr(info, HEAD, head_batch(info, _Contents(head.tokens, state.ranks.largest)))
+    setattr(info, HEAD, head_batch(info, Contents(head.tokens, state.ranks.largest)))
     return info
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.host_plan import MAX_RANK, Int32Array, Ranks
+from csgmv_embed.batch.plan import MAX_RANK, Int32Array, Ranks
+from csgmv_embed.batch.staging import Staging
 from csgmv_embed.sglang.settings import Design
-from csgmv_embed.sglang.staging import Staging
 from csgmv_embed.sglang.targets import Release
 
 STATE = "csgmv_embed_state"  # attribute of a backend object

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from csgmv_embed.batch import EmbeddingBatch, _Contents
+from csgmv_embed.batch import Contents, EmbeddingBatch
 
 # Attributes of a LoRABatchInfo
 BATCH = "csgmv_embed_batch"  # the embedding layer's batch, if this plugin planned it; None: nobody has LoRA there
@@ -16,7 +16,7 @@ LINEAR = "csgmv_embed_linear"  # that of the linear layers; absent or None if th
 
 
 def layer_batch(
-    info: Any, words: torch.Tensor, ranks: torch.Tensor, contents: _Contents, max_tokens: int | None = None
+    info: Any, words: torch.Tensor, ranks: torch.Tensor, contents: Contents, max_tokens: int | None = None
 ) -> EmbeddingBatch:
     """The embedding layer's batch of a LoRABatchInfo.
 
@@ -27,7 +27,7 @@ def layer_batch(
     return _view(info, words, ranks, contents, max_tokens)
 
 
-def head_batch(info: Any, contents: _Contents, max_tokens: int | None = None) -> EmbeddingBatch:
+def head_batch(info: Any, contents: Contents, max_tokens: int | None = None) -> EmbeddingBatch:
     """lm_head's batch of a LoRABatchInfo. An adapter without LoRA on lm_head has zeros in SGLang's tables."""
     return _in_order(info, _view(info, None, info.lora_ranks, contents, max_tokens))
 
@@ -37,7 +37,7 @@ def linear_batch(
     tile_words: torch.Tensor,
     tile_rows: torch.Tensor,
     tile_block: int,
-    contents: _Contents,
+    contents: Contents,
     max_tokens: int | None = None,
 ) -> EmbeddingBatch:
     """The batch of the linear layers of a LoRABatchInfo, by its tiles of tile_block rows."""
@@ -58,7 +58,7 @@ def _in_order(info: Any, batch: EmbeddingBatch) -> EmbeddingBatch:
 
 
 def _view(
-    info: Any, words: torch.Tensor | None, ranks: torch.Tensor, contents: _Contents, max_tokens: int | None
+    info: Any, words: torch.Tensor | None, ranks: torch.Tensor, contents: Contents, max_tokens: int | None
 ) -> EmbeddingBatch:
     return EmbeddingBatch(
         token_adapters=words,

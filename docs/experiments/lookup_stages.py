@@ -31,7 +31,8 @@ from bench.case import Case
 from bench.clocks import graph
 from bench.clocks.anchors import empty_kernel
 from bench.workload import make_workload
-from csgmv_embed import EmbeddingBatch, tuning
+from csgmv_embed import EmbeddingBatch
+from csgmv_embed.launch import tiles
 
 VOCAB, SLOTS, SETS, NODES, BLOCKS = 128256, 8, 20, 60, 10
 STAGES = {"store": 0, "ids, store": 1, "lookup": 2, "copy": 3}
@@ -79,7 +80,7 @@ def stages() -> list[dict[str, object]]:
             words = EmbeddingBatch.build(
                 None, [token % SLOTS for token in range(tokens)], [rank] * SLOTS
             ).token_adapters
-            config = tuning.choose("tokens", tokens, rank, True, 2, torch.cuda.get_device_name())
+            config = tiles.choose("tokens", tokens, rank, True, 2, torch.cuda.get_device_name())
             record: dict[str, object] = {"rank": rank, "tokens": tokens}
             for name, stage in STAGES.items():
                 for pdl in (False, True) if has_pdl else (False,):

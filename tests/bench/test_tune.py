@@ -9,8 +9,8 @@ from bench import contenders, tune
 from bench.case import Case
 from bench.results import ResultsError
 from bench.workload import make_workload
-from csgmv_embed import tuning
-from csgmv_embed.tuning import Plan
+from csgmv_embed.launch import tiles
+from csgmv_embed.launch.tiles import Plan
 
 
 @pytest.mark.parametrize("plan", tune.PLANS)
@@ -20,7 +20,7 @@ def test_candidates_begin_with_the_rule_and_are_powers_of_two(
     plan: Plan, tokens: int, rank: int, rows_contiguous: bool
 ) -> None:
     found = tune.candidates(plan, tokens, rank, rows_contiguous)
-    assert found[0] == tuning.rule(tokens, rank, rows_contiguous)
+    assert found[0] == tiles.rule(tokens, rank, rows_contiguous)
     assert len(found) == len(set(found)) > 3
     for config in found:
         assert all(value > 0 and value & (value - 1) == 0 for value in config)

@@ -22,7 +22,8 @@ from csgmv_embed import (
     SlotError,
     embedding_lora_a,
 )
-from csgmv_embed.batch import RING, BatchCapacity
+from csgmv_embed.batch import BatchCapacity
+from csgmv_embed.batch.staging import LAP, LAPS
 
 ARRAYS = ("token_adapters", "permutation", "seg_indptr", "seg_slots", "ranks")
 
@@ -100,7 +101,7 @@ def test_the_segments_are_those_of_sglang(chunk_size):
 def test_a_refill_keeps_addresses_and_leaves_nothing_of_the_batch_before():
     static = EmbeddingBatch.allocate(max_tokens=100, slots=3, segments=True, device="cpu")
     addresses = [getattr(static, name).data_ptr() for name in ARRAYS]
-    for _ in range(RING):  # each staging buffer has held the larger batch
+    for _ in range(LAPS * LAP):  # each staging buffer has held the larger batch
         static.refill([60, 40], [2, 1], [4, 5, 6])
     static.refill([3], [1], [4, 5, 6])
     fresh = EmbeddingBatch.allocate(max_tokens=100, slots=3, segments=True, device="cpu")

@@ -32,9 +32,10 @@ KERNELS: dict[str, tuple[tuple[int, int, str, str, dict[str, Any]], tuple[int, i
 
 def work() -> None:
     from bench.clocks.compiled import compile_launch
-    from csgmv_embed import EmbeddingBatch, embedding_lora_a, empty_a_table, ops
+    from csgmv_embed import EmbeddingBatch, embedding_lora_a, empty_a_table
+    from csgmv_embed.launch import checks
 
-    ops.accept_host_tensors = True
+    checks.accept_host_tensors = True
     figures: dict[str, dict[str, Any]] = {}
     for name, ((tokens, rank, storage, plan, options), _) in KERNELS.items():
         table = empty_a_table(2, rank, 64, dtype=torch.bfloat16, device="cpu", storage=storage)  # type: ignore[arg-type]

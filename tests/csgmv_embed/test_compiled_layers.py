@@ -52,9 +52,9 @@ def run(op: str, tokens: int, rank: int) -> object:
 
 def work() -> None:
     from bench.clocks.compiled import compile_launch
-    from csgmv_embed import ops
+    from csgmv_embed.launch import checks
 
-    ops.accept_host_tensors = True
+    checks.accept_host_tensors = True
     figures: dict[str, dict[str, Any]] = {}
     for name, (call, _) in KERNELS.items():
         launch = partial(run, *call)
@@ -79,7 +79,7 @@ def test_tiles_fit_every_gpu_and_read_wide(figures: dict[str, Any], name: str, c
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_half_of_a_vector_is_shifted_into_the_other(figures: dict[str, Any], name: str) -> None:
-    """tuning.block_rank says what such a shift does."""
+    """tiles.block_rank says what such a shift does."""
     assert max(figures[name]["shifts"], default=0) <= packed_shifts.MOST
 
 

@@ -18,10 +18,9 @@ from csgmv_embed import (
     ShapeError,
     embedding_lora,
     embedding_lora_add,
-    layer,
-    ops,
-    tuning,
 )
+from csgmv_embed.kernels.embedding import embedding_lora_kernel, embedding_rows_kernel
+from csgmv_embed.launch import checks, direct, tiles
 from tests.support.lora_cases import NAN, Case
 from tests.support.rounding import assert_rounded
 
@@ -60,7 +59,7 @@ def test_any_rank_and_hidden_size(device, hidden, max_rank, ranks):
 @pytest.mark.parametrize("tile", [(16, 16, 16, 4, 1), (64, 32, 16, 4, 2), (32, 64, 64, 4, 2)])
 def test_any_tile(device, tile, padding):
     case = Case(padding=padding, chunk_size=2, storage="rank_major", device=device)
-    with tuning.forced_tile(tuning.TileConfig(*tile)):
+    with tiles.forced_tile(tiles.TileConfig(*tile)):
         for words in (True, False):
             found, exact, _ = run(replace(case, words=words))
             assert_rounded(found, exact)
@@ -88,8 +87,8 @@ def test_without_an_adapter_the_layer_is_its_base_row_bit_for_bit(device, paddin
 
 def test_a_batch_that_is_known_to_have_no_adapter_writes_no_lora_and_a_refilled_one_does(device, monkeypatch):
     launched = []
-    real = layer.launch
-    monkeypatch.setattr(layer, "launch", lambda *given: (launched.append(given[4]), real(*given)))
+    real = direct.Launch.__call__
+    monkeypatch.setattr(direct.Launch, "__call__", lambda self, *given: (launched.append(self), real(self, *given)))
     bare = Case(ranks=(0, 0, 0, 0), device=device)
     run(bare)
     batch = bare.batch()
@@ -179,9 +178,9 @@ def test_no_tokens_give_an_empty_output(device):
     ],
 )
 def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch, tokens, static, words, rank, copied):
-    monkeypatch.setattr(ops, "accept_host_tensors", True)
+    monkeypatch.setattr(checks, "accept_host_tensors", True)
     seen = []
-    monkeypatch.setattr(layer, "launch", lambda *given: seen.append((given[0], given[4][0])))
+    monkeypatch.setattr(direct.Launch, "__call__", lambda self, *given: seen.append((self.kernel, self.constant)))
     planned = [tokens], [0], [rank, 0]
     if static:
         batch = EmbeddingBatch.allocate(max_tokens=tokens, slots=2, segments=True, device="cpu")
@@ -192,7 +191,7 @@ def test_rows_without_adapter_are_found_as_fast_as_the_batch_allows(monkeypatch,
     ids = torch.zeros(tokens, dtype=torch.int64)
     embedding_lora(ids, torch.zeros(9, 32), torch.zeros(2, 8, 9), torch.zeros(2, 32, 8), batch, 9)
     ((kernel, constants),) = seen
-    assert kernel is (layer.embedding_rows_kernel if copied == "all" else layer.embedding_lora_kernel)
+    assert kernel is (embedding_rows_kernel if copied == "all" else embedding_lora_kernel)
     if copied != "all":
         assert (constants.copy_bare, constants.copy_padding) == (copied == "bare rows", copied == "padding")
 
@@ -234,8 +233,8 @@ def call(**changes):
     ],
 )
 def test_bad_input_is_named_with_what_would_be_right(monkeypatch, changes, kind, words):
-    monkeypatch.setattr(ops, "accept_host_tensors", True)  # a machine with a GPU refuses them before it looks further
-    monkeypatch.setattr(layer, "launch", None)  # all is checked before anything runs
+    monkeypatch.setattr(checks, "accept_host_tensors", True)  # a GPU machine refuses them before it looks further
+    monkeypatch.setattr(direct.Launch, "__call__", None)  # all is checked before anything runs
     with pytest.raises(kind) as error:
         call(**changes)
     assert words in str(error.value)
@@ -252,6 +251,6 @@ def test_scalings_are_one_finite_number_a_slot(scalings, words):
 
 
 def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch):
-    monkeypatch.setattr(ops, "accept_host_tensors", False)
+    monkeypatch.setattr(checks, "accept_host_tensors", False)
     with pytest.raises(DeviceError, match="expected a CUDA device"):
         call(a_table=torch.zeros(4, 24, 230)[..., :200])

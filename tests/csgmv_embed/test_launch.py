@@ -13,12 +13,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from csgmv_embed import EmbeddingBatch, embedding_lora_a, launch, ops, tuning
-from csgmv_embed.kernels.lookup import LookupConstants
+from csgmv_embed import EmbeddingBatch, embedding_lora_a
+from csgmv_embed.kernels.lookup import (
+    LookupConstants,
+    embedding_lora_a_segments_kernel,
+    embedding_lora_a_tokens_kernel,
+)
+from csgmv_embed.launch import checks, direct, tiles
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 INTEGERS = [0, 1, 2, 7, 8, 16, 17, 64, 128256, 2**31 - 1, 2**31, 2**32 + 16]
-pytestmark = pytest.mark.skipif(not launch.DIRECT, reason="this version of Triton is launched through its front")
+pytestmark = pytest.mark.skipif(not direct.DIRECT, reason="this version of Triton is launched through its front")
 
 
 def compiled_form(kernel) -> JITFunction:
@@ -30,7 +35,7 @@ def compiled_form(kernel) -> JITFunction:
 def calls(draw, kernel):
     """(tensors, counts, constants, num_warps) of a call of one of the two kernels."""
     names = compiled_form(kernel).arg_names
-    segments = kernel is ops.embedding_lora_a_segments_kernel
+    segments = kernel is embedding_lora_a_segments_kernel
     ids, table = draw(st.sampled_from([torch.int32, torch.int64])), draw(st.sampled_from(DTYPES))
     plan = draw(st.sampled_from([torch.int32, torch.int64]))
     dtypes = [ids, *([plan] * 4 if segments else [torch.int32]), table, table, table]
@@ -44,7 +49,7 @@ def calls(draw, kernel):
 
 def key_of(kernel, call):
     tensors, _, constants, num_warps = call
-    return launch.variant_key(kernel, tensors, [tensor.data_ptr() for tensor in tensors], (constants,), num_warps, 0)
+    return direct.variant_key(kernel, tensors, constants, num_warps, 0)
 
 
 def specialisation_of(kernel, call):
@@ -68,7 +73,7 @@ def changed(draw, kernel, call):
     return (*parts, draw(st.sampled_from([call[3], other[3]])))
 
 
-@pytest.mark.parametrize("kernel", [ops.embedding_lora_a_tokens_kernel, ops.embedding_lora_a_segments_kernel])
+@pytest.mark.parametrize("kernel", [embedding_lora_a_tokens_kernel, embedding_lora_a_segments_kernel])
 @given(data=st.data())
 def test_calls_with_one_key_are_one_binary_to_triton(kernel, data):
     call = data.draw(calls(kernel))
@@ -86,7 +91,7 @@ def test_calls_with_one_key_are_one_binary_to_triton(kernel, data):
 
 
 def test_each_part_of_a_key_matters():
-    kernel = ops.embedding_lora_a_tokens_kernel
+    kernel = embedding_lora_a_tokens_kernel
     tensors = (torch.zeros(8, dtype=torch.int64), *(torch.zeros(8) for _ in range(4)))
     ones = LookupConstants(*(1,) * 17)
     call = (tensors, (5,), ones, 4)
@@ -96,8 +101,8 @@ def test_each_part_of_a_key_matters():
             keys.add(key_of(kernel, ((*tensors[:position], other, *tensors[position + 1 :]), *call[1:])))
     for name in ones._fields:
         keys.add(key_of(kernel, (tensors, (5,), ones._replace(**{name: 16}), 4)))
-    keys |= {key_of(kernel, (*call[:3], 8)), key_of(ops.embedding_lora_a_segments_kernel, call)}
-    keys.add(launch.variant_key(kernel, tensors, [0] * 5, (ones,), 4, 1))
+    keys |= {key_of(kernel, (*call[:3], 8)), key_of(embedding_lora_a_segments_kernel, call)}
+    keys.add(direct.variant_key(kernel, tensors, ones, 4, 1))
     assert len(keys) == 1 + 2 * 5 + 17 + 2 + 1
 
 
@@ -114,7 +119,7 @@ PARTS = {
     "extra": [False, True],
     "vocab": [30, 29],
     "pdl": [False, True],
-    "forced": [None, tuning.LaunchConfig(2, 8, 1)],
+    "forced": [None, tiles.LaunchConfig(2, 8, 1)],
 }
 
 
@@ -135,31 +140,32 @@ def test_a_kept_launch_is_the_one_that_its_call_would_make(data):
     made = []
     parts = {name: data.draw(st.sampled_from(values)) for name, values in PARTS.items()}
 
-    def fake(kernel, grid, tensors, counts, constants, num_warps, pdl):
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        key = launch.variant_key(kernel, tensors, pointers, constants, num_warps, 0)
-        made.append((grid, counts, key, pdl))
-        return lambda addresses, this=made[-1]: made.append(this) is None
+    def fake(launch, tensors, pointers):
+        key = direct.variant_key(launch.kernel, tensors, launch.constant, launch.num_warps, 0)
+        made.append((launch.grid, launch.counts, key, launch.pdl))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "launch", fake)
-        patch.setattr(ops, "overlaps_launches", lambda device: True)
-        patch.setattr(ops, "accept_host_tensors", True)
+        patch.setattr(direct.Launch, "__call__", fake)
+        patch.setattr(direct, "overlaps_launches", lambda device: True)
+        patch.setattr(checks, "accept_host_tensors", True)
         kept = {}
         for name in [*PARTS, *PARTS]:
             parts[name] = data.draw(st.sampled_from(PARTS[name]))
-            patch.setattr(tuning, "_forced", parts["forced"])
+            patch.setattr(tiles, "_forced", parts["forced"])
             arguments = lookup_arguments(**{key: parts[key] for key in parts if key not in ("forced", "pdl")})
-            for layouts in (kept, {}):
-                patch.setattr(ops, "_layouts", layouts)
+            for known in (kept, {}):
+                direct.launches.clear()
+                direct.launches.update(known)
                 embedding_lora_a(*arguments, pdl=parts["pdl"])
+                known.update(direct.launches)
             assert made[-1] == made[-2]
+    direct.launches.clear()
 
 
 @pytest.mark.gpu
 def test_a_known_variant_skips_the_front_and_another_is_never_taken_for_it(device, monkeypatch):
-    monkeypatch.setattr(launch, "_variants", {})
-    monkeypatch.setattr(ops, "_layouts", {})
+    monkeypatch.setattr(direct, "_variants", {})
+    direct.launches.clear()
     front = JITFunction.run
     fronted = []
 
@@ -169,7 +175,7 @@ def test_a_known_variant_skips_the_front_and_another_is_never_taken_for_it(devic
 
     monkeypatch.setattr(JITFunction, "run", run)
     # one tile for every number of tokens, whatever this GPU's table says
-    monkeypatch.setattr(tuning, "choose", lambda *_: tuning.LaunchConfig(8, 8, 4))
+    monkeypatch.setattr(tiles, "choose", lambda *_: tiles.LaunchConfig(8, 8, 4))
     expected_variants = 0
     for rank in (8, 16, 24, 64):  # one rank after another in one process: the fault of a key without the rank
         for dtype in (torch.bfloat16, torch.float32):
@@ -181,7 +187,7 @@ def test_a_known_variant_skips_the_front_and_another_is_never_taken_for_it(devic
                     ids = torch.randint(0, 50, (tokens,), device=device)
                     batch = EmbeddingBatch.build([tokens], [1], [rank, rank], device=device)
                     assert torch.equal(embedding_lora_a(ids, table, batch, 50), table[1][:, ids].T)
-    assert len(launch._variants) == expected_variants == len(fronted)
+    assert len(direct._variants) == expected_variants == len(fronted)
 
 
 @pytest.mark.gpu

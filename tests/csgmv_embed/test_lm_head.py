@@ -9,13 +9,11 @@ from csgmv_embed import (
     DtypeError,
     EmbeddingBatch,
     ShapeError,
-    head,
     lm_head_expand,
     lm_head_lora,
     lm_head_shrink,
-    ops,
-    tuning,
 )
+from csgmv_embed.launch import checks, direct, tiles
 from tests.csgmv_embed.test_embedding_layer import DTYPES, PLANS
 from tests.support.lora_cases import NAN, Case
 from tests.support.rounding import Exact, assert_rounded
@@ -98,7 +96,7 @@ def test_any_tile(device, tile):
     hidden, a, b = tables(case, 208)
     logits = case.random(case.tokens, 208)
     exact = case.expected_head(hidden, a, b, logits)
-    with tuning.forced_tile(tuning.TileConfig(*tile)):
+    with tiles.forced_tile(tiles.TileConfig(*tile)):
         assert_rounded(lm_head_lora(hidden, a, b, logits, case.batch()), exact)
 
 
@@ -157,8 +155,8 @@ def call(**changes):
     ],
 )
 def test_bad_input_is_named_with_what_would_be_right(monkeypatch, changes, kind, words):
-    monkeypatch.setattr(ops, "accept_host_tensors", True)  # a machine with a GPU refuses them before it looks further
-    monkeypatch.setattr(head, "launch", None)  # all is checked before anything runs
+    monkeypatch.setattr(checks, "accept_host_tensors", True)  # a GPU machine refuses them before it looks further
+    monkeypatch.setattr(direct.Launch, "__call__", None)  # all is checked before anything runs
     with pytest.raises(kind) as error:
         call(**changes)
     assert words in str(error.value)

@@ -12,7 +12,7 @@ import torch
 
 import csgmv_embed
 from csgmv_embed import CapacityError, DtypeError, EmbeddingBatch, ShapeError
-from csgmv_embed.host_plan import integer
+from csgmv_embed.batch.plan import integer
 
 LENS, SLOTS, RANKS, MAX_RANK = [3, 2], [1, 0], [16, 8], 16
 TOKENS, VOCAB, HIDDEN = 5, 20, 16
@@ -72,9 +72,8 @@ OTHERS = {
     "lm_head_expand": ("b_table",),
 }
 every_op = pytest.mark.parametrize("name", ROWS)
-every_operand = pytest.mark.parametrize(
-    ("name", "operand"), [(op, at) for op in ROWS for at in (*ROWS[op], *OTHERS[op])]
-)
+OPERANDS = [(op, operand) for op in ROWS for operand in (*ROWS[op], *OTHERS[op])]
+every_operand = pytest.mark.parametrize(("name", "operand"), OPERANDS)
 every_lookup = pytest.mark.parametrize("name", [op for op in ROWS if op.startswith("embedding")])
 
 

@@ -18,11 +18,11 @@ from csgmv_embed import (
     ShapeError,
     embedding_lora_a,
     embedding_lora_a_reference,
-    ops,
+    lookup,
     to_storage,
-    tuning,
 )
-from csgmv_embed.tuning import LaunchConfig
+from csgmv_embed.launch import checks, direct, tiles
+from csgmv_embed.launch.tiles import LaunchConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 EXTREME_IDS = {torch.int32: [-(2**31), 2**31 - 1], torch.int64: [-(2**62), 2**62]}
@@ -169,7 +169,7 @@ def test_one_kernel_is_launched_and_nothing_is_cleared_first(monkeypatch, plan, 
     launches: list[str] = []
     for name in ("tokens", "segments"):
         attribute = f"embedding_lora_a_{name}_kernel"
-        monkeypatch.setattr(ops, attribute, CountedKernel(getattr(ops, attribute), name, launches))
+        monkeypatch.setattr(lookup, attribute, CountedKernel(getattr(lookup, attribute), name, launches))
 
     def refuse(*_, **__):
         raise AssertionError("the output was cleared by a launch of its own")
@@ -224,8 +224,8 @@ ERRORS = [
     ({"extra_embeddings": torch.zeros(2, 3, 8).half()}, DtypeError, "extra_embeddings is torch.float16; expected"),
     ({"extra_embeddings": torch.zeros(2, 3, 8, device="meta")}, DeviceError, "extra_embeddings is on meta"),
     ({"out": torch.zeros(4, 7)}, ShapeError, r"out has shape \(4, 7\).*expected \(4, 8\)"),
-    ({"out": torch.zeros(8, 4).T}, ShapeError, "rows contiguous"),
-    ({"out": torch.zeros(8).expand(4, 8)}, ShapeError, "rows contiguous and apart"),
+    ({"out": torch.zeros(8, 4).T}, ShapeError, "out has strides .*expected its last axis contiguous"),
+    ({"out": torch.zeros(8).expand(4, 8)}, ShapeError, "out has strides .*expected rows that lie apart"),
     ({"vocab_size": 20.0}, ShapeError, r"vocab_size is 20\.0; expected an integer"),
     ({"out": torch.zeros(4, 8).half()}, DtypeError, "out is torch.float16; expected torch.float32"),
     ({"out": torch.zeros(4, 8, device="meta")}, DeviceError, "out is on meta; expected cpu"),
@@ -240,16 +240,21 @@ def test_bad_input_is_named_with_what_would_be_right(changes, kind, words):
         call(**changes)
 
 
-def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch):
-    monkeypatch.setattr(ops, "accept_host_tensors", False)
+@pytest.fixture
+def fresh():
+    """Nothing is kept of other tests' calls."""
+    direct.launches.clear()
+
+
+def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch, fresh):
+    monkeypatch.setattr(checks, "accept_host_tensors", False)
     with pytest.raises(DeviceError, match="expected a CUDA device"):
         call()
 
 
 def groups_of(table, out):
     """(a_width, out_width) of a launch on these tensors."""
-    layout = ops._new_layout(table, table.shape[2], None)
-    constants = ops._constants(layout, table, out, LaunchConfig(4, 8, 4), False)
+    constants = lookup._constants(table, table.shape[2], None, out, LaunchConfig(4, 8, 4), False, False)
     return constants.a_width, constants.out_width
 
 
@@ -266,22 +271,20 @@ def test_accesses_are_no_wider_than_every_row_is_aligned() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")
-def test_the_checks_of_one_layout_are_not_taken_for_another(monkeypatch):
-    monkeypatch.setattr(ops, "_layouts", {})
+def test_the_checks_of_one_call_are_not_taken_for_another(fresh):
     call()
     for changes, kind, words in ERRORS:
         with pytest.raises(kind, match=words):
             call(**changes)
     call(vocab_size=19)
     call(a_table=torch.zeros(2, 20, 8).transpose(1, 2))
-    assert len(ops._layouts) >= 3
+    assert len(direct.launches) >= 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="host tensors are refused where kernels are compiled")
-def test_a_vocab_size_from_numpy_is_as_good_as_an_int(monkeypatch):
-    monkeypatch.setattr(ops, "_layouts", {})
+def test_a_vocab_size_from_numpy_is_as_good_as_an_int(fresh):
     call(vocab_size=np.int64(19))
-    assert [type(layout.fixed.vocab_size) for layout in ops._layouts.values()] == [int]
+    assert [type(launch.constant.vocab_size) for launch in direct.launches.values()] == [int]
 
 
 def test_an_output_of_one_column_may_have_any_column_stride(device):
@@ -327,19 +330,21 @@ def test_a_static_batch_longer_than_its_first_segments_is_exact_on_the_launch_ma
 @pytest.mark.parametrize("programs", [1, 2, 64])
 def test_rows_behind_a_batch_are_zero_although_it_was_full_when_its_launch_was_chosen(device, monkeypatch, programs):
     """What a captured graph meets: launched when full, replayed with fewer tokens, on as many programs or fewer."""
-    monkeypatch.setattr(tuning, "_forced", LaunchConfig(2, 8, 1))
-    monkeypatch.setattr(ops, "MAX_PADDING_PROGRAMS", programs)
+    monkeypatch.setattr(tiles, "_forced", LaunchConfig(2, 8, 1))
+    monkeypatch.setattr(lookup, "MAX_PADDING_PROGRAMS", programs)
+    direct.launches.clear()
     table, ids = torch.randn(2, 8, 50, device=device), torch.arange(12, device=device)
     static = EmbeddingBatch.allocate(max_tokens=12, slots=2, segments=True, device=device)
     view = static.without_token_words()
     static.refill([12], [1], [8, 8])
     captured = []
-    monkeypatch.setattr(ops, "launch", lambda *arguments: captured.append(arguments))
+    monkeypatch.setattr(direct.Launch, "__call__", lambda *arguments: captured.append(arguments))
     out = embedding_lora_a(ids, table, view, 50)
     static.refill([5], [1], [8, 8])
     out.fill_(float("nan"))
     monkeypatch.undo()
-    ops.launch(*captured[0])
+    launch, *where = captured[0]
+    launch(*where)
     assert torch.equal(out[:5], table[1, :, :5].T)
     assert torch.equal(out[5:], torch.zeros(7, 8, device=device))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from csgmv_embed import EmbeddingBatch
-from csgmv_embed.tile_plan import NO_ROW, block_for, most_tiles, plan_tiles
+from csgmv_embed.batch.tile_plan import NO_ROW, block_for, most_tiles, plan_tiles
 
 
 def test_the_worked_example():

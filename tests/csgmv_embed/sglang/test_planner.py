@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from csgmv_embed import CapacityError, ShapeError, SlotError
+from csgmv_embed.batch.staging import Staging
 from csgmv_embed.sglang import heads, hooks, planner, runtime
 from csgmv_embed.sglang.settings import Settings
-from csgmv_embed.sglang.staging import Staging
 from tests.support import real_sglang as support
 from tests.support.batch_infos import same_info
 

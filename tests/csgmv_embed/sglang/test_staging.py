@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from csgmv_embed.sglang.staging import LAP, Staging, layout_of
+from csgmv_embed.batch.staging import LAP, Staging, layout_of
 
 
 class LazyGpu:

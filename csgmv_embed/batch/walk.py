@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.batch.batch import EmbeddingBatch
 
 MAX_SEGMENTS = 16  # of a group
 SMALLEST_CHUNK = 16  # of SGLang's

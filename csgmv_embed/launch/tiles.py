@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-TABLES = Path(__file__).parent / "tuned"
-Plan = Literal["tokens", "segments"]  # how a kernel learns slot and rank of a token (kernels.py)
+TABLES = Path(__file__).parents[1] / "tuned"
+Plan = Literal["tokens", "segments"]  # how a kernel learns slot and rank of a token (kernels/lookup.py)
 
 
 class LaunchConfig(NamedTuple):

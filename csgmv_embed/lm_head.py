@@ -1,17 +1,20 @@
-"""LoRA on lm_head: shrink the hidden states to the rank, expand them into the logits in place."""
+"""LoRA on lm_head, shrink to the rank and expand into the logits in place: contract, checks, launch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from csgmv_embed import operands, tuning
+from csgmv_embed import registered
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.checks import check_axes
+from csgmv_embed.batch.walk import walk
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.kernels.sgmv import ExpandConstants, ShrinkConstants, lm_head_expand_kernel, lm_head_shrink_kernel
-from csgmv_embed.launch import launch
-from csgmv_embed.operands import Key, Prepared, check_tensor, seen, width
-from csgmv_embed.segment_runs import walk
+from csgmv_embed.launch import checks, direct, tiles
+from csgmv_embed.launch.checks import check_tensor
+from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, launches, seen, width
 
 
 def lm_head_lora(
@@ -36,13 +39,17 @@ def lm_head_lora(
     Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32). The row of A's products is
     rounded to the dtype of hidden_states; B's are scaled and added to the logits in float32 and rounded once.
     Returns logits. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static batch.
-    Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
     """
+    if registered.traces(hidden_states):
+        operands = {"hidden_states": hidden_states, "a_table": a_table, "b_table": b_table, "logits": logits}
+        registered.call("lm_head_lora", operands, batch)
+        return logits
     shrunk = _empty_shrunk(hidden_states, a_table)
     shrink = _shrink(hidden_states, a_table, shrunk, batch)
     expand = _expand(shrunk, b_table, logits, batch)  # checked before anything runs
-    _launch(lm_head_shrink_kernel, shrink, batch, hidden_states, a_table, shrunk)
-    _launch(lm_head_expand_kernel, expand, batch, shrunk, b_table, logits)
+    shrink()
+    expand()
     return logits
 
 
@@ -55,7 +62,10 @@ def lm_head_shrink(
     """
     if out is None:
         out = _empty_shrunk(hidden_states, a_table)
-    _launch(lm_head_shrink_kernel, _shrink(hidden_states, a_table, out, batch), batch, hidden_states, a_table, out)
+    if registered.traces(hidden_states):
+        registered.call("lm_head_shrink", {"hidden_states": hidden_states, "a_table": a_table, "out": out}, batch)
+        return out
+    _shrink(hidden_states, a_table, out, batch)()
     return out
 
 
@@ -66,62 +76,98 @@ def lm_head_expand(
 
     Other arguments as in `lm_head_lora`. Returns logits.
     """
-    _launch(lm_head_expand_kernel, _expand(shrunk, b_table, logits, batch), batch, shrunk, b_table, logits)
+    if registered.traces(shrunk):
+        registered.call("lm_head_expand", {"shrunk": shrunk, "b_table": b_table, "logits": logits}, batch)
+        return logits
+    _expand(shrunk, b_table, logits, batch)()
     return logits
+
+
+def _shrink_registered(
+    hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
+) -> None:
+    lm_head_shrink(hidden_states, a_table, batch, out)
+
+
+AXES = {"hidden_states": 2, "a_table": 3, "b_table": 3, "logits": 2, "shrunk": 2, "out": 2}
+STATES = "Tensor hidden_states, Tensor a_table"
+LOGITS = "Tensor b_table, Tensor(a!) logits"
+registered.register("lm_head_lora", f"{STATES}, {LOGITS}", "logits", lm_head_lora, AXES)
+registered.register("lm_head_shrink", f"{STATES}, Tensor(a!) out", "out", _shrink_registered, AXES)
+registered.register("lm_head_expand", f"Tensor shrunk, {LOGITS}", "logits", lm_head_expand, AXES)
 
 
 def _empty_shrunk(hidden_states: torch.Tensor, a_table: torch.Tensor) -> torch.Tensor:
     """(tokens, max_rank). Raises ShapeError."""
-    check_axes("hidden_states", hidden_states, 2, "(tokens, hidden)")
-    check_axes("a_table", a_table, 3, "(slots, max_rank, hidden)")
+    if hidden_states.ndim != 2 or a_table.ndim != 3:
+        checks.check_axes("hidden_states", hidden_states, 2, "(tokens, hidden)")
+        checks.check_axes("a_table", a_table, 3, "(slots, max_rank, hidden)")
     return hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
-
-
-_shrinks: dict[Key, Prepared | None] = {}
-_expands: dict[Key, Prepared | None] = {}
 
 
 def _shrink(
     hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
-) -> Prepared | None:
-    """The checked launch; None: there is nothing to do."""
-    key: Key = (*map(seen, (hidden_states, a_table, out)), operands.seen_batch(batch), tuning.forced_layer())
-    prepared = operands.kept(_shrinks, key, lambda: _prepare_shrink(hidden_states, a_table, out, batch))
+) -> Callable[[], None]:
+    """The checked launch."""
+    batch.check_structure()
+    tensors = (*batch.structure(), hidden_states, a_table, out)
+    pointers, misaligned = direct.addresses(tensors)
+    key = (
+        id(lm_head_shrink_kernel),
+        seen(hidden_states),
+        seen(a_table),
+        seen(out),
+        misaligned,
+        batch.seen(),
+        tiles.forced_layer(),
+    )
+    launch = launches.get(key)
+    if launch is None:
+        launch = direct.keep(key, _prepare_shrink(hidden_states, a_table, out, batch))
     slots, max_rank, _ = a_table.shape
-    operands.check_batch(batch, hidden_states.shape[0], slots, max_rank, "hidden_states")
-    return prepared
+    batch.check_fits(hidden_states.shape[0], slots, max_rank, "hidden_states")
+    return partial(launch, tensors, pointers)
 
 
 def _expand(
     shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
-) -> Prepared | None:
-    key: Key = (*map(seen, (shrunk, b_table, logits)), operands.seen_batch(batch), tuning.forced_layer())
-    prepared = operands.kept(_expands, key, lambda: _prepare_expand(shrunk, b_table, logits, batch))
+) -> Callable[[], None]:
+    """The checked launch."""
+    batch.check_structure()
+    tensors = (*batch.structure(), shrunk, b_table, logits)
+    pointers, misaligned = direct.addresses(tensors)
+    key = (
+        id(lm_head_expand_kernel),
+        seen(shrunk),
+        seen(b_table),
+        seen(logits),
+        misaligned,
+        batch.seen(),
+        tiles.forced_layer(),
+    )
+    launch = launches.get(key)
+    if launch is None:
+        launch = direct.keep(key, _prepare_expand(shrunk, b_table, logits, batch))
     slots, _, max_rank = b_table.shape
-    operands.check_batch(batch, shrunk.shape[0], slots, max_rank, "shrunk")
-    return prepared
-
-
-def _launch(kernel: object, prepared: Prepared | None, batch: EmbeddingBatch, *operand: torch.Tensor) -> None:
-    if prepared is not None:
-        launch(kernel, prepared.grid, (*operands.structure(batch), *operand), *prepared[1:])
+    batch.check_fits(shrunk.shape[0], slots, max_rank, "shrunk")
+    return partial(launch, tensors, pointers)
 
 
 def _prepare_shrink(
     hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
-) -> Prepared | None:
+) -> Launch | Nothing:
     check_tensor("hidden_states", hidden_states, (None, None), "(tokens, hidden)", hidden_states, "hidden_states")
     tokens, hidden = hidden_states.shape
     shape = (None, None, hidden)
     check_tensor("a_table", a_table, shape, f"(slots, max_rank, {hidden})", hidden_states, "hidden_states")
     slots, max_rank, _ = a_table.shape
     check_tensor("out", out, (tokens, max_rank), f"({tokens}, {max_rank})", hidden_states, "hidden_states")
-    operands.check_rows_apart("out", out)
-    operands.check_device(batch, hidden_states, "hidden_states")
-    if tokens == 0 or max_rank == 0 or operands.without_adapter(batch):
-        return None
-    config = tuning.choose_shrink(hidden_states.element_size())
-    steps = walk(batch, tokens, config.block_tokens)
+    checks.check_rows_apart("out", out)
+    checks.check_device(batch.device, hidden_states, "hidden_states")
+    if tokens == 0 or max_rank == 0 or batch.without_adapter:
+        return NOTHING
+    tile = tiles.choose_shrink(hidden_states.element_size())
+    steps = walk(batch, tokens, tile.block_tokens)
     constants = ShrinkConstants(
         x_stride_token=hidden_states.stride(0),
         a_stride_slot=a_table.stride(0),
@@ -130,24 +176,24 @@ def _prepare_shrink(
         hidden=hidden,
         max_rank=max_rank,
         has_permutation=batch.permutation is not None,
-        widen=operands.INTERPRETED,
+        widen=checks.INTERPRETED,
         width=min(
             width(hidden_states, hidden, hidden_states.stride(0)),
             width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
         ),
         segments=steps.segments,
-        block_m=config.block_tokens,
-        block_n=tuning.block_rank(config, max_rank),
-        block_k=min(config.block_columns, max(16, tuning.next_power_of_2(hidden))),
+        block_m=tile.block_tokens,
+        block_n=tiles.block_rank(tile, max_rank),
+        block_k=min(tile.block_columns, max(16, tiles.next_power_of_2(hidden))),
     )
     grid = (-(-max_rank // constants.block_n), steps.tiles, steps.groups)
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
-    return Prepared(grid, counts, (constants,), config.num_warps)
+    return Launch(lm_head_shrink_kernel, grid, counts, constants, tile.num_warps)
 
 
 def _prepare_expand(
     shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
-) -> Prepared | None:
+) -> Launch | Nothing:
     check_tensor("shrunk", shrunk, (None, None), "(tokens, max_rank)", shrunk, "shrunk")
     tokens, max_rank = shrunk.shape
     check_tensor("b_table", b_table, (None, None, max_rank), f"(slots, vocab, {max_rank})", shrunk, "shrunk")
@@ -156,12 +202,12 @@ def _prepare_expand(
     check_tensor("logits", logits, (tokens, None), described, shrunk, "shrunk", any_dtype=True)
     if logits.shape[1] < vocab:
         raise ShapeError(f"logits has shape {tuple(logits.shape)}; expected {described}")
-    operands.check_rows_apart("logits", logits)
-    operands.check_device(batch, shrunk, "shrunk")
-    if tokens == 0 or max_rank == 0 or vocab == 0 or operands.without_adapter(batch):
-        return None
-    config = tuning.choose_expand(tokens, batch.slots, max_rank, shrunk.element_size())
-    steps = walk(batch, tokens, config.block_tokens)
+    checks.check_rows_apart("logits", logits)
+    checks.check_device(batch.device, shrunk, "shrunk")
+    if tokens == 0 or max_rank == 0 or vocab == 0 or batch.without_adapter:
+        return NOTHING
+    tile = tiles.choose_expand(tokens, batch.slots, max_rank, shrunk.element_size())
+    steps = walk(batch, tokens, tile.block_tokens)
     constants = ExpandConstants(
         shrunk_stride_token=shrunk.stride(0),
         b_stride_slot=b_table.stride(0),
@@ -170,16 +216,16 @@ def _prepare_expand(
         vocab=vocab,
         max_rank=max_rank,
         has_permutation=batch.permutation is not None,
-        widen=operands.INTERPRETED,
+        widen=checks.INTERPRETED,
         shrunk_width=width(shrunk, max_rank, shrunk.stride(0)),
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
         logits_width=width(logits, vocab, logits.stride(0)),
         segments=steps.segments,
-        block_m=config.block_tokens,
-        block_n=config.block_columns,
-        block_k=tuning.block_rank(config, max_rank),
-        steps=config.steps,
+        block_m=tile.block_tokens,
+        block_n=tile.block_columns,
+        block_k=tiles.block_rank(tile, max_rank),
+        steps=tile.steps,
     )
-    grid = (steps.tiles, steps.groups, -(-vocab // (config.block_columns * config.steps)))
+    grid = (steps.tiles, steps.groups, -(-vocab // (tile.block_columns * tile.steps)))
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
-    return Prepared(grid, counts, (constants,), config.num_warps)
+    return Launch(lm_head_expand_kernel, grid, counts, constants, tile.num_warps)

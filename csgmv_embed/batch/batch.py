@@ -18,9 +18,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from csgmv_embed.checks import check_memory
-from csgmv_embed.errors import CapacityError, DeviceError, DtypeError, ShapeError
-from csgmv_embed.host_plan import (
+from csgmv_embed.batch import foreign
+from csgmv_embed.batch.plan import (
     MAX_SLOTS,
     Int32Array,
     Int64Array,
@@ -31,10 +30,9 @@ from csgmv_embed.host_plan import (
     checked_size,
     plan_segments,
 )
-from csgmv_embed.tile_plan import block_for, group_sizes, most_tiles, plan_tiles
-
-ALIGN = 16  # elements: every array starts on 64 bytes, so Triton compiles one alignment only
-RING = 2  # staging buffers: the host fills one while the copy out of the other is in flight
+from csgmv_embed.batch.staging import HostBuffer, Layout, Staging, host_memory, layout_of
+from csgmv_embed.batch.tile_plan import block_for, group_sizes, most_tiles, plan_tiles
+from csgmv_embed.errors import CapacityError, DeviceError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ class BatchCapacity:
         return self.max_tokens // self.chunk_size + min(self.slots, self.max_sequences, self.max_tokens)
 
     @property
-    def section_sizes(self) -> tuple[int, ...]:
-        """Elements of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
+    def layout(self) -> Layout:
+        """Of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
         if not self.segments:
-            return (self.max_tokens,)
+            return layout_of((self.max_tokens,))
         structure = (self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
-        return (self.max_tokens, *structure, *self.tile_sizes)
+        return layout_of((self.max_tokens, *structure, *self.tile_sizes))
 
     @property
     def tile_block(self) -> int:
@@ -74,17 +72,7 @@ class BatchCapacity:
 
 
 @dataclass
-class _Staging:
-    """A host buffer cut into the arrays of a batch, and the event after which it may be overwritten."""
-
-    buffer: torch.Tensor
-    words: Int32Array  # all of the buffer
-    sections: list[Int32Array]
-    copied: torch.cuda.Event | None = None
-
-
-@dataclass
-class _Contents:
+class Contents:
     """What the host knows of the tokens in the buffers; one object for every view of them."""
 
     num_tokens: int | None  # None: not known on the host
@@ -117,7 +105,7 @@ class EmbeddingBatch:
         chunk_size: int,
         max_tokens: int | None,
         num_segments: int,
-        contents: _Contents,
+        contents: Contents,
         scalings: torch.Tensor | None = None,
         tile_words: torch.Tensor | None = None,
         tile_rows: torch.Tensor | None = None,
@@ -139,12 +127,11 @@ class EmbeddingBatch:
         first = token_adapters if token_adapters is not None else seg_indptr
         assert first is not None
         self.device = first.device
-        self._contents = contents
+        self.contents = contents
         self._capacity: BatchCapacity | None = None
         self._device_buffer: torch.Tensor | None = None
-        self._staging: list[_Staging] = []
-        self._turn = 0
-        self._stream: tuple[int, torch.cuda.Stream] | None = None
+        self._staging: Staging | None = None
+        self._arrays_seen: int | None = None
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         # A copy would have host views and device buffers that no longer belong together.
@@ -158,17 +145,57 @@ class EmbeddingBatch:
     @property
     def num_tokens(self) -> int | None:
         """Tokens in the batch; None if only the device knows (a static batch of SGLang)."""
-        return self._contents.num_tokens
+        return self.contents.num_tokens
 
     @property
     def adapted(self) -> bool:
         """Whether a token of the batch may have an adapter: False if it was built without any; static ones may."""
-        return self._contents.adapted
+        return self.contents.adapted
+
+    def check_structure(self) -> None:
+        """Raises ShapeError without csgmv's structure and scalings, which the ops that multiply need."""
+        if self.seg_indptr is None or self.scalings is None:
+            raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
+
+    def seen_words(self) -> int:
+        """All of the batch that a lookup by token words depends on, but what `check_fits` looks at every time."""
+        if self._arrays_seen is None:  # the arrays never change
+            self._arrays_seen = _number_of(self)
+        return self._arrays_seen
+
+    def seen(self) -> tuple[object, ...]:
+        """The same for what walks csgmv's structure."""
+        contents, static = self.contents, self.max_tokens is not None
+        return (
+            self.seen_words(),
+            self.permutation is None,
+            self.chunk_size,
+            self.num_segments,
+            static,
+            None if static else contents.num_tokens,
+            contents.adapted,
+        )
+
+    def structure(self) -> tuple[torch.Tensor, ...]:
+        """Permutation, bounds and slots of the segments, ranks and scalings: what kernels that multiply read."""
+        assert self.scalings is not None
+        return (*self.segment_arrays(), self.scalings)
+
+    def segment_arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same without scalings. In the place of a permutation that is none, which kernels are told, the bounds."""
+        bounds, slots, ranks = self.seg_indptr, self.seg_slots, self.ranks
+        assert bounds is not None and slots is not None and ranks is not None
+        return bounds if self.permutation is None else self.permutation, bounds, slots, ranks
+
+    @property
+    def without_adapter(self) -> bool:
+        """Whether no token of the batch has an adapter, now and whenever this launch is repeated in a graph."""
+        return not self.static and not self.adapted
 
     @property
     def max_rank(self) -> int | None:
         """Largest rank of a slot; None if only the device knows (SGLang)."""
-        return self._contents.max_rank
+        return self.contents.max_rank
 
     @classmethod
     def build(
@@ -196,13 +223,14 @@ class EmbeddingBatch:
         lens, slots, tokens = checked(seq_lens, seq_slots, len(known.values))
         chunk_size = checked_size("chunk_size", chunk_size, 1)
         capacity = BatchCapacity(tokens, len(slots), len(known.values), chunk_size, segments or tiles, tiles)
-        batch = cls._with_buffers(capacity, torch.device(device), ring=1)
+        batch, buffer = cls._with_buffer(capacity, torch.device(device))
         batch._ranks = known
-        batch._fill(lens, slots, tokens, factors)
-        batch._contents.adapted = bool(known.words[slots].any())
+        host = HostBuffer(host_memory(buffer.shape[0], pinned=buffer.is_cuda))  # torch keeps it until the copy is done
+        host.holds(capacity.layout)
+        batch._plan(host, capacity, lens, slots, tokens, factors)
+        buffer.copy_(host.tensor, non_blocking=True)
+        batch.contents.adapted = bool(known.words[slots].any())
         batch.max_tokens = None
-        batch._capacity = None
-        batch._staging = []  # pinned memory is kept by torch until the copy is done
         return batch
 
     @classmethod
@@ -226,7 +254,9 @@ class EmbeddingBatch:
             segments=segments or tiles,
             tiles=tiles,
         )
-        batch = cls._with_buffers(capacity, torch.device(device), ring=RING)
+        batch, buffer = cls._with_buffer(capacity, torch.device(device))
+        batch._capacity, batch._device_buffer = capacity, buffer
+        batch._staging = Staging(buffer.device, buffer.shape[0])
         batch.refill([], [], [0] * capacity.slots)
         return batch
 
@@ -237,11 +267,8 @@ class EmbeddingBatch:
         Take another view after each `prepare_lora_batch`, which may replace the arrays. Raises ShapeError, DtypeError,
         DeviceError if a field the lookup needs is missing or is not what the kernels read.
         """
-        for name in ("seg_indptr", "weight_indices", "lora_ranks", "max_len"):
-            if getattr(batch_info, name, None) is None:
-                raise ShapeError(f"batch_info.{name} is None or missing; expected SGLang's LoRABatchInfo, prepared")
+        foreign.check(batch_info)
         permutation = getattr(batch_info, "permutation", None)
-        _check_foreign(batch_info, permutation)
         static = bool(batch_info.use_cuda_graph)
         # Captured csgmv launches cover every segment the buffers can hold: later replays may need more than now.
         capacity_segments = static and (permutation is not None or batch_info.num_segments is None)
@@ -259,7 +286,7 @@ class EmbeddingBatch:
             num_segments=batch_info.weight_indices.shape[0]
             if capacity_segments
             else checked_size("batch_info.num_segments", batch_info.num_segments, 0),
-            contents=_Contents(None if static else tokens, None),
+            contents=Contents(None if static else tokens, None),
         )
 
     def refill(
@@ -268,7 +295,7 @@ class EmbeddingBatch:
         """Write another batch into the static buffers, in place, in the order of the current stream.
 
         Takes what `build` takes. Raises CapacityError if it does not fit; the buffers are then unchanged.
-        One copy to the device; waits for the GPU only if it is RING refills behind. Not while a graph is captured,
+        One copy to the device; waits for the GPU only if it is several refills behind. Not while a graph is captured,
         which would record the copy (DeviceError): refill before a replay.
         """
         capacity = self._capacity
@@ -285,7 +312,9 @@ class EmbeddingBatch:
             raise CapacityError(f"the batch has {tokens} tokens; expected at most {capacity.max_tokens}")
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise DeviceError("refill while a CUDA graph is captured; expected it before the capture or a replay")
-        self._fill(lens, slots, tokens, factors)
+        assert self._staging is not None and self._device_buffer is not None
+        self._plan(self._staging.next(capacity.layout), capacity, lens, slots, tokens, factors, clear=True)
+        self._staging.send(self._device_buffer)
 
     def without_token_words(self) -> EmbeddingBatch:
         """The same batch seen through csgmv's structure alone; shares the device arrays and follows refills.
@@ -308,7 +337,7 @@ class EmbeddingBatch:
             chunk_size=self.chunk_size,
             max_tokens=self.max_tokens,
             num_segments=self.num_segments,
-            contents=self._contents,
+            contents=self.contents,
         )
 
     def check_fits(self, tokens: int, slots: int, max_rank: int, what: str) -> None:
@@ -317,7 +346,7 @@ class EmbeddingBatch:
         No rows do always: engines run their layers so on a rank that idles while others work. what: the operand's
         name. Raises ShapeError, CapacityError.
         """
-        contents, capacity = self._contents, self.max_tokens
+        contents, capacity = self.contents, self.max_tokens
         planned = contents.num_tokens
         if capacity is not None and tokens > capacity:
             raise CapacityError(f"{what} has {tokens} tokens; expected at most {capacity}, as allocated")
@@ -337,12 +366,12 @@ class EmbeddingBatch:
             )
 
     @classmethod
-    def _with_buffers(cls, capacity: BatchCapacity, device: torch.device, ring: int) -> EmbeddingBatch:
-        sizes = capacity.section_sizes
-        total = sum(_padded(size) for size in sizes)
+    def _with_buffer(cls, capacity: BatchCapacity, device: torch.device) -> tuple[EmbeddingBatch, torch.Tensor]:
+        """A batch without contents, and the one buffer of all its arrays."""
+        layout = capacity.layout
         with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
-            device_buffer = torch.empty(total, dtype=torch.int32, device=device)
-        words, *structure = _sections(device_buffer, sizes)
+            device_buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
+        words, *structure = layout.device(device_buffer)
         permutation, seg_indptr, seg_slots, ranks, scalings = structure[:5] or (None, None, None, None, None)
         tile_words, tile_rows = structure[5:] or (None, None)
         batch = cls(
@@ -359,80 +388,53 @@ class EmbeddingBatch:
             chunk_size=capacity.chunk_size,
             max_tokens=capacity.max_tokens,
             num_segments=capacity.max_segments,
-            contents=_Contents(0, 0),
+            contents=Contents(0, 0),
         )
-        batch._capacity = capacity
         batch._ranks = Ranks()
-        batch._device_buffer = device_buffer
-        for _ in range(ring):
-            host = torch.zeros(total, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
-            batch._staging.append(_Staging(host, host.numpy(), [section.numpy() for section in _sections(host, sizes)]))
-        return batch
+        return batch, device_buffer
 
-    def _fill(self, lens: Int64Array | None, slots: Int64Array, tokens: int, factors: Int32Array) -> None:
-        """Plan into the next staging buffer and copy it to the device."""
-        assert self._device_buffer is not None
-        staging = self._staging[self._turn]
-        self._turn = (self._turn + 1) % len(self._staging)
-        if staging.copied is not None:
-            staging.copied.synchronize()  # returns at once unless the GPU is RING refills behind
-        words, *structure = staging.sections
-        staging.words.fill(0)  # one call for the neutral tails of all arrays
+    def _plan(
+        self,
+        host: HostBuffer,
+        capacity: BatchCapacity,
+        lens: Int64Array | None,
+        slots: Int64Array,
+        tokens: int,
+        factors: Int32Array,
+        *,
+        clear: bool = False,
+    ) -> None:
+        """Write the arrays of these tokens into a host buffer. clear: it has held another batch."""
+        if clear:
+            host.words.fill(0)  # one call for the neutral tails of all arrays
+        words, *structure = host.views
         of_sequence = self._ranks.words[slots]
         words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)
         tiles = structure[5:]
         if structure:
             *structure, scalings = structure[:5]
-            plan_segments(lens, slots, self._ranks.values, self.chunk_size, tokens, *structure)
+            plan_segments(lens, slots, self._ranks.values, capacity.chunk_size, tokens, *structure)
             scalings[:] = factors
         if tiles:
             group_tokens = group_sizes(lens, slots, len(self._ranks.values))
             permutation = structure[0][:tokens]
             plan_tiles(permutation, group_tokens, self._ranks.values, factors, self.tile_block, *tiles)
-        self._contents.num_tokens = tokens
-        self._contents.max_rank = self._ranks.largest
-        self._device_buffer.copy_(staging.buffer, non_blocking=True)
-        if self._device_buffer.is_cuda and len(self._staging) > 1:
-            staging.copied = staging.copied or torch.cuda.Event()
-            staging.copied.record(self._current_stream())
-
-    def _current_stream(self) -> torch.cuda.Stream:
-        """torch.cuda.current_stream, which costs more than planning a small batch, only when the stream has changed."""
-        raw: int = torch._C._cuda_getCurrentRawStream(self.device.index)
-        if self._stream is None or self._stream[0] != raw:
-            self._stream = raw, torch.cuda.current_stream(self.device)
-        return self._stream[1]
+        self.contents.num_tokens = tokens
+        self.contents.max_rank = self._ranks.largest
 
 
-def _check_foreign(batch_info: Any, permutation: torch.Tensor | None) -> None:
-    """The kernels read these arrays by their addresses."""
-    device = batch_info.seg_indptr.device
-    arrays = {name: getattr(batch_info, name) for name in ("seg_indptr", "weight_indices", "lora_ranks")}
-    arrays["permutation"], arrays["scalings"] = permutation, getattr(batch_info, "scalings", None)
-    for name, tensor in arrays.items():
-        if tensor is None:
-            continue
-        if tensor.ndim != 1 or not tensor.is_contiguous():
-            raise ShapeError(
-                f"batch_info.{name} has shape {tuple(tensor.shape)}, strides {tensor.stride()}; "
-                "expected 1-D, contiguous"
-            )
-        dtypes = (torch.float32,) if name == "scalings" else (torch.int32, torch.int64)
-        if tensor.dtype not in dtypes:
-            raise DtypeError(f"batch_info.{name} is {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
-        if tensor.device != device:
-            raise DeviceError(f"batch_info.{name} is on {tensor.device}; expected {device}, where seg_indptr is")
-        check_memory(f"batch_info.{name}", tensor)
+_numbers: dict[tuple[object, ...], int] = {}
 
 
-def _padded(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
-
-
-def _sections(buffer: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-    """Consecutive aligned views of a flat buffer."""
-    views, start = [], 0
-    for size in sizes:
-        views.append(buffer[start : start + size])
-        start += _padded(size)
-    return views
+def _number_of(batch: EmbeddingBatch) -> int:
+    """Another number for each combination of dtypes, device and slots: cheaper in a key than these are."""
+    arrays = (
+        batch.token_adapters,
+        batch.permutation,
+        batch.seg_indptr,
+        batch.seg_slots,
+        batch.ranks,
+        batch.scalings,
+    )
+    described = [None if array is None else array.dtype for array in arrays]
+    return _numbers.setdefault((batch.device, batch.slots, *described), len(_numbers))

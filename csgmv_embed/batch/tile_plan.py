@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csgmv_embed.host_plan import Int32Array, Int64Array, Ints, counting
+from csgmv_embed.batch.plan import Int32Array, Int64Array, Ints, counting
 
 NO_ROW = -1
 DECODE_BLOCK, PREFILL_BLOCK = 16, 64

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.batch import ALIGN
-
 Int32Array = npt.NDArray[np.int32]
+ALIGN = 16  # elements: every array starts on 64 bytes, so Triton compiles one alignment only
 SMALLEST = 4096  # elements of a host buffer that grows
 LAP = 4  # host buffers that one event covers
 LAPS = 2
@@ -57,6 +56,12 @@ def layout_of(sizes: tuple[int, ...], shrinking: int = 0) -> Layout:
         gap = _padded(size) - size
         cuts += (size, gap) if gap or at < shrinking else (size,)
     return Layout(sizes, (0, *ends[:-1]), ends[-1], tuple(cuts), tuple(places))
+
+
+def host_memory(elements: int, *, pinned: bool) -> torch.Tensor:
+    """Zeros, in memory that a copy to the device may read while the host goes on."""
+    with torch.inference_mode(False):
+        return torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=pinned)
 
 
 class HostBuffer:
@@ -115,8 +120,7 @@ class Staging:
         target.copy_(self._buffers[self._turn].tensor, non_blocking=True)
 
     def _memory(self, elements: int) -> torch.Tensor:
-        with torch.inference_mode(False):
-            return torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=self._pinned)
+        return host_memory(elements, pinned=self._pinned)
 
     def _follow_stream(self) -> None:
         """An event of one stream says nothing of another: what was copied in the last one gets its own.

@@ -1,0 +1,210 @@
+"""Launching again what was launched before: without the checks, and without the JIT front of Triton.
+
+Checking and preparing a launch costs more than launching, and Triton's front, which binds, specialises and hashes every
+argument of every call, costs more host time than the lookup takes on the GPU. So an op makes a key of all that its
+checks and its launch depend on, and `launches` keeps for each key what is to be launched. A `Launch` asks the front
+once and keeps the compiled kernel that it answers with.
+
+A key says all that Triton bakes into a binary too: the dtype of every tensor, which of them start on 16 bytes, all that
+decides a constant (strides and sizes, which Triton specialises on being 1 or a multiple of 16), the device. What it
+leaves out are the addresses. A key that forgot one thing would run another call's binary on this call's data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+# The versions whose launcher takes what `_direct` passes; others go through the JIT front, which is slower.
+DIRECT_VERSIONS = ("3.6",)
+DIRECT = ".".join(triton.__version__.split(".")[:2]) in DIRECT_VERSIONS
+ALIGNMENT = 16  # bytes: what Triton specialises pointers on, and the widest load of one thread
+MAX_KEPT = 4096  # a serving process has a few hundred; beyond this something varies that should not, and memory counts
+
+Grid = tuple[int, int, int]
+Tensors = tuple[torch.Tensor, ...]
+Key = tuple[object, ...]
+
+launches: dict[Key, Launch | Nothing] = {}  # of all ops; the first part of a key is the kernel's id
+_variants: dict[Key, Callable[..., None]] = {}  # what Triton compiled, which launches of other grids share
+
+
+class Nothing:
+    """There is nothing to launch."""
+
+    plan = ""
+
+    def __call__(self, tensors: Tensors, pointers: Sequence[int]) -> None:
+        """Leaves all as it is."""
+
+
+NOTHING = Nothing()
+
+
+class Launch:
+    """A launch but for its tensors: kernel, grid, counts and the constant `c`, checked and prepared.
+
+    The kernel's parameters are tensors, then counts, then `c`. Counts are declared `do_not_specialize`. pdl: the kernel
+    may be set up while the one before it still runs, which it waits for (overlaps_launches); its constant must say so
+    too. Calling it launches on the current stream of the device where the tensors are.
+    """
+
+    __slots__ = ("_bound", "constant", "counts", "grid", "kernel", "num_warps", "pdl", "plan")
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: Grid,
+        counts: tuple[int, ...],
+        constant: object,
+        num_warps: int,
+        *,
+        pdl: bool = False,
+        plan: str = "",
+    ) -> None:
+        self.kernel = kernel
+        self.grid = grid
+        self.counts = counts
+        self.constant = constant
+        self.num_warps = num_warps
+        self.pdl = pdl
+        self.plan = plan  # the op's own mark: which tensors the kernel takes
+        self._bound: tuple[Callable[..., None], Any, int] | None = None  # what runs it, driver, device
+
+    def __call__(self, tensors: Tensors, pointers: Sequence[int]) -> None:
+        """Launch on these tensors, which the key of this launch describes and which are at these addresses."""
+        if self._bound is not None:
+            run, active, device = self._bound
+            if active.get_current_device() == device and not _hooked():
+                run(self.grid, active.get_current_stream(device), pointers, self.counts)
+                return
+        self._first(tensors, pointers)
+
+    def _first(self, tensors: Tensors, pointers: Sequence[int]) -> None:
+        """A launch whose binary is not known yet, or on whose device another stands, or that someone wants to see."""
+        device = tensors[0].device
+        if not DIRECT or device.type != "cuda" or _hooked():
+            self._front(tensors)
+            return
+        current = driver.active.get_current_device()
+        if device.index != current and isinstance(current, int):  # else a stand-in that compiles and launches nothing
+            with torch.cuda.device(device):
+                self(tensors, pointers)
+            return
+        key = variant_key(self.kernel, tensors, self.constant, self.num_warps, device.index)
+        known = _variants.get(key)
+        if known is not None:
+            self._bound = known, driver.active, device.index
+            self(tensors, pointers)
+            return
+        # The first call of a variant goes through the front, which launches it and hands over what it compiled.
+        compiled = self._front(tensors)
+        if isinstance(self.kernel, JITFunction) and isinstance(current, int):
+            run = _direct(self.kernel, compiled, self.constant)
+            if run is not None:
+                _kept(_variants, key, run)
+                self._bound = run, driver.active, device.index
+
+    def _front(self, tensors: Tensors) -> Any:
+        """Launch through Triton; returns the compiled kernel."""
+        options = {"launch_pdl": True} if self.pdl else {}
+        return self.kernel[self.grid](*tensors, *self.counts, self.constant, num_warps=self.num_warps, **options)
+
+
+def keep(key: Key, found: Launch | Nothing) -> Launch | Nothing:
+    """Launch this for equal operands from now on."""
+    _kept(launches, key, found)
+    return found
+
+
+def _kept(store: dict[Key, Any], key: Key, value: object) -> None:
+    if len(store) >= MAX_KEPT:
+        store.clear()
+    store[key] = value
+
+
+def seen(tensor: torch.Tensor) -> Key:
+    """All of a tensor that a check or a launch depends on, but its address."""
+    return (
+        tensor.dtype,
+        tensor.device,
+        tensor.shape,
+        tensor.stride(),
+        tensor.is_neg(),
+        tensor.requires_grad and torch.is_grad_enabled(),
+    )
+
+
+def addresses(tensors: Tensors) -> tuple[list[int], object]:
+    """Where the tensors are, and of these addresses what a launch depends on: how they lie modulo ALIGNMENT."""
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    if reduce(or_, pointers) % ALIGNMENT == 0:  # tells of all
+        return pointers, None
+    return pointers, tuple([pointer % ALIGNMENT for pointer in pointers])
+
+
+def width(tensor: torch.Tensor, *placing: int) -> int:
+    """Most elements that may be read as one: a power of two dividing the address and all `placing`, in elements."""
+    element_bytes, address = tensor.element_size(), tensor.data_ptr()
+    found = math.gcd(ALIGNMENT // element_bytes, *placing)
+    while found > 1 and address % (found * element_bytes):
+        found //= 2
+    return found
+
+
+def overlaps_launches(device: torch.device) -> bool:
+    """Whether kernels for this device may wait for their predecessors themselves: compute capability 9.0 and later.
+
+    On the CPU, where kernels are interpreted or only compiled, the driver's target decides.
+    """
+    if not DIRECT:
+        return False
+    if device.type == "cuda":
+        return _capability(device.index) >= 9
+    return not knobs.runtime.interpret and bool(driver.active.get_current_target().arch >= 90)
+
+
+@lru_cache
+def _capability(device: int) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def variant_key(kernel: Any, tensors: Tensors, constant: object, num_warps: int, device: int) -> Key:
+    """What the binary of a call depends on."""
+    misaligned = 0
+    for tensor in tensors:
+        misaligned = misaligned << 1 | (tensor.data_ptr() % ALIGNMENT != 0)
+    return (id(kernel), misaligned, num_warps, device, constant, *[tensor.dtype for tensor in tensors])
+
+
+def _direct(kernel: Any, compiled: Any, constant: object) -> Callable[..., None] | None:
+    """Launches `compiled` with what its variant fixes; keeps `kernel` alive, whose id is in the key.
+
+    None if the binary wants scratch memory, an instrumented one for example: the front provides it.
+    """
+    launcher = compiled.run
+    if launcher.global_scratch_size or launcher.profile_scratch_size:
+        return None
+    run, function, metadata = launcher.launch, compiled.function, compiled.packed_metadata
+    fixed = (function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None, metadata, None, None, None)
+
+    def launch_compiled(
+        grid: Grid, stream: int, pointers: Sequence[int], counts: tuple[int, ...], _kept: Any = kernel
+    ) -> None:
+        run(*grid, stream, *fixed, *pointers, *counts, constant)
+
+    return launch_compiled
+
+
+def _hooked() -> bool:
+    """Whether someone, a profiler say, asked Triton to be told of launches: the front tells them."""
+    return bool(knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls)

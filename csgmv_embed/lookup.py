@@ -1,0 +1,200 @@
+"""The lookup, the A side of LoRA on an embedding layer: contract, checks, choice of plan, launch."""
+
+from __future__ import annotations
+
+import torch
+
+from csgmv_embed import registered
+from csgmv_embed.batch import EmbeddingBatch
+from csgmv_embed.batch.plan import integer
+from csgmv_embed.kernels.lookup import (
+    LookupConstants,
+    embedding_lora_a_segments_kernel,
+    embedding_lora_a_tokens_kernel,
+)
+from csgmv_embed.launch import checks, direct, tiles
+from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, launches, seen, width
+
+# Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as
+# many programs as all tokens need nearly doubled the time of a full prefill in small tiles.
+MAX_PADDING_PROGRAMS = 64
+
+
+def embedding_lora_a(
+    input_ids: torch.Tensor,
+    a_table: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    pdl: bool = False,
+) -> torch.Tensor:
+    """The A side of LoRA on an embedding layer: out[t, :r] = A[slot, :r, id], out[t, r:] = 0.
+
+    slot is the adapter slot of token t by `batch`, r = rank[slot], id = input_ids[t].
+
+    input_ids         (tokens,) int32 or int64, contiguous. Ids in [vocab_size, vocab_size + extra) read
+                      extra_embeddings; any other id outside [0, vocab_size) gives a zero row.
+    a_table           (slots, max_rank, >= vocab_size) fp16, bf16 or fp32, of any strides.
+    batch             the adapters of these tokens. A static batch may hold fewer tokens than input_ids, but not more:
+                      the rows behind them are zero. No tokens go with any batch.
+    extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
+    out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
+                      element is written. Allocated if None.
+    pdl               programmatic dependent launch: set up while the kernel before still runs, which it waits for
+                      before it reads. Ignored before compute capability 9.0. Pays where the neighbours are launched
+                      so too; between ordinary kernels it costs (docs/measured.md).
+
+    Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
+    static batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
+    """
+    if type(vocab_size) is not int:
+        vocab_size = integer("vocab_size", vocab_size)
+    if registered.traces(input_ids):
+        return _traced(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl)
+    given = out
+    if out is None:
+        if a_table.ndim != 3:
+            checks.check_axes("a_table", a_table, 3, "(slots, max_rank, vocab)")
+        out = a_table.new_empty(input_ids.numel(), a_table.shape[1])
+    extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
+    words = batch.token_adapters
+    tensors: direct.Tensors
+    if words is not None:
+        tensors = input_ids, words, a_table, extra, out
+    else:
+        tensors = (input_ids, *batch.segment_arrays(), a_table, extra, out)
+    pointers, misaligned = direct.addresses(tensors)
+    key = (
+        id(embedding_lora_a_tokens_kernel),
+        seen(input_ids),
+        seen(a_table),
+        None if extra_embeddings is None else seen(extra_embeddings),
+        None if given is None else seen(given),
+        misaligned,
+        batch.seen_words() if words is not None else batch.seen(),
+        vocab_size,
+        pdl,
+        tiles.forced_config(),
+    )
+    launch = launches.get(key)
+    if launch is None:
+        launch = direct.keep(key, _prepare(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl))
+    slots, max_rank, _ = a_table.shape
+    batch.check_fits(input_ids.shape[0], slots, max_rank, "input_ids")
+    launch(tensors, pointers)
+    return out
+
+
+def _traced(
+    input_ids: torch.Tensor,
+    a_table: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor | None,
+    pdl: bool,
+) -> torch.Tensor:
+    """The same as an op of torch."""
+    checks.check_axes("input_ids", input_ids, 1, "(tokens,)")
+    checks.check_axes("a_table", a_table, 3, "(slots, max_rank, vocab)")
+    if out is None:
+        out = a_table.new_empty(input_ids.shape[0], a_table.shape[1])
+    operands = {"input_ids": input_ids, "a_table": a_table, "extra_embeddings": extra_embeddings, "out": out}
+    registered.call("embedding_lora_a", operands, batch, vocab_size, pdl)
+    return out
+
+
+def _run_registered(
+    input_ids: torch.Tensor,
+    a_table: torch.Tensor,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    pdl: bool,
+) -> None:
+    embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl=pdl)
+
+
+registered.register(
+    "embedding_lora_a",
+    "Tensor input_ids, Tensor a_table, Tensor? extra_embeddings, Tensor(a!) out",
+    "out",
+    _run_registered,
+    {"input_ids": 1, "a_table": 3, "extra_embeddings": 3, "out": 2},
+    "SymInt vocab_size, bool pdl",
+)
+
+
+def _prepare(
+    input_ids: torch.Tensor,
+    a_table: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor,
+    pdl: bool,
+) -> Launch | Nothing:
+    """The checked launch of such a call."""
+    slots, max_rank, _ = checks.check_a_table(a_table, vocab_size, extra_embeddings)
+    checks.check_ids(input_ids, a_table, "a_table")
+    checks.check_device(batch.device, a_table, "a_table")
+    tokens = input_ids.shape[0]
+    checks.check_tensor("out", out, (tokens, max_rank), f"({tokens}, {max_rank})", a_table, "a_table")
+    checks.check_rows_apart("out", out)
+    if tokens == 0 or max_rank == 0:
+        return NOTHING
+    plan: tiles.Plan = "segments" if batch.token_adapters is None else "tokens"
+    contiguous, element_bytes = a_table.stride(1) == 1, a_table.element_size()
+    gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
+    tile = tiles.choose(plan, tokens, max_rank, contiguous, element_bytes, gpu)
+    pdl = pdl and direct.overlaps_launches(a_table.device)
+    constants = _constants(a_table, vocab_size, extra_embeddings, out, tile, batch.permutation is not None, pdl)
+    row_tiles, rank_blocks = -(-tokens // tile.block_tokens), -(-max_rank // tile.block_rank)
+    if plan == "tokens":
+        grid = (row_tiles, rank_blocks, 1)
+        return Launch(embedding_lora_a_tokens_kernel, grid, (tokens,), constants, tile.num_warps, pdl=pdl)
+    segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // tile.block_tokens))
+    # Rows behind the last segment: none if the batch was built for these tokens, any number at some later replay.
+    exact = not batch.static and batch.num_tokens == tokens
+    padding_programs = 0 if exact else min(row_tiles, MAX_PADDING_PROGRAMS)
+    grid = (batch.num_segments * segment_tiles + padding_programs, rank_blocks, 1)
+    counts = (tokens, min(slots, batch.slots), batch.num_segments, segment_tiles)
+    return Launch(embedding_lora_a_segments_kernel, grid, counts, constants, tile.num_warps, pdl=pdl)
+
+
+def _constants(
+    a_table: torch.Tensor,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor,
+    tile: tiles.LaunchConfig,
+    has_permutation: bool,
+    pdl: bool,
+) -> LookupConstants:
+    max_rank = a_table.shape[1]
+    a_width = 1
+    if a_table.stride(1) == 1:
+        a_width = width(a_table, max_rank, a_table.stride(0), a_table.stride(2))
+    extra = a_table if extra_embeddings is None else extra_embeddings
+    return LookupConstants(
+        vocab_size=vocab_size,
+        num_extra=0 if extra_embeddings is None else extra.shape[1],
+        a_stride_slot=a_table.stride(0),
+        a_stride_rank=a_table.stride(1),
+        a_stride_vocab=a_table.stride(2),
+        extra_stride_slot=extra.stride(0),
+        extra_stride_token=extra.stride(1),
+        extra_stride_rank=extra.stride(2),
+        out_stride_token=out.stride(0),
+        max_rank=max_rank,
+        has_extra=extra_embeddings is not None,
+        has_permutation=has_permutation,
+        pdl=pdl,
+        a_width=a_width,
+        out_width=width(out, max_rank, out.stride(0)),
+        block_m=tile.block_tokens,
+        block_n=tile.block_rank,
+    )
