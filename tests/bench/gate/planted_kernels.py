@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from csgmv_embed import ops, to_storage
+from csgmv_embed import lookup, to_storage
 
 VARIANT = "good"
 KERNEL = "embedding_lora_a_tokens_kernel"
@@ -70,7 +70,7 @@ def embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings=Non
     if VARIANT == "wrong_storage":
         a_table = to_storage(a_table, "rank_major")
     for _ in range(2 if VARIANT == "extra_launch" else 1):
-        getattr(ops, KERNEL)[(triton.cdiv(tokens, block * steps),)](
+        getattr(lookup, KERNEL)[(triton.cdiv(tokens, block * steps),)](
             input_ids,
             batch.token_adapters,
             a_table,
@@ -88,4 +88,4 @@ def embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings=Non
 
 if VARIANT == "lost_vectors":
     planted = triton.jit(do_not_specialize=["stride_rank"])(planted.fn)
-setattr(ops, KERNEL, planted)
+setattr(lookup, KERNEL, planted)
