@@ -20,7 +20,7 @@ SCHEMA_FILE = Path(store.__file__).with_name("results.schema.json")
 
 
 def made(points: int = 1) -> Results:
-    run = Run("id", "sweep", Selection("smoke"), "2026-01-01T00:00:00+00:00", 1.23456789, ["bench"], 1, "0" * 64, "0")
+    run = Run("00000000-0000-4000-8000-000000000000", "sweep", Selection("smoke"), "2026-01-01T00:00:00+00:00", 1.23456789, ["bench"], 1, "0" * 64, "0")
     code = Code(None, None, None, None, None, None, "0", "0")
     case = Case("decode", 1, 1, 16)
     rounds = [Round(0, 1, [1.0000004, 2 / 3])]

@@ -196,7 +196,7 @@ def entry(number: int, us: float | Sequence[float], **changes: object) -> Entry:
     first = int(str(changes.pop("process", 10 * number)))
     point.rounds = [Round(first + index, index, [value]) for index, value in enumerate(values)]
     item = commit(number)
-    run = Run("id", "sweep", Selection("p"), item.time or "", 0.0, [], 1, "", "0")
+    run = Run("00000000-0000-4000-8000-000000000000", "sweep", Selection("p"), item.time or "", 0.0, [], 1, "", "0")
     code = Code(item.sha, item.short, None, item.time, False, None, "", str(changes.pop("version", "v1")))
     env = Environment(dict(GPU) | {"gpu": changes.pop("gpu", "Fake GPU")}, str(changes.pop("env_key", "key")), {})  # type: ignore[arg-type]
     made = Entry(item, "session", Results(Schema(), run, code, env, [], [point]))

@@ -91,7 +91,7 @@ def plan_of(
 
 
 def empty() -> Results:
-    run = Run("id", "sweep", Selection("p"), "2025-01-01T00:00:00+00:00", 0.0, [], 1, "", "0")
+    run = Run("00000000-0000-4000-8000-000000000000", "sweep", Selection("p"), "2025-01-01T00:00:00+00:00", 0.0, [], 1, "", "0")
     return Results(Schema(), run, Code(None, None, None, None, None, None, "", ""))
 
 
