@@ -184,7 +184,7 @@ def work_faults(place: str, work: Work) -> Iterator[str]:
 def _launch_faults(place: str, work: Work) -> Iterator[str]:
     """The list of launches and their sums are one thing said twice."""
     if len(work.launches) != work.counts.launches:
-        yield f"{place}.launches has {len(work.launches)} items; expected {work.counts.launches}, as counts.launches says"
+        yield f"{place}.launches has {len(work.launches)} items; expected counts.launches, {work.counts.launches}"
     for name in ("programs", "active_programs"):
         total = sum(getattr(launch, name) for launch in work.launches)
         if total != getattr(work.counts, name):
@@ -193,7 +193,7 @@ def _launch_faults(place: str, work: Work) -> Iterator[str]:
         if launch.active_programs > launch.programs:
             yield f"{place}.launches[{index}].active_programs is more than its programs {launch.programs}"
         if launch.compiled is not None and launch.compiled >= len(work.compiled):
-            yield f"{place}.launches[{index}].compiled is {launch.compiled} of {len(work.compiled)}; expected its position"
+            yield f"{place}.launches[{index}].compiled is {launch.compiled} of {len(work.compiled)}; expected a position"
 
 
 def counts_faults(place: str, counts: WorkCounts) -> Iterator[str]:
