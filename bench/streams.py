@@ -71,7 +71,7 @@ def told() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     output = _Told(sys.stdout)
-    sys.stdout = output  # type: ignore[assignment]
+    sys.stdout = output
     try:
         try:
             yield

@@ -32,7 +32,7 @@ class _Log:
         return stream
 
 
-class PlainConsole(Console):
+class PlainConsole(Console):  # type: ignore[misc]  # rich is not followed
     """Prints no control character but those that are rich's own. No markup: paths and reasons hold brackets."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

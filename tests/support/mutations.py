@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,3 +75,14 @@ def at(document: Any, path: Place) -> Any:
 def general(path: Place) -> str:
     """`points[].rounds[].process`: a path without the numbers of its items."""
     return re.sub(r"^\.", "", "".join("[]" if isinstance(key, int) else f".{key}" for key in path))
+
+
+def spelled(value: Any) -> str:
+    """JSON, with every Number as it is spelled."""
+    if isinstance(value, Number):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(key)}:{spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    return json.dumps(value)

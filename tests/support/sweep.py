@@ -32,6 +32,7 @@ from bench.results import (
 
 SETTINGS = msgspec.structs.replace(config.load().measure, point_timeout_s=1.0, work_lanes=1)
 COUNTS = WorkCounts(1, 1, 1, 1, 1, 8, 8, 1, 1)
+RUN_ID = "00000000-0000-4000-8000-000000000000"
 PASSED = Check("oracle", 0.0, 0.0, passed=True)
 
 
