@@ -193,7 +193,8 @@ def _launch_faults(place: str, work: Work) -> Iterator[str]:
         if launch.active_programs > launch.programs:
             yield f"{place}.launches[{index}].active_programs is more than its programs {launch.programs}"
         if launch.compiled is not None and launch.compiled >= len(work.compiled):
-            yield f"{place}.launches[{index}].compiled is {launch.compiled} of {len(work.compiled)}; expected a position"
+            known = len(work.compiled)
+            yield f"{place}.launches[{index}].compiled is {launch.compiled}; expected a position in compiled, of {known}"
 
 
 def counts_faults(place: str, counts: WorkCounts) -> Iterator[str]:

@@ -21,7 +21,20 @@ from bench.history.commits import EXPORT_FILE, LIBRARY, Exported, ExportedSource
 from bench.history.records import Commit, Entry
 from bench.history.run import HistoryEvent, Session
 from bench.isolate import Answer, Ask, Hello, Start, WorkerDied
-from bench.results import Anchor, Check, Code, Environment, Point, Results, Round, Run, Schema, Selection, Work, WorkCounts
+from bench.results import (
+    Anchor,
+    Check,
+    Code,
+    Environment,
+    Point,
+    Results,
+    Round,
+    Run,
+    Schema,
+    Selection,
+    Work,
+    WorkCounts,
+)
 from bench.sources import hash_library
 
 SETTINGS = msgspec.structs.replace(config.load().measure, rounds=2)
@@ -107,7 +120,9 @@ class FakeWorker:
     def ask(self, ask: Ask, timeout_s: float) -> Answer:
         if self.number in self.machine.dies_at_point:
             raise WorkerDied("worker ended with signal SIGSEGV")
-        point = ask.counted or Point(ask.planned.case, ask.planned.contender, ask.planned.clock, ask.index, "ok", check=PASSED)
+        point = ask.counted or Point(
+            ask.planned.case, ask.planned.contender, ask.planned.clock, ask.index, "ok", check=PASSED
+        )
         if ask.planned.clock == "work":
             programs = round(10 * self.machine.level_us(self.number))
             point.work = Work(WorkCounts(1, programs, programs, 3, 1, 64, 64, 2, 2), compiled_reason="none")
