@@ -21,5 +21,14 @@ Measured = Annotated[float, msgspec.Meta(ge=0)]  # an error or a tolerance
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Some = Annotated[list[T], msgspec.Meta(min_length=1)]
-Sha = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{7,64}$")]  # a commit or a tree, whole or shortened
-Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_SHA, _UUID = r"^[0-9a-f]{7,64}$", r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+Sha = Annotated[str, msgspec.Meta(pattern=_SHA)]  # a commit or a tree, whole or shortened
+Uuid = Annotated[str, msgspec.Meta(pattern=_UUID)]
+_IN_WORDS = {_SHA: "the hash of a commit, 7 to 64 hexadecimal digits", _UUID: "a UUID"}
+
+
+def in_words(message: str) -> str:
+    """A decoder's message with words in the place of a pattern."""
+    for pattern, words in _IN_WORDS.items():
+        message = message.replace(f"`str` matching regex {pattern!r}", words)
+    return message

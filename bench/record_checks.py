@@ -123,7 +123,7 @@ def case_faults(place: str, case: Case) -> Iterator[str]:
 def results_faults(results: Results, place: str = "") -> Iterator[str]:
     """Of a whole results file; `place` is where in its document it lies."""
     code = results.code
-    if code.short is not None and not (code.sha or "").startswith(code.short):
+    if code.short is not None and code.sha is not None and not code.sha.startswith(code.short):
         yield f"{place}code.short is {code.short}, which does not begin code.sha {code.sha}; expected its first digits"
     names = [(f"{place}anchors[{index}]", anchor.name) for index, anchor in enumerate(results.anchors)]
     yield from _twice("the name", names)

@@ -26,7 +26,7 @@ import msgspec
 
 from bench import record_checks
 from bench.case import Case, ClockName
-from bench.fields import AtLeastOne, Count, Duration, Measured, Positive, Sha, Some, Uuid
+from bench.fields import AtLeastOne, Count, Duration, Measured, Positive, Sha, Some, Uuid, in_words
 from bench.instrument import version_of
 from bench.rules import Rules
 from bench.text import one_line
@@ -357,7 +357,7 @@ def decode(
                 f"format {newer} needs a newer version of this suite"
             ) from error
         where = record_checks.named_place(data, str(error))
-        raise ResultsError(f"{path}: not a valid results file: {one_line(str(error))}{where}") from error
+        raise ResultsError(f"{path}: not a valid results file: {one_line(in_words(str(error)))}{where}") from error
     for fault in itertools.chain(record_checks.text_faults(plain), faults(document)):
         raise ResultsError(f"{path}: {fault}")
     return document

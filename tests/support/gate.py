@@ -152,7 +152,7 @@ def foreign(path: Path) -> str:
     return "schema.name is 'another-tool'; expected 'csgmv-bench-results'"
 
 
-COUNTS = WorkCounts(1, 8, 8, 3, 1, 4096, 2048, 128, 64)
+COUNTS = WorkCounts(1, 8, 7, 3, 1, 4096, 2048, 128, 64)
 COMPILED = CompiledFigures("kernel", 90, 4, 24, 0, 0, 128, 128, 200)
 
 

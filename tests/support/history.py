@@ -52,7 +52,8 @@ def sha(number: int) -> str:
 
 def commit(number: int, library: str | None = None) -> Commit:
     time = f"2026-01-{1 + number // 24:02d}T{number % 24:02d}:00:00+00:00"
-    return Commit(sha(number), f"commit {number}", time, sha(number - 1), library or f"library {number}")
+    parent = sha(number - 1) if number else None
+    return Commit(sha(number), f"commit {number}", time, parent, library or f"library {number}")
 
 
 def planned(batch_size: int = 32, contender: str = OURS, clock: str = "graph") -> PlannedPoint:

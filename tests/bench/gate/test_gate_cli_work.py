@@ -46,7 +46,7 @@ def test_equal_counts_pass(run: Run, tmp_path: Path) -> None:
     [
         ("launches", 2),
         ("programs", 9),
-        ("active_programs", 9),
+        ("active_programs", 8),
         ("busiest_loads", 4),
         ("busiest_stores", 2),
         ("load_bytes", 4097),
