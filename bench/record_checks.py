@@ -191,10 +191,10 @@ def _launch_faults(place: str, work: Work) -> Iterator[str]:
             yield f"{place}.counts.{name} is {getattr(work.counts, name)}; expected {total}, the sum over its launches"
     for index, launch in enumerate(work.launches):
         if launch.active_programs > launch.programs:
-            yield f"{place}.launches[{index}].active_programs is more than its programs {launch.programs}"
+            yield f"{place}.launches[{index}].active_programs is over its programs, {launch.programs}; expected no more"
         if launch.compiled is not None and launch.compiled >= len(work.compiled):
-            known = len(work.compiled)
-            yield f"{place}.launches[{index}].compiled is {launch.compiled}; expected a position in compiled, of {known}"
+            known = f"{place}.compiled, which has {len(work.compiled)}"
+            yield f"{place}.launches[{index}].compiled is {launch.compiled}; expected a position in {known}"
 
 
 def counts_faults(place: str, counts: WorkCounts) -> Iterator[str]:
