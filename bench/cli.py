@@ -23,6 +23,7 @@ from bench.gate.session import Instrument
 from bench.gate.verbs import register as register_gate
 from bench.history.verbs import GpuOption, LineOption, view
 from bench.history.verbs import register as register_history
+from bench.locks import only_writer
 from bench.report.verbs import register as register_report
 from bench.results import Point, Results, ResultsError, Run, Schema, Selection
 from profiles.verbs import register as register_profiles
@@ -64,21 +65,25 @@ def sweep(
     processes: Annotated[int | None, typer.Option(min=1, help="Processes, each with its own rounds.")] = None,
 ) -> None:
     """Verify and measure every point of a profile; without a GPU, count its work."""
-    from bench.report.tables import console, summary
-
-    out = console()
     selection = Selection(profile, axis, clock, contender, case, rounds, processes)
     if resume and (selection != Selection(DEFAULT_PROFILE) or output):
         raise ConfigError(f"--resume {resume}: goes on with the file's own selection; expected no other option")
-    results = store.read(resume) if resume else None
-    if results is not None:
-        selection = results.run.selection
-    plan = _plan(configuration.load(config), selection)
+    results = store.read(resume) if resume else None  # bad input is named before anything is made
+    plan = _plan(configuration.load(config), results.run.selection if results else selection)
     path = resume or output or RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{selection.profile}.json"
-    if results is None:
-        results = _begin(plan, selection, path)
-    else:
-        _check_resumable(results, plan, path)
+    with only_writer(path):
+        if resume:
+            results = store.read(resume)  # again: another process may have gone on with it until now
+            _check_resumable(results, plan, path)
+        else:
+            results = _begin(plan, selection, path)
+        _sweep(plan, results, path)
+
+
+def _sweep(plan: Plan, results: Results, path: Path) -> None:
+    from bench.report.tables import console, summary
+
+    out = console()
     if all(point.clock == "work" for point in plan.points):
         out.print("Work clock: what follows are counts from Triton's interpreter, not times.")
     _run(plan, results, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_type_hints
 
@@ -192,6 +193,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profiles: dict[str, Profile]
     gate: Gate
     history: History
+    max_points: Positive = 100_000  # of one selection
 
 
 class PlannedPoint(msgspec.Struct, frozen=True):
@@ -275,8 +277,12 @@ def make_plan(
     if profile is None:
         raise ConfigError(f"profile {profile_name!r} is unknown; expected one of {', '.join(sorted(config.profiles))}")
     base = (overrides or Axes()).over(profile.axes.over(config.axes))
-    names = select_contenders(_variants(profile.contenders, base), contenders)
     grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
+    variants = sum(prod(len(getattr(base, axis)) for axis in FAMILIES[family]) for family in profile.contenders)
+    _refuse_too_many(config, profile_name, "contenders", variants)
+    names = select_contenders(_variants(profile.contenders, base), contenders)
+    count = sum(prod(len(getattr(axes, axis)) for axis in CASE_AXES) for axes in grid_axes)
+    _refuse_too_many(config, profile_name, "points", count * len(clocks or profile.clocks) * len(names))
     known = list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes)))
     chosen = list(filter(case_filter(known, cases), known))
     product = (
@@ -296,6 +302,15 @@ def make_plan(
         processes=profile.processes or config.measure.processes,
     )
     return Plan(profile_name, measure, points, profile.shuffle, profile.worker_env)
+
+
+def _refuse_too_many(config: Config, profile_name: str, what: str, count: int) -> None:
+    """Before they are listed: the lists of a few axes multiply to more than a machine can hold."""
+    if count > config.max_points:
+        raise ConfigError(
+            f"profile {profile_name}: its axes make up to {count} {what}; expected at most {config.max_points} "
+            "(max_points in bench.toml): fewer values of an axis"
+        )
 
 
 def _cases(axes: Axes) -> Iterable[Case]:

@@ -12,12 +12,15 @@ from typing import NoReturn
 
 import typer
 
+from bench import streams
+from bench.text import one_line
+
 FAILED, CANNOT_JUDGE, INTERRUPTED = 2, 3, 130
 
 
 def end(status: int, reason: object, name: str) -> NoReturn:
     """Say the reason in one line and end."""
-    sys.stderr.write(f"{name}: {reason}\n")
+    sys.stderr.write(f"{name}: {one_line(str(reason))}\n")
     raise SystemExit(status)
 
 
@@ -25,6 +28,12 @@ def run(
     app: typer.Typer, arguments: list[str] | None = None, context: object = None, *, name: str = "bench"
 ) -> NoReturn:
     """Run a command line and end the process."""
+    with streams.told():
+        _run(app, arguments, context, name)
+    raise AssertionError("a command line ends its process")
+
+
+def _run(app: typer.Typer, arguments: list[str] | None, context: object, name: str) -> NoReturn:
     from bench.config import ConfigError
     from bench.gate.verdict import CannotJudge, GateError
     from bench.isolate import WorkerDied

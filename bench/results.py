@@ -13,8 +13,10 @@ stored. Floats are rounded to 6 significant digits when written; keys are sorted
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -22,9 +24,12 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from bench import record_checks
 from bench.case import Case, ClockName
+from bench.fields import AtLeastOne, Count, Duration, Measured, Positive, Sha, Some, Uuid, in_words
 from bench.instrument import version_of
 from bench.rules import Rules
+from bench.text import one_line
 
 SCHEMA_NAME = "csgmv-bench-results"
 SCHEMA_VERSION = "1.2.0"
@@ -49,11 +54,11 @@ class Schema(msgspec.Struct):
 class Round(msgspec.Struct):
     """Blocks taken in one memory layout of one process: the unit of replication."""
 
-    process: int
+    process: Count
     layout_seed: int
-    blocks_us: list[float]  # time of one call, by block
-    host_blocks_us: list[float] | None = None  # eager: host time to enqueue one call, by block
-    sm_mhz: int | None = None
+    blocks_us: Some[Positive]  # time of one call, by block
+    host_blocks_us: Some[Positive] | None = None  # eager: host time to enqueue one call, by block
+    sm_mhz: Count | None = None
     throttle: list[str] = []
 
 
@@ -61,8 +66,8 @@ class Check(msgspec.Struct):
     """The comparison with the oracle. max_error is relative to the largest value of the oracle."""
 
     reference: str
-    max_error: float | None
-    tolerance: float
+    max_error: Measured | None
+    tolerance: Measured
     passed: bool
 
 
@@ -77,9 +82,9 @@ class CacheState(msgspec.Struct):
     """What the cache saw: bytes touched between two uses of the same index set, and whether it was flushed before."""
 
     achieved: CacheAchieved
-    index_sets: int
-    touched_bytes: int
-    l2_bytes: int
+    index_sets: AtLeastOne
+    touched_bytes: Count
+    l2_bytes: Count
     flushed: bool
 
 
@@ -97,15 +102,15 @@ class WorkCounts(msgspec.Struct, frozen=True):
     store_sectors    the same for stores
     """
 
-    launches: int
-    programs: int
-    active_programs: int
-    busiest_loads: int
-    busiest_stores: int
-    load_bytes: int
-    store_bytes: int
-    load_sectors: int
-    store_sectors: int
+    launches: AtLeastOne
+    programs: AtLeastOne
+    active_programs: Count
+    busiest_loads: Count
+    busiest_stores: Count
+    load_bytes: Count
+    store_bytes: Count
+    load_sectors: Count
+    store_sectors: Count
 
 
 class CompiledFigures(msgspec.Struct, frozen=True):
@@ -123,14 +128,14 @@ class CompiledFigures(msgspec.Struct, frozen=True):
     """
 
     kernel: str
-    capability: int
-    num_warps: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    widest_load_bits: int
-    widest_store_bits: int
-    instructions: int
+    capability: AtLeastOne
+    num_warps: AtLeastOne
+    registers: AtLeastOne
+    spill_bytes: Count
+    shared_bytes: Count
+    widest_load_bits: Count
+    widest_store_bits: Count
+    instructions: AtLeastOne
 
 
 class WorkLaunch(msgspec.Struct, frozen=True):
@@ -143,9 +148,9 @@ class WorkLaunch(msgspec.Struct, frozen=True):
     """
 
     kernel: str
-    programs: int
-    active_programs: int
-    compiled: int | None = None
+    programs: AtLeastOne
+    active_programs: Count
+    compiled: Count | None = None
 
 
 class Work(msgspec.Struct):
@@ -163,18 +168,18 @@ class Point(msgspec.Struct):
     case: Case
     contender: str
     clock: ClockName
-    index: int  # position in the run's plan, payload of its NVTX range
+    index: Count  # position in the run's plan, payload of its NVTX range
     status: Status
     reason: str | None = None
     check: Check | None = None
     rounds: list[Round] = []
-    floor_us: list[float] = []  # empty kernel, same clock and node count, one value a process
-    nodes: int | None = None  # launches in one graph
-    minimum_bytes: int | None = None  # least traffic of any implementation
-    required_bytes: int | None = None  # least traffic with this contender's storage
+    floor_us: list[Positive] = []  # empty kernel, same clock and node count, one value a process
+    nodes: AtLeastOne | None = None  # launches in one graph
+    minimum_bytes: Count | None = None  # least traffic of any implementation
+    required_bytes: Count | None = None  # least traffic with this contender's storage
     cache: CacheState | None = None
     work: Work | None = None
-    wall_s: float = 0.0
+    wall_s: Duration = 0.0
 
     @property
     def key(self) -> tuple[Case, str, ClockName]:
@@ -186,14 +191,14 @@ class Anchor(msgspec.Struct):
 
     name: str
     unit: str
-    values: list[float]  # one a process
+    values: Some[Positive]  # one a process
 
 
 class Code(msgspec.Struct):
     """What was measured."""
 
-    sha: str | None
-    short: str | None
+    sha: Sha | None
+    short: Sha | None
     branch: str | None
     commit_time: str | None
     dirty: bool | None
@@ -224,23 +229,23 @@ class Selection(msgspec.Struct):
     clocks: list[str] = []
     contenders: list[str] = []
     cases: list[str] = []
-    rounds: int | None = None
-    processes: int | None = None
+    rounds: AtLeastOne | None = None
+    processes: AtLeastOne | None = None
 
 
 class Run(msgspec.Struct):
     """One invocation of the sweep; a resumed run keeps its id."""
 
-    id: str
+    id: Uuid
     kind: Literal["sweep"]
     selection: Selection
     started_utc: str
-    duration_s: float
+    duration_s: Duration
     argv: list[str]
     seed: int
     plan_sha256: str
     tool_version: str
-    resumed: int = 0
+    resumed: Count = 0
 
 
 class Results(msgspec.Struct):
@@ -256,20 +261,22 @@ class Results(msgspec.Struct):
 
 
 def encode(results: msgspec.Struct) -> bytes:
-    """The file's bytes: sorted keys, 6 significant digits. Raises ResultsError for a NaN or an infinity."""
-    plain = _round_floats(msgspec.to_builtins(results), "")
+    """The file's bytes: sorted keys, 6 significant digits, one line a text. Raises ResultsError for NaN, infinity."""
+    plain = _written(msgspec.to_builtins(results), "")
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
 
 
-def _round_floats(value: Any, place: str) -> Any:
+def _written(value: Any, place: str) -> Any:
     if isinstance(value, float):
         if not isfinite(value):  # JSON would say null, which is another thing
             raise ResultsError(f"{place.removeprefix('.')} is {value}; expected a finite number")
         return float(f"{value:.6g}")
+    if isinstance(value, str):
+        return one_line(value)  # what a worker, a tool or git said may hold anything
     if isinstance(value, dict):
-        return {key: _round_floats(item, f"{place}.{key}") for key, item in value.items()}
+        return {one_line(key): _written(item, f"{place}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_round_floats(item, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [_written(item, f"{place}[{index}]") for index, item in enumerate(value)]
     return value
 
 
@@ -303,27 +310,57 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read(path: Path) -> Results:
-    """Read a results file. Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
-    return read_document(path, Results, SCHEMA_NAME, SCHEMA_VERSION)
+    """Read a results file. Raises ResultsError for a missing, corrupt, foreign, newer-major or unsound file."""
+    return read_document(path, Results, SCHEMA_NAME, SCHEMA_VERSION, record_checks.results_faults)
 
 
-def read_document(path: Path, kind: type[Document], name: str, version: str) -> Document:
-    """Read a file of this or another format of the suite; each has a `schema` with a name and a version."""
+def read_document(
+    path: Path, kind: type[Document], name: str, version: str, faults: Callable[[Document], Iterable[str]]
+) -> Document:
+    """Read a file of this or another format of the suite; each has a `schema` with a name and a version.
+
+    `faults` tells what one field cannot: how they must fit each other. Raises ResultsError, naming file, point and
+    field.
+    """
+    data = read_bytes(path)
+    found = _check_schema(path, data, name, version)
+    return decode(path, data, kind, faults, newer=found if found != version else None)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises ResultsError, naming the file."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    found = _check_schema(path, data, name, version)
+
+
+def decode(
+    path: Path,
+    data: bytes,
+    kind: type[Document],
+    faults: Callable[[Document], Iterable[str]],
+    *,
+    newer: str | None = None,
+) -> Document:
+    """The bytes of `path` as a document, all of it checked. Raises ResultsError. `newer`: its format, if not ours."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        document = msgspec.json.decode(data, type=kind)
+        plain = msgspec.json.decode(data)
+    except RecursionError as error:
+        raise ResultsError(f"{path}: not a valid results file: nested too deep for any record of this suite") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         axis = re.search(r"unknown field `(.*)` - at `\$\.(points\[\d+\]\.case)`", str(error))
-        if axis and found != version:  # ignored, it would make one case of several
+        if axis and newer:  # ignored, it would make one case of several
             raise ResultsError(
-                f"{path}: {axis[2]} has the axis {axis[1]!r}, which format {version} does not know; "
-                f"format {found} needs a newer version of this suite"
+                f"{path}: {axis[2]} has the axis {axis[1]!r}, which format {SCHEMA_VERSION} does not know; "
+                f"format {newer} needs a newer version of this suite"
             ) from error
-        raise ResultsError(f"{path}: not a valid results file: {error}") from error
+        where = record_checks.named_place(data, str(error))
+        raise ResultsError(f"{path}: not a valid results file: {one_line(in_words(str(error)))}{where}") from error
+    for fault in itertools.chain(record_checks.text_faults(plain), faults(document)):
+        raise ResultsError(f"{path}: {fault}")
+    return document
 
 
 def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
@@ -334,12 +371,16 @@ def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
 
     try:
         schema = msgspec.json.decode(data, type=Head).schema
+    except RecursionError as error:
+        raise ResultsError(f"{path}: not a results file of this suite: nested too deep") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{path}: not a results file of this suite: {error}") from error
+        raise ResultsError(f"{path}: not a results file of this suite: {one_line(str(error))}") from error
     if schema.name != name:
         raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}")
     if schema.version.split(".")[0] != version.split(".")[0]:
-        raise ResultsError(f"{path}: schema.version is {schema.version}; expected {version.split('.')[0]}.x.y")
+        raise ResultsError(
+            f"{path}: schema.version is {one_line(schema.version)}; expected {version.split('.')[0]}.x.y"
+        )
     return schema.version
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from bench import record_checks
 from bench import results as store
 from bench.gate import records as pairs
 from bench.gate.records import PairRun
 from bench.gate.verdict import REPORT_NAME, REPORT_VERSION, Report
 from bench.results import Anchor, Results, ResultsError
+from bench.text import one_line
 
 EXPECTED = (
     "a results file (bench sweep), a record of pairs (bench gate -o), a gate's report (bench gate -f json=FILE) "
@@ -91,19 +93,14 @@ def together(results: Sequence[tuple[Path, Results]]) -> Results:
 
 def _format(path: Path) -> str:
     try:
-        head = msgspec.json.decode(path.read_bytes(), type=_Head)
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{path}: not a file of this suite: {error}; expected {EXPECTED}") from error
+        head = msgspec.json.decode(store.read_bytes(path), type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ResultsError(f"{path}: not a file of this suite: {one_line(str(error))}; expected {EXPECTED}") from error
     return head.schema.name if head.schema is not None else head.name or "file without a format"
 
 
 def _report(path: Path) -> Report:
-    try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
-    except msgspec.DecodeError as error:
-        raise ResultsError(f"{path}: not a valid report of the gate: {error}") from error
+    report = store.decode(path, store.read_bytes(path), Report, record_checks.report_faults)
     if report.version.split(".")[0] != REPORT_VERSION.split(".")[0]:
         raise ResultsError(f"{path}: version is {report.version}; expected {REPORT_VERSION.split('.')[0]}.x.y")
     return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.results import Results
+from bench.results import Results, write_bytes
 
 # Okabe and Ito's palette: distinct for the common forms of colour blindness. A contender has one colour and marker in
 # every figure.
@@ -109,10 +110,13 @@ def provenance(results: Results) -> str:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write `path` as PNG and beside it as SVG; returns both paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in written:
-        metadata = {"Date": None} if file.suffix == ".svg" else None
-        figure.savefig(file, dpi=160, bbox_inches="tight", metadata=metadata)
-    return written
+    """Write `path` as PNG and beside it as SVG, each whole or not at all; returns both paths. Raises ResultsError."""
+    drawn = {}
+    for name in ("png", "svg"):
+        metadata = {"Date": None} if name == "svg" else None
+        content = BytesIO()
+        figure.savefig(content, format=name, dpi=160, bbox_inches="tight", metadata=metadata)
+        drawn[path.with_suffix(f".{name}")] = content.getvalue()
+    for file, data in drawn.items():
+        write_bytes(file, data)
+    return list(drawn)

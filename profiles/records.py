@@ -11,8 +11,10 @@ from typing import Literal
 
 import msgspec
 
+from bench import record_checks
 from bench import results as store
 from bench.case import Case
+from bench.fields import Count, Duration, Positive
 from bench.results import Code, Environment, WorkCounts
 
 PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.0.0"
@@ -39,20 +41,20 @@ class RangeTime(msgspec.Struct):
     """
 
     path: list[str]
-    instances: int
-    eager: int
-    graph: int
-    busy_us: float
-    gap_us: float
-    origins: dict[str, int] = {}
-    whole_graphs: int = 0
+    instances: Count
+    eager: Count
+    graph: Count
+    busy_us: Duration
+    gap_us: Duration
+    origins: dict[str, Count] = {}
+    whole_graphs: Count = 0
 
 
 class NsysBody(msgspec.Struct, tag="nsys"):
     """What nsys recorded; without its importer the ranges are None and the raw file is all there is."""
 
     ranges: list[RangeTime] | None
-    unattributed: int = 0  # kernels whose launch no range of ours encloses
+    unattributed: Count = 0  # kernels whose launch no range of ours encloses
     remark: str | None = None
 
 
@@ -71,8 +73,8 @@ class UsefulBytes(msgspec.Struct):
     """What a launch on index set 0 has to move: ids and distinct rows in, rows out."""
 
     case: Case
-    read_bytes: int
-    written_bytes: int
+    read_bytes: Count
+    written_bytes: Count
 
 
 class CountedWork(msgspec.Struct):
@@ -99,8 +101,8 @@ class TracedKernel(msgspec.Struct):
     """One kernel of a call under the trace: its name, how many a call, the median time on the device."""
 
     kernel: str
-    per_call: float
-    device_us: float
+    per_call: Positive
+    device_us: Duration
 
 
 class TracedPoint(msgspec.Struct):
@@ -113,8 +115,8 @@ class TracedPoint(msgspec.Struct):
     case: Case
     contender: str
     clock: str
-    untraced_us: float
-    traced_us: float
+    untraced_us: Positive
+    traced_us: Positive
     kernels: list[TracedKernel]
 
 
@@ -122,8 +124,8 @@ class TraceBody(msgspec.Struct, tag="trace"):
     """What torch's profiler recorded. floor_us: an empty kernel, by clock; floor_device_us: its time on the device."""
 
     points: list[TracedPoint]
-    floor_us: dict[str, float]
-    floor_device_us: float | None = None
+    floor_us: dict[str, Positive]
+    floor_device_us: Duration | None = None
 
 
 class Profile(msgspec.Struct):
@@ -135,8 +137,8 @@ class Profile(msgspec.Struct):
     started_utc: str
     code: Code
     seed: int
-    launches: int
-    replays: int
+    launches: Count
+    replays: Count
     files: list[str]
     body: NsysBody | NcuBody | TraceBody
     dropped_flags: list[str] = []  # that this version of the tool lacks
@@ -149,5 +151,5 @@ def write(path: Path, profile: Profile) -> None:
 
 
 def read(path: Path) -> Profile:
-    """Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
-    return store.read_document(path, Profile, PROFILE_NAME, PROFILE_VERSION)
+    """Raises ResultsError for a missing, corrupt, foreign, newer-major or unsound file."""
+    return store.read_document(path, Profile, PROFILE_NAME, PROFILE_VERSION, record_checks.profile_faults)

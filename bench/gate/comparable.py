@@ -202,7 +202,7 @@ def anchor_refusals(shift: Shift | None, clock: ClockName, limit_pct: float) -> 
         f"{clock} clock: anchor {name} moved by {100 * value:+.1f} %, at most {limit_pct:g} % allowed: "
         "the machine is not in the state of the baseline"
         for name, value in shift.by_anchor.items()
-        if abs(value) > limit
+        if not abs(value) <= limit  # a NaN is no quiet anchor
     ]
 
 

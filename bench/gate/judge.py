@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from math import exp
+from math import exp, isfinite
 from statistics import geometric_mean, median, stdev
 
 import msgspec
@@ -131,6 +131,8 @@ def _pair_verdict(point: PairPoint, gate: Gate, design: Design, tests: tuple[Tes
         detectable=_detectable(observations(stage), design),
         **_interval(observations(stage)),
     )
+    if base.ratio is None or not isfinite(base.ratio):
+        return _but(msgspec.structs.replace(base, ratio=None), "error", "its ratio is no finite number")
     if throttle := sorted({reason for item in point.rounds for reason in item.throttle}):
         return _but(base, "inconclusive", f"the GPU lowered its clock: {', '.join(throttle)}")
     if tests is None:
@@ -272,6 +274,8 @@ def unusable(old: Point, new: Point, gate: Gate) -> tuple[VerdictStatus, str] | 
     if reason := comparable.point_refusal(old, new):
         return "error", reason
     for name, point in (("baseline", old), ("result", new)):
+        if not all(isfinite(value) and value > 0 for value in round_values(point.rounds)):
+            return "error", f"a round of the {name} has a time that is no positive number: it has no ratio"
         if len(point.rounds) < 2:
             return "inconclusive", f"{len(point.rounds)} round in the {name}; a spread needs two"
     if len(old.rounds) < gate.baseline_rounds:
@@ -285,7 +289,7 @@ def _sound(point: Point) -> bool:
 
 def _screened(old: Point, new: Point, shift: Shift, gate: Gate) -> bool:
     difference = float(np.mean(log_values(new)) - np.mean(log_values(old))) - shift.log_shift
-    return abs(difference) > log_limit(gate.limits(old.clock).screen_pct)
+    return not abs(difference) <= log_limit(gate.limits(old.clock).screen_pct)  # a NaN is no quiet point
 
 
 def _baseline_of_clock(

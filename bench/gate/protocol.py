@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from bench.config import PlannedPoint
+from bench.fields import Positive, Some
 from bench.results import Environment, Status
 
 
@@ -55,7 +56,7 @@ class Visit(msgspec.Struct, tag=True):
 class Visited(msgspec.Struct, tag=True):
     """Time of one call by block, us, and the GPU's state after them."""
 
-    blocks_us: list[float]
+    blocks_us: Some[Positive]
     sm_mhz: int | None = None
     throttle: list[str] = []
 

@@ -14,9 +14,11 @@ from typing import Literal
 
 import msgspec
 
+from bench import record_checks
 from bench import results as store
 from bench.case import Case, ClockName
 from bench.config import Gate, Measure, PlannedPoint
+from bench.fields import AtLeastOne, Count, Duration, Positive, Some
 from bench.gate.verdict import Subject, Use
 from bench.results import Environment, Status
 
@@ -36,14 +38,14 @@ class PairRound(msgspec.Struct):
     """One layout of each side in one pair of processes, sampled in turns; `first` took the first and the last turn."""
 
     stage: Stage
-    process: int
+    process: Count
     first: SideName
     a_layout_seed: int
     b_layout_seed: int
-    a_blocks_us: list[float]
-    b_blocks_us: list[float]
-    a_sm_mhz: list[int | None] = []
-    b_sm_mhz: list[int | None] = []
+    a_blocks_us: Some[Positive]
+    b_blocks_us: Some[Positive]
+    a_sm_mhz: list[Count | None] = []
+    b_sm_mhz: list[Count | None] = []
     throttle: list[str] = []
 
     @property
@@ -58,13 +60,13 @@ class PairPoint(msgspec.Struct):
     case: Case
     contender: str
     clock: ClockName
-    extra_share: float = 0.0  # work planted in B: only the gate's own test does that
+    extra_share: Duration = 0.0  # work planted in B: only the gate's own test does that
     status: Status = "ok"
     side: SideName | None = None
     reason: str | None = None
-    nodes: int | None = None
+    nodes: AtLeastOne | None = None
     rounds: list[PairRound] = []
-    wall_s: float = 0.0
+    wall_s: Duration = 0.0
 
     @property
     def planned(self) -> PlannedPoint:
@@ -87,9 +89,9 @@ class PairRun(msgspec.Struct):
     argv: list[str]
     env: Environment | None = None
     points: list[PairPoint] = []
-    duration_s: float = 0.0
-    start_s: float = 0.0  # of the duration: until both workers had their imports
-    open_s: float = 0.0  # of the duration: opening and ending measuring processes
+    duration_s: Duration = 0.0
+    start_s: Duration = 0.0  # of the duration: until both workers had their imports
+    open_s: Duration = 0.0  # of the duration: opening and ending measuring processes
     selection: list[str] = []
     schema: PairSchema = msgspec.field(default_factory=PairSchema)
 
@@ -113,5 +115,5 @@ def write(path: Path, run: PairRun) -> None:
 
 
 def read(path: Path) -> PairRun:
-    """Read a file of pairs. Raises ResultsError for a missing, corrupt, foreign or newer-major file."""
-    return store.read_document(path, PairRun, PAIRS_NAME, PAIRS_VERSION)
+    """Read a file of pairs. Raises ResultsError for a missing, corrupt, foreign, newer-major or unsound file."""
+    return store.read_document(path, PairRun, PAIRS_NAME, PAIRS_VERSION, record_checks.pairs_faults)

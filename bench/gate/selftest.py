@@ -25,6 +25,7 @@ from bench.gate.judge import judge_pairs
 from bench.gate.records import PairPoint, PairRun
 from bench.gate.session import Instrument
 from bench.gate.verdict import Report
+from bench.results import write_bytes
 
 PLANTED_NODES = 100  # 3 % of them is a whole number of launches
 SAFETY = 1.2  # of the longest run so far must be left of the time
@@ -125,7 +126,7 @@ def _repeat(
         done.append(repeat_of(path.name, run, judge_pairs(run)))
         show_repeat(done[-1], judge_pairs(run))
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+    write_bytes(output / f"{name}.json", msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
     show_repeats(name, done, repeats)
 
 

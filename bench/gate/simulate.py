@@ -24,6 +24,7 @@ from bench import config
 from bench.config import Gate
 from bench.gate import statistics
 from bench.gate.statistics import Array, log_limit
+from bench.results import write_bytes
 
 T_DEGREES = 5
 ANCHOR_COUNT = 3
@@ -240,7 +241,7 @@ def main(
     gc.freeze()  # its multipletests collects garbage on every call, which takes longer than all the rest
     rows = study(config.load().gate, runs, seed)
     if output:
-        output.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
+        write_bytes(output, msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
     show(rows)
 
 

@@ -32,7 +32,7 @@ def flagged(observations: Array, limit_pct: float) -> Bools:
     """Screen: (points,) whether the mean differs from 0 by more than the limit, in either direction."""
     limit = log_limit(limit_pct)
     mean: Array = observations.mean(axis=1)
-    return np.asarray((mean > limit) | (mean < -limit))
+    return np.asarray(~((mean <= limit) & (mean >= -limit)))  # a NaN is not quiet
 
 
 @dataclass(frozen=True)

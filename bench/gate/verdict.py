@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import IntEnum
+from math import isfinite
 from typing import Literal
 
 import msgspec
 
 from bench.case import Case, ClockName
+from bench.fields import Count, Duration, Positive, Ratio, Sha, Share
 from bench.results import Scalar
 from bench.rules import Rules
 
@@ -31,8 +33,8 @@ class Change(msgspec.Struct, frozen=True):
     """A counted figure that differs; of widths and resident warps less is worse, of everything else more."""
 
     figure: str
-    before: int
-    after: int
+    before: Count
+    after: Count
     worse: bool
 
 
@@ -49,29 +51,30 @@ class Verdict(msgspec.Struct, frozen=True):
     status: VerdictStatus
     reason: str
     confirmed: bool = False
-    before_us: float | None = None
-    after_us: float | None = None
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    rounds: int = 0
-    floor: float | None = None
-    detectable: float | None = None
+    before_us: Positive | None = None
+    after_us: Positive | None = None
+    ratio: Ratio | None = None
+    low: Ratio | None = None
+    high: Ratio | None = None
+    p: Share | None = None
+    rounds: Count = 0
+    floor: Ratio | None = None
+    detectable: Ratio | None = None
     changes: list[Change] = []
-    extra_share: float = 0.0  # only in the gate's own test: extra work planted in B
+    extra_share: Duration = 0.0  # only in the gate's own test: extra work planted in B
 
     @property
     def blocks(self) -> bool:
-        """Whether this point alone keeps the gate from passing."""
-        return self.status in ("slow", "inconclusive", "error")
+        """Whether this point alone keeps the gate from passing: a ratio that is no finite number always does."""
+        finite = self.ratio is None or (isfinite(self.ratio) and self.ratio > 0)
+        return not finite or self.status in ("slow", "inconclusive", "error")
 
 
 class Subject(msgspec.Struct, frozen=True):
     """One side of the comparison."""
 
     label: str
-    sha: str | None
+    sha: Sha | None
     dirty: bool | None
     kernel_source_sha256: str
 
@@ -92,7 +95,7 @@ class Report(msgspec.Struct):
     notes: list[str] = []
     selection: list[str] = []  # options that choose the points again, for the reproducing command
     started_utc: str = ""
-    duration_s: float = 0.0
+    duration_s: Duration = 0.0
     rules: Rules | None = None
     changed_rules: list[str] = []
     rules_allowed: bool = False

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from bench import git
+from bench import git, record_checks
 from bench import results as store
 from bench.environment import ROOT
 from bench.gate.trees import LIBRARY, Tree, link
@@ -93,7 +93,9 @@ class ExportedSource:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._commits = store.read_document(folder / EXPORT_FILE, Exported, EXPORT_NAME, EXPORT_VERSION).commits
+        file = folder / EXPORT_FILE
+        listed = store.read_document(file, Exported, EXPORT_NAME, EXPORT_VERSION, record_checks.exported_faults)
+        self._commits = listed.commits
 
     def line(self, wanted: str) -> list[Commit]:
         if ".." not in wanted:

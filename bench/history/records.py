@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from bench import record_checks
 from bench import results as store
+from bench.fields import Count, Sha, Uuid
 from bench.gate.session import compact
 from bench.results import Results, ResultsError
 
@@ -33,12 +35,12 @@ class Commit(msgspec.Struct, frozen=True):
     depth   commits before it along first parents: the order of those that were made in the same second
     """
 
-    sha: str
+    sha: Sha
     subject: str = ""
     time: str | None = None  # ISO 8601, of the commit
-    parent: str | None = None  # the first one
+    parent: Sha | None = None  # the first one
     library: str | None = None
-    depth: int = 0
+    depth: Count = 0
 
     @property
     def short(self) -> str:
@@ -54,10 +56,10 @@ class Entry(msgspec.Struct):
     """
 
     commit: Commit
-    session: str
+    session: Uuid
     results: Results
-    anchor: str | None = None
-    counted_at: str | None = None
+    anchor: Sha | None = None
+    counted_at: Sha | None = None
     schema: HistorySchema = msgspec.field(default_factory=HistorySchema)
 
     @property
@@ -85,7 +87,7 @@ def write(folder: Path, entry: Entry) -> Path:
 
 def read(path: Path) -> Entry:
     """Read one entry. Raises ResultsError."""
-    return store.read_document(path, Entry, HISTORY_NAME, HISTORY_VERSION)
+    return store.read_document(path, Entry, HISTORY_NAME, HISTORY_VERSION, record_checks.entry_faults)
 
 
 def read_all(folder: Path) -> list[Entry]:

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+import msgspec
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +22,11 @@ from bench.gate.folding import times
 from bench.gate.pairs import PairEvent, StageStarted
 from bench.gate.verdict import Change, Exit, GateError, Report, Verdict
 from bench.report import exports
-from bench.report.tables import case_label, console, microseconds, short_name
+from bench.report.console import console
+from bench.report.console import progress_console as progress_console
+from bench.report.tables import case_label, microseconds, short_name
+from bench.results import write_bytes
+from bench.text import for_log, one_line
 
 if TYPE_CHECKING:
     from bench.gate.selftest import Repeat
@@ -62,18 +67,30 @@ def parse_formats(texts: Sequence[str]) -> list[Format]:
 
 
 def emit(report: Report, formats: Sequence[Format]) -> None:
-    """Write the report in each of the formats."""
+    """Write the report in each of the formats, each file whole or not at all."""
     report.verdicts = worst_first(report.verdicts)
     for item in formats:
-        text = FORMATS[item.name](report)
-        if item.path is None:
-            sys.stdout.write(text)
-            continue
-        try:
-            item.path.parent.mkdir(parents=True, exist_ok=True)
-            item.path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise GateError(f"{item.path}: cannot be written: {error.strerror}") from error
+        text = FORMATS[item.name](one_lined(report))
+        if item.path is not None:
+            write_bytes(item.path, text.encode())
+        else:
+            sys.stdout.write(text if item.name == "github" else for_log(text))
+
+
+def one_lined(report: Report) -> Report:
+    """The report with each text of it as one line of plain characters: reasons come from exceptions and from tools."""
+    found: Report = _one_lined(report)
+    return found
+
+
+def _one_lined(value: Any) -> Any:
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, msgspec.Struct):
+        return type(value)(**{name: _one_lined(getattr(value, name)) for name in value.__struct_fields__})
+    if isinstance(value, dict):
+        return {one_line(key): _one_lined(item) for key, item in value.items()}
+    return [_one_lined(item) for item in value] if isinstance(value, list) else value
 
 
 def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -257,11 +274,6 @@ def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
         Text(f"{len(comparison.rows)} points in both, {comparison.missing} only in A, {comparison.new} only in B")
     )
     return parts
-
-
-def progress_console() -> Console:
-    """Standard error: standard output belongs to the report."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 200, no_color=not sys.stderr.isatty())
 
 
 def follow_pairs(events: Iterable[PairEvent]) -> None:

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bench.case import OPS, PHASES, Case, ClockName, Op
 from bench.estimate import Floor, anchor_value, floor, point_estimate, process_spread
+from bench.report.console import console as console
 from bench.results import Point, Results
 
 OURS = "csgmv_embed-vocab_major"
@@ -96,7 +97,7 @@ def heading(results: Results) -> RenderableType:
     statuses = ", ".join(f"{count} {status}" for status, count in Counter(p.status for p in results.points).items())
     versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
     lines = [
-        f"{run.selection.profile} on {gpu}, {versions}",
+        f"profile {run.selection.profile} on {gpu}, {versions}",
         f"commit {code.short or 'unknown'}{dirty}, {run.started_utc}, {run.duration_s:.0f} s, {statuses}",
     ]
     bandwidth = anchor_value(results, "copy_bandwidth")
@@ -265,9 +266,3 @@ def case_label(case: Case, cases: Iterable[Case]) -> str:
     hidden = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
     varied = [name for name in hidden if len({getattr(other, name) for other in cases}) > 1]
     return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])
-
-
-def console() -> Console:
-    """Rich on a terminal; plain text of any needed width elsewhere. No markup: paths and reasons hold brackets."""
-    found = Console(markup=False)
-    return found if found.is_terminal else Console(width=200, no_color=True, force_terminal=False, markup=False)

@@ -93,7 +93,7 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
         ("[measure]", "[profiles.bare]\nclocks=['work']\ncontenders=['torch_gather']\ngrids=[]\n[measure]", ("bare",)),
         ("skew = [0.0]", "skew = [inf]", ("axes.skew[0]:", "float >= 0 and <= 1e+09")),
         ("point_timeout_s = 60", "point_timeout_s = inf", ("measure.point_timeout_s:", "float > 0 and <= 1e+09")),
-        ("[measure]", "[measure", ("not TOML", "line 3")),
+        ("[measure]", "[measure", ("not TOML", "line 5")),
     ],
 )
 def test_a_fault_in_the_file_names_file_key_and_what_is_allowed(
@@ -259,3 +259,15 @@ def test_overrides_round_trip_and_the_plan_is_their_product(
     loaded = with_grids(Axes(phase=("prefill",)), families=("sglang_csgmv",))
     plan = make_plan(loaded, "p", overrides=axes, clocks=["graph", "eager"])
     assert len(set(plan.points)) == 2 * math.prod(map(len, listed.values()))
+
+
+def test_a_selection_of_too_many_points_is_refused_before_it_is_listed() -> None:
+    many = ",".join(map(str, range(1, 2001)))
+    axes = parse_axis_overrides([f"{name}={many}" for name in ("batch_size", "rank", "vocab", "adapters")])
+    with pytest.raises(
+        ConfigError, match=r"profile quick: its axes make up to \d{14,} points; expected at most 100000"
+    ):
+        make_plan(config.load(), "quick", overrides=axes)
+    variants = parse_axis_overrides(["storage=" + ",".join(["vocab_major"] * 200_000)])
+    with pytest.raises(ConfigError, match=r"up to \d+ contenders; expected at most 100000"):
+        make_plan(config.load(), "quick", overrides=variants)

@@ -13,19 +13,35 @@ import pytest
 
 from bench import results as store
 from bench.case import Case
-from bench.results import Code, Point, Results, ResultsError, Round, Run, Schema, Selection
+from bench.results import Check, Code, Point, Results, ResultsError, Round, Run, Schema, Selection
 
 ROOT = Path(store.__file__).parents[1]
 SCHEMA_FILE = Path(store.__file__).with_name("results.schema.json")
 
+RUN_ID = "00000000-0000-4000-8000-000000000000"
+CHECK = Check("oracle", 0.0, 0.0, passed=True)
+
 
 def made(points: int = 1) -> Results:
-    run = Run("id", "sweep", Selection("smoke"), "2026-01-01T00:00:00+00:00", 1.23456789, ["bench"], 1, "0" * 64, "0")
+    run = Run(
+        "00000000-0000-4000-8000-000000000000",
+        "sweep",
+        Selection("smoke"),
+        "2026-01-01T00:00:00+00:00",
+        1.23456789,
+        ["bench"],
+        1,
+        "0" * 64,
+        "0",
+    )
     code = Code(None, None, None, None, None, None, "0", "0")
     case = Case("decode", 1, 1, 16)
     rounds = [Round(0, 1, [1.0000004, 2 / 3])]
     return Results(
-        Schema(), run, code, points=[Point(case, f"c{i}", "graph", i, "ok", rounds=rounds) for i in range(points)]
+        Schema(),
+        run,
+        code,
+        points=[Point(case, f"c{i}", "graph", i, "ok", None, CHECK, rounds=rounds) for i in range(points)],
     )
 
 

@@ -152,7 +152,7 @@ def foreign(path: Path) -> str:
     return "schema.name is 'another-tool'; expected 'csgmv-bench-results'"
 
 
-COUNTS = WorkCounts(1, 8, 8, 3, 1, 4096, 2048, 128, 64)
+COUNTS = WorkCounts(1, 9, 8, 3, 1, 4096, 2048, 128, 64)
 COMPILED = CompiledFigures("kernel", 90, 4, 24, 0, 0, 128, 128, 200)
 
 
@@ -282,5 +282,5 @@ class FakeSide:
 
 @contextlib.contextmanager
 def fake_trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
-    a = Tree(Subject("aaaaaaaaa", "a" * 40 if before is None else before, False, "1"), Path("/fake/a"))
+    a = Tree(Subject("aaaaaaaaa", "a" * 40 if before in (None, "HEAD") else before, False, "1"), Path("/fake/a"))
     yield a, Tree(Subject("bbbbbbbbb", "b" * 40, False, "2"), Path("/fake/b"))

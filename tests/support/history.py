@@ -21,11 +21,26 @@ from bench.history.commits import EXPORT_FILE, LIBRARY, Exported, ExportedSource
 from bench.history.records import Commit, Entry
 from bench.history.run import HistoryEvent, Session
 from bench.isolate import Answer, Ask, Hello, Start, WorkerDied
-from bench.results import Anchor, Code, Environment, Point, Results, Round, Run, Schema, Selection, Work, WorkCounts
+from bench.results import (
+    Anchor,
+    Check,
+    Code,
+    Environment,
+    Point,
+    Results,
+    Round,
+    Run,
+    Schema,
+    Selection,
+    Work,
+    WorkCounts,
+)
 from bench.sources import hash_library
 
 SETTINGS = msgspec.structs.replace(config.load().measure, rounds=2)
 HISTORY = config.load().history
+RUN_ID = "00000000-0000-4000-8000-000000000000"
+PASSED = Check("oracle", 0.0, 0.0, passed=True)
 OURS, PEER = "csgmv_embed-vocab_major", "sglang_triton"
 GPU = {"gpu": "Fake GPU", "torch": "2", "triton": "3.6.0"}
 
@@ -37,7 +52,8 @@ def sha(number: int) -> str:
 
 def commit(number: int, library: str | None = None) -> Commit:
     time = f"2026-01-{1 + number // 24:02d}T{number % 24:02d}:00:00+00:00"
-    return Commit(sha(number), f"commit {number}", time, sha(number - 1), library or f"library {number}")
+    parent = sha(number - 1) if number else None
+    return Commit(sha(number), f"commit {number}", time, parent, library or f"library {number}")
 
 
 def planned(batch_size: int = 32, contender: str = OURS, clock: str = "graph") -> PlannedPoint:
@@ -105,7 +121,9 @@ class FakeWorker:
     def ask(self, ask: Ask, timeout_s: float) -> Answer:
         if self.number in self.machine.dies_at_point:
             raise WorkerDied("worker ended with signal SIGSEGV")
-        point = ask.counted or Point(ask.planned.case, ask.planned.contender, ask.planned.clock, ask.index, "ok")
+        point = ask.counted or Point(
+            ask.planned.case, ask.planned.contender, ask.planned.clock, ask.index, "ok", check=PASSED
+        )
         if ask.planned.clock == "work":
             programs = round(10 * self.machine.level_us(self.number))
             point.work = Work(WorkCounts(1, programs, programs, 3, 1, 64, 64, 2, 2), compiled_reason="none")
@@ -192,14 +210,14 @@ def measured(made: Session) -> list[HistoryEvent]:
 def entry(number: int, us: float | Sequence[float], **changes: object) -> Entry:
     """One commit with one point, a round a value, each of a process of its own."""
     values = [us] if isinstance(us, float) else list(us)
-    point = Point(Case("decode", 32, 1, 64), OURS, "graph", 0, "ok", nodes=60)
+    point = Point(Case("decode", 32, 1, 64), OURS, "graph", 0, "ok", check=PASSED, nodes=60)
     first = int(str(changes.pop("process", 10 * number)))
     point.rounds = [Round(first + index, index, [value]) for index, value in enumerate(values)]
     item = commit(number)
-    run = Run("id", "sweep", Selection("p"), item.time or "", 0.0, [], 1, "", "0")
+    run = Run(RUN_ID, "sweep", Selection("p"), item.time or "", 0.0, [], 1, "", "0")
     code = Code(item.sha, item.short, None, item.time, False, None, "", str(changes.pop("version", "v1")))
     env = Environment(dict(GPU) | {"gpu": changes.pop("gpu", "Fake GPU")}, str(changes.pop("env_key", "key")), {})  # type: ignore[arg-type]
-    made = Entry(item, "session", Results(Schema(), run, code, env, [], [point]))
+    made = Entry(item, RUN_ID, Results(Schema(), run, code, env, [], [point]))
     for name, value in changes.items():
         setattr(made, name, value)
     return made

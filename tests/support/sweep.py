@@ -15,10 +15,25 @@ from bench import sweep as loop
 from bench.case import Case
 from bench.config import Plan, PlannedPoint
 from bench.isolate import Answer, Ask, Hello, Start, WorkerDied
-from bench.results import Anchor, Code, Environment, Point, Results, Round, Run, Schema, Selection, Work, WorkCounts
+from bench.results import (
+    Anchor,
+    Check,
+    Code,
+    Environment,
+    Point,
+    Results,
+    Round,
+    Run,
+    Schema,
+    Selection,
+    Work,
+    WorkCounts,
+)
 
 SETTINGS = msgspec.structs.replace(config.load().measure, point_timeout_s=1.0, work_lanes=1)
 COUNTS = WorkCounts(1, 1, 1, 1, 1, 8, 8, 1, 1)
+RUN_ID = "00000000-0000-4000-8000-000000000000"
+PASSED = Check("oracle", 0.0, 0.0, passed=True)
 
 
 def planned(batch_size: int = 8, contender: str = "torch_gather", clock: Any = "graph") -> PlannedPoint:
@@ -61,7 +76,7 @@ class FakeWorker:
             raise WorkerDied("worker ended with signal SIGSEGV")
         if fate == "fault in the suite":
             raise ZeroDivisionError(fate)
-        point = ask.counted or Point(case, ask.planned.contender, ask.planned.clock, ask.index, "ok")
+        point = ask.counted or Point(case, ask.planned.contender, ask.planned.clock, ask.index, "ok", check=PASSED)
         if ask.planned.clock == "work":
             point.work = Work(COUNTS, compiled_reason="asked" if ask.counted else None)
         elif fate == "ok":
@@ -91,7 +106,17 @@ def plan_of(
 
 
 def empty() -> Results:
-    run = Run("id", "sweep", Selection("p"), "2025-01-01T00:00:00+00:00", 0.0, [], 1, "", "0")
+    run = Run(
+        "00000000-0000-4000-8000-000000000000",
+        "sweep",
+        Selection("p"),
+        "2025-01-01T00:00:00+00:00",
+        0.0,
+        [],
+        1,
+        "",
+        "0",
+    )
     return Results(Schema(), run, Code(None, None, None, None, None, None, "", ""))
 
 

@@ -45,7 +45,7 @@ def test_equal_counts_pass(run: Run, tmp_path: Path) -> None:
     ("figure", "value"),
     [
         ("launches", 2),
-        ("programs", 9),
+        ("programs", 10),
         ("active_programs", 9),
         ("busiest_loads", 4),
         ("busiest_stores", 2),
@@ -222,7 +222,11 @@ def filled(active_programs: int, num_warps: int = 4) -> Results:
     for point in ours(results):
         assert point.work is not None
         point.work.compiled = [msgspec.structs.replace(COMPILED, num_warps=num_warps)]
-        point.work.launches = [WorkLaunch("kernel", active_programs, active_programs, 0)]
+        programs = active_programs + 1
+        point.work.counts = msgspec.structs.replace(
+            point.work.counts, programs=programs, active_programs=active_programs
+        )
+        point.work.launches = [WorkLaunch("kernel", programs, active_programs, 0)]
     return results
 
 

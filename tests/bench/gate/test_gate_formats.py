@@ -256,3 +256,26 @@ def test_a_format_that_cannot_be_written_is_2(tmp_path: Path, run: Run) -> None:
 def test_the_summary_is_one_line_and_names_the_worst_point(report: Callable[[str], str]) -> None:
     last = report("table").splitlines()[-1]
     assert last.startswith("gate baseline: CANNOT JUDGE (1 slow, 1 error, 1 fast, 13 pass; worst +")
+
+
+HOSTILE = "x\n::error::a\r\n##[error]b\x1b[31m\x1b]0;t\x07\u2028::stop-commands::c\x00\x85]]>&<\ud800\uffff"
+
+
+@pytest.mark.parametrize("name", sorted(gate.FORMATS))
+def test_no_text_reaches_past_its_line(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    here = Subject(HOSTILE, None, False, HOSTILE)
+    case = ours(aa())[0].case
+    verdicts = [
+        Verdict(case, HOSTILE, "graph", status, HOSTILE, before_us=1.0, after_us=2.0, ratio=2.0, confirmed=True)
+        for status in ("slow", "error", "inconclusive", "skipped")
+    ]
+    made = Report("against", here, here, {"gpu": HOSTILE}, verdicts, [HOSTILE], [HOSTILE], [HOSTILE])
+    file = tmp_path / "report"
+    gate.emit(made, [gate.Format(name, None), gate.Format(name, file)])
+    for text in (capsys.readouterr().out, file.read_text(encoding="utf-8")):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)
+        commands = [line for line in text.split("\n") if line.strip().startswith("::")]
+        assert all(re.match(r"::(error|warning|notice) title=[^:]*::", line) for line in commands)
+        assert name == "github" or not commands
+        if name == "junit":
+            ElementTree.fromstring(text.encode())

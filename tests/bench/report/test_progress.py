@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from bench.case import Case
-from bench.report import progress, tables
+from bench.report import progress
+from bench.report.console import PlainConsole
 from bench.report.progress import follow
 from bench.results import Point, Round, Work, WorkCounts
 from bench.sweep import Event, Measured, Planned, WorkerStarted
@@ -30,19 +31,11 @@ EVENTS: list[Event] = [
 ]
 
 
-def shown(events: list[Event], monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
+def shown(events: list[Event], *, terminal: bool) -> str:
     """What `follow` leaves on a console with the settings of the command line's, without colours."""
-    made: list[Console] = []
-
-    def console(**settings: object) -> Console:
-        plain = {"width": 160, **settings, "force_terminal": terminal, "color_system": None}
-        made.append(Console(file=StringIO(), **plain))
-        return made[-1]
-
-    monkeypatch.setattr(tables, "Console", console)
-    follow(iter(events), tables.console())
-    file = made[-1].file
-    assert isinstance(file, StringIO)
+    file = StringIO()
+    console = PlainConsole(file=file, markup=False, width=160, force_terminal=terminal, color_system=None)
+    follow(iter(events), console)
     return file.getvalue()
 
 
@@ -51,10 +44,8 @@ def test_these_are_all_kinds_of_event() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_every_kind_of_event_is_shown_and_the_count_comes_to_its_end(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    output = shown(EVENTS, monkeypatch, terminal=terminal)
+def test_every_kind_of_event_is_shown_and_the_count_comes_to_its_end(terminal: bool) -> None:
+    output = shown(EVENTS, terminal=terminal)
     assert "gpu worker of process 0 ready after 3 s" in output and "gpu worker of process 1" in output
     assert "9/9" in output
     assert "crashed: torch_gather, graph, decode 32 r16: worker ended: ...[/lib/a.so] [bold]" in output
@@ -62,11 +53,11 @@ def test_every_kind_of_event_is_shown_and_the_count_comes_to_its_end(
 
 
 def test_elsewhere_there_is_a_line_at_the_start_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = shown(EVENTS, monkeypatch, terminal=False)
+    quick = shown(EVENTS, terminal=False)
     assert quick.startswith("9 measurements planned, 1 already there\n") and quick.count("planned") == 1
     assert quick.count("/s, ") == 1 and "\x1b" not in quick
     monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
-    often = shown(EVENTS, monkeypatch, terminal=False)
+    often = shown(EVENTS, terminal=False)
     assert [line.split(",")[0] for line in often.splitlines() if "/s, " in line] == [
         f"{done}/9" for done in (2, 3, 4, 5, 7, 8, 9)
     ]

@@ -19,7 +19,17 @@ def point(case: Case, contender: str, time_us: float | None, index: int, **field
 
 
 def text(points: list[Point]) -> str:
-    run = Run("id", "sweep", Selection("quick"), "2026-01-01T00:00:00+00:00", 5.0, [], 1, "0", "0")
+    run = Run(
+        "00000000-0000-4000-8000-000000000000",
+        "sweep",
+        Selection("quick"),
+        "2026-01-01T00:00:00+00:00",
+        5.0,
+        [],
+        1,
+        "0",
+        "0",
+    )
     environment = Environment({"gpu": "GPU X", "torch": "2"}, "k", {})
     anchors = [Anchor("copy_bandwidth", "bytes/us", [4e6]), Anchor("empty_kernel_graph", "us", [0.5])]
     code = Code("a" * 40, "a" * 9, "main", None, True, None, "0", "0")
