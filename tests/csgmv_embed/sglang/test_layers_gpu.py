@@ -124,7 +124,7 @@ def test_eager_is_right_and_on_average_no_worse_than_sglangs(mode: str, dtype: t
     ours, stock = ours_on(tables), stock_on(tables)
     rng = np.random.default_rng(1)
     errors: dict[str, tuple[list[float], list[float]]] = {"layer": ([], []), "lm_head": ([], [])}
-    for _ in range(10):
+    for _ in range(16):
         batch, arguments, ids, slots = batch_of(rng, mode)
         ours.backend.prepare_lora_batch(batch, *arguments, False)
         stock.backend.prepare_lora_batch(batch, *arguments, False)
