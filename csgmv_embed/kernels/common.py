@@ -72,25 +72,24 @@ def rank_and_scaling(slot, num_slots, slot_ranks_ptr, scalings_ptr, MAX_RANK: tl
 
 
 @triton.jit
-def a_rows(ids, mask, slot, rank, k, a_ptr, extra_ptr, c: tl.constexpr):
-    """A[slot, k, ids] as (ids, k); zero from the rank on and for an id that is in no table.
+def a_rows(ids, mask, slot, near, inside, k, a_ptr, extra_ptr, c: tl.constexpr):
+    """A[slot, k, ids] as (ids, k); zero where not inside and for an id that is in no table.
 
-    ids (M,) int64, k (K,). slot: of all rows, or (M,); rank: of all rows, or (M, 1); at most max_rank where k is not a
-    part of it. c: vocab_size, num_extra, has_extra, a_width and the strides of A and extra.
+    ids (M,) int64, k (K,). slot: of all rows, or (M,). inside: k < rank, (1, K) or (M, K); near: the same of the first
+    k of its width, what may be read. c: vocab_size, num_extra, has_extra, a_width and the strides of A and extra.
     """
     WIDTH: tl.constexpr = c.a_width
-    wanted = ((k // WIDTH) * WIDTH)[None, :] < rank
     slot = slot.to(tl.int64)
     found = mask & (ids >= 0) & (ids < c.vocab_size)
     row = tl.multiple_of(slot * c.a_stride_slot + ids * c.a_stride_vocab, WIDTH)
     pointers = a_ptr + (row[:, None] + k[None, :].to(tl.int64) * c.a_stride_rank)
-    values = tl.load(pointers, mask=found[:, None] & wanted, other=0.0)
+    values = tl.load(pointers, mask=found[:, None] & near, other=0.0)
     if c.has_extra:
         added = mask & (ids >= c.vocab_size) & (ids - c.vocab_size < c.num_extra)
         row = slot * c.extra_stride_slot + (ids - c.vocab_size) * c.extra_stride_token
         pointers = extra_ptr + (row[:, None] + k[None, :].to(tl.int64) * c.extra_stride_rank)
-        values = tl.where(added[:, None], tl.load(pointers, mask=added[:, None] & wanted, other=0.0), values)
-    return tl.where(k[None, :] < rank, values, 0.0)
+        values = tl.where(added[:, None], tl.load(pointers, mask=added[:, None] & near, other=0.0), values)
+    return tl.where(inside, values, 0.0)
 
 
 @triton.jit

@@ -151,6 +151,14 @@ def _copy_base(
 
 
 @triton.jit
+def _a_block(ids, mask, slot, rank, start_k, a_ptr, extra_ptr, c: tl.constexpr):
+    """Rows of A of one slot by a block of ranks."""
+    k = start_k + tl.arange(0, c.block_k)
+    near = ((k // c.a_width) * c.a_width < rank)[None, :]
+    return a_rows(ids, mask, slot, near, (k < rank)[None, :], k, a_ptr, extra_ptr, c)
+
+
+@triton.jit
 def _product(ids, mask, slot, rank, a, n, a_ptr, extra_ptr, b_ptr, c: tl.constexpr, FULL: tl.constexpr):
     """The sums over r, (M, N). a: the rows of A, if a block holds all ranks. FULL: the rank is max_rank."""
     WIDTH: tl.constexpr = c.b_width
@@ -164,7 +172,7 @@ def _product(ids, mask, slot, rank, a, n, a_ptr, extra_ptr, b_ptr, c: tl.constex
         total = product(a, b, total, c.widen)
     else:
         for start_k in range(0, rank, c.block_k):
-            some = a_rows(ids, mask, slot, rank, start_k + tl.arange(0, c.block_k), a_ptr, extra_ptr, c)
+            some = _a_block(ids, mask, slot, rank, start_k, a_ptr, extra_ptr, c)
             b = b_block(b_row, b_ptr, n, start_k, rank, c.hidden, SPAN, c.block_k, WIDTH, full)
             total = product(some, b, total, c.widen)
     return total
@@ -191,7 +199,7 @@ def _write_lora(
     ids = load_ids(rows, mask, input_ids_ptr)
     a = 0
     if c.max_rank <= c.block_k:  # else they are read again with each block of columns
-        a = a_rows(ids, mask, slot, rank, tl.arange(0, c.block_k), a_ptr, extra_ptr, c)
+        a = _a_block(ids, mask, slot, rank, 0, a_ptr, extra_ptr, c)
     for step in range(c.steps):
         n, inside = _columns(first_n + step * c.block_n, c.block_n, c.steps, c)
         base = _read_base(rows, ids, mask, n, inside, embedding_ptr, out_ptr, c)

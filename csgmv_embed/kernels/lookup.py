@@ -69,7 +69,8 @@ def _copy_rows(rows, mask, ids, slot, rank, a_ptr, extra_ptr, out_ptr, c: tl.con
     else:
         rank = tl.minimum(rank, c.max_rank)
         inside = mask[:, None] & ((n // WIDTH) * WIDTH < c.max_rank)[None, :]
-    values = a_rows(ids, mask, slot, rank, n, a_ptr, extra_ptr, c)
+    near = ((n // c.a_width) * c.a_width)[None, :] < rank
+    values = a_rows(ids, mask, slot, near, n[None, :] < rank, n, a_ptr, extra_ptr, c)
     row = tl.multiple_of(rows.to(tl.int64) * c.out_stride_token, WIDTH)
     tl.store(out_ptr + (row[:, None] + n[None, :]), values, mask=inside)
 
