@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from csgmv_embed import registered
@@ -13,7 +15,7 @@ from csgmv_embed.kernels.lookup import (
     embedding_lora_a_tokens_kernel,
 )
 from csgmv_embed.launch import checks, direct, tiles
-from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, launches, seen, width
+from csgmv_embed.launch.direct import ALIGNMENT, NOTHING, Launch, Nothing, launches, seen, width
 
 # Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as
 # many programs as all tokens need nearly doubled the time of a full prefill in small tiles.
@@ -53,27 +55,44 @@ def embedding_lora_a(
         vocab_size = integer("vocab_size", vocab_size)
     if registered.traces(input_ids):
         return _traced(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl)
-    given = out
-    if out is None:
-        if a_table.ndim != 3:
-            checks.check_axes("a_table", a_table, 3, "(slots, max_rank, vocab)")
-        out = a_table.new_empty(input_ids.numel(), a_table.shape[1])
+    tokens, shape = input_ids.numel(), a_table.shape
+    out_seen = None
+    if out is not None:
+        out_seen = seen(out)
+    elif len(shape) == 3:
+        out = a_table.new_empty(tokens, shape[1])
+    else:
+        raise checks.wrong_shape("a_table", a_table, "(slots, max_rank, vocab)")
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     words = batch.token_adapters
     tensors: direct.Tensors
-    if words is not None:
-        tensors = input_ids, words, a_table, extra, out
-    else:
+    pointers: Sequence[int]
+    misaligned: object
+    if words is None:
         tensors = (input_ids, *batch.segment_arrays(), a_table, extra, out)
-    pointers, misaligned = direct.addresses(tensors)
+        pointers, misaligned = direct.addresses(tensors)
+        batch_seen: object = batch.seen()
+    else:  # the same by hand: a decode step in its smallest form comes by here
+        tensors = input_ids, words, a_table, extra, out
+        ids_at, words_at, a_at, out_at = input_ids.data_ptr(), words.data_ptr(), a_table.data_ptr(), out.data_ptr()
+        pointers = ids_at, words_at, a_at, a_at if extra is a_table else extra.data_ptr(), out_at
+        misaligned = (ids_at | words_at | a_at | pointers[3] | out_at) % ALIGNMENT
+        if misaligned:
+            misaligned = tuple([pointer % ALIGNMENT for pointer in pointers])
+        batch_seen = batch.seen_words()
     key = (
         id(embedding_lora_a_tokens_kernel),
         seen(input_ids),
-        seen(a_table),
+        a_table.dtype,  # what seen(a_table) says, whose shape is at hand
+        a_table.device,
+        shape,
+        a_table.stride(),
+        a_table.is_neg(),
+        a_table.requires_grad and torch.is_grad_enabled(),
         None if extra_embeddings is None else seen(extra_embeddings),
-        None if given is None else seen(given),
+        out_seen,
         misaligned,
-        batch.seen_words() if words is not None else batch.seen(),
+        batch_seen,
         vocab_size,
         pdl,
         tiles.forced_config(),
@@ -81,8 +100,7 @@ def embedding_lora_a(
     launch = launches.get(key)
     if launch is None:
         launch = direct.keep(key, _prepare(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl))
-    slots, max_rank, _ = a_table.shape
-    batch.check_fits(input_ids.shape[0], slots, max_rank, "input_ids")
+    batch.check_fits(tokens, shape[0], shape[1], "input_ids")
     launch(tensors, pointers)
     return out
 

@@ -22,7 +22,12 @@ accept_host_tensors = INTERPRETED
 def check_axes(name: str, tensor: torch.Tensor, axes: int, described: str) -> None:
     """Raises ShapeError unless the tensor has so many axes; described: what they are."""
     if tensor.ndim != axes:
-        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {described}")
+        raise wrong_shape(name, tensor, described)
+
+
+def wrong_shape(name: str, tensor: torch.Tensor, described: str) -> ShapeError:
+    """What to raise."""
+    return ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {described}")
 
 
 def check_memory(name: str, tensor: torch.Tensor) -> None:
@@ -56,7 +61,7 @@ def check_tensor(
         wanted is None or have == wanted for have, wanted in zip(tensor.shape, shape, strict=True)
     )
     if not fits:
-        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {described}")
+        raise wrong_shape(name, tensor, described)
     if contiguous_last and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ShapeError(f"{name} has strides {tensor.stride()}; expected its last axis contiguous")
     if tensor.dtype not in FLOAT_DTYPES:

@@ -134,14 +134,8 @@ def _kept(store: dict[Key, Any], key: Key, value: object) -> None:
 
 def seen(tensor: torch.Tensor) -> Key:
     """All of a tensor that a check or a launch depends on, but its address."""
-    return (
-        tensor.dtype,
-        tensor.device,
-        tensor.shape,
-        tensor.stride(),
-        tensor.is_neg(),
-        tensor.requires_grad and torch.is_grad_enabled(),
-    )
+    grad = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.is_neg(), grad
 
 
 def addresses(tensors: Tensors) -> tuple[list[int], object]:
