@@ -44,7 +44,7 @@ def lora_linear(
     Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32). The shrunk row is rounded to
     the dtype of x; B's products are scaled and added to the output in float32 and rounded once. The result is the same
     in every run. Returns out. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static
-    batch. Raises ShapeError, DtypeError, DeviceError, CapacityError.
+    batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
     """
     _check_axes(x, a_table)
     _check_planned(batch)
