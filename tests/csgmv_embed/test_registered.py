@@ -83,6 +83,7 @@ def test_fake_tensors_propagate_and_nothing_is_launched(device, name, monkeypatc
         assert found.shape == given[WRITES.get(name, "out")].shape
         if "out" in given:
             assert getattr(csgmv_embed, name)(**(given | {"out": None})).shape == found.shape
+    assert getattr(csgmv_embed, name)(**given).shape == found.shape  # outside the mode that they are of
 
 
 @every_op
