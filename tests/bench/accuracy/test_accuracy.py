@@ -21,14 +21,15 @@ from bench.accuracy.run import PATHS, AccuracyFile
 from bench.environment import ROOT
 from bench.report.accuracy import summary
 
-pytestmark = pytest.mark.numeric
+LIMIT_S = 800  # two to three minutes on two idle cores; a busy machine takes three times as long
+pytestmark = [pytest.mark.numeric, pytest.mark.timeout(LIMIT_S + 100)]
 WANTED = "ACCURACY_SMOLLM2"
 for package in ("peft", "sglang"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}", allow_module_level=True)
 
 
-def bench(*arguments: str | Path, timeout_s: int = 280) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str | Path, timeout_s: int = LIMIT_S) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "bench", *map(str, arguments)],
@@ -41,7 +42,7 @@ def bench(*arguments: str | Path, timeout_s: int = 280) -> subprocess.CompletedP
     )
 
 
-def compared(folder: Path, *arguments: str, timeout_s: int = 280) -> tuple[AccuracyFile, str]:
+def compared(folder: Path, *arguments: str, timeout_s: int = LIMIT_S) -> tuple[AccuracyFile, str]:
     """What `bench accuracy` found, and what it printed."""
     done = bench("accuracy", *arguments, "-o", folder / "accuracy.json", timeout_s=timeout_s)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -63,10 +63,9 @@ def test_a_product_is_rounded_as_on_a_gpu(dtype: torch.dtype) -> None:
 def test_a_traced_product_is_counted_and_right() -> None:
     x, y, out = operands(torch.bfloat16)
     expected = exact_product(x, y, out)
-    kernels = [(__name__, "product_kernel")]
     for _ in range(2):  # a second trace must find the interpreter as the first did
         result = out.clone()
-        counts = tracing.count(lambda result=result: product_kernel[(1,)](x, y, result), kernels)  # type: ignore[misc]
+        counts = tracing.count(lambda result=result: product_kernel[(1,)](x, y, result)).counts  # type: ignore[misc]
         assert (counts.launches, counts.load_bytes, counts.store_bytes) == (1, 3 * 512, 512)
         assert_rounded(result, expected)
 
@@ -74,4 +73,4 @@ def test_a_traced_product_is_counted_and_right() -> None:
 def test_a_launch_of_too_many_programs_is_refused_by_its_size() -> None:
     x, y, out = operands(torch.float32)
     with pytest.raises(tracing.TooManyPrograms, match="9000 programs; the work clock interprets at most 8192"):
-        tracing.count(lambda: product_kernel[(9000,)](x, y, out), [(__name__, "product_kernel")])
+        tracing.count(lambda: product_kernel[(9000,)](x, y, out))
