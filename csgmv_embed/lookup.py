@@ -55,6 +55,7 @@ def embedding_lora_a(
         vocab_size = integer("vocab_size", vocab_size)
     if registered.traces(input_ids):
         return _traced(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl)
+    pdl = pdl and direct.overlaps_launches(a_table.device)  # part of the key: a stand-in driver has many targets
     tokens, shape = input_ids.numel(), a_table.shape
     out_seen = None
     if out is not None:
@@ -168,7 +169,6 @@ def _prepare(
     contiguous, element_bytes = a_table.stride(1) == 1, a_table.element_size()
     gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
     tile = tiles.choose(plan, tokens, max_rank, contiguous, element_bytes, gpu)
-    pdl = pdl and direct.overlaps_launches(a_table.device)
     constants = _constants(a_table, vocab_size, extra_embeddings, out, tile, batch.permutation is not None, pdl)
     row_tiles, rank_blocks = -(-tokens // tile.block_tokens), -(-max_rank // tile.block_rank)
     if plan == "tokens":
