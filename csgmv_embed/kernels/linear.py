@@ -154,11 +154,14 @@ def _shrunk_block(x_row, live, start, rank, shrunk, c: tl.constexpr, EXACT: tl.c
     k = start + tl.arange(0, c.block_k)
     mask = live[:, None] & ((k // WIDTH) * WIDTH < rank)[None, :]
     total = tl.load(shrunk + (x_row[:, None] + k[None, :]), mask=mask, other=0.0)
+    if not EXACT:  # before anything is added to it: the rest of a group is whatever the memory held
+        total = tl.where((k < rank)[None, :], total, 0.0)
     for split in tl.static_range(1, SPLITS):
         place = x_row[:, None] + (split * c.shrunk_stride_split + k)[None, :]
-        total += tl.load(shrunk + place, mask=mask, other=0.0)
-    if not EXACT:
-        total = tl.where((k < rank)[None, :], total, 0.0)
+        part = tl.load(shrunk + place, mask=mask, other=0.0)
+        if not EXACT:
+            part = tl.where((k < rank)[None, :], part, 0.0)
+        total += part
     return total
 
 
