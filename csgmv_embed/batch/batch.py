@@ -28,10 +28,11 @@ from csgmv_embed.batch.plan import (
     checked,
     checked_scalings,
     checked_size,
+    group_sizes,
     plan_segments,
 )
 from csgmv_embed.batch.staging import HostBuffer, Layout, Staging, host_memory, layout_of
-from csgmv_embed.batch.tile_plan import block_for, group_sizes, most_tiles, plan_tiles
+from csgmv_embed.batch.tile_plan import block_for, most_tiles, plan_tiles
 from csgmv_embed.errors import CapacityError, DeviceError, ShapeError
 
 

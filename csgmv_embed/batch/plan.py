@@ -65,15 +65,14 @@ def plan_segments(
     order = slots.astype(np.uint8 if len(ranks) <= BYTE else np.int16).argsort(kind="stable")
     if lens is None:
         permutation[:tokens] = order
-        group_tokens = np.bincount(slots, minlength=len(ranks))
     else:
         starts = lens.cumsum() - lens
         sorted_lens = lens[order]
         # from a token's place in the group order to the token
         shift = starts[order] - (sorted_lens.cumsum() - sorted_lens)
         np.add(shift.astype(np.int32).repeat(sorted_lens), counting_int32(tokens), out=permutation[:tokens])
-        group_tokens = np.bincount(slots, weights=lens, minlength=len(ranks)).astype(np.int64)
 
+    group_tokens = group_sizes(lens, slots, len(ranks))
     chunk, round_up = chunk_constants(chunk_size)
     group_segments = (group_tokens + round_up) // chunk
     owners = counting(len(ranks)).repeat(group_segments)
@@ -87,6 +86,13 @@ def plan_segments(
     seg_slots[:segments] = owners
     rank_out[:] = ranks
     return segments
+
+
+def group_sizes(lens: Int64Array | None, slots: Int64Array, num_slots: int) -> Int64Array:
+    """Tokens of each slot; lens None: one a sequence."""
+    if lens is None:
+        return np.bincount(slots, minlength=num_slots)
+    return np.bincount(slots, weights=lens, minlength=num_slots).astype(np.int64)
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from csgmv_embed.batch.plan import Int32Array, Int64Array, Ints, counting
+from csgmv_embed.batch.plan import Int32Array, Int64Array, counting
 
 NO_ROW = -1
 DECODE_BLOCK, PREFILL_BLOCK = 16, 64
@@ -56,10 +56,3 @@ def plan_tiles(
         place, permutation = place[chosen], permutation[chosen]
     rows[place] = permutation
     return count
-
-
-def group_sizes(lens: Ints | None, slots: Int64Array, num_slots: int) -> Int64Array:
-    """Tokens of each slot; lens None: one a sequence."""
-    if lens is None:
-        return np.bincount(slots, minlength=num_slots)
-    return np.bincount(slots, weights=lens, minlength=num_slots).astype(np.int64)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from csgmv_embed.batch.plan import Int32Array, Int64Array, counting_int32, plan_segments
-from csgmv_embed.batch.tile_plan import group_sizes, most_tiles, plan_tiles
+from csgmv_embed.batch.plan import Int32Array, Int64Array, counting_int32, group_sizes, plan_segments
+from csgmv_embed.batch.tile_plan import most_tiles, plan_tiles
 from csgmv_embed.sglang.state import State
 
 # The arrays of every plan, in the order in which they lie in the buffer.

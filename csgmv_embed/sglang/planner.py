@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from csgmv_embed.batch import Contents, EmbeddingBatch
-from csgmv_embed.batch.plan import Int32Array, Ints, checked
+from csgmv_embed.batch.plan import Int32Array, Ints, checked, group_sizes
 from csgmv_embed.batch.staging import Layout, Staging, layout_of
 from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.errors import CapacityError, ShapeError
@@ -216,7 +216,7 @@ def _check_capacity(static: StaticBatch, plan: Plan) -> None:
         )
     if plan.tokens <= segments or plan.most_segments(slots) <= segments:  # a segment has a token at least
         return
-    group_tokens = np.bincount(plan.slots, weights=plan.lens, minlength=slots).astype(np.int64)
+    group_tokens = group_sizes(plan.lens, plan.slots, slots)
     needed = int((-(-group_tokens // plan.chunk_size)).sum())
     if needed > segments:
         raise CapacityError(f"the batch has {needed} segments; the captured graph holds at most {segments}")
