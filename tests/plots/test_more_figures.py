@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from math import exp, log
 from pathlib import Path
 from statistics import median, stdev
@@ -89,10 +90,10 @@ def test_every_ratio_of_a_plain_case_is_in_its_cell(h100: Results) -> None:
 
 
 def test_a_peer_without_a_time_has_its_status_in_the_cell(h100: Results) -> None:
-    copy = msgspec.json.decode(store.encode(h100), type=Results)
-    broken = next(p for p in copy.points if p.key == (Case("decode", 32, 1, 64), "sglang_triton", "graph"))
+    changed = copy.deepcopy(h100)
+    broken = next(p for p in changed.points if p.key == (Case("decode", 32, 1, 64), "sglang_triton", "graph"))
     broken.status = "crashed"
-    found = next(item for item in heatmap.data(copy) if (item.peer, item.clock) == ("sglang_triton", "graph"))
+    found = next(item for item in heatmap.data(changed) if (item.peer, item.clock) == ("sglang_triton", "graph"))
     (cell,) = (cell for cell in found.cells if (cell.row, cell.rank) == ("decode, 32 requests", 64))
     assert (cell.ratio, cell.status) == (None, "crashed")
     axes = Figure().subplots()
@@ -128,14 +129,14 @@ def test_every_round_and_block_is_drawn_around_its_median(aa: Results) -> None:
 
 
 def test_two_modes_stay_two_clusters_and_a_failed_point_stays(aa: Results) -> None:
-    copy = msgspec.json.decode(store.encode(aa), type=Results)
-    copy.points[0].rounds = [Round(n, n, [2.0 if n % 2 else 2.1]) for n in range(8)]
-    copy.points[1].status = "crashed"
-    rows = {(s.contender, row.label): row for s in rounds.data(copy) for row in s.rows}
-    cases = {point.case for point in copy.points}
-    first = rows[copy.points[0].contender, case_name(copy.points[0].case, cases)]
+    changed = copy.deepcopy(aa)
+    changed.points[0].rounds = [Round(n, n, [2.0 if n % 2 else 2.1]) for n in range(8)]
+    changed.points[1].status = "crashed"
+    rows = {(s.contender, row.label): row for s in rounds.data(changed) for row in s.rows}
+    cases = {point.case for point in changed.points}
+    first = rows[changed.points[0].contender, case_name(changed.points[0].case, cases)]
     assert sorted({round(value, 2) for _, value, _ in first.rounds}) == pytest.approx([-2.47, 2.41], abs=0.02)
-    second = rows[copy.points[1].contender, case_name(copy.points[1].case, cases)]
+    second = rows[changed.points[1].contender, case_name(changed.points[1].case, cases)]
     assert (second.status, second.rounds) == ("crashed", ())
 
 

@@ -43,6 +43,7 @@ def of_commit(root: Path, version: str) -> Results:
     results.schema.version = version
     code = results.code
     code.sha, code.dirty, code.kernel_source_sha256 = run_git(root, "rev-parse", "HEAD"), None, hashes.library
+    code.short = code.sha[:9]
     code.bench_version, code.suite_source_sha256 = ("2", hashes.suite) if version == NEW else (hashes.suite, None)
     return results
 
@@ -81,7 +82,7 @@ def test_a_commit_that_is_unknown_or_of_other_files_is_wrong_usage(
     done = run("baseline", saved(tmp_path / "result.json", results), "-o", tmp_path / "baseline.json")
     assert done.code == 2
     assert "Traceback" not in done.err + done.out
-    assert done.err.startswith("bench: ") and "expected" in done.err
+    assert done.err.startswith("bench: ") and "expected" in done.err.lower()
     assert not (tmp_path / "baseline.json").exists() and not (checkout / "victim").exists()
 
 

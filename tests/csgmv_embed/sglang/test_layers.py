@@ -330,7 +330,10 @@ def test_rows_that_pad_an_eager_batch(on: Any, used: list[str]) -> None:
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("mode", ["EXTEND", "DECODE"])
 def test_no_rows_go_through_both_layers_whatever_is_planned(mode: str, told: bool, on: Any, loaded: Any) -> None:
-    """A rank that idles under data-parallel attention runs its layers so while the last batch is still planned."""
+    """A rank that idles under data-parallel attention runs its layers so while the last batch is still planned.
+
+    SGLang 0.5.23 counts lm_head's rows in `forward` already, before anything of ours is called.
+    """
     on()
     ours = Pair().told() if told else Pair()
     getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
@@ -339,7 +342,8 @@ def test_no_rows_go_through_both_layers_whatever_is_planned(mode: str, told: boo
         for of_requests in ([1, 2], [0, 0]):
             ours.prepare(mode, [1, 1], of_requests, graph=graph)
             assert ours.embedding(nobody).shape == (0, HIDDEN)
-            assert ours.head(torch.randn(0, HIDDEN)).shape == (0, ours.base_head.weight.shape[0])
+            logits = torch.zeros(0, ours.base_head.weight.shape[0])
+            assert ours.head.apply_lora(logits, torch.randn(0, HIDDEN)) is logits
     ours.prepare(mode, [1, 1], [1, 2])
     ours.embedding(nobody)
     assert_rounded(ours.embedding(ids), ours.expected(ids, slots))  # the batch is as it was
