@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from bench.cli import main
+    from bench.cli.main import main
 except Exception as error:
     sys.stderr.write(f"bench: cannot be imported: {type(error).__name__}: {error}\n")
     raise SystemExit(2) from None

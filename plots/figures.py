@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gate.judge import judge_pairs
-from bench.gate.records import PairRun
-from bench.history.view import History
-from bench.results import Results, ResultsError
+from bench.judge.history import History
+from bench.judge.times import judge_pairs
+from bench.model.pairs import PairRun
+from bench.model.records import Results, ResultsError
 from plots.inputs import Inputs, together
 
 View = Callable[[Path], History]  # a folder of a history -> what it shows

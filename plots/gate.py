@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.gate.verdict import Exit, Report, Verdict
-from bench.report.gate import MEANING, ORDER, change_text
-from bench.report.tables import name_of
+from bench.model.verdict import Exit, Report, Verdict
+from bench.show.gate import MEANING, ORDER, change_text
+from bench.show.tables import name_of
 from plots.labels import case_name
 from plots.style import FASTER, QUIET, REFERENCE, SLOWER, UNSURE, caption, save, styled
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from bench.case import Case, ClockName
-from bench.estimate import point_estimate
-from bench.report.tables import name_of
-from bench.results import Point, Results
+from bench.judge.estimate import point_estimate
+from bench.model.case import Case, ClockName
+from bench.model.records import Point, Results
+from bench.show.tables import name_of
 from plots.series import shown_op, titled
 from plots.style import caption, provenance, save, styled
 

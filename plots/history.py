@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
-from bench.case import Case
-from bench.estimate import point_estimate
-from bench.history.changes import Change
-from bench.history.series import TIME, Era, Series
-from bench.history.view import History
-from bench.report.tables import name_of
+from bench.judge.changes import Change
+from bench.judge.estimate import point_estimate
+from bench.judge.history import History
+from bench.judge.series import TIME, Era, Series
+from bench.model.case import Case
+from bench.show.tables import name_of
 from plots.labels import case_name
 from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, plain, save, styled
 

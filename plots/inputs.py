@@ -8,13 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from bench import record_checks
-from bench import results as store
-from bench.gate import records as pairs
-from bench.gate.records import PairRun
-from bench.gate.verdict import REPORT_NAME, REPORT_VERSION, Report
-from bench.results import Anchor, Results, ResultsError
-from bench.text import one_line
+from bench.model import pairs, store
+from bench.model.pairs import PairRun
+from bench.model.records import SCHEMA_NAME, Anchor, Results, ResultsError, Schema
+from bench.model.text import one_line
+from bench.model.verdict import REPORT_NAME, Report
+from bench.model.verdict import read as read_report
 
 EXPECTED = (
     "a results file (bench sweep), a record of pairs (bench gate -o), a gate's report (bench gate -f json=FILE) "
@@ -35,7 +34,7 @@ class Inputs:
 class _Head(msgspec.Struct):
     """Enough of any of the formats to tell which one it is."""
 
-    schema: store.Schema | None = None
+    schema: Schema | None = None
     name: str | None = None
     version: str = ""
 
@@ -50,12 +49,12 @@ def load(paths: Sequence[Path]) -> Inputs:
             found.histories.append(path)
             continue
         name = _format(path)
-        if name == store.SCHEMA_NAME:
+        if name == SCHEMA_NAME:
             found.results.append((path, store.read(path)))
         elif name == pairs.PAIRS_NAME:
             found.pairs.append((path, pairs.read(path)))
         elif name == REPORT_NAME:
-            found.reports.append((path, _report(path)))
+            found.reports.append((path, read_report(path)))
         else:
             raise ResultsError(f"{path}: is a {name!r}; expected {EXPECTED}")
     _refuse_other_machines(found)
@@ -97,13 +96,6 @@ def _format(path: Path) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ResultsError(f"{path}: not a file of this suite: {one_line(str(error))}; expected {EXPECTED}") from error
     return head.schema.name if head.schema is not None else head.name or "file without a format"
-
-
-def _report(path: Path) -> Report:
-    report = store.decode(path, store.read_bytes(path), Report, record_checks.report_faults)
-    if report.version.split(".")[0] != REPORT_VERSION.split(".")[0]:
-        raise ResultsError(f"{path}: version is {report.version}; expected {REPORT_VERSION.split('.')[0]}.x.y")
-    return report
 
 
 def _refuse_other_machines(found: Inputs) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.case import Case
+from bench.model.case import Case
 
 PLAIN_VOCAB = 128256
 

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.gate.judge import judge_pairs
-from bench.gate.records import PairPoint, PairRun, observations
-from bench.report.tables import name_of
+from bench.judge.times import judge_pairs
+from bench.model.pairs import PairPoint, PairRun, observations
+from bench.show.tables import name_of
 from plots.labels import case_name
 from plots.style import caption, save, styled
 

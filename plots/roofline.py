@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.estimate import anchor_value, point_estimate
-from bench.report.tables import name_of
-from bench.results import Results
+from bench.judge.estimate import anchor_value, point_estimate
+from bench.model.records import Results
+from bench.show.tables import name_of
 from plots.series import shown_op
 from plots.style import REFERENCE, caption, look, provenance, save, styled
 

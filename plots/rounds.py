@@ -10,10 +10,10 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.case import ClockName
-from bench.estimate import round_values
-from bench.report.tables import name_of
-from bench.results import Point, Results
+from bench.judge.estimate import round_values
+from bench.model.case import ClockName
+from bench.model.records import Point, Results
+from bench.show.tables import name_of
 from plots.labels import case_name
 from plots.style import REFERENCE, caption, look, provenance, save, styled
 

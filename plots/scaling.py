@@ -9,10 +9,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.case import Case
-from bench.estimate import anchor_value
-from bench.report.tables import name_of
-from bench.results import Point, Results
+from bench.judge.estimate import anchor_value
+from bench.model.case import Case
+from bench.model.records import Point, Results
+from bench.show.tables import name_of
 from plots.series import Series, drawn, series, shown_op, titled
 from plots.style import REFERENCE, caption, look, marked, plain, provenance, save, spread_out, styled
 
@@ -52,7 +52,7 @@ def _usual(case: Case) -> bool:
 
 
 def longest_sequence(case: Case) -> int:
-    """Tokens of the longest request, by the same shares as bench.workload, which imports torch; to within one."""
+    """Tokens of the longest request, as bench.workload.tensors shares them, which imports torch; to within one."""
     if case.num_prefills == 0:
         return 1
     shares = [(index + 1) ** -case.skew for index in range(case.num_prefills)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.case import OPS, Case, Op
-from bench.estimate import point_estimate
-from bench.results import Point, Results
+from bench.judge.estimate import point_estimate
+from bench.model.case import OPS, Case, Op
+from bench.model.records import Point, Results
 
 
 @dataclass(frozen=True)

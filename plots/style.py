@@ -14,7 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.results import Results, write_bytes
+from bench.model.records import Results
+from bench.model.store import write_bytes
 
 # Okabe and Ito's palette: distinct for the common forms of colour blindness. A contender has one colour and marker in
 # every figure.

@@ -9,13 +9,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.config import parse_axis_overrides
-from bench.report.tables import short_name
+from bench.model.config import parse_axis_overrides
+from bench.show.tables import short_name
 from plots.style import look, save, styled
 from profiles import kineto
 from profiles.capture import ProfileError
 from profiles.kineto import Kernel
-from profiles.session import parse_point
+from profiles.target import parse_point
 
 WINDOW_CALLS = 4  # of the slowest contender shown: the axis ends behind so many of its calls
 FILLS = ("FillFunctor", "Memset", "memset")  # of torch, before a peer's kernel

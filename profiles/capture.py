@@ -15,24 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench.config import ConfigError
-from bench.environment import ROOT
-from bench.results import ResultsError
-from profiles.session import Session
+from bench.model.config import ConfigError
+from bench.model.environment import ROOT
+from bench.model.records import ResultsError
+from profiles.target import Target
 
 RUNNER = "profiles.runner"
-PROFILED = "CSGMV_BENCH_PROFILED"  # set for every process that a session starts under a tool
+PROFILED = "CSGMV_BENCH_PROFILED"  # set for every process that a capture starts under a tool
 GRACE_S = 10.0
 PROBE_TIMEOUT_S = 60.0
 LAST_LINES = 12  # of a failed tool's output
 
 
 class ProfileError(ConfigError):
-    """A session cannot begin: a tool is missing, a name is wrong. Exit status 2."""
+    """A capture cannot begin: a tool is missing, a name is wrong. Exit status 2."""
 
 
 class CaptureFailed(Exception):
-    """A session began and yielded nothing that can be used. Exit status 3."""
+    """A capture began and yielded nothing that can be used. Exit status 3."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def find_tool(name: str, places: Sequence[str]) -> Path | None:
     return None
 
 
-def runner_command(session: Session) -> list[str]:
-    """The profiled program: this interpreter running the session's points."""
-    numbers = {"--launches": session.launches, "--replays": session.replays, "--seed": session.seed}
+def runner_command(target: Target) -> list[str]:
+    """The profiled program: this interpreter running the target's points."""
+    numbers = {"--launches": target.launches, "--replays": target.replays, "--seed": target.seed}
     options = [part for name, value in numbers.items() for part in (name, str(value))]
-    return [sys.executable, "-m", RUNNER, *options, *(point.name for point in session.points)]
+    return [sys.executable, "-m", RUNNER, *options, *(point.name for point in target.points)]
 
 
 def ask(command: Sequence[str]) -> str:

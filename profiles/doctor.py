@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.environment import attached_profiler, package_version
+from bench.model.environment import attached_profiler, package_version
 from profiles import ncu, nsys, nsys_database
 from profiles.capture import CaptureFailed
 

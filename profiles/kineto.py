@@ -18,16 +18,16 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.config import Measure, PlannedPoint
+from bench.model.config import Measure, PlannedPoint
 from profiles.capture import CaptureFailed
 from profiles.records import TraceBody, TracedKernel, TracedPoint
-from profiles.session import Session
+from profiles.target import Target
 
 if TYPE_CHECKING:
     import torch
 
     from bench.contenders.base import Launch
-    from bench.measure import Bench
+    from bench.execute.measure import Bench
 
 SUFFIX = ".trace.json"
 EMPTY = "empty kernel"  # the range of the floor's kernel
@@ -69,16 +69,16 @@ class _Timed:
     traced_us: float = 0.0
 
 
-def trace(session: Session, settings: Measure, output: Path) -> TraceBody:
-    """Time and trace the session's points on this machine's GPU, and write the Chrome trace to `output`.
+def trace(target: Target, settings: Measure, output: Path) -> TraceBody:
+    """Time and trace the target's points on this machine's GPU, and write the Chrome trace to `output`.
 
-    A row of calls is `settings.nodes` launches whatever the session says: the clock's own. Raises NotMeasured for a
+    A row of calls is `settings.nodes` launches whatever the target says: the clock's own. Raises NotMeasured for a
     point that cannot be launched or is wrong, CaptureFailed if the profiler saw no kernel.
     """
     import torch
 
-    from bench import measure
     from bench.clocks.anchors import capture_empty, empty_eager_us, empty_graph_us
+    from bench.execute import measure
 
     os.environ.setdefault("SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE", "0")  # its key omits the rank
     device = torch.device("cuda", torch.cuda.current_device())
@@ -89,8 +89,8 @@ def trace(session: Session, settings: Measure, output: Path) -> TraceBody:
         "graph": empty_graph_us(empty, settings.block_ms),
         "eager": empty_eager_us(settings.eager_calls),
     }
-    clocks = {point.clock for point in session.points}
-    timed = [_untraced(bench, point) for point in session.points]
+    clocks = {point.clock for point in target.points}
+    timed = [_untraced(bench, point) for point in target.points]
     with _profiler() as profiler:
         with torch.profiler.record_function(EMPTY):
             empty.replay()
@@ -112,8 +112,9 @@ def _profiler() -> Iterator[Any]:
 
 def _untraced(bench: Bench, point: PlannedPoint) -> _Timed:
     """Verify and time a point by the suite's own clock."""
-    from bench import contenders, measure
+    from bench import contenders
     from bench.clocks import eager, graph
+    from bench.execute import measure
 
     settings = bench.settings
     contender = contenders.build(point.contender, point.case.op)
@@ -137,8 +138,9 @@ def _traced(bench: Bench, item: _Timed) -> float:
     """Time of a call under the profiler; each round of calls in a range that carries the point's name."""
     import torch
 
-    from bench import contenders, measure
+    from bench import contenders
     from bench.clocks import graph
+    from bench.execute import measure
 
     point = item.point
     contender = contenders.build(point.contender, point.case.op)

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.environment import package_version
-from bench.markers import DOMAIN
+from bench.clocks.markers import DOMAIN
+from bench.model.environment import package_version
 from profiles import capture
 from profiles.capture import CaptureFailed, Finished, ProfileError
 from profiles.records import CacheControl, KernelCounters
-from profiles.session import parse_point
+from profiles.target import parse_point
 
 PLACES = ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu")
 INSTALL = "install Nsight Compute, or name it with NCU=PATH"
 READER = "pip install 'ncu-report>=2025.3.1'"
 REPORT = ".ncu-rep"
-SAMPLED = "sample"  # the phase of bench.markers whose kernels are profiled
+SAMPLED = "sample"  # the phase of bench.clocks.markers whose kernels are profiled
 CACHE_CONTROL: dict[CacheControl, str] = {"cold": "all", "warm": "none"}
 
 # What each counter is for. `.sum` and the like are ncu's roll-ups; the name before the first dot is what a chip has.

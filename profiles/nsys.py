@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.markers import DOMAIN
+from bench.clocks.markers import DOMAIN
 from profiles import capture
 from profiles.capture import CaptureFailed, Finished, ProfileError
 
@@ -28,7 +28,7 @@ RAW, REPORT, DATABASE = ".qdstrm", ".nsys-rep", ".sqlite"
 
 @dataclass(frozen=True)
 class Flag:
-    """An option, its value, and what a version without it loses; without a `needed` one there is no session.
+    """An option, its value, and what a version without it loses; without a `needed` one there is no capture.
 
     `mentions` is a value that the option's help must list for it to be of use.
     """

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.markers import DOMAIN
+from bench.clocks.markers import DOMAIN
 from profiles.capture import CaptureFailed
 from profiles.records import RangeTime
 

@@ -1,21 +1,22 @@
 """The record of a profiled run, in a format of its own: what a tool saw is never a timing of the suite.
 
-History of the format (semver, as in bench/results.py)
+History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from bench import record_checks
-from bench import results as store
-from bench.case import Case
-from bench.fields import Count, Duration, Positive
-from bench.results import Code, Environment, WorkCounts
+from bench.model import store
+from bench.model.case import Case
+from bench.model.faults import case_faults, counts_faults
+from bench.model.fields import Count, Duration, Positive
+from bench.model.records import Code, Environment, WorkCounts
 
 PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.0.0"
 CacheControl = Literal["cold", "warm"]
@@ -128,7 +129,7 @@ class TraceBody(msgspec.Struct, tag="trace"):
     floor_device_us: Duration | None = None
 
 
-class Profile(msgspec.Struct):
+class ProfileRecord(msgspec.Struct):
     """A whole profile file. `files` are the tool's own, beside it."""
 
     schema: ProfileSchema
@@ -145,11 +146,24 @@ class Profile(msgspec.Struct):
     env: Environment | None = None
 
 
-def write(path: Path, profile: Profile) -> None:
+def write(path: Path, profile: ProfileRecord) -> None:
     """Replace the file in one step. Raises ResultsError."""
     store.write(path, profile)
 
 
-def read(path: Path) -> Profile:
+def read(path: Path) -> ProfileRecord:
     """Raises ResultsError for a missing, corrupt, foreign, newer-major or unsound file."""
-    return store.read_document(path, Profile, PROFILE_NAME, PROFILE_VERSION, record_checks.profile_faults)
+    return store.read_document(path, ProfileRecord, PROFILE_NAME, PROFILE_VERSION, faults)
+
+
+def faults(profile: ProfileRecord) -> Iterator[str]:
+    """What is unsound in a profile: the tool's files lie beside it, whatever it says."""
+    for index, name in enumerate(profile.files):
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            yield f"files[{index}] is {name!r}; expected the name of a file beside the record"
+    body: Any = profile.body
+    for part in ("points", "kernels", "useful", "counted"):
+        for index, item in enumerate(getattr(body, part, ())):
+            yield from case_faults(f"body.{part}[{index}]", item.case)
+    for index, item in enumerate(getattr(body, "counted", ())):
+        yield from counts_faults(f"body.counted[{index}].counts", item.counts)

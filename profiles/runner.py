@@ -23,13 +23,14 @@ from contextlib import contextmanager
 import msgspec
 import torch
 
-from bench import config as configuration
-from bench import contenders, markers, measure
-from bench.clocks import graph
-from bench.config import ConfigError, PlannedPoint
+from bench import contenders
+from bench.clocks import graph, markers
 from bench.contenders.base import Contender, Launch
-from bench.workload import Workload
-from profiles.session import Session, parse_point
+from bench.execute import measure
+from bench.model import config as configuration
+from bench.model.config import ConfigError, PlannedPoint
+from bench.workload.tensors import Workload
+from profiles.target import Target, parse_point
 
 EAGER_WARMUPS = 3
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # its key omits the rank: off, as in the suite's workers
@@ -46,31 +47,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("profiles.runner: needs an NVIDIA GPU and none was found")
     try:
         points = tuple(parse_point(name) for name in told.points)
-        session = Session("runner", points, told.launches, told.replays, told.seed)
-        run(session, torch.device("cuda", torch.cuda.current_device()))
+        target = Target("runner", points, told.launches, told.replays, told.seed)
+        run(target, torch.device("cuda", torch.cuda.current_device()))
     except ConfigError as error:
         parser.error(str(error))
     except measure.NotMeasured as error:
         sys.exit(f"profiles.runner: {error.status}: {error.reason}")
 
 
-def run(session: Session, device: torch.device) -> None:
+def run(target: Target, device: torch.device) -> None:
     """Launch every point under the capture range. Raises NotMeasured for the first that cannot be."""
     os.environ.setdefault(KERNEL_CACHE, "0")
     settings = configuration.load().measure
-    bench = measure.Bench(device, msgspec.structs.replace(settings, seed=session.seed), process=0)
+    bench = measure.Bench(device, msgspec.structs.replace(settings, seed=target.seed), process=0)
     if device.type == "cuda":
         bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    for point in session.points:
+    for point in target.points:
         if reason := contenders.build(
             point.contender, point.case.op
         ).unavailable():  # imports the peer outside the range
             raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     with capture_range(device):
-        for index, point in enumerate(session.points):
+        for index, point in enumerate(target.points):
             with markers.span(point.name, payload=index):
-                sample = _prepared(bench, point, session.launches)
-                for _ in range(session.replays):
+                sample = _prepared(bench, point, target.launches)
+                for _ in range(target.replays):
                     sample()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.case import Case
+from bench.model.case import Case
 from profiles import ncu
 from profiles.records import CacheControl, KernelCounters, NcuBody, TraceBody, TracedPoint, UsefulBytes
 

@@ -1,4 +1,4 @@
-"""What a session does, in order: run the tool, read what it wrote, keep both. Prints nothing."""
+"""What a capture does, in order: run the tool, read what it wrote, keep both. Prints nothing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from bench.case import Case
-from bench.config import Config, Measure, Plan, PlannedPoint
-from bench.environment import collect_code, collect_environment, nvml_device, package_version
-from bench.results import Code, Environment, Results, ResultsError
-from bench.sweep import argv
+from bench.model.case import Case
+from bench.model.config import Config, Measure, Plan, PlannedPoint
+from bench.model.environment import collect_code, collect_environment, command_line, nvml_device, package_version
+from bench.model.records import Code, Environment, Results, ResultsError
 from profiles import capture, kineto, ncu, nsys, nsys_database, records
 from profiles.capture import CaptureFailed, ProfileError
-from profiles.records import CacheControl, CountedWork, NcuBody, NsysBody, Profile, ProfileSchema, UsefulBytes
-from profiles.session import Session
+from profiles.records import CacheControl, CountedWork, NcuBody, NsysBody, ProfileRecord, ProfileSchema, UsefulBytes
+from profiles.target import Target
 
 NO_IMPORTER = "kept raw: this installation of nsys has no importer, so nothing can be read here"
 NO_EXPORT = "kept: this installation of nsys could not export it to SQLite, so nothing can be read here"
@@ -26,9 +25,9 @@ NO_EXPORT = "kept: this installation of nsys could not export it to SQLite, so n
 
 @dataclass
 class Request:
-    """A session and where its files go: `stem` with a suffix each."""
+    """A target and where its files go: `stem` with a suffix each."""
 
-    session: Session
+    target: Target
     stem: Path
     started_utc: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -40,7 +39,7 @@ class Request:
     def record(self) -> Path:
         return self.stem.with_name(self.stem.name + ".json")
 
-    def keep(self, profile: Profile, files: Sequence[Path]) -> Profile:
+    def keep(self, profile: ProfileRecord, files: Sequence[Path]) -> ProfileRecord:
         """Move the tool's files to their place, then write the record that names them."""
         profile.files = [file.name for file in capture.publish(files, self.stem.parent)]
         records.write(self.record, profile)
@@ -48,25 +47,25 @@ class Request:
 
     def profile(
         self, version: str, body: NsysBody | NcuBody | records.TraceBody, commands: Sequence[Sequence[str]]
-    ) -> Profile:
-        return Profile(
+    ) -> ProfileRecord:
+        return ProfileRecord(
             schema=ProfileSchema(),
             tool_version=version,
             commands=[[Path(tool).name, *map(_shown, arguments)] for tool, *arguments in commands],
             started_utc=self.started_utc,
             code=collect_code(),
-            seed=self.session.seed,
-            launches=self.session.launches,
-            replays=self.session.replays,
+            seed=self.target.seed,
+            launches=self.target.launches,
+            replays=self.target.replays,
             files=[],
             body=body,
             env=_environment(),
         )
 
 
-def bare_profile(body: NsysBody | NcuBody, name: str, seed: int) -> Profile:
+def bare_profile(body: NsysBody | NcuBody, name: str, seed: int) -> ProfileRecord:
     """A tool's own file read without its record: what else a record says is unknown."""
-    return Profile(
+    return ProfileRecord(
         ProfileSchema(),
         name,
         [],
@@ -94,7 +93,7 @@ def sweep_program(profile: str, options: Sequence[str], results: Path) -> list[s
     return [sys.executable, "-m", "bench", "sweep", "-p", profile, "--processes", "1", *options, "-o", str(results)]
 
 
-def run_nsys(request: Request, program: Callable[[Path], list[str]], statuses: Sequence[int] = (0,)) -> Profile:
+def run_nsys(request: Request, program: Callable[[Path], list[str]], statuses: Sequence[int] = (0,)) -> ProfileRecord:
     """Capture the program that `program` names for a scratch folder. Raises ProfileError, CaptureFailed."""
     tool = nsys.require()
     with capture.scratch(request.stem) as folder:
@@ -128,16 +127,16 @@ def read_database(database: Path) -> NsysBody:
     return NsysBody(found.ranges, found.unattributed)
 
 
-def run_ncu(request: Request, caches: Sequence[CacheControl]) -> Profile:
+def run_ncu(request: Request, caches: Sequence[CacheControl]) -> ProfileRecord:
     """One run of ncu for each cache state. Raises ProfileError, CaptureFailed.
 
     Where its reader is missing the reports are kept unread.
     """
     readable = package_version("ncu-report") is not None
     tool = ncu.require()
-    program = capture.runner_command(request.session)
+    program = capture.runner_command(request.target)
     reports, commands = [], []
-    body = NcuBody([], useful_bytes(request.session.points, request.session.seed))
+    body = NcuBody([], useful_bytes(request.target.points, request.target.seed))
     with capture.scratch(request.stem) as folder:
         for cache in caches:
             output = folder / f"{request.stem.name}-{cache}"
@@ -152,7 +151,7 @@ def run_ncu(request: Request, caches: Sequence[CacheControl]) -> Profile:
         return request.keep(profile, reports)
 
 
-def read_reports(profile: Profile, folder: Path) -> None:
+def read_reports(profile: ProfileRecord, folder: Path) -> None:
     """Fill a record whose reports were kept unread. Raises ProfileError, CaptureFailed."""
     assert isinstance(profile.body, NcuBody)
     for name in profile.files:
@@ -167,32 +166,32 @@ def cache_of(report: Path, told: str | None = None) -> CacheControl:
     raise ProfileError(f"{report}: its name does not say how caches were controlled; expected --cache cold or warm")
 
 
-def run_trace(request: Request, settings: Measure) -> Profile:
+def run_trace(request: Request, settings: Measure) -> ProfileRecord:
     """Time and trace in this process. Raises CaptureFailed."""
-    from bench.measure import NotMeasured
+    from bench.execute.measure import NotMeasured
 
     with capture.scratch(request.stem) as folder:
         output = folder / (request.stem.name + kineto.SUFFIX)
         try:
-            body = kineto.trace(request.session, settings, output)
+            body = kineto.trace(request.target, settings, output)
         except NotMeasured as error:
             raise CaptureFailed(f"{error.status}: {error.reason}") from error
         version = f"torch profiler {package_version('torch')}"
-        return request.keep(request.profile(version, body, [argv()]), [output])
+        return request.keep(request.profile(version, body, [command_line()]), [output])
 
 
 def useful_bytes(points: Sequence[PlannedPoint], seed: int) -> list[UsefulBytes]:
     """For each case, what a launch on index set 0 has to read and to write."""
     import torch
 
-    from bench import traffic
-    from bench.workload import make_workload
+    from bench.workload import traffic
+    from bench.workload.tensors import make_workload
 
     found = []
     for case in dict.fromkeys(point.case for point in points):
         workload = make_workload(case, seed=seed, index_sets=1, device=torch.device("cpu"))
         written = traffic.written(workload)
-        found.append(UsefulBytes(case, workload.minimum_bytes() - written, written))
+        found.append(UsefulBytes(case, traffic.minimum(workload) - written, written))
     return found
 
 
@@ -203,7 +202,7 @@ def counting_plan(config: Config, points: Sequence[tuple[Case, str]], seed: int)
     return Plan("counts", settings, planned, shuffle=False, worker_env={})
 
 
-def add_counts(profile: Profile, results: Results) -> None:
+def add_counts(profile: ProfileRecord, results: Results) -> None:
     """Put the work clock's counts beside ncu's. Raises ProfileError if the workloads are others."""
     assert isinstance(profile.body, NcuBody)
     if results.run.seed != profile.seed:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from bench.config import ConfigError
-from bench.environment import ROOT
+from bench.model.config import ConfigError
+from bench.model.environment import ROOT
 
 SMALL = "small"
 SMOLLM2 = "smollm2"

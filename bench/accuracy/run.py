@@ -24,7 +24,7 @@ from bench.accuracy.models import AccuracyError, Adapter, Source
 from bench.accuracy.reference import HuggingFace
 from bench.accuracy.serving import Backend, Server
 from bench.accuracy.sglang_host import hosted
-from bench.results import Code, Environment
+from bench.model.records import Code, Environment
 
 PathName = Literal["triton", "csgmv", "plugin"]
 PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed

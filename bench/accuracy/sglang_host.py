@@ -13,10 +13,10 @@ from unittest.mock import patch
 
 import torch
 
-from bench import stand_ins
 from bench.accuracy.models import AccuracyError
-from bench.contenders.sglang_peers import DEFAULT_CHUNK_SIZE, standalone
-from bench.process_group import start_process_group
+from bench.contenders.sglang import stand_ins
+from bench.contenders.sglang.peers import DEFAULT_CHUNK_SIZE, standalone
+from bench.contenders.sglang.process_group import start_process_group
 
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank
 # Columns of a program of csgmv's expand, where SGLang's default is 64: interpreted, a program costs the same whatever

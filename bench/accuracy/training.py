@@ -14,8 +14,8 @@ import torch
 
 from bench.accuracy import text
 from bench.accuracy.models import MODULES, Source, load, quiet
-from bench.environment import ROOT
-from bench.results import write_bytes
+from bench.model.environment import ROOT
+from bench.model.store import readable, write_bytes
 
 ATTENTION = ("q_proj", "v_proj")
 IGNORED = -100  # label of a position that is not learned
@@ -196,7 +196,7 @@ def _place(folder: Path, save: Any, curve: Curve) -> None:
         made = Path(scratch) / folder.name
         made.mkdir()
         save(made)
-        write_bytes(made / "training.json", msgspec.json.format(msgspec.json.encode(curve), indent=0) + b"\n")
+        write_bytes(made / "training.json", readable(curve))
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(made, folder)

@@ -14,7 +14,7 @@ import triton
 
 from bench.clocks import eager, graph
 from bench.contenders.base import Launch
-from bench.results import Anchor
+from bench.model.records import Anchor
 
 COPY_BYTES = 1 << 30
 GATHER_ROWS, GATHER_WIDTH = 1 << 20, 256

@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from bench.case import Case, DType
+from bench.model.case import Case, DType
+from bench.workload import oracle
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.workload import Workload
+    from bench.workload.tensors import Workload
 
 # launch(k) runs the op once on index set k and returns its output, allocated or given; nothing else is timed.
 Launch = Callable[[int], "torch.Tensor"]
@@ -83,7 +84,7 @@ class LookupOp:
         return 0.0
 
     def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
-        return workload.oracle(index_set)
+        return oracle.exact(workload, index_set)
 
 
 # Largest relative error of rounding once to a dtype: half a step of its significand of 8, 11 or 24 bits.
@@ -117,4 +118,4 @@ class ProductOp:
         return None
 
     def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
-        return workload.oracle(index_set)
+        return oracle.exact(workload, index_set)

@@ -20,12 +20,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench import contenders
-from bench.case import Case
 from bench.clocks import graph
 from bench.clocks.anchors import capture_empty, empty_launch
 from bench.contenders.base import Launch
-from bench.environment import collect_code
-from bench.workload import make_workload
+from bench.model.case import Case
+from bench.model.environment import collect_code
+from bench.workload.tensors import make_workload
 
 NODES, BLOCKS, BLOCK_MS = 60, 6, 1.0
 ELSEWHERE = "import torch; torch.zeros(1, device='cuda').add_(1).item()"

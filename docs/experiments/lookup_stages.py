@@ -27,10 +27,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench import contenders
-from bench.case import Case
 from bench.clocks import graph
 from bench.clocks.anchors import empty_kernel
-from bench.workload import make_workload
+from bench.model.case import Case
+from bench.workload.tensors import make_workload
 from csgmv_embed import EmbeddingBatch
 from csgmv_embed.launch import tiles
 

@@ -31,7 +31,7 @@ KERNELS: dict[str, tuple[tuple[int, int, str, str, dict[str, Any]], tuple[int, i
 
 
 def work() -> None:
-    from bench.clocks.compiled import compile_launch
+    from bench.clocks.work.compiled import compile_launch
     from csgmv_embed import EmbeddingBatch, embedding_lora_a, empty_a_table
     from csgmv_embed.launch import checks
 

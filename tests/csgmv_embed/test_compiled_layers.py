@@ -51,7 +51,7 @@ def run(op: str, tokens: int, rank: int) -> object:
 
 
 def work() -> None:
-    from bench.clocks.compiled import compile_launch
+    from bench.clocks.work.compiled import compile_launch
     from csgmv_embed.launch import checks
 
     checks.accept_host_tensors = True

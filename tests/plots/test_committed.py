@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bench import results as store
-from bench.gate import records
-from bench.history import records as stored
-from bench.history.verbs import view
-from bench.history.view import History
-from bench.report.tables import name_of
+from bench.cli.history import view
+from bench.judge.history import History
+from bench.model import history as stored
+from bench.model import pairs as records
+from bench.model import store
+from bench.show.tables import name_of
 from plots import figures, gate, history, inputs, noise, scaling
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -74,7 +74,7 @@ def test_the_self_check_is_drawn_as_it_was_measured() -> None:
 
 
 def gate_report():  # type: ignore[no-untyped-def]
-    from bench.gate.judge import judge_pairs
+    from bench.judge.times import judge_pairs
 
     return judge_pairs(records.read(CHECK))
 

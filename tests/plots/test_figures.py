@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from matplotlib.figure import Figure
 
-from bench import results as store
-from bench.estimate import point_estimate
-from bench.report.tables import name_of
-from bench.results import Results
+from bench.judge.estimate import point_estimate
+from bench.model import store
+from bench.model.records import Results
+from bench.show.tables import name_of
 from plots import roofline, scaling
 
 ROOT = Path(__file__).parents[2]

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bench import config
-from bench import results as store
-from bench.case import Case
-from bench.estimate import estimate, point_estimate, round_values
-from bench.gate import comparable, session
-from bench.gate.judge import judge_pairs
-from bench.gate.records import PairRun
-from bench.gate.verdict import Report
-from bench.gate.work import judge_work
-from bench.history.changes import changes
-from bench.history.series import eras, order_of
-from bench.history.view import History
-from bench.report.tables import name_of
-from bench.results import Point, Results, ResultsError, Round
-from bench.workload import sequence_lengths
+from bench.execute import interleaved as session
+from bench.judge import comparable
+from bench.judge.changes import changes
+from bench.judge.estimate import estimate, point_estimate, round_values
+from bench.judge.history import History
+from bench.judge.series import eras, order_of
+from bench.judge.times import judge_pairs
+from bench.judge.work import judge_work
+from bench.model import config, store
+from bench.model.case import Case
+from bench.model.pairs import PairRun
+from bench.model.records import Point, Results, ResultsError, Round
+from bench.model.verdict import Report
+from bench.show.tables import name_of
+from bench.workload.tensors import sequence_lengths
 from plots import gate, heatmap, history, inputs, noise, rounds, scaling
 from plots.labels import case_name
 from plots.style import SLOWER
@@ -279,7 +279,7 @@ def test_files_that_do_not_belong_together_are_refused_by_name(tmp_path: Path, h
 
 
 def test_a_report_of_the_gate_is_read_back(tmp_path: Path, pairs: PairRun) -> None:
-    from bench.report.exports import plain_json
+    from bench.show.exports import plain_json
 
     report = judge_pairs(pairs)
     path = tmp_path / "gate.json"

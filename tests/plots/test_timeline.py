@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from bench.case import Case
-from bench.config import ConfigError, PlannedPoint
+from bench.model.case import Case
+from bench.model.config import ConfigError, PlannedPoint
 from plots import timeline
 
 CASE, OTHER = Case("decode", 256, 1, 64), Case("decode", 1, 1, 16)

@@ -8,13 +8,13 @@ from statistics import median
 
 import pytest
 
-from bench.case import Case
-from bench.config import PlannedPoint
+from bench.model.case import Case
+from bench.model.config import PlannedPoint
 from profiles import kineto
 from profiles.capture import CaptureFailed
 from profiles.kineto import EMPTY, TRACED_ROUNDS, Kernel
-from profiles.session import parse_point
 from profiles.summaries import device_times
+from profiles.target import parse_point
 
 REAL = Path(__file__).parents[2] / "docs" / "experiments" / "h100-timeline.trace.json"
 POINT = PlannedPoint(Case("decode", 32, 1, 64), "sglang_csgmv-chunk16", "graph")

@@ -9,11 +9,11 @@ import gzip
 
 import pytest
 
-from bench import cli
+from bench.cli import main as cli
 from profiles import ncu, workflow
 from profiles.records import KernelCounters, NcuBody
-from profiles.session import parse_point
 from profiles.summaries import Counters, counters
+from profiles.target import parse_point
 from tests.support.profiles import DATA
 
 pytest.importorskip("ncu_report")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import environment
+from bench.model import environment
 from profiles import doctor, ncu, nsys
 from tests.support import nsys_schema
 from tests.support.profiles import DATA

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bench import config, markers, measure
-from bench.clocks import graph
+from bench.clocks import graph, markers
+from bench.execute import measure
+from bench.model import config
+from bench.workload import oracle
 from profiles import runner
-from profiles.session import Session, make_session
+from profiles.target import Target, make_target
 
 SMALL = "phase=mixed,batch_size=8,seq_len=24,rank=16,vocab=1000"
 
 
-def small_session(**chosen) -> Session:
+def small_session(**chosen) -> Target:
     settings = {"contenders": ["csgmv_embed-vocab_major"], "clocks": ["eager"], "launches": 2, "replays": 3}
-    return make_session(config.load(), cases=[SMALL], **(settings | chosen))
+    return make_target(config.load(), cases=[SMALL], **(settings | chosen))
 
 
 @pytest.fixture
@@ -38,33 +40,33 @@ def seen(monkeypatch):
 
 
 def test_ranges_lie_in_the_capture_range_and_every_replay_has_its_own(seen):
-    session = small_session()
-    runner.run(session, torch.device("cpu"))
+    target = small_session()
+    runner.run(target, torch.device("cpu"))
     phases = ["setup", "end", "warmup", "end", "verify", "end", *["sample", "end"] * 3]
-    assert seen == ["start", (session.points[0].name, 0), *phases, "end", "stop"]
+    assert seen == ["start", (target.points[0].name, 0), *phases, "end", "stop"]
 
 
 def test_a_cold_case_is_flushed_outside_the_sample(seen, monkeypatch):
     monkeypatch.setattr(graph, "flush_buffer", lambda l2_bytes, device: torch.zeros(1))
-    session = make_session(
+    target = make_target(
         config.load(), cases=[f"{SMALL},cache=cold"], contenders=["csgmv_embed-vocab_major"], clocks=["eager"]
     )
-    runner.run(session, torch.device("cpu"))
+    runner.run(target, torch.device("cpu"))
     after = seen[seen.index("verify") + 2 :]
     assert after[:4] == ["flush", "end", "sample", "end"]
 
 
 def test_a_wrong_kernel_is_not_profiled(seen, monkeypatch):
-    from bench.contenders.csgmv_embed import CsgmvEmbed
+    from bench.contenders.ours.lookup import CsgmvEmbed
 
-    monkeypatch.setattr(CsgmvEmbed, "oracle", lambda self, workload, k: workload.oracle(k) + 1)
+    monkeypatch.setattr(CsgmvEmbed, "oracle", lambda self, workload, k: oracle.exact(workload, k) + 1)
     with pytest.raises(measure.NotMeasured, match="of the oracle's largest value"):
         runner.run(small_session(), torch.device("cpu"))
     assert seen[-1] == "stop", "the capture range is closed whatever happens"
 
 
 def test_a_contender_that_cannot_run_is_named_before_anything_is_captured(seen, monkeypatch):
-    from bench.contenders.csgmv_embed import CsgmvEmbed
+    from bench.contenders.ours.lookup import CsgmvEmbed
 
     monkeypatch.setattr(CsgmvEmbed, "unavailable", lambda self: "not here")
     with pytest.raises(measure.NotMeasured, match="csgmv_embed-vocab_major: not here"):

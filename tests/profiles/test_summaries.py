@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.case import Case
-from bench.results import WorkCounts
+from bench.model.case import Case
+from bench.model.records import WorkCounts
 from profiles import ncu
 from profiles.records import CountedWork, KernelCounters, NcuBody, UsefulBytes
 from profiles.summaries import agreements, counters

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli
-from bench import results as store
-from bench.results import ResultsError
+from bench.cli import main as cli
+from bench.model import store
+from bench.model.records import ResultsError
 from profiles import records, workflow
 from profiles.capture import ProfileError
 from tests.support import nsys_schema
@@ -285,5 +285,5 @@ def test_recipes_are_listed(bench):
 
 
 def test_the_command_line_starts_without_torch():
-    program = "import sys; import bench.cli; sys.exit('torch' in sys.modules or 'ncu_report' in sys.modules)"
+    program = "import sys; import bench.cli.main; sys.exit('torch' in sys.modules or 'ncu_report' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import cli, config
-from bench import results as store
-from bench.config import Measure, Plan, PlannedPoint
-from bench.gate.protocol import Begin, Begun, Prepared, SideLost, Visited
-from bench.gate.session import Instrument
-from bench.gate.trees import Tree
-from bench.gate.verdict import Subject
-from bench.results import Anchor, CompiledFigures, Environment, Point, Results, Round, Work, WorkCounts
+from bench.cli import main as cli
+from bench.execute.interleaved import Machine
+from bench.execute.protocol import Begin, Begun, Prepared, SideLost, Visited
+from bench.execute.trees import Tree
+from bench.model import config, store
+from bench.model.config import Measure, Plan, PlannedPoint
+from bench.model.records import Anchor, CompiledFigures, Environment, Point, Results, Round, Work, WorkCounts
+from bench.model.verdict import Subject
 
 LOADED = config.load()
 GATE = LOADED.gate
@@ -43,7 +43,7 @@ class Outcome:
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """The command line, in this process, with an instrument of the test's own."""
 
-    def call(*arguments: object, instrument: Instrument | None = None) -> Outcome:
+    def call(*arguments: object, instrument: Machine | None = None) -> Outcome:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main([str(argument) for argument in arguments], instrument)
@@ -194,8 +194,8 @@ class FakeGpu:
     )  # by side and process: what was open from then on
     clock: Iterator[int] = field(default_factory=itertools.count)
 
-    def instrument(self, **changes: object) -> Instrument:
-        made = Instrument(
+    def instrument(self, **changes: object) -> Machine:
+        made = Machine(
             has_gpu=lambda: True,
             sweep=self.sweep,  # type: ignore[arg-type]
             open_side=self.open_side,
@@ -215,7 +215,7 @@ class FakeGpu:
         return FakeSide(self, name)
 
     def sweep(self, plan: Plan, results: Results, path: Path) -> Iterable[object]:
-        """In the place of bench.sweep.sweep: rounds of the same machine as h200-aa.json."""
+        """In the place of bench.execute.sweep.sweep: rounds of the same machine as h200-aa.json."""
         known = {point.key: point for point in aa().points}
         results.env, results.anchors = aa().env, [Anchor(a.name, a.unit, list(a.values)) for a in aa().anchors]
         rng = random.Random(self.seed)

@@ -11,17 +11,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import config
-from bench import results as store
-from bench import sweep as loop
-from bench.case import Case
-from bench.config import Plan, PlannedPoint
-from bench.history import run as running
-from bench.history.commits import EXPORT_FILE, LIBRARY, Exported, ExportedSource
-from bench.history.records import Commit, Entry
-from bench.history.run import HistoryEvent, Session
-from bench.isolate import Answer, Ask, Hello, Start, WorkerDied
-from bench.results import (
+from bench.execute import history as running
+from bench.execute import sweep as loop
+from bench.execute.commits import EXPORT_FILE, LIBRARY, Exported, ExportedSource
+from bench.execute.history import HistoryEvent, Session
+from bench.execute.isolate import Answer, Ask, Hello, Start, WorkerDied
+from bench.model import config, store
+from bench.model.case import Case
+from bench.model.config import Plan, PlannedPoint
+from bench.model.history import Commit, Entry
+from bench.model.records import (
     Anchor,
     Check,
     Code,
@@ -35,7 +34,7 @@ from bench.results import (
     Work,
     WorkCounts,
 )
-from bench.sources import hash_library
+from bench.model.sources import hash_library
 
 SETTINGS = msgspec.structs.replace(config.load().measure, rounds=2)
 HISTORY = config.load().history

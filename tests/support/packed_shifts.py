@@ -10,7 +10,7 @@ MOST = 8  # of the index of a thread or of a rank, which have up to 11 bits
 
 def distances(launch: Callable[[], object]) -> list[int]:
     """Of the left shifts of vectors of 32-bit integers that are said to lose no bits, in the kernels of a launch."""
-    from bench.clocks import compiled
+    from bench.clocks.work import compiled
 
     with compiled._compile_only(90) as asked:
         launch()

@@ -24,7 +24,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from bench.process_group import start_process_group
+from bench.contenders.sglang.process_group import start_process_group
 from csgmv_embed.sglang.targets import Release
 
 REPO = Path(__file__).parents[2]

@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench import config
-from bench import results as store
-from bench import sweep as loop
-from bench.case import Case
-from bench.config import Plan, PlannedPoint
-from bench.isolate import Answer, Ask, Hello, Start, WorkerDied
-from bench.results import (
+from bench.execute import sweep as loop
+from bench.execute.isolate import Answer, Ask, Hello, Start, WorkerDied
+from bench.model import config, store
+from bench.model.case import Case
+from bench.model.config import Plan, PlannedPoint
+from bench.model.records import (
     Anchor,
     Check,
     Code,

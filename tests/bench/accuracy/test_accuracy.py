@@ -18,8 +18,8 @@ import torch
 
 from bench.accuracy import faults, models, text
 from bench.accuracy.run import PATHS, AccuracyFile
-from bench.environment import ROOT
-from bench.report.accuracy import summary
+from bench.model.environment import ROOT
+from bench.show.accuracy import summary
 
 LIMIT_S = 800  # two to three minutes on two idle cores; a busy machine takes three times as long
 pytestmark = [pytest.mark.numeric, pytest.mark.timeout(LIMIT_S + 100)]

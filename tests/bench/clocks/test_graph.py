@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from bench.model.paths import ROOT
 
 # Us a node of the same empty graph: in a fresh process, after a dozen captures, and after another process has worked.
 PROBE = """
 import json, subprocess, sys
+from bench.model.paths import ROOT
 from bench.clocks import graph
 from bench.clocks.anchors import capture_empty, empty_graph_us
 empty = capture_empty(60)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bench import contenders
-from bench.case import Case
 from bench.clocks import prepare
-from bench.workload import make_workload
+from bench.model.case import Case
+from bench.workload.tensors import make_workload
 from csgmv_embed import EmbeddingBatch
 
 PLANNERS = ["csgmv_embed-vocab_major", "csgmv_embed_segments-rank_major", "sglang_csgmv-chunk16", "sglang_triton"]

@@ -10,10 +10,13 @@ import msgspec
 import pytest
 import torch
 
-from bench import contenders, measure
-from bench.case import Case, Op
-from bench.clocks.interpreter import faithful
-from bench.workload import Workload, make_workload
+from bench import contenders
+from bench.clocks.work.interpreter import faithful
+from bench.execute import measure
+from bench.model import registry
+from bench.model.case import Case, Op
+from bench.workload import traffic
+from bench.workload.tensors import Workload, make_workload
 from tests.support.rounding import Exact, assert_errs_no_more
 
 pytestmark = pytest.mark.numeric
@@ -30,7 +33,7 @@ needs_interpreter = pytest.mark.skipif(
 
 def named(op: Op) -> list[str]:
     """Every contender with the op; of SGLang's chunk sizes the default and the largest, which shares its code."""
-    found = [name for name in contenders.names() if contenders.provides(name, op)]
+    found = [name for name in registry.names() if registry.provides(name, op)]
     return [name for name in found if not name.endswith(("chunk32", "chunk64"))]
 
 
@@ -138,19 +141,19 @@ def test_bytes_of_a_layer_and_a_head_counted_by_hand() -> None:
     layer = made(Case("decode", 4, 1, 16, adapters=2, vocab=997, op="layer", hidden=64), sets=1)
     layer.index_sets[0] = torch.tensor([5, 5, 5, 5])  # two slots: two rows of A, one of the embedding
     least = 4 * 8 + 64 * 2 + 2 * 16 * 2 + 2 * 64 * 16 * 2 + 4 * 64 * 2
-    assert layer.minimum_bytes() == least
+    assert traffic.minimum(layer) == least
     assert contenders.build("csgmv_embed-vocab_major", "layer").required_bytes(layer) == least
     added = contenders.build("csgmv_embed_add-vocab_major", "layer").required_bytes(layer)
     assert added == least + 4 * 8 + 2 * 4 * 64 * 2  # ids and output again
     head = made(Case("decode", 4, 1, 16, adapters=2, vocab=997, op="head", hidden=64), sets=1)
     expand = 2 * 997 * 16 * 2 + 2 * 4 * 997 * 2
-    assert head.minimum_bytes() == 4 * 64 * 2 + 2 * 16 * 64 * 2 + expand
+    assert traffic.minimum(head) == 4 * 64 * 2 + 2 * 16 * 64 * 2 + expand
     alone = made(Case("decode", 4, 1, 16, adapters=2, vocab=997, op="expand"), sets=1)
-    assert alone.minimum_bytes() == 4 * 16 * 2 + expand
+    assert traffic.minimum(alone) == 4 * 16 * 2 + expand
 
 
 def test_a_batch_without_an_adapter_moves_no_bytes_of_lora() -> None:
     layer = made(msgspec.structs.replace(LAYER[0], base_fraction=1.0), sets=1)
     base = contenders.build("base", "layer")
-    assert layer.minimum_bytes() == base.required_bytes(layer)
-    assert made(msgspec.structs.replace(HEAD, base_fraction=1.0), sets=1).minimum_bytes() == 0
+    assert traffic.minimum(layer) == base.required_bytes(layer)
+    assert traffic.minimum(made(msgspec.structs.replace(HEAD, base_fraction=1.0), sets=1)) == 0

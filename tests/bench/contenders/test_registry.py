@@ -8,11 +8,12 @@ import sys
 import pytest
 
 from bench import contenders
-from bench.case import OPS, Op
+from bench.model import registry
+from bench.model.case import OPS, Op
 
 
 def test_names_cover_every_variant() -> None:
-    assert set(contenders.names()) == {
+    assert set(registry.names()) == {
         "csgmv_embed-vocab_major",
         "csgmv_embed-rank_major",
         "csgmv_embed_segments-vocab_major",
@@ -43,7 +44,7 @@ def test_names_cover_every_variant() -> None:
     }
 
 
-BUILT = [(name, op) for name in contenders.names() for op in OPS if contenders.provides(name, op)]
+BUILT = [(name, op) for name in registry.names() for op in OPS if registry.provides(name, op)]
 
 
 @pytest.mark.parametrize(("name", "op"), BUILT)
@@ -52,18 +53,18 @@ def test_a_built_contender_carries_the_name_it_was_asked_for(name: str, op: Op) 
 
 
 def test_every_contender_has_an_op_and_is_built_for_its_first_if_none_is_named() -> None:
-    assert {name for name, _ in BUILT} == set(contenders.names())
+    assert {name for name, _ in BUILT} == set(registry.names())
     assert type(contenders.build("csgmv_embed-vocab_major")).__name__ == "CsgmvEmbed"
     assert type(contenders.build("csgmv_embed_add-rank_major")).__name__ == "CsgmvEmbedLayer"
 
 
 def test_families_name_the_variants() -> None:
-    families = {name.split("-")[0] for name in contenders.names()}
-    assert families == set(contenders.FAMILIES)
+    families = {name.split("-")[0] for name in registry.names()}
+    assert families == set(registry.FAMILIES)
 
 
 def test_an_op_that_a_contender_lacks_is_an_error_that_lists_those_it_has() -> None:
-    assert not contenders.provides("csgmv_embed-rank_major", "head")
+    assert not registry.provides("csgmv_embed-rank_major", "head")
     with pytest.raises(KeyError, match="'csgmv_embed-rank_major' has no op 'head'; it has lookup, layer"):
         contenders.build("csgmv_embed-rank_major", "head")
 
@@ -73,12 +74,12 @@ def test_an_unknown_name_is_a_key_error_that_lists_the_known_ones() -> None:
         contenders.build("sglang_csgmv-chunk17")
     message = str(failure.value)
     assert "sglang_csgmv-chunk17" in message
-    assert all(name in message for name in contenders.names())
+    assert all(name in message for name in registry.names())
 
 
 def test_listing_names_imports_no_heavy_module() -> None:
     code = (
-        "import sys; from bench import contenders; contenders.names(); "
+        "import sys; from bench.model import registry; registry.names(); "
         "sys.exit(', '.join({'torch', 'triton', 'sglang'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_import_path(), check=False)

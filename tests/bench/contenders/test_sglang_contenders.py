@@ -10,13 +10,13 @@ import sys
 import pytest
 import torch
 
-from bench.case import Case
-from bench.contenders.csgmv_embed_plugin import CsgmvEmbedPlugin
-from bench.contenders.sglang_csgmv import SglangCsgmv
-from bench.contenders.sglang_peers import DECODE_GRAPH_CAPACITY, SglangLookup, rank_major_bytes
-from bench.contenders.sglang_tokens import SglangTokens
-from bench.contenders.sglang_triton import SglangTriton
-from bench.workload import Workload, make_workload
+from bench.contenders.ours.plugin import CsgmvEmbedPlugin
+from bench.contenders.sglang.csgmv import SglangCsgmv
+from bench.contenders.sglang.peers import DECODE_GRAPH_CAPACITY, SglangLookup, rank_major_bytes
+from bench.contenders.sglang.tokens import SglangTokens
+from bench.contenders.sglang.triton import SglangTriton
+from bench.model.case import Case
+from bench.workload.tensors import Workload, make_workload
 
 CASES = [
     Case("decode", 6, 1, 8, adapters=3, vocab=997),

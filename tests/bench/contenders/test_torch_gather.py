@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.case import Case
-from bench.contenders.torch_gather import TorchGather
-from bench.workload import make_workload
+from bench.contenders.torch.gather import TorchGather
+from bench.model.case import Case
+from bench.workload.tensors import make_workload
 
 CPU = torch.device("cpu")
 EQUAL = Case("decode", 4, 1, 16, adapters=2, vocab=997)

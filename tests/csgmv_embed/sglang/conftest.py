@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import stand_ins
+from bench.contenders.sglang import stand_ins
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.settings import Settings
 from tests.support import real_sglang as support

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bench import layer
-from bench.contenders.csgmv_embed_plugin import plug_layer
+from bench.contenders.ours.plugin import plug_layer
+from bench.execute import layer
 from csgmv_embed import embedding_lora_reference, lm_head_lora_reference, to_storage
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.settings import Settings

@@ -1,0 +1,1 @@
+"""The command line: every verb, and the only place that knows its arguments."""

@@ -1,0 +1,128 @@
+"""`accuracy`, `adapters` and `small-model` of the command line: one short function a verb."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.model.environment import nvml_device
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="smollm2, small, or the folder of a Hugging Face model on this machine.")
+]
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def accuracy(
+    model: ModelOption = "smollm2",
+    adapter: Annotated[
+        list[Path], typer.Option("--adapter", help="PEFT folder; may repeat. Default: the model's two trained ones.")
+    ] = [],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 without a GPU; bfloat16 (default) or float16 on one.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Greedy tokens of each request.")] = 32,
+    prompts: Annotated[int, typer.Option(min=1, max=5, help="How many of the five prompts.")] = 5,
+    self_check: Annotated[bool, typer.Option("--self-check", help="Also plant faults: each must be caught.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write what was found as JSON.")] = None,
+) -> None:
+    """Compare SGLang's LoRA, with and without the plugin, with Hugging Face + PEFT. Exits 1 if anything differs."""
+    has_gpu = nvml_device() is not None
+    if not has_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    import torch
+
+    from bench.accuracy import models, run
+    from bench.model import store
+    from bench.model.environment import collect_code, collect_environment, command_line
+    from bench.show.accuracy import encode, followed, summary
+    from bench.show.tables import console
+
+    device = torch.device("cuda:0" if has_gpu else "cpu")
+    chosen = _dtype(dtype, has_gpu)
+    source = models.find(model)
+    folders = tuple(adapter) or tuple(source.adapters / name for name in models.ADAPTERS)
+    setting = run.Setting(source, folders, getattr(torch, chosen), device, steps, prompts, has_gpu, self_check)
+    found = run.AccuracyFile(
+        environment=collect_environment(device.type),
+        code=collect_code(),
+        argv=command_line(),
+        model=source.name,
+        adapters=[folder.name for folder in folders],
+        dtype=chosen,
+        graphs=has_gpu,
+        steps=steps,
+    )
+    for event in followed(run.accuracy(setting), console()):
+        found.add(event)
+        if output is not None and isinstance(event, run.Stage):  # an interrupt loses one stage
+            store.write_bytes(output, encode(found))
+    found.complete = True
+    console().print(summary(found))
+    if output is not None:
+        store.write_bytes(output, encode(found))
+        console().print(f"written to {output}")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def adapters(
+    model: ModelOption = "smollm2",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for both; default: where `accuracy` looks.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of each adapter.")] = 40,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="AdamW's, at its highest.")] = 1e-2,
+    seed: Annotated[int, typer.Option(help="Of the initial values.")] = 1,
+    attention: Annotated[bool, typer.Option("--attention", help="Also train q_proj and v_proj.")] = False,
+) -> None:
+    """Train two adapters of different rank and text on embed_tokens and lm_head; write them, with their loss curves."""
+    from bench.accuracy import models, training
+    from bench.show.accuracy import trained
+    from bench.show.tables import console
+
+    source = models.find(model)
+    for recipe in training.RECIPES:
+        folder = (output or source.adapters) / recipe.name
+        steps_of = training.train_adapter(
+            source, recipe, folder, steps=steps, learning_rate=learning_rate, seed=seed, attention=attention
+        )
+        trained(steps_of, console())
+        console().print(f"written to {folder}")
+
+
+def small_model(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: the committed one, its adapters removed.")
+    ] = None,
+) -> None:
+    """Train the small model of the tests, in under a minute on a CPU; train its adapters after it."""
+    from bench.accuracy import models, training
+    from bench.show.accuracy import trained
+    from bench.show.tables import console
+
+    folder = output or models.find(models.SMALL).folder
+    trained(training.train_small(folder), console())
+    console().print(f"written to {folder}")
+
+
+def _dtype(wanted: str | None, has_gpu: bool) -> str:
+    """The dtype to compare in. Triton's interpreter computes bf16 products wrongly; on a GPU, float32 ones are TF32."""
+    from bench.accuracy.models import AccuracyError
+
+    allowed = DTYPES[1:] if has_gpu else DTYPES[:1]
+    if wanted is None:
+        return allowed[0]
+    if wanted not in allowed:
+        where = "on a GPU" if has_gpu else "without a GPU"
+        raise AccuracyError(f"--dtype {wanted}: {where} expected {' or '.join(allowed)}")
+    return wanted
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (accuracy, adapters, small_model):
+        app.command()(verb)

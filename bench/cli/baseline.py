@@ -1,0 +1,103 @@
+"""`compare` and `baseline` of the command line: two files side by side, and which file becomes a baseline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli import guards
+from bench.cli.gate import measured
+from bench.cli.options import AxisOption, CaseOption, ClockOption, ConfigOption, ContenderOption, ProfileOption
+from bench.cli.selection import GATED, Choice, of_files, replicated
+from bench.execute.interleaved import Machine
+from bench.execute.provenance import refuse_unproven
+from bench.judge import comparable, fitness
+from bench.model import config as configuration
+from bench.model import store
+from bench.model.paths import BASELINES, shown
+from bench.model.records import Results
+from bench.model.verdict import GateError
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Results file.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Results file.")],
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+) -> None:
+    """The gate's analysis of two files as a table, without a verdict."""
+    from bench.judge.compare import compare_files
+    from bench.show.gate import show_comparison
+
+    old, new = store.read(before), store.read(after)
+    wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, contender, case)
+    show_comparison(compare_files(old, new, comparable.match(old.points, new.points, wanted)))
+
+
+def baseline(
+    context: typer.Context,
+    result: Annotated[Path | None, typer.Argument(help="Results to keep as a baseline; default: measure now.")] = None,
+    profile: ProfileOption = None,
+    axis: AxisOption = [],
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: bench/baselines/NAME.json.")] = None,
+    leave_out_unstable: Annotated[
+        bool, typer.Option("--leave-out-unstable", help="Keep the stable points and name the others.")
+    ] = False,
+) -> None:
+    """Write a baseline; refuses uncommitted changes, too few rounds, failed and unstable points."""
+    from bench.show.gate import progress_console
+
+    chosen = Choice(configuration.load(config), context.obj or Machine(), profile, axis, clock, contender, case)
+    guards.refuse_unknown_clocks(clock, GATED)
+    guards.refuse_mixed_clocks(clock)
+    guards.refuse_dirty()
+    results = store.read(result) if result else _measure_baseline(chosen)
+    refuse_unproven(results, result)
+    left_out = [
+        point for point in results.points if leave_out_unstable and fitness.is_unstable(point, chosen.config.gate)
+    ]
+    results.points = [point for point in results.points if point not in left_out]
+    if faults := fitness.baseline_faults(results, chosen.config.gate) + fitness.work_faults(results):
+        raise GateError("no baseline: " + "; ".join(faults))
+    results.rules = chosen.rules
+    path = output or BASELINES / f"{baseline_name(results)}.json"
+    store.write(path, store.compact(results))
+    for point in left_out:
+        progress_console().print(f"left out: {fitness.instability(point, chosen.config.gate)}", soft_wrap=True)
+    progress_console().print(f"written to {shown(path)}: {len(results.points)} points")
+
+
+def _measure_baseline(chosen: Choice) -> Results:
+    gate = chosen.config.gate
+    if "work" in chosen.clocks:
+        return measured(chosen, chosen.plan(gate.work_profile, ["work"]), chosen.profile or gate.work_profile)
+    if not chosen.machine.has_gpu():
+        raise GateError(
+            "no NVIDIA GPU was found to take times on; expected --clock work, or a RESULT measured elsewhere"
+        )
+    plan = chosen.plan(gate.profile, chosen.gated_clocks)
+    rounds = -(-gate.baseline_rounds // gate.baseline_processes)
+    return measured(chosen, replicated(plan, rounds, gate.baseline_processes), plan.profile)
+
+
+def baseline_name(results: Results) -> str:
+    """`work` for counts, else the GPU model: `nvidia-h100-80gb-hbm3`."""
+    if all(point.clock == "work" for point in results.points):
+        return "work"
+    gpu = results.env.identity.get("gpu") if results.env else None
+    return re.sub(r"[^a-z0-9]+", "-", str(gpu or "unknown-gpu").lower()).strip("-")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (compare, baseline):
+        app.command()(verb)

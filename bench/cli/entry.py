@@ -1,0 +1,58 @@
+"""How a command line ends: the exit status says what happened, the last line of standard error why.
+
+1 is a verb's own finding and nothing else: a confirmed regression of the gate, a failed point of ours in a sweep. What
+goes wrong on the way, foreseen or not, is 2, as wrong usage is; what cannot be judged is 3.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import NoReturn
+
+import typer
+
+from bench.cli import streams
+from bench.cli.exit_codes import CANNOT_JUDGE, FAILED, INTERRUPTED
+from bench.execute.isolate import WorkerDied
+from bench.model.config import ConfigError
+from bench.model.records import ResultsError
+from bench.model.text import one_line
+from bench.model.verdict import CannotJudge, GateError
+
+
+def end(status: int, reason: object, name: str) -> NoReturn:
+    """Say the reason in one line and end."""
+    sys.stderr.write(f"{name}: {one_line(str(reason))}\n")
+    raise SystemExit(status)
+
+
+def run(
+    app: typer.Typer, arguments: list[str] | None = None, context: object = None, *, name: str = "bench"
+) -> NoReturn:
+    """Run a command line and end the process."""
+    with streams.told():
+        _run(app, arguments, context, name)
+    raise AssertionError("a command line ends its process")
+
+
+def _run(app: typer.Typer, arguments: list[str] | None, context: object, name: str) -> NoReturn:
+    try:
+        status = app(args=arguments, obj=context, standalone_mode=False)
+    except CannotJudge as reason:
+        end(CANNOT_JUDGE, reason, name)
+    except (ConfigError, GateError, ResultsError, WorkerDied) as error:
+        end(FAILED, error, name)
+    except KeyboardInterrupt:
+        end(INTERRUPTED, "interrupted", name)
+    except SystemExit as ended:  # typer's own, for a reader of standard output that has gone
+        raise SystemExit(FAILED if ended.code == 1 else ended.code) from None
+    except ImportError as error:
+        end(FAILED, f"{type(error).__name__}: {error}", name)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # of usage: typer exports no class of them
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        traceback.print_exc()
+        end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)
+    raise SystemExit(status if isinstance(status, int) else 0)

@@ -1,0 +1,50 @@
+"""What must hold before a verb begins: a GPU, no profiler around it, clocks that it knows, a committed tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.model.config import CLOCKS, ConfigError
+from bench.model.environment import attached_profiler, collect_code, nvml_device
+from bench.model.records import Code
+from bench.model.verdict import GateError
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU can be seen here."""
+    return nvml_device() is not None
+
+
+def require_gpu(verb: str, instead: str = "") -> None:
+    """Raises ConfigError where there is no GPU. `instead`: what works without one."""
+    if not has_gpu():
+        raise ConfigError(f"{verb}: needs an NVIDIA GPU and none was found{f'; expected {instead}' if instead else ''}")
+
+
+def require_timing(verb: str, instead: str = "") -> None:
+    """Raises ConfigError where times cannot be taken."""
+    require_gpu(verb, instead)
+    if profiler := attached_profiler():
+        raise ConfigError(f"{verb}: runs under {profiler}; a profiled run yields no timing")
+
+
+def refuse_unknown_clocks(names: Sequence[str], known: Sequence[str] = CLOCKS) -> None:
+    """Raises ConfigError for a clock that the verb does not take."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--clock {name}: expected one of {', '.join(known)}")
+
+
+def refuse_mixed_clocks(names: Sequence[str]) -> None:
+    """Raises ConfigError if counts are asked for beside times."""
+    if "work" in names and len(names) > 1:
+        raise ConfigError("--clock work is counted apart from times; expected no other clock beside it")
+
+
+def refuse_dirty(code: Code | None = None) -> None:
+    """Raises GateError unless this checkout is exactly a commit."""
+    code = code or collect_code()
+    if code.dirty is None:
+        raise GateError("this is no git checkout, so no commit can be named; expected to make baselines in a checkout")
+    if code.dirty:
+        raise GateError("the tree has uncommitted changes; expected a baseline to name the commit it was made of")

@@ -1,0 +1,331 @@
+"""`python -m bench history run|add|show|bisect|export`: one short function a verb."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bench.cli import guards
+from bench.cli.exit_codes import INTERRUPTED
+from bench.cli.options import (
+    AxisOption,
+    CaseOption,
+    ClockOption,
+    CommitsOption,
+    ConfigOption,
+    ContenderOption,
+    GpuOption,
+    LineOption,
+    ProcessesOption,
+    ProfileOption,
+    RoundsOption,
+    SeedOption,
+)
+from bench.cli.selection import of_files, planned
+from bench.execute import interleaved
+from bench.execute.commits import ExportedSource, GitSource, Libraries, Source, export
+from bench.execute.interleaved import LAYOUT_SEEDS, Machine
+from bench.judge.changes import changes
+from bench.judge.history import History
+from bench.judge.series import eras, order_of
+from bench.model import config as configuration
+from bench.model import git, store
+from bench.model import history as records
+from bench.model import pairs as pair_store
+from bench.model.case import ClockName
+from bench.model.config import Config, ConfigError, Plan
+from bench.model.history import Commit, Entry
+from bench.model.paths import ROOT, shown
+from bench.model.records import Results, ResultsError, Selection
+from bench.model.verdict import Exit, GateError
+
+STORE = ROOT / "history"
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
+ExportedOption = Annotated[
+    Path | None, typer.Option("--exported", help="Take commits from this folder, made by `history export`.")
+]
+app = typer.Typer(no_args_is_help=True, help="Series across commits: measure, add, show, bisect.")
+
+
+@app.command()
+def run(
+    commits: CommitsOption,
+    anchor: Annotated[
+        str | None,
+        typer.Option("--anchor", metavar="REV", help="Measured between the others; default: the stored one, else B."),
+    ] = None,
+    profile: ProfileOption = None,
+    axis: AxisOption = [],
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    processes: ProcessesOption = None,
+    rounds: RoundsOption = None,
+    folder: StoreOption = STORE,
+    exported: ExportedOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure what is stored once more.")] = False,
+) -> None:
+    """Measure a profile at each commit that the store lacks; interrupted, the same command goes on."""
+    from bench.execute import history as running
+    from bench.show.history import follow
+    from bench.show.tables import console
+
+    loaded, source = configuration.load(config), source_of(exported)
+    line = source.line(commits)
+    counted = _counted(clock)
+    selection = Selection(
+        profile or (loaded.history.work_profile if counted else loaded.history.profile),
+        axis,
+        clock,
+        contender,
+        case,
+        rounds,
+        processes,
+    )
+    plan = _plan(loaded, selection, counted)
+    followed = [point for point in plan.points if _any(point.contender, contender or loaded.history.contenders)]
+    if not followed:
+        raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(loaded.history.contenders)}")
+    others = tuple(point for point in plan.points if point not in followed)
+    job = running.Session(
+        source=source,
+        commits=line,
+        anchor=None if counted else _anchor(source, anchor, records.read_all(folder), line),
+        plan=msgspec.structs.replace(plan, points=tuple(followed)),
+        references=() if counted else others,
+        selection=selection,
+        folder=folder,
+        anchor_every=loaded.history.anchor_every,
+        again=again,
+    )
+    events = running.run(job)
+    try:
+        follow(events, console(), folder)
+    except KeyboardInterrupt:
+        events.close()
+        console().print("interrupted; the same command goes on with what is left")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def add(
+    file: Annotated[list[Path], typer.Argument(help="Results files of committed trees.")],
+    folder: StoreOption = STORE,
+) -> None:
+    """Put results made elsewhere into the store."""
+    from bench.show.history import added
+    from bench.show.tables import console
+
+    entries = [entry_of(path, store.read(path)) for path in file]  # all of them are right before one is written
+    for path, entry in zip(file, entries, strict=True):
+        console().print(added(path, entry, records.write(folder, entry)))
+
+
+@app.command()
+def show(
+    commits: LineOption = None,
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    gpu: GpuOption = None,
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    folder: StoreOption = STORE,
+    exported: ExportedOption = None,
+) -> None:
+    """The changes, and a table for each point."""
+    from bench.show.history import tables
+    from bench.show.tables import console
+
+    console().print(tables(view(folder, commits, clock, contender, case, gpu, config, exported)))
+
+
+@app.command()
+def bisect(
+    context: typer.Context,
+    commits: CommitsOption,
+    profile: ProfileOption = None,
+    axis: AxisOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
+    exported: ExportedOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the records of the pairs.")] = None,
+    seed: SeedOption = None,
+) -> None:
+    """Name the commit of A..B that changed the time, by interleaved pairs. Exit: 0 named, 3 cannot tell."""
+    from bench.execute.bisect import Bisection
+    from bench.execute.bisect import bisect as search
+    from bench.show.history import follow_bisection
+
+    loaded, source = configuration.load(config), source_of(exported)
+    machine: Machine = context.obj or Machine()
+    if processes is not None:
+        loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
+    line = _with_start(source, commits)
+    plan = _plan(loaded, Selection(profile or loaded.history.profile, axis, ["graph"], contender, case), False)
+    points = [point for point in plan.points if _any(point.contender, contender or loaded.history.contenders)]
+    machine.require_gpu()
+    with Libraries(source) as libraries:
+        chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)
+        job = Bisection(loaded, line, interleaved.pair_points(points), libraries, machine.open_side, chosen)
+        try:
+            named = follow_bisection(search(job))
+        finally:
+            for number, pairs in enumerate(job.runs, 1):
+                if output is not None and any(point.rounds for point in pairs.points):
+                    pair_store.write(output / f"bisect-{number}.json", pairs)
+    if not named.certain:
+        raise typer.Exit(int(Exit.CANNOT_JUDGE))
+
+
+@app.command(name="export")
+def export_commits(
+    commits: CommitsOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
+) -> None:
+    """Write the commits' libraries into a folder, for a machine that has no git or not this repository."""
+    from bench.show.tables import console
+
+    source = GitSource()
+    line = _with_start(source, commits)
+    export(source, line, output)
+    console().print(f"written to {shown(output)}: {len(line)} commits; use it with --exported {output}")
+
+
+def view(
+    folder: Path,
+    commits: str | None,
+    clocks: Sequence[str],
+    contenders: Sequence[str],
+    cases: Sequence[str],
+    gpu: str | None,
+    config: Path = configuration.DEFAULT_PATH,
+    exported: Path | None = None,
+) -> History:
+    """What the store holds of a line, with its changes. Raises ResultsError, GateError."""
+    stored = records.read_all(folder)
+    clock = _one_clock(clocks, stored, folder)
+    entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
+    line = source_of(exported).line(commits) if commits is not None else _own_line(entries)
+    order = order_of(entries, line)
+    if not order:
+        raise ResultsError(
+            f"{folder}: has none of the commits {commits}; measure them with: python -m bench history run"
+        )
+    wanted = of_files([point for entry in entries for point in entry.results.points], [clock], contenders, cases)
+    found = eras(entries, order, wanted, [clock])
+    if not found:
+        raise ResultsError(f"{folder}: no point of these commits has this contender and case; expected others")
+    settings = configuration.load(config).history
+    known = list(line) if line is not None else order
+    return History(
+        clock=clock,
+        line=known,
+        eras=found,
+        changes=[change for era in found for one in era.series for change in changes(one, known, settings)],
+        missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
+    )
+
+
+def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
+    """The part of this checkout's own line that holds all entries; None if there is none, and time must order them."""
+    source = GitSource()
+    stored = {entry.commit.sha for entry in entries}
+    try:
+        own = source.ancestry("HEAD")
+    except git.GitError:  # no repository
+        return None
+    places = [index for index, sha in enumerate(own) if sha in stored]
+    if not places or len(places) != len(stored):
+        return None
+    first, last = own[places[0]], own[places[-1]]
+    return [source.commit(first), *(source.line(f"{first}..{last}") if last != first else [])]
+
+
+def source_of(exported: Path | None) -> Source:
+    return ExportedSource(exported) if exported is not None else GitSource()
+
+
+def entry_of(path: Path, results: Results) -> Entry:
+    """A results file as an entry. Raises ResultsError unless it names a commit."""
+    code = results.code
+    if code.sha is None:
+        raise ResultsError(f"{path}: does not say which commit it measured; expected one made in a git checkout")
+    if not git.HASH.fullmatch(code.sha):
+        raise ResultsError(f"{path}: code.sha is {code.sha!r}; expected the hash of a commit, hexadecimal digits")
+    if code.dirty:
+        raise ResultsError(f"{path}: measured on a tree with uncommitted changes; expected a commit")
+    if results.env is None or not results.points:
+        raise ResultsError(f"{path}: holds no point; expected a sweep that measured something")
+    try:
+        commit = GitSource().commit(code.sha)
+    except git.GitError:  # an artefact of a commit that is not here
+        commit = Commit(code.sha, "", code.commit_time)
+    return Entry(commit, results.run.id, results)
+
+
+def _counted(clocks: Sequence[str]) -> bool:
+    """Whether counts are wanted; times need a machine that can take them."""
+    guards.refuse_unknown_clocks(clocks)
+    guards.refuse_mixed_clocks(clocks)
+    if "work" not in clocks:
+        guards.require_timing("history run", "--clock work")
+    return "work" in clocks
+
+
+def _plan(loaded: Config, selection: Selection, counted: bool) -> Plan:
+    plan = planned(loaded, selection)
+    if any((point.clock == "work") != counted for point in plan.points):
+        raise ConfigError(f"profile {plan.profile}: has clocks of both kinds; expected --clock NAME")
+    return plan
+
+
+def _anchor(source: Source, name: str | None, stored: Sequence[Entry], line: Sequence[Commit]) -> Commit:
+    """The anchor asked for, else the one of the last session: only the same anchor joins two sessions."""
+    if name is not None:
+        return source.commit(name)
+    known = [entry for entry in stored if entry.anchor is not None and entry.anchor == entry.commit.sha]
+    if known:
+        return max(known, key=lambda entry: entry.results.run.started_utc).commit
+    return line[-1]
+
+
+def _with_start(source: Source, commits: str) -> list[Commit]:
+    """The line with the commit before it, against which it is compared."""
+    if ".." not in commits or commits.startswith(".."):
+        raise GateError(f"--commits {commits}: expected A..B: A is the last commit known to be good")
+    return [source.commit(commits.split("..", 1)[0]), *source.line(commits)]
+
+
+def _one_clock(clocks: Sequence[str], stored: Sequence[Entry], folder: Path) -> ClockName:
+    known = {point.clock for entry in stored for point in entry.results.points}
+    if len(clocks) > 1:
+        raise ConfigError("--clock: a series is of one clock; expected it once")
+    for name in clocks or configuration.CLOCKS:
+        if name in known:
+            return name
+    if not known:
+        raise ResultsError(f"{folder}: no history; make one with: python -m bench history run --commits A..B")
+    raise ResultsError(f"--clock {clocks[0]}: {folder} has {', '.join(sorted(known))}; expected one of them")
+
+
+def _has(entry: Entry, clock: ClockName) -> bool:
+    return any(point.clock == clock for point in entry.results.points)
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verbs."""
+    root.add_typer(app, name="history")

@@ -1,0 +1,174 @@
+"""`sweep`, `tune` and `layer` of the command line: the verbs that take figures."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli import guards
+from bench.cli.exit_codes import FOUND, INTERRUPTED
+from bench.cli.options import (
+    AxisOption,
+    CaseOption,
+    ClockOption,
+    ConfigOption,
+    ContenderOption,
+    ProcessesOption,
+    ProfileOption,
+    RoundsOption,
+)
+from bench.cli.selection import DEFAULT_PROFILE, planned
+from bench.model import config as configuration
+from bench.model import store
+from bench.model.config import Config, ConfigError, Plan
+from bench.model.environment import collect_code
+from bench.model.locks import only_writer
+from bench.model.paths import RESULTS
+from bench.model.records import SCHEMA_VERSION, Point, Results, ResultsError, Selection
+
+
+def sweep(
+    profile: ProfileOption = None,
+    axis: AxisOption = [],
+    clock: ClockOption = [],
+    contender: ContenderOption = [],
+    case: CaseOption = [],
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME.json.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this file, repeating nothing.")] = None,
+    rounds: RoundsOption = None,
+    processes: ProcessesOption = None,
+) -> None:
+    """Verify and measure every point of a profile; without a GPU, count its work."""
+    selection = Selection(profile or DEFAULT_PROFILE, axis, clock, contender, case, rounds, processes)
+    if resume and (selection != Selection(DEFAULT_PROFILE) or output):
+        raise ConfigError(f"--resume {resume}: goes on with the file's own selection; expected no other option")
+    results = store.read(resume) if resume else None  # bad input is named before anything is made
+    plan = plan_of(configuration.load(config), results.run.selection if results else selection)
+    path = resume or output or RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{selection.profile}.json"
+    with only_writer(path):
+        if resume:
+            results = store.read(resume)  # again: another process may have gone on with it until now
+            _check_resumable(results, plan, path)
+        else:
+            results = _begin(plan, selection, path)
+        _sweep(plan, results, path)
+
+
+def plan_of(config: Config, selection: Selection) -> Plan:
+    """The plan of a sweep. Without a GPU and without a wish for a clock: the work clock."""
+    guards.refuse_unknown_clocks(selection.clocks)
+    if any(name != "work" for name in selection.clocks):
+        guards.require_gpu(f"--clock {' '.join(selection.clocks)}", "work")
+    return planned(config, selection, () if selection.clocks or guards.has_gpu() else ["work"])
+
+
+def _sweep(plan: Plan, results: Results, path: Path) -> None:
+    from bench.show.tables import console, summary
+
+    out = console()
+    if all(point.clock == "work" for point in plan.points):
+        out.print("Work clock: what follows are counts from Triton's interpreter, not times.")
+    _run(plan, results, path)
+    out.print(summary(results))
+    out.print(f"written to {path}")
+    if any(point.contender.startswith("csgmv_embed") and not _as_wanted(point) for point in results.points):
+        raise typer.Exit(FOUND)
+
+
+def _as_wanted(point: Point) -> bool:
+    """A point of ours is ok; on the work clock it may be too large to be counted."""
+    return point.status == "ok" or (point.clock == "work" and point.status == "skipped")
+
+
+def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
+    from bench.execute.sweep import new_results
+
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
+    if exists:
+        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
+    return new_results(plan, selection)
+
+
+def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
+    """Raises ResultsError if going on would mix two measurements in one file."""
+    from bench.execute.sweep import plan_digest
+
+    code = collect_code()
+    for what, then, now in (
+        ("the format", results.schema.version, SCHEMA_VERSION),
+        ("the plan (bench.toml or the options)", results.run.plan_sha256, plan_digest(plan)),
+        ("the kernel's source", results.code.kernel_source_sha256, code.kernel_source_sha256),
+        ("the suite's measuring code", results.code.instrument, code.instrument),
+    ):
+        if then != now:
+            raise ResultsError(f"{path}: {what} has changed since the file was begun; expected a new sweep")
+    results.run.resumed += 1
+
+
+def _run(plan: Plan, results: Results, path: Path) -> None:
+    from bench.execute.sweep import sweep as run_sweep
+    from bench.show.progress import follow
+    from bench.show.tables import console
+
+    events = run_sweep(plan, results, path)
+    try:
+        follow(events, console())
+    except KeyboardInterrupt:
+        events.close()
+        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def tune(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
+    ] = None,
+) -> None:
+    """Time launch configurations on this GPU and write the library's table for it."""
+    guards.require_timing("tune")
+    import torch
+
+    from bench.execute.tune import ADAPTERS, VOCAB, TunedTable, as_fields, encode
+    from bench.execute.tune import tune as run_tune
+    from bench.show.progress import tuned
+    from bench.show.tables import console
+    from csgmv_embed.launch import tiles
+
+    gpu = torch.cuda.get_device_name()
+    rows = [as_fields(row) for row in tuned(run_tune(), console())]
+    code = collect_code()
+    table = TunedTable(gpu, code.sha, "python -m bench tune", VOCAB, ADAPTERS, rows)
+    path = output or tiles.table_path(gpu)
+    store.write_bytes(path, encode(table))
+    console().print(f"written to {path}")
+
+
+def layer(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
+) -> None:
+    """Time SGLang's embedding layer and lm_head with the plugin on and off."""
+    guards.require_timing("layer")
+    from bench.execute import layer as layers
+    from bench.model.environment import collect_environment
+    from bench.show.layer import shown
+    from bench.show.tables import console
+
+    rows = [*shown(layers.compare(), console())]
+    if output is not None:
+        store.write_bytes(output, layers.encode(rows, collect_environment("cuda"), collect_code()))
+        console().print(f"written to {output}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    for verb in (sweep, tune, layer):
+        app.command()(verb)

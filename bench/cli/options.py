@@ -1,0 +1,48 @@
+"""Options that several verbs take, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Profile of bench.toml; default: quick, or the verb's own.")
+]
+AxisOption = Annotated[
+    list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis in every grid of the profile.")
+]
+ClockOption = Annotated[
+    list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
+]
+ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
+CaseOption = Annotated[
+    list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
+]
+ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Re-layouts in a process.")]
+ProcessesOption = Annotated[
+    int | None, typer.Option("--processes", min=1, help="Fresh processes, each with its own rounds.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=1, help="Of layouts and order; default: random.")]
+FormatOption = Annotated[
+    list[str],
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="NAME[=FILE]",
+        help="table, markdown, json, junit, bencher or github; to standard output or a file; may repeat.",
+    ),
+]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(help="Results, records of pairs, reports of the gate, folders of a history.")
+]
+CommitsOption = Annotated[
+    str, typer.Option("--commits", metavar="A..B", help="After A up to B along first parents; or names, with commas.")
+]
+LineOption = Annotated[
+    str | None,
+    typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored."),
+]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]

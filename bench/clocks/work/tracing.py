@@ -1,0 +1,280 @@
+"""The work of one launch, counted in Triton's interpreter: exact, equal on every machine, and no timing."""
+
+from __future__ import annotations
+
+import bisect
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from types import ModuleType
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import numpy as np
+
+from bench.clocks.work.interpreter import faithful
+from bench.model.records import WorkCounts, WorkLaunch
+
+SECTOR_BYTES = 32
+MAX_PROGRAMS = 8192  # of a launch: with large tiles a minute of the interpreter
+_REFUSED = ("atomic_rmw", "atomic_cas")
+_LISTENED = ("load", "store", *_REFUSED)  # names of triton-viz's operations
+_LOAD, _STORE = np.uint8(1), np.uint8(2)
+
+_NEEDS_INTERPRETER = (
+    "counting work needs Triton's interpreter: set TRITON_INTERPRET=1 before triton and the kernels are imported"
+)
+_NEEDS_TRITON_VIZ = "counting work needs triton-viz: pip install triton-viz"
+
+
+class TooManyPrograms(Exception):
+    """A launch that would take the interpreter too long; the message says how large it is."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one call did: its figures, and its kernel launches in order."""
+
+    counts: WorkCounts
+    launches: list[WorkLaunch]
+
+
+def count(launch: Callable[[], object]) -> Counted:
+    """Run `launch` once under the interpreter and count the work of every Triton kernel that it launches.
+
+    All interpreted launches end in one place of the interpreter and are counted there, under whatever name a kernel
+    was imported. A torch kernel, such as the fill of torch.zeros, is not counted. Sectors are numbered from the start
+    of the storage each address lies in, as a GPU allocator would align it, so the counts do not depend on where the
+    host put the tensors. Tensors must be on the CPU. The memory needed is one byte per 32 bytes of tensor that is
+    touched.
+
+    Raises RuntimeError if the interpreter or triton-viz is missing, for a launch that is not interpreted (of a kernel
+    made before TRITON_INTERPRET was set, or compiled) or tries several configurations (an autotuned one), if a live
+    lane leaves the storages of the kernels' tensor arguments, and for atomics, which are neither loads nor stores; the
+    interpreter may wrap the last two in its InterpreterError.
+    """
+    triton_viz = _load_triton_viz()
+    counter = _Counter()
+    with _traced(triton_viz, counter):
+        launch()
+    return Counted(counter.counts(), counter.launches())
+
+
+def _load_triton_viz() -> ModuleType:
+    knobs = importlib.import_module("triton.knobs")
+    if not knobs.runtime.interpret:
+        raise RuntimeError(_NEEDS_INTERPRETER)
+    try:
+        triton_viz = importlib.import_module("triton_viz")
+    except ImportError as error:
+        raise RuntimeError(_NEEDS_TRITON_VIZ) from error
+    if triton_viz.config.num_sms != 1:
+        raise RuntimeError("programs must be interpreted one after the other: unset TRITON_VIZ_NUM_SMS")
+    importlib.import_module("triton_viz.core.client").Client.register(_Counter)
+    return triton_viz
+
+
+@contextmanager
+def _traced(triton_viz: ModuleType, counter: _Counter) -> Iterator[None]:
+    """Within, every interpreted launch is told to `counter` and every other one refused."""
+    executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
+    client = importlib.import_module("triton_viz.core.client")
+    with ExitStack() as stack:
+        stack.callback(triton_viz.clear)
+        stack.enter_context(faithful())
+        # Of what triton-viz would wrap, only this: it wraps tl.trans such that kernels which call others lose it.
+        namespaces = importlib.import_module("triton_viz.frontends.triton").TRITON_NAMESPACES
+        wrapped = {space: _listened(operations) for space, operations in namespaces.items()}
+        stack.enter_context(patch.dict(namespaces, wrapped))
+        # triton-viz 3.0 never takes back its rewriting of loops, which breaks kernels interpreted later without it.
+        stack.enter_context(_replaced(client, "patch_for_loop", lambda callbacks: None))
+
+        def counted(grid: Any, *arguments: Any, **options: Any) -> Any:
+            counter.begin(grid.fn.__name__)
+            manager = client.ClientManager([counter])
+            with manager.patch_run(grid.fn, backend="triton"):  # puts triton-viz's own call in the place of this one
+                return grid(*arguments, client_manager=manager, jit_fn=None, **options)
+
+        stack.enter_context(_replaced(executor, "__call__", counted))
+        for module, kind, what in _UNCOUNTED:
+            owner, refuse = getattr(importlib.import_module(module), kind), _uncounted(what)
+            value = property(refuse) if isinstance(vars(owner)["run"], property) else refuse
+            stack.enter_context(_replaced(owner, "run", value))
+        yield
+
+
+# Ways to launch that the interpreter does not see, or not as a GPU does, and what one of them is.
+_UNCOUNTED = (
+    ("triton.runtime.jit", "JITFunction", "made before TRITON_INTERPRET was set"),
+    ("triton.compiler.compiler", "CompiledKernel", "a compiled one"),
+    ("triton.runtime.autotuner", "Autotuner", "an autotuned one"),
+)
+
+
+def _uncounted(what: str) -> Callable[..., NoReturn]:
+    def refuse(self: Any, *arguments: object, **options: object) -> NoReturn:
+        function = getattr(self, "base_fn", getattr(self, "fn", self))
+        name = getattr(function, "__name__", None) or getattr(self, "name", "?")
+        raise RuntimeError(f"the kernel {name} was launched and not counted: it is {what}; {_NEEDS_INTERPRETER}")
+
+    return refuse
+
+
+def _listened(operations: dict[str, type]) -> dict[str, type]:
+    """Those of triton-viz's operations that are counted or refused."""
+    return {name: kind for name, kind in operations.items() if getattr(kind, "name", "") in _LISTENED}
+
+
+@contextmanager
+def _replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
+    original = vars(owner)[attribute]
+    setattr(owner, attribute, value)
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, original)
+
+
+class _Sectors:
+    """Which 32-byte sectors of which storage were touched, and how; a storage is known by its base address."""
+
+    def __init__(self) -> None:
+        self._bases: list[int] = []  # sorted
+        self._storages: dict[int, Any] = {}  # held, so that no later storage gets the same address
+        self._flags: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+
+    def add(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        base, size = storage.data_ptr(), storage.nbytes()
+        if size > 0 and base not in self._storages:
+            bisect.insort(self._bases, base)
+            self._storages[base] = storage
+            self._flags[base] = np.zeros(-(-size // SECTOR_BYTES), dtype=np.uint8)
+
+    def touch(self, addresses: np.ndarray[Any, Any], flag: np.uint8) -> None:
+        """Mark the sector of each address, (lanes,) uint64."""
+        while addresses.size:  # one turn for each storage the lanes lie in, so nearly always one
+            lowest = int(addresses.min())
+            position = bisect.bisect_right(self._bases, lowest) - 1
+            base = self._bases[position] if position >= 0 else 0
+            end = base + self._storages[base].nbytes() if position >= 0 else 0
+            if lowest >= end:
+                raise RuntimeError(f"a kernel accessed address {lowest:#x}, outside its tensor arguments")
+            inside = addresses < end
+            self._flags[base][(addresses[inside] - base) // SECTOR_BYTES] |= flag
+            addresses = addresses[~inside]
+
+    def count(self, flag: np.uint8) -> int:
+        return sum(int(np.count_nonzero(flags & flag)) for flags in self._flags.values())
+
+
+@dataclass
+class _Launched:
+    """A launch while its programs run."""
+
+    kernel: str
+    programs: int = 0
+    active_programs: int = 0
+
+
+class _Counter:
+    """A client of triton-viz: its interface is `triton_viz.core.client.Client`, registered as such when first used."""
+
+    NAME = "work_counter"
+
+    def __init__(self) -> None:
+        self._sectors = _Sectors()
+        self._launched: list[_Launched] = []
+        self._load_bytes = self._store_bytes = 0
+        self._busiest = (0, 0)
+        self._loads = self._stores = 0  # of the program that is running
+        self._stored = False
+
+    def counts(self) -> WorkCounts:
+        return WorkCounts(
+            launches=len(self._launched),
+            programs=sum(item.programs for item in self._launched),
+            active_programs=sum(item.active_programs for item in self._launched),
+            busiest_loads=self._busiest[0],
+            busiest_stores=self._busiest[1],
+            load_bytes=self._load_bytes,
+            store_bytes=self._store_bytes,
+            load_sectors=self._sectors.count(_LOAD),
+            store_sectors=self._sectors.count(_STORE),
+        )
+
+    def launches(self) -> list[WorkLaunch]:
+        return [WorkLaunch(item.kernel, item.programs, item.active_programs) for item in self._launched]
+
+    def begin(self, kernel: str) -> None:
+        """A launch of this kernel follows."""
+        self._launched.append(_Launched(kernel))
+
+    def arg_callback(self, name: str, arg: Any, arg_cvt: Any) -> None:
+        if isinstance(arg, tuple):
+            for item in arg:
+                self.arg_callback(name, item, None)
+        tensor = getattr(arg, "base", arg)  # tensor descriptors and reinterpreted tensors wrap one
+        if hasattr(tensor, "untyped_storage"):
+            self._sectors.add(tensor)
+
+    def grid_callback(self, grid: tuple[int, ...]) -> None:
+        if prod(grid) > MAX_PROGRAMS:
+            raise TooManyPrograms(
+                f"a launch of {prod(grid)} programs; the work clock interprets at most {MAX_PROGRAMS}"
+            )
+
+    def grid_idx_callback(self, grid_idx: tuple[int, ...]) -> None:
+        self._launched[-1].programs += 1
+        self._loads = self._stores = 0
+        self._stored = False
+
+    def pre_run_callback(self, fn: Callable[..., object]) -> bool:
+        return True
+
+    def post_run_callback(self, fn: Callable[..., object]) -> bool:
+        self._launched[-1].active_programs += self._stored
+        operations = (self._loads, self._stores)
+        self._busiest = max(self._busiest, operations, key=lambda pair: (sum(pair), pair))
+        return True
+
+    def register_op_callback(self, op_type: type) -> Any:
+        callbacks = importlib.import_module("triton_viz.core.callbacks").OpCallbacks
+        # Unmasked, block-pointer and descriptor accesses reach the interpreter's masked load and store, too.
+        refused = dict.fromkeys(_REFUSED, _refuse_atomic)
+        handlers: dict[str, Callable[..., None]] = {"load": self._load, "store": self._store, **refused}
+        return callbacks(before_callback=handlers.get(getattr(op_type, "name", "")))
+
+    def register_for_loop_callback(self) -> Any:
+        return importlib.import_module("triton_viz.core.callbacks").ForLoopCallbacks()
+
+    def pre_warmup_callback(self, jit_fn: object, *args: object, **kwargs: object) -> bool:
+        return False
+
+    def post_warmup_callback(self, jit_fn: object, ret: object) -> None: ...
+
+    def finalize(self) -> list[object]:
+        return []
+
+    def _load(self, pointers: Any, mask: Any, keys: object) -> None:
+        self._loads += 1
+        self._load_bytes += self._live_bytes(pointers, mask, _LOAD)
+
+    def _store(self, pointers: Any, mask: Any, keys: object) -> None:
+        live_bytes = self._live_bytes(pointers, mask, _STORE)
+        self._stores += 1
+        self._store_bytes += live_bytes
+        self._stored |= live_bytes > 0
+
+    def _live_bytes(self, pointers: Any, mask: Any, flag: np.uint8) -> int:
+        """Mark the sectors of the live lanes and return their bytes; `pointers` and `mask` are interpreter handles."""
+        live = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        self._sectors.touch(live, flag)
+        element_bits: int = pointers.get_element_ty().primitive_bitwidth
+        return int(live.size) * max(1, element_bits // 8)  # a bool is one bit to Triton and one byte in memory
+
+
+def _refuse_atomic(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("a kernel used an atomic, which is neither a load nor a store and is not counted")

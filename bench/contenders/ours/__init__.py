@@ -1,0 +1,1 @@
+"""The contenders of this repository's library and plugin."""

@@ -1,0 +1,105 @@
+"""The SGLang plugin: SGLang's own backend object, its batch planned and looked up by the plugin's hooks.
+
+Beside `sglang_csgmv` of the same chunk size this is the plugin on against off: one process, one backend class.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from bench.contenders.base import KernelRef, Launch, Preparation
+from bench.contenders.ours.lookup import CsgmvEmbed
+from bench.contenders.sglang.csgmv import SglangCsgmv
+from bench.contenders.sglang.peers import DEFAULT_CHUNK_SIZE
+from bench.workload.tensors import Workload
+
+
+class CsgmvEmbedPlugin(SglangCsgmv):
+    """`chunk_size` is the server's --max-lora-chunk-size. Both modules are prepared for, as SGLang does.
+
+    Each batch is planned as if it were new; `steady`: as the decode step after an equal one, which is not sent again.
+    """
+
+    def __init__(self, chunk_size: int = DEFAULT_CHUNK_SIZE, steady: bool = False) -> None:
+        super().__init__(chunk_size)
+        self.name = f"csgmv_embed_plugin{'_steady' if steady else ''}-chunk{chunk_size}"
+        self._steady = steady
+        self._kernel = CsgmvEmbed("vocab_major", "tokens")
+
+    def setup(self, workload: Workload, *, static: bool) -> Launch:
+        with (
+            self.peer.preparing(workload, static=static, chunk_size=self.chunk_size) as (backend, prepare),
+            plugged(backend),
+        ):
+            prepare()
+        return self.launch_on(backend, workload)
+
+    @contextmanager
+    def preparation(self, workload: Workload) -> Iterator[Preparation]:
+        from csgmv_embed.sglang import planner
+
+        with (
+            self.peer.preparing(workload, static=True, chunk_size=self.chunk_size) as (backend, prepare),
+            plugged(backend),
+        ):
+            state = getattr(backend, planner.STATE)
+
+            def prepare_anew() -> None:
+                state.last_step = None
+                prepare()
+
+            yield Preparation(prepare if self._steady else prepare_anew, self.launch_on(backend, workload))
+
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        from csgmv_embed.sglang import hooks, planner
+
+        state = getattr(backend, planner.STATE)
+        ids, table, vocab = workload.index_sets, workload.table("vocab_major"), workload.case.vocab
+        return lambda k: hooks.run_lookup(state, ids[k], table, vocab)
+
+    def required_bytes(self, workload: Workload) -> int:
+        return self._kernel.required_bytes(workload)
+
+    def kernels(self) -> list[KernelRef]:
+        return self._kernel.kernels()
+
+
+def plug_layer(layer: Any) -> None:
+    """What the hooks do to SGLang's layer classes, to this layer object alone. Its backend has to be plugged."""
+    from csgmv_embed.sglang import layers
+
+    kind = type(layer)
+    hooks = {"apply_lora": layers.head}
+    if kind.__name__ == "VocabParallelEmbeddingWithLoRA":
+        hooks = {"forward": layers.forward, "apply_lora": layers.apply}
+    for name, hook in hooks.items():
+        setattr(layer, name, partial(hook, getattr(kind, name), layer))
+
+
+@contextmanager
+def plugged(backend: Any) -> Iterator[None]:
+    """What the hooks do to a backend class, to this object alone: other contenders of the process keep SGLang's.
+
+    Its methods are the plugin's inside the context, and SGLang's own again after it.
+    """
+    from csgmv_embed.sglang import hooks, planner, runtime
+    from csgmv_embed.sglang.settings import Settings
+    from csgmv_embed.sglang.targets import release_for
+
+    release = release_for(importlib.metadata.version("sglang"), any_version=True)
+    state = planner.attach(backend, release)
+    for name, prefill in (("cuda_graph_batch_info", False), ("prefill_cuda_graph_batch_info", True)):
+        if getattr(backend, name, None) is not None:
+            planner.pack(state, getattr(backend, name), prefill=prefill)
+    backend.prepare_lora_batch = partial(hooks.prepare, type(backend).prepare_lora_batch, backend)
+    backend.run_lora_a_embedding = partial(hooks.lookup, type(backend).run_lora_a_embedding, backend)
+    before = runtime.active
+    runtime.activate(runtime.Active(release, Settings()))
+    try:
+        yield
+    finally:
+        runtime.activate(before)

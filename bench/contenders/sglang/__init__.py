@@ -1,0 +1,1 @@
+"""The contenders of the installed SGLang, and what its objects need without a server."""

@@ -1,0 +1,60 @@
+"""SGLang's LoRA on lm_head in a decode step: the calls of ParallelLMHeadWithLoRA.apply_lora, and its expand alone.
+
+Ranks mix in a process here, and csgmv's kernels do not survive that with SGLang's own kernel cache, whose keys omit the
+rank: run at rank 16 and then at rank 64, the expand launches the kernel compiled for rank 16 again, and its result is
+wrong. isolate.py switches the cache off in every worker; the profile `faults` switches it on and shows the fault.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.contenders.base import Launch
+from bench.contenders.sglang.ops import SglangOp, offsets
+from bench.model.case import ELEMENT_BYTES
+from bench.workload import traffic
+from bench.workload.tensors import Workload
+
+
+class SglangHead(SglangOp):
+    """Shrink, then expand into the given logits."""
+
+    parts = ("shrink", "expand")
+    in_place = True
+    roundings = 3
+
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        hidden, logits = workload.given("hidden_states"), workload.given("logits")
+        a_table, b_table, bounds = workload.weight("head_a"), workload.weight("b"), offsets(workload)
+
+        def launch(k: int) -> torch.Tensor:
+            shrunk = backend.run_lora_a_sgemm(hidden[k], a_table)
+            out: torch.Tensor = backend.run_lora_b_sgemm(
+                x=shrunk, weights=b_table, output_offset=bounds, base_output=logits[k]
+            )
+            return out
+
+        return launch
+
+    def required_bytes(self, workload: Workload) -> int:
+        """The least, and the shrunk rows written and read."""
+        return traffic.minimum(workload) + 2 * traffic.live_ranks(workload) * ELEMENT_BYTES[workload.case.dtype]
+
+
+class SglangExpand(SglangOp):
+    """The expand of given shrunk rows into the given logits."""
+
+    parts = ("expand",)
+    in_place = True
+    roundings = 2
+
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        shrunk, logits, b_table = workload.given("shrunk"), workload.given("logits"), workload.weight("b")
+        bounds = offsets(workload)
+        run = backend.run_lora_b_sgemm
+        return lambda k: run(x=shrunk[k], weights=b_table, output_offset=bounds, base_output=logits[k])
+
+    def required_bytes(self, workload: Workload) -> int:
+        return traffic.minimum(workload)

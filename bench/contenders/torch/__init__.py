@@ -1,0 +1,1 @@
+"""Contenders written in torch: the base product without LoRA, and gathers."""

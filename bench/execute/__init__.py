@@ -1,0 +1,1 @@
+"""Runs things: sweeps, pairs of two trees, commits, tuning. Prints nothing; judges by bench.judge alone."""

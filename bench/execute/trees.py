@@ -1,0 +1,130 @@
+"""The source trees of two sides, and the folder from which a side's worker imports.
+
+The measuring code is always this checkout's: only `csgmv_embed` differs between the sides.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.model import git
+from bench.model.config import Config, ConfigError, as_before
+from bench.model.environment import ROOT, collect_code
+from bench.model.sources import SourceHashes, hash_library, source_hashes
+from bench.model.verdict import CannotJudge, GateError, Subject
+
+LIBRARY = "csgmv_embed"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH."""
+
+    subject: Subject
+    path: Path
+
+    @property
+    def library(self) -> Path:
+        """Where the library's files really are."""
+        return (self.path / LIBRARY).resolve()
+
+    def environment(self) -> dict[str, str]:
+        """For a worker: this side's library and this checkout's suite, before all that is installed or on the path."""
+        known = os.environ.get("PYTHONPATH")
+        return {
+            "PYTHONPATH": f"{self.path}{os.pathsep}{known}" if known else str(self.path),
+            "PYTHONSAFEPATH": "1",  # the cwd may hold another library
+        }
+
+
+@contextmanager
+def trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
+    """The trees of two revisions; None is this checkout as it is, uncommitted changes included.
+
+    Raises GitError for a name that git does not know, CannotJudge for a revision without the library.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-gate-") as name:
+        folder = Path(name)
+        with ExitStack() as stack:
+            sides = []
+            for side, rev in (("a", before), ("b", after)):
+                root = ROOT
+                if rev is not None:
+                    rev = commit_of(rev)
+                    root = stack.enter_context(_checked_out(rev, folder / f"worktree-{side}"))
+                sides.append(_tree(folder / side, root, rev))
+            yield sides[0], sides[1]
+
+
+@contextmanager
+def _checked_out(sha: str, root: Path) -> Iterator[Path]:
+    """A worktree of the commit at `root`, as long as it is needed."""
+    git.git("worktree", "add", "--detach", "--quiet", str(root), sha, root=ROOT)
+    try:
+        yield root
+    finally:
+        git.git("worktree", "remove", "--force", str(root), root=ROOT)
+
+
+def _tree(folder: Path, root: Path, sha: str | None) -> Tree:
+    digest = link(folder, root, sha[:9] if sha else "this checkout")
+    if sha is None:
+        code = collect_code()
+        label = f"{code.short or 'unknown commit'}{' + uncommitted changes' if code.dirty else ''}"
+        return Tree(Subject(label, code.sha, code.dirty, digest), folder)
+    return Tree(Subject(sha[:9], sha, False, digest), folder)
+
+
+def link(folder: Path, root: Path, label: str) -> str:
+    """Make the folder for PYTHONPATH of the library below `root`; the hash of its sources.
+
+    Raises CannotJudge if there is no library.
+    """
+    library = root / LIBRARY
+    if not (library / "__init__.py").is_file():
+        raise CannotJudge(f"{label}: has no {LIBRARY}/__init__.py, so there is nothing to measure on that side")
+    folder.mkdir()
+    (folder / LIBRARY).symlink_to(library, target_is_directory=True)
+    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    return hash_library(root)
+
+
+def commit_of(name: str) -> str:
+    """The full hash of a revision of this checkout's repository. Raises GitError."""
+    return git.commit_of(name, ROOT)
+
+
+def has_commit(sha: str | None) -> bool:
+    """Whether this checkout's repository can bring the commit back."""
+    return git.has_commit(sha, ROOT)
+
+
+def hashes_at(sha: str | None, version: str) -> SourceHashes | None:
+    """The hashes of a commit's sources as results of that format have them; None if git cannot bring it back."""
+    if sha is None or not has_commit(sha):
+        return None
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-sources-") as folder,
+        _checked_out(commit_of(sha), Path(folder) / "worktree") as root,
+    ):
+        return source_hashes(root, version)
+
+
+def config_at(sha: str, config: Config) -> Config | None:
+    """The configuration with the rules and profiles of a commit; None if it has no bench.toml.
+
+    Raises GateError if they cannot be read by this version.
+    """
+    try:
+        text = git.git("show", f"{sha}:bench.toml", root=ROOT)
+    except git.GitError:
+        return None
+    try:
+        return as_before(config, text, f"bench.toml of {sha[:9]}")
+    except ConfigError as error:
+        raise GateError(f"the rules of this commit cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Decisions on records: pure functions, nothing is run or printed."""

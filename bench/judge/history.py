@@ -1,0 +1,43 @@
+"""A line of history as it is shown and drawn: its series, their changes, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.judge.changes import Change
+from bench.judge.series import Era
+from bench.model.case import ClockName
+from bench.model.history import Commit
+
+
+@dataclass(frozen=True)
+class History:
+    """`line`: the commits asked for, oldest first; `missing`: those of them without a measurement."""
+
+    clock: ClockName
+    line: Sequence[Commit]
+    eras: Sequence[Era]
+    changes: Sequence[Change]
+    missing: Sequence[Commit]
+
+    def of_commit(self) -> dict[str, list[Change]]:
+        """The changes by the commit they are put down to, in the order of the line."""
+        found: dict[str, list[Change]] = {}
+        for change in self.changes:
+            found.setdefault(change.commit.sha, []).append(change)
+        shas = [commit.sha for commit in self.line]
+        return dict(sorted(found.items(), key=lambda item: shas.index(item[0]) if item[0] in shas else len(shas)))
+
+    def failures(self) -> dict[str, list[str]]:
+        """Short sha -> the reasons for which points of it have no figure."""
+        found: dict[str, list[str]] = {}
+        for era in self.eras:
+            for series in era.series:
+                for item in series.observations:
+                    if item.value is None and item.status != "skipped":
+                        reasons = found.setdefault(item.commit.short, [])
+                        text = f"{item.status}: {item.reason}"
+                        if text not in reasons:
+                            reasons.append(text)
+        return found

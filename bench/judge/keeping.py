@@ -1,0 +1,50 @@
+"""Whether a run keeps the rules of what it is judged against: a candidate does not set its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench.judge.times import Wanted
+from bench.model import rules
+from bench.model.config import PlannedPoint
+from bench.model.records import Point, Results
+from bench.model.rules import Rules
+from bench.model.verdict import Report
+
+ALLOW = "--allow-changed-rules"
+
+
+def rules_of(baseline: Results) -> Rules:
+    """The rules that a baseline was made under."""
+    return baseline.rules or rules.UNRECORDED
+
+
+def left_out(points: Iterable[Point | PlannedPoint], was_wanted: Wanted, is_wanted: Wanted) -> int:
+    """How many points the old rules judge and the present ones do not."""
+    return sum(was_wanted(point) and not is_wanted(point) for point in points)
+
+
+def changes(now: Rules, then: Rules, clocks: Sequence[str], not_judged: int) -> list[str]:
+    """In what the present rules let more pass. `not_judged`: points that only the old ones judge."""
+    found = rules.looser(now, then, clocks)
+    if not_judged:
+        judged = [(name, *(", ".join(getattr(of, name)) for of in (now, then))) for name in ("contenders", "clocks")]
+        why = [f"{name} are {mine}, they were {theirs}" for name, mine, theirs in judged if mine != theirs]
+        found.insert(0, f"{not_judged} points are not judged: {'; '.join(why) or 'the profile has lost them'}")
+    return found
+
+
+def hold(report: Report, changed: list[str], *, allowed: bool) -> Report:
+    """Record changed rules in a report: unless they are allowed, nothing of it can be trusted."""
+    report.changed_rules, report.rules_allowed = changed, allowed
+    if changed and not allowed:
+        report.refusals.insert(0, f"{said(report)}; if that is meant: {ALLOW}")
+    return report
+
+
+def said(report: Report) -> str:
+    """What a report says first; empty if its rules have not changed."""
+    if not report.changed_rules:
+        return ""
+    allowed = f" (allowed by {ALLOW})" if report.rules_allowed else ""
+    return f"looser rules than those it is judged against{allowed}: {'; '.join(report.changed_rules)}"

@@ -1,0 +1,384 @@
+"""bench.toml -> typed configuration -> planned points. Unknown keys and bad values are errors that say so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar, get_type_hints
+
+import msgspec
+
+from bench.model.case import (
+    CLOCKS,
+    HEAD_OPS,
+    HIDDEN_OPS,
+    Cache,
+    Case,
+    ClockName,
+    DType,
+    Op,
+    Phase,
+    RankMix,
+    Storage,
+    point_name,
+)
+from bench.model.paths import ROOT
+from bench.model.registry import FAMILIES, Family, provides
+from bench.model.rules import Rules
+from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
+
+DEFAULT_PATH = ROOT / "bench.toml"
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+LARGEST = 1e9  # of a float: JSON, in which workers are told, has no infinity
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+Percent = PositiveFloat
+Mix = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(one|uniform|distinct|zipf:[0-9]+(\.[0-9]+)?)$",
+        description="one, uniform, distinct, zipf:EXPONENT",
+    ),
+]
+ChunkSize = Literal[16, 32, 64, 128]
+T = TypeVar("T")
+Some = Annotated[tuple[T, ...], msgspec.Meta(min_length=1)]  # an empty list would plan nothing and call it a success
+
+__all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_overrides", "read_toml"]
+
+CASE_AXES = tuple(Case.__struct_fields__)
+
+
+class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Values of each axis; an axis left out is inherited."""
+
+    phase: Some[Phase] | None = None
+    batch_size: Some[Positive] | None = None
+    seq_len: Some[Positive] | None = None
+    skew: Some[Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]] | None = None
+    adapters: Some[Positive] | None = None
+    mix: Some[Mix] | None = None
+    base_fraction: Some[Annotated[float, msgspec.Meta(ge=0, le=1)]] | None = None
+    rank: Some[Positive] | None = None
+    rank_mix: Some[RankMix] | None = None
+    vocab: Some[Positive] | None = None
+    dtype: Some[DType] | None = None
+    cache: Some[Cache] | None = None
+    op: Some[Op] | None = None
+    hidden: Some[Positive] | None = None
+    storage: Some[Storage] | None = None
+    chunk_size: Some[ChunkSize] | None = None
+
+    def over(self, base: Axes) -> Axes:
+        """These axes, and those of `base` where this leaves one out."""
+        mine = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(base, **mine)
+
+
+class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a point is measured. Times carry their unit in the name."""
+
+    seed: int
+    nodes: Positive
+    max_index_sets: Positive
+    blocks: Positive
+    block_ms: PositiveFloat
+    eager_calls: Positive
+    prepare_calls: Positive
+    rounds: Positive
+    processes: Positive
+    point_timeout_s: PositiveFloat
+    start_timeout_s: PositiveFloat
+    work_lanes: Positive
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A named selection of cases, contenders and clocks."""
+
+    clocks: Some[ClockName]
+    contenders: Some[Family]
+    grids: Some[Axes]
+    axes: Axes = Axes()
+    shuffle: bool = True
+    rounds: Positive | None = None
+    processes: Positive | None = None
+    worker_env: dict[str, str] = {}
+
+
+Figure = Literal[
+    "launches",
+    "programs",
+    "active_programs",
+    "busiest_loads",
+    "busiest_stores",
+    "load_bytes",
+    "store_bytes",
+    "load_sectors",
+    "store_sectors",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "instructions",
+    "widest_load_bits",
+    "widest_store_bits",
+    "num_warps",
+    "resident_warps",
+]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Effect limits of one clock, in percent of the time of a call."""
+
+    screen_pct: Percent  # a point whose screening rounds differ by more is measured again
+    floor_pct: Percent  # a confirmed change is at least this large
+    unconfirmed_floor_pct: Percent  # the same against a stored baseline alone
+
+
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the gate measures and decides; bench.toml says why. Defaults: how records without the field were made."""
+
+    profile: str
+    work_profile: str
+    contenders: tuple[str, ...]
+    clocks: tuple[Literal["graph", "eager"], ...]
+    nodes: Positive
+    screen_processes: Positive
+    screen_layouts: Positive
+    confirm_processes: Annotated[int, msgspec.Meta(ge=3)]
+    confirm_layouts: Positive
+    wave: Positive = 1
+    clear_confidence: Annotated[float, msgspec.Meta(gt=0.5, le=1)] = 1.0
+    visit_blocks: Positive
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
+    power: Annotated[float, msgspec.Meta(gt=0.5, lt=1)]
+    target_pct: Percent
+    anchor_limit_pct: Percent
+    baseline_processes: Annotated[int, msgspec.Meta(ge=2)]
+    baseline_rounds: Annotated[int, msgspec.Meta(ge=2)]
+    unstable_pct: Percent
+    graph: Limits
+    eager: Limits
+    work_tolerance_pct: dict[Figure, Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]]
+
+    @property
+    def rules(self) -> Rules:
+        """What of this a verdict uses, as it is recorded."""
+        return msgspec.convert(msgspec.to_builtins(self), Rules)
+
+    def limits(self, clock: ClockName) -> Limits:
+        """The limits of a timed clock."""
+        return self.eager if clock == "eager" else self.graph
+
+
+class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How commits are measured and changes found in their series; docs/method.md says why."""
+
+    profile: str
+    work_profile: str
+    contenders: tuple[str, ...]  # followed from commit to commit; the others are measured with the anchor, once
+    anchor_every: Positive
+    penalty: PositiveFloat
+    alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
+    least_pct: Percent
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of bench.toml."""
+
+    measure: Measure
+    axes: Axes
+    profiles: dict[str, Profile]
+    gate: Gate
+    history: History
+    max_points: Positive = 100_000  # of one selection
+
+
+class PlannedPoint(msgspec.Struct, frozen=True):
+    """A point before it is measured."""
+
+    case: Case
+    contender: str
+    clock: ClockName
+
+    @property
+    def name(self) -> str:
+        return point_name(self.case, self.contender, self.clock)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one sweep does."""
+
+    profile: str
+    measure: Measure
+    points: tuple[PlannedPoint, ...]
+    shuffle: bool
+    worker_env: dict[str, str]
+
+
+def load(path: Path = DEFAULT_PATH) -> Config:
+    """Read and check a configuration file. Raises ConfigError."""
+    config: Config = read_toml(path, Config)
+    missing = [name for name in Axes.__struct_fields__ if getattr(config.axes, name) is None]
+    if missing:
+        raise ConfigError(f"{path}: [axes] lacks {', '.join(missing)}; expected a default for every axis")
+    return config
+
+
+def as_before(config: Config, text: str, source: str) -> Config:
+    """This configuration with the axes, profiles and rules of another version's bench.toml; what it has not, stays.
+
+    Raises ConfigError if the text is none, or names what this version of the suite does not know.
+    """
+    raw = parse_toml(text, source)
+    now = msgspec.to_builtins(config)
+    for table, kind in (("axes", Axes), ("gate", Gate)):
+        known = {name: value for name, value in raw.get(table, {}).items() if name in kind.__struct_fields__}
+        now[table] |= known
+    now["profiles"] = raw.get("profiles", now["profiles"])
+    converted: Config = convert(now, Config, source)
+    refuse_not_finite(raw, source)
+    return converted
+
+
+def parse_axis_overrides(texts: Iterable[str], source: str = "--axis") -> Axes:
+    """`rank=16,64` -> Axes. Raises ConfigError naming the axis and what it allows."""
+    values: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        if not equals or name not in Axes.__struct_fields__:
+            known = ", ".join(Axes.__struct_fields__)
+            raise ConfigError(f"{source} {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
+        if name in values:
+            joined = ",".join([*values[name], listed])
+            raise ConfigError(f"{source} {text}: {name} is given twice; expected its values joined: {name}={joined}")
+        values[name] = [part.strip() for part in listed.split(",")] if listed else []
+    axes: Axes = convert(values, Axes, source, strict=False)
+    return axes
+
+
+def make_plan(
+    config: Config,
+    profile_name: str,
+    *,
+    overrides: Axes | None = None,
+    clocks: Sequence[ClockName] = (),
+    contenders: Sequence[str] = (),
+    cases: Sequence[str] = (),
+) -> Plan:
+    """The points of a profile after overrides and selections.
+
+    `contenders` are names or glob patterns; each of `cases` is a list of `name=value` that a case must have.
+    Raises ConfigError if the profile is unknown or a selection leaves nothing.
+    """
+    profile = config.profiles.get(profile_name)
+    if profile is None:
+        raise ConfigError(f"profile {profile_name!r} is unknown; expected one of {', '.join(sorted(config.profiles))}")
+    base = (overrides or Axes()).over(profile.axes.over(config.axes))
+    grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
+    variants = sum(prod(len(getattr(base, axis)) for axis in FAMILIES[family]) for family in profile.contenders)
+    _refuse_too_many(config, profile_name, "contenders", variants)
+    names = select_contenders(_variants(profile.contenders, base), contenders)
+    count = sum(prod(len(getattr(axes, axis)) for axis in CASE_AXES) for axes in grid_axes)
+    _refuse_too_many(config, profile_name, "points", count * len(clocks or profile.clocks) * len(names))
+    known = list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes)))
+    chosen = list(filter(case_filter(known, cases), known))
+    product = (
+        PlannedPoint(case, name, clock)
+        for case in chosen
+        for clock in clocks or profile.clocks
+        for name in names
+        if provides(name, case.op)
+    )
+    points = tuple(dict.fromkeys(product))  # a value may be given twice
+    if not points:
+        ops = ", ".join(dict.fromkeys(case.op for case in chosen))
+        raise ConfigError(f"profile {profile_name}: {', '.join(names)}: none of these has the op {ops}")
+    measure = msgspec.structs.replace(
+        config.measure,
+        rounds=profile.rounds or config.measure.rounds,
+        processes=profile.processes or config.measure.processes,
+    )
+    return Plan(profile_name, measure, points, profile.shuffle, profile.worker_env)
+
+
+def _refuse_too_many(config: Config, profile_name: str, what: str, count: int) -> None:
+    """Before they are listed: the lists of a few axes multiply to more than a machine can hold."""
+    if count > config.max_points:
+        raise ConfigError(
+            f"profile {profile_name}: its axes make up to {count} {what}; expected at most {config.max_points} "
+            "(max_points in bench.toml): fewer values of an axis"
+        )
+
+
+def _cases(axes: Axes) -> Iterable[Case]:
+    """The product of the case axes, with what a case ignores set to one value so that equal cases are equal."""
+    for values in itertools.product(*(getattr(axes, name) for name in CASE_AXES)):
+        case = Case(**dict(zip(CASE_AXES, values, strict=True)))
+        if case.op not in HIDDEN_OPS:
+            case = msgspec.structs.replace(case, hidden=0)
+        if case.phase == "decode" or case.op in HEAD_OPS:
+            case = msgspec.structs.replace(case, phase="decode", seq_len=1, skew=0.0)
+        if case.mix == "distinct":
+            case = msgspec.structs.replace(case, adapters=case.batch_size)
+        yield case
+
+
+def _variants(families: Sequence[Family], axes: Axes) -> list[str]:
+    """Contender names: a family times the values of the variant axes it has."""
+    names: list[str] = []
+    for family in families:
+        options = [[_option(axis, value) for value in getattr(axes, axis)] for axis in FAMILIES[family]]
+        names += ["-".join((family, *chosen)) for chosen in itertools.product(*options)]
+    return names
+
+
+def _option(axis: str, value: object) -> str:
+    return f"chunk{value}" if axis == "chunk_size" else str(value)
+
+
+def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
+    """Those that fit a pattern; without patterns all. Raises ConfigError for a pattern that none fits."""
+    if not patterns:
+        return names
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"--contender {pattern}: matches none of {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def case_filter(cases: Sequence[Case], selections: Sequence[str]) -> Callable[[Case], bool]:
+    """Whether a case has all terms of a selection; without selections every one does.
+
+    Raises ConfigError for a selection that none of `cases` fits.
+    """
+    wanted = [[_term(selection, text, cases) for text in selection.split(",")] for selection in selections]
+
+    def fits(case: Case, terms: Sequence[tuple[str, object]]) -> bool:
+        return all(getattr(case, name) == value for name, value in terms)
+
+    for selection, terms in zip(selections, wanted, strict=True):
+        if not any(fits(case, terms) for case in cases):
+            raise ConfigError(f"--case {selection}: no case has all of these values")
+    return lambda case: not wanted or any(fits(case, terms) for terms in wanted)
+
+
+def _term(selection: str, text: str, cases: Sequence[Case]) -> tuple[str, object]:
+    """`rank=16` -> (name, value), the value one that a case has."""
+    name, equals, written = (part.strip() for part in text.partition("="))
+    if not equals or name not in CASE_AXES:
+        known = ", ".join(CASE_AXES)
+        raise ConfigError(
+            f"--case {selection}: {text!r} is no term; expected NAME=VALUE[,NAME=VALUE...] with NAME one of {known}"
+        )
+    values = sorted({getattr(case, name) for case in cases})
+    try:
+        value: object = msgspec.convert(written, get_type_hints(Case)[name], strict=False)
+    except msgspec.ValidationError:
+        value = None
+    if value not in values:
+        listed = ", ".join(map(str, values))
+        raise ConfigError(f"--case {selection}: no case has {name}={written}; expected one of {listed}")
+    return name, value

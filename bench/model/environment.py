@@ -1,0 +1,186 @@
+"""The fingerprint of a run: what must be equal to compare, what is only worth knowing, and which code ran."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.model import git, instrument
+from bench.model.config import ConfigError
+from bench.model.paths import ROOT as ROOT
+from bench.model.records import Code, Environment, Scalar
+from bench.model.sources import hash_library, hash_suite
+
+VERSION_PACKAGES = ("torch", "triton", "sglang")
+CODE_VARIABLES = ("CUDA_", "TRITON_", "TORCH_", "PYTORCH_", "SGLANG_", "CSGMV_")
+# What figures come from, as pathspecs; baselines are figures.
+MEASURED = ("csgmv_embed", "bench", "bench.toml", ":(exclude)bench/baselines")
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def suite_version() -> str:
+    """The version of this checkout, which stands in csgmv_embed/__init__.py; read there, for an import takes torch."""
+    text = (ROOT / "csgmv_embed" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def command_line() -> list[str]:
+    """How this process was started, without the paths of the machine."""
+    return ["bench", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]
+
+
+def attached_profiler() -> str | None:
+    """The profiler this process runs under, nsys or ncu, by what it injects; None outside one."""
+    if "NSYS_PROFILING_SESSION_ID" in os.environ:
+        return "nsys"
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    injected = [line for line in mapped.splitlines() if "njection" in line.rsplit("/", 1)[-1]]
+    return None if not injected else "nsys" if any("ToolsInjection" in line for line in injected) else "ncu"
+
+
+def collect_environment(device_type: str) -> Environment:
+    """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda."""
+    identity: dict[str, Scalar] = {name: package_version(name) for name in VERSION_PACKAGES}
+    identity["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
+    volatile: dict[str, Scalar] = {
+        "hostname": platform.node(),
+        "os": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "python_full": platform.python_version(),
+    }
+    volatile |= {name: value for name, value in sorted(os.environ.items()) if name.startswith(CODE_VARIABLES)}
+    if device_type == "cuda":
+        gpu_identity, gpu_volatile = _gpu()
+        identity |= gpu_identity
+        volatile |= gpu_volatile
+    else:
+        identity["gpu"] = None
+    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
+    return Environment(identity, digest[:16], volatile)
+
+
+def _gpu() -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    identity: dict[str, Scalar] = {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "mem_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+    }
+    nvml = nvml_device()
+    if nvml is None:
+        return identity, {"nvml": "unavailable"}
+    module, handle = nvml
+    driver = _text(module.nvmlSystemGetDriverVersion())
+    identity["driver"] = ".".join(driver.split(".")[:2])
+    identity["mig"] = _query(lambda: bool(module.nvmlDeviceGetMigMode(handle)[0]))
+    volatile: dict[str, Scalar] = {
+        "driver_full": driver,
+        "gpu_uuid": _query(lambda: _text(module.nvmlDeviceGetUUID(handle))),
+        "pci_bus": _query(lambda: _text(module.nvmlDeviceGetPciInfo(handle).busId)),
+        "vbios": _query(lambda: _text(module.nvmlDeviceGetVbiosVersion(handle))),
+        "power_limit_w": _query(lambda: module.nvmlDeviceGetPowerManagementLimit(handle) / 1000),
+        "max_sm_mhz": _query(lambda: module.nvmlDeviceGetMaxClockInfo(handle, module.NVML_CLOCK_SM)),
+        "max_mem_mhz": _query(lambda: module.nvmlDeviceGetMaxClockInfo(handle, module.NVML_CLOCK_MEM)),
+        "ecc": _query(lambda: bool(module.nvmlDeviceGetEccMode(handle)[0])),
+        "persistence": _query(lambda: bool(module.nvmlDeviceGetPersistenceMode(handle))),
+        "temperature_c": _query(lambda: module.nvmlDeviceGetTemperature(handle, module.NVML_TEMPERATURE_GPU)),
+    }
+    return identity, volatile
+
+
+@cache
+def nvml_device() -> tuple[Any, Any] | None:
+    """(pynvml, handle of GPU 0), or None where the library or the driver is absent."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+    except Exception:  # no module, no driver, no permission: the fingerprint just lacks these fields
+        return None
+
+
+def _query(read: Any) -> Scalar:
+    try:
+        value: Scalar = read()
+    except Exception:  # NVML answers "not supported" per field and GPU
+        return None
+    return value
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def collect_code() -> Code:
+    """The commit, how the tree differs from it, and hashes of the library's and the suite's sources.
+
+    Raises ConfigError if GIT_COMMIT is no hash.
+    """
+    sha = _commit()
+    changes, dirty = None, None
+    if sha is not None and git.has_commit(sha, ROOT):
+        changes = git.changes_since(sha, MEASURED, ROOT)
+        dirty = changes is not None
+    return Code(
+        sha=sha,
+        short=sha[:9] if sha else None,
+        branch=_told("rev-parse", "--abbrev-ref", "HEAD"),
+        commit_time=_told("show", "-s", "--format=%cI", sha) if dirty is not None and sha else None,
+        dirty=dirty,
+        diff_sha256=changes,
+        kernel_source_sha256=hash_library(ROOT),
+        bench_version=instrument.present(),
+        suite_source_sha256=hash_suite(ROOT),
+    )
+
+
+def _commit() -> str | None:
+    """The commit of this tree: what GIT_COMMIT says where it is set, for a tree copied away from its repository."""
+    named = os.environ.get("GIT_COMMIT", "").lower()
+    if named and not git.HASH.fullmatch(named):
+        raise ConfigError(f"GIT_COMMIT is {named!r}; expected the hash of a commit, 7 to 64 hexadecimal digits")
+    try:
+        return git.commit_of(named or "HEAD", ROOT)
+    except git.GitError:  # a source archive, another history, or no git: the hashes of the sources still tell the code
+        return named or None
+
+
+def _told(*arguments: str) -> str | None:
+    """What git says of this checkout, if it is one."""
+    try:
+        return git.git(*arguments, root=ROOT) if git.is_checkout(ROOT) else None
+    except git.GitError:
+        return None

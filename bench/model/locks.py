@@ -1,0 +1,51 @@
+"""One writer of a file at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bench.model.records import ResultsError
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Within, no other process of this suite writes `path`. Raises ResultsError at once if one does.
+
+    The lock is the system's, on a file beside `path`: it goes with the process that holds it, however that ends, so a
+    killed sweep keeps nobody from going on with its file.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(lock)
+    except BlockingIOError as error:
+        raise ResultsError(
+            f"{path}: another process is writing it; expected it to end first, or another file"
+        ) from error
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int:
+    """The descriptor of a lock that is held. Raises BlockingIOError if another process holds it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its last holder removed the file in between: nobody else would find this one

@@ -1,0 +1,122 @@
+"""The registry of contenders: their names, ops and families, and where each is made. Imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from bench.model.case import STORAGES, Op
+
+CHUNK_SIZES = (16, 32, 64, 128)  # the values SGLang's --max-lora-chunk-size accepts
+
+Family = Literal[
+    "csgmv_embed",
+    "csgmv_embed_segments",
+    "csgmv_embed_pdl",
+    "csgmv_embed_add",
+    "csgmv_embed_captured",
+    "csgmv_embed_plugin",
+    "csgmv_embed_plugin_steady",
+    "sglang_csgmv",
+    "sglang_triton",
+    "sglang_triton_v2",
+    "sglang_tokens",
+    "torch_gather",
+    "base",
+]
+# family -> the axes whose values make its variants: `family-option...` is a contender's name, the same over all ops
+FAMILIES: dict[Family, tuple[str, ...]] = {
+    "csgmv_embed": ("storage",),
+    "csgmv_embed_segments": ("storage",),
+    "csgmv_embed_pdl": ("storage",),
+    "csgmv_embed_add": ("storage",),
+    "csgmv_embed_captured": ("storage",),
+    "csgmv_embed_plugin": ("chunk_size",),
+    "csgmv_embed_plugin_steady": ("chunk_size",),
+    "sglang_csgmv": ("chunk_size",),
+    "sglang_triton": (),
+    "sglang_triton_v2": (),
+    "sglang_tokens": (),
+    "torch_gather": (),
+    "base": (),
+}
+
+Recipe = tuple[str, str, dict[str, Any]]  # module below bench.contenders, class, constructor options
+
+
+def _sglang() -> Iterator[tuple[Op, str, Recipe]]:
+    layer, head = "sglang.layer", "sglang.head"
+    for size in CHUNK_SIZES:
+        name = f"sglang_csgmv-chunk{size}"
+        yield "lookup", name, ("sglang.csgmv", "SglangCsgmv", {"chunk_size": size})
+        yield "layer", name, (layer, "SglangLayer", {"backend": "csgmv", "chunk_size": size})
+        yield "head", name, (head, "SglangHead", {"backend": "csgmv", "chunk_size": size})
+        yield "expand", name, (head, "SglangExpand", {"backend": "csgmv", "chunk_size": size})
+    yield "lookup", "sglang_triton", ("sglang.triton", "SglangTriton", {})
+    yield "layer", "sglang_triton", (layer, "SglangLayer", {"backend": "triton"})
+    yield "head", "sglang_triton", (head, "SglangHead", {"backend": "triton"})
+    yield "expand", "sglang_triton", (head, "SglangExpand", {"backend": "triton"})
+    yield "layer", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Layer", {})
+    yield "head", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Head", {})
+    yield "lookup", "sglang_tokens", ("sglang.tokens", "SglangTokens", {})
+
+
+def _ours() -> Iterator[tuple[Op, str, Recipe]]:
+    plans = (("", "tokens", False), ("_segments", "segments", False), ("_pdl", "tokens", True))
+    for suffix, plan, pdl in plans:
+        for storage in STORAGES:
+            options = {"storage": storage, "plan": plan, "pdl": pdl}
+            yield "lookup", f"csgmv_embed{suffix}-{storage}", ("ours.lookup", "CsgmvEmbed", options)
+    for storage in STORAGES:
+        for form in ("", "_add", "_captured"):
+            options = {"storage": storage, "form": form}
+            yield "layer", f"csgmv_embed{form}-{storage}", ("ours.layer", "CsgmvEmbedLayer", options)
+    # lm_head has no lookup and its A table one storage: there the family has the name of its default alone.
+    yield "head", "csgmv_embed-vocab_major", ("ours.head", "CsgmvEmbedHead", {})
+    yield "expand", "csgmv_embed-vocab_major", ("ours.head", "CsgmvEmbedExpand", {})
+    for suffix, steady in (("", False), ("_steady", True)):
+        for size in CHUNK_SIZES:
+            options = {"chunk_size": size, "steady": steady}
+            yield (
+                "lookup",
+                f"csgmv_embed_plugin{suffix}-chunk{size}",
+                ("ours.plugin", "CsgmvEmbedPlugin", options),
+            )
+
+
+def _torch() -> Iterator[tuple[Op, str, Recipe]]:
+    yield "lookup", "torch_gather", ("torch.gather", "TorchGather", {})
+    yield "layer", "torch_gather", ("torch.layer", "TorchLayer", {})
+    yield "head", "torch_gather", ("torch.head", "TorchHead", {})
+    yield "expand", "torch_gather", ("torch.head", "TorchExpand", {})
+    yield "layer", "base", ("torch.layer", "BaseLayer", {})
+    yield "head", "base", ("torch.head", "BaseHead", {})
+
+
+# name -> op -> what to build, names in the order of FAMILIES
+RECIPES: dict[str, dict[Op, Recipe]] = {}
+for _op, _name, _recipe in (*_ours(), *_sglang(), *_torch()):
+    RECIPES.setdefault(_name, {})[_op] = _recipe
+
+
+class UnknownContenderError(KeyError):
+    """No contender has this name, or not this op; the message lists those that exist."""
+
+    def __init__(self, name: str, op: Op | None = None) -> None:
+        super().__init__(name)
+        self.name, self.op = name, op
+
+    def __str__(self) -> str:  # KeyError would print the repr of its argument
+        if self.op is not None:
+            return f"contender {self.name!r} has no op {self.op!r}; it has {', '.join(RECIPES[self.name])}"
+        return f"unknown contender {self.name!r}; known: {', '.join(names())}"
+
+
+def names() -> tuple[str, ...]:
+    """Every name that bench.contenders.build accepts."""
+    return tuple(RECIPES)
+
+
+def provides(name: str, op: Op) -> bool:
+    """Whether the contender called `name` has this op."""
+    return op in RECIPES.get(name, ())

@@ -1,0 +1,191 @@
+"""The one reader of the suite's JSON files, and the one writer: what is read was checked, what is written is whole."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import msgspec
+
+from bench.model.faults import named_place, results_faults, text_faults
+from bench.model.fields import in_words
+from bench.model.records import SCHEMA_NAME, SCHEMA_VERSION, Results, ResultsError, Schema
+from bench.model.text import one_line
+
+Document = TypeVar("Document")
+
+
+def encode(results: msgspec.Struct) -> bytes:
+    """The file's bytes: sorted keys, 6 significant digits, a line a point. Raises ResultsError for NaN, infinity."""
+    return readable(_written(msgspec.to_builtins(results), ""))
+
+
+def readable(document: Any) -> bytes:
+    """A document as JSON whose diffs can be read. Anything that msgspec can encode."""
+    return _lines(msgspec.to_builtins(document), "").encode() + b"\n"
+
+
+def _lines(value: Any, indent: str) -> str:
+    """A line for each item of a list of objects, else one for each field around it."""
+    if isinstance(value, dict) and any(map(_has_items, value.values())):
+        fields = (f"{indent} {_compact(key)}: {_lines(value[key], indent + ' ')}" for key in sorted(value))
+        return "{\n" + ",\n".join(fields) + f"\n{indent}}}"
+    if _has_items(value):
+        return "[\n" + ",\n".join(f"{indent} {_compact(item)}" for item in value) + f"\n{indent}]"
+    return _compact(value)
+
+
+def _has_items(value: Any) -> bool:
+    """Whether a value is, or holds outside of lists, a list of objects."""
+    if isinstance(value, dict):
+        return any(map(_has_items, value.values()))
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _compact(value: Any) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _written(value: Any, place: str) -> Any:
+    if isinstance(value, float):
+        if not isfinite(value):  # JSON would say null, which is another thing
+            raise ResultsError(f"{place.removeprefix('.')} is {value}; expected a finite number")
+        return float(f"{value:.6g}")
+    if isinstance(value, str):
+        return one_line(value)  # what a worker, a tool or git said may hold anything
+    if isinstance(value, dict):
+        return {one_line(key): _written(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item, f"{place}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+def write(path: Path, results: msgspec.Struct) -> None:
+    """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part.
+
+    Raises ResultsError, and leaves the old file alone, if the results or the disk do not allow it.
+    """
+    try:
+        data = encode(results)
+    except ResultsError as error:
+        raise ResultsError(f"{path}: cannot be written: {error}") from error
+    write_bytes(path, data)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace any file in one step. Raises ResultsError, the old file untouched, if the disk does not allow it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def compact(results: Results) -> Results:
+    """The file as a baseline: one value a round, and nothing that only this machine's owner would want."""
+    for point in results.points:
+        point.wall_s = 0.0
+        for item in point.rounds:
+            item.blocks_us = [median(item.blocks_us)]
+            if item.host_blocks_us:
+                item.host_blocks_us = [median(item.host_blocks_us)]
+    results.points.sort(key=lambda point: point.index)
+    results.run.argv = ["bench", "baseline"]
+    if results.env is not None:
+        results.env.volatile = {}
+    return results
+
+
+def read(path: Path) -> Results:
+    """Read a results file. Raises ResultsError for a missing, corrupt, foreign, newer-major or unsound file."""
+    return read_document(path, Results, SCHEMA_NAME, SCHEMA_VERSION, results_faults)
+
+
+def read_document(
+    path: Path, kind: type[Document], name: str, version: str, faults: Callable[[Document], Iterable[str]]
+) -> Document:
+    """Read a file of this or another format of the suite; each has a `schema` with a name and a version.
+
+    `faults` tells what one field cannot: how they must fit each other. Raises ResultsError, naming file, point and
+    field.
+    """
+    data = read_bytes(path)
+    found = _check_schema(path, data, name, version)
+    return decode(path, data, kind, faults, newer=found if found != version else None)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises ResultsError, naming the file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def decode(
+    path: Path,
+    data: bytes,
+    kind: type[Document],
+    faults: Callable[[Document], Iterable[str]],
+    *,
+    newer: str | None = None,
+) -> Document:
+    """The bytes of `path` as a document, all of it checked. Raises ResultsError. `newer`: its format, if not ours."""
+    try:
+        document = msgspec.json.decode(data, type=kind)
+        plain = msgspec.json.decode(data)
+    except RecursionError as error:
+        raise ResultsError(f"{path}: not a valid results file: nested too deep for any record of this suite") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        axis = re.search(r"unknown field `(.*)` - at `\$\.(points\[\d+\]\.case)`", str(error))
+        if axis and newer:  # ignored, it would make one case of several
+            raise ResultsError(
+                f"{path}: {axis[2]} has the axis {axis[1]!r}, which format {SCHEMA_VERSION} does not know; "
+                f"format {newer} needs a newer version of this suite"
+            ) from error
+        where = named_place(data, str(error))
+        raise ResultsError(f"{path}: not a valid results file: {one_line(in_words(str(error)))}{where}") from error
+    for fault in itertools.chain(text_faults(plain), faults(document)):
+        raise ResultsError(f"{path}: {fault}")
+    return document
+
+
+def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
+    """The format's version."""
+
+    class Head(msgspec.Struct):
+        schema: Schema
+
+    try:
+        schema = msgspec.json.decode(data, type=Head).schema
+    except RecursionError as error:
+        raise ResultsError(f"{path}: not a results file of this suite: nested too deep") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: not a results file of this suite: {one_line(str(error))}") from error
+    if schema.name != name:
+        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}")
+    if schema.version.split(".")[0] != version.split(".")[0]:
+        raise ResultsError(
+            f"{path}: schema.version is {one_line(schema.version)}; expected {version.split('.')[0]}.x.y"
+        )
+    return schema.version
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the file, as checked in beside this module."""
+    return msgspec.json.schema(Results)

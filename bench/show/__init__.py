@@ -1,0 +1,1 @@
+"""Tables, progress, exports, the page: the only place that formats."""

@@ -1,0 +1,177 @@
+"""The gate's report in the formats of CI systems and dashboards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from xml.etree import ElementTree
+
+import msgspec
+
+from bench.judge.folding import times
+from bench.model.case import point_name
+from bench.model.verdict import Exit, Report, Verdict
+
+# GitHub rejects a step summary above 1 MiB whole; the rest of a job's step may have written to the same file.
+SUMMARY_LIMIT_BYTES = 1_000_000
+NANOSECONDS = 1000.0  # in a us
+ANNOTATIONS = {"slow": "error", "error": "error", "inconclusive": "warning", "fast": "notice"}
+# Characters that XML 1.0 cannot hold, not even escaped.
+_NO_XML = {code: "?" for code in range(32) if code not in (9, 10, 13)} | {0xFFFE: "?", 0xFFFF: "?"}
+for _surrogate in range(0xD800, 0xE000):
+    _NO_XML[_surrogate] = "?"
+
+Reproduce = Callable[[Verdict], str]
+
+
+def plain_json(report: Report) -> str:
+    """Everything, under a name and a version of its own."""
+    content = msgspec.to_builtins(report) | {"exit_code": int(report.exit_code)}
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def name_of(item: Verdict) -> str:
+    return point_name(item.case, item.contender, item.clock)
+
+
+def markdown(report: Report, summary: str, commands: Sequence[str], grouped: Sequence[tuple[Verdict, int]]) -> str:
+    """For a step summary or a comment: cut at the end, with a note, where it would be too long."""
+    head = [f"**{_cell(summary)}**", ""]
+    head += [f"- refused: {_cell(reason)}" for reason in report.refusals]
+    head += [f"- {_cell(note)}" for note in report.notes]
+    head += ["", "| verdict | point | change | 95 % | reason |", "| --- | --- | ---: | ---: | --- |"]
+    rows = [_row(item, more) for item, more in grouped]
+    tail = ["", "To see a flagged point again:", "", "```sh", *commands, "```"] if commands else []
+    return _within("\n".join(head) + "\n", rows, "\n".join(tail) + "\n" if tail else "")
+
+
+def _within(head: str, rows: Sequence[str], tail: str) -> str:
+    """As many rows as fit, the worst ones being first; the tail only whole."""
+    text, left = head, len(rows)
+    note = "\n{} more points are not shown: the summary would be too long.\n"
+    room = SUMMARY_LIMIT_BYTES - len(head.encode()) - len(note.encode()) - 20
+    tail = tail if len(tail.encode()) < room // 2 else ""
+    room -= len(tail.encode())
+    for row in rows:
+        size = len(row.encode()) + 1
+        if size > room:
+            break
+        text, room, left = text + row + "\n", room - size, left - 1
+    return text + (note.format(left) if left else "") + tail
+
+
+def _row(item: Verdict, more: int) -> str:
+    changes = ", ".join(f"{change.figure} {change.before} → {change.after}" for change in item.changes)
+    change = _percent(item.ratio) if item.ratio is not None else _cell(changes)
+    ends = "" if item.low is None else f"{_percent(item.low)} to {_percent(item.high)}"
+    return f"| {times(item.status, more)} | {_cell(name_of(item))} | {change} | {ends} | {_cell(item.reason)} |"
+
+
+def _percent(ratio: float | None) -> str:
+    return "" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its table cell and is not taken for markup."""
+    for character in "\\|<>*_`[":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def junit(report: Report, reproduce: Reproduce) -> str:
+    """One test case a point: slow and confirmed is a failure, an error an error, anything unjudged is skipped.
+
+    What kept the whole run from being judged is an error of a test case of its own: it must not look green.
+    """
+    suite = ElementTree.Element("testsuite", name=f"bench gate {report.use}", timestamp=report.started_utc[:19])
+    cases = [_junit_case(item, reproduce) for item in report.verdicts]
+    for reason in report.refusals:
+        case = ElementTree.Element("testcase", classname="gate", name="comparable", time="0")
+        _child(case, "error", "cannot judge", reason)
+        cases.append(case)
+    unjudged = report.exit_code is Exit.CANNOT_JUDGE and not any(case.find("error") is not None for case in cases)
+    if unjudged:
+        case = ElementTree.Element("testcase", classname="gate", name="verdict", time="0")
+        _child(case, "error", "cannot judge", "points are unjudged or unconfirmed: see the skipped ones")
+        cases.append(case)
+    counts = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error", "skipped")}
+    suite.attrib |= {
+        "tests": str(len(cases)),
+        "failures": str(counts["failure"]),
+        "errors": str(counts["error"]),
+        "skipped": str(counts["skipped"]),
+        "time": f"{report.duration_s:.3f}",
+    }
+    suite.extend(cases)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _junit_case(item: Verdict, reproduce: Reproduce) -> ElementTree.Element:
+    each = {"classname": f"{item.contender}.{item.clock}", "name": item.case.key, "time": "0"}
+    case = ElementTree.Element("testcase", each)
+    if item.status == "slow" and item.confirmed:
+        _child(case, "failure", "slow", f"{item.reason}\n{reproduce(item)}")
+    elif item.status == "error":
+        _child(case, "error", "error", f"{item.reason}\n{reproduce(item)}")
+    elif item.status in ("slow", "inconclusive", "skipped"):
+        _child(case, "skipped", None, f"{item.status}: {item.reason}")
+    return case
+
+
+def _child(case: ElementTree.Element, tag: str, kind: str | None, text: str) -> None:
+    text = text.translate(_NO_XML)
+    child = ElementTree.SubElement(case, tag, message=text.splitlines()[0] if text else "")
+    if kind is not None:
+        child.set("type", kind)
+        child.text = text
+
+
+def bencher(report: Report) -> str:
+    """Bencher Metric Format: the new side's figures, `latency` in ns and counts by their own names."""
+    content: dict[str, dict[str, dict[str, float]]] = {}
+    for item in report.verdicts:
+        if item.after_us is not None:
+            content[name_of(item)] = {"latency": _metric(item)}
+        elif report.use == "work" and item.status in ("pass", "fast", "slow"):
+            content[name_of(item)] = {"changed-figures": {"value": float(len(item.changes))}} | {
+                change.figure.replace("_", "-"): {"value": float(change.after)} for change in item.changes
+            }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _metric(item: Verdict) -> dict[str, float]:
+    """The interval of the ratio, put around the new value: the old one's share of the noise is in it."""
+    assert item.after_us is not None
+    metric = {"value": item.after_us * NANOSECONDS}
+    if item.ratio and item.low is not None and item.high is not None:
+        metric["lower_value"] = metric["value"] * item.low / item.ratio
+        metric["upper_value"] = metric["value"] * item.high / item.ratio
+    return metric
+
+
+def github(report: Report, summary: str, reproduce: Reproduce) -> str:
+    """Workflow commands: one annotation a point that is not a plain pass, and one for the run."""
+    lines = []
+    for item in report.verdicts:
+        level = ANNOTATIONS.get(item.status)
+        if level:
+            again = f"\n{reproduce(item)}" if item.blocks else ""
+            lines.append(_annotation(level, f"{item.status}: {name_of(item)}", item.reason + again))
+    level = "notice" if report.exit_code is Exit.PASS else "error"
+    lines.append(_annotation(level, f"bench gate {report.use}", "\n".join([summary, *report.refusals])))
+    return "\n".join(lines) + "\n"
+
+
+def _annotation(level: str, title: str, message: str) -> str:
+    return f"::{level} title={_escape_property(title)}::{_escape(message)}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _escape_property(text: str) -> str:
+    return _escape(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,329 @@
+"""The gate's report on a terminal: the table of what matters, one line that sums up, how to see it again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.execute.pairs import PairEvent, StageStarted
+from bench.judge import keeping
+from bench.judge.compare import Comparison, Row
+from bench.judge.folding import times
+from bench.judge.repeats import Repeat
+from bench.model.store import write_bytes
+from bench.model.text import for_log, one_line
+from bench.model.verdict import Change, Exit, GateError, Report, Verdict
+from bench.show import exports
+from bench.show.console import console
+from bench.show.console import progress_console as progress_console
+from bench.show.tables import case_label, microseconds, short_name
+
+QUIET_ROWS = 10  # passing points that the table still shows, the slowest first
+STYLES = {"slow": "bold red", "error": "red", "inconclusive": "yellow", "fast": "green"}
+ORDER = ("slow", "error", "inconclusive", "fast", "pass", "skipped")
+MEANING = {
+    Exit.PASS: "pass",
+    Exit.REGRESSION: "REGRESSION",
+    Exit.USAGE: "error",
+    Exit.CANNOT_JUDGE: "CANNOT JUDGE",
+}
+SAY_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Format:
+    """An output format and the file it goes to; None is standard output."""
+
+    name: str
+    path: Path | None
+
+
+def parse_formats(texts: Sequence[str]) -> list[Format]:
+    """`markdown`, `junit=report.xml`. Raises GateError; nothing at all is the table."""
+    found = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if name not in FORMATS or (equals and not path):
+            raise GateError(f"--format {text}: expected NAME or NAME=FILE with NAME one of {', '.join(FORMATS)}")
+        found.append(Format(name, Path(path) if path else None))
+    if sum(item.path is None for item in found) > 1:
+        raise GateError("--format: only one format can go to standard output; expected NAME=FILE for the others")
+    if all(item.path is not None for item in found):
+        found.append(Format("table", None))
+    return found
+
+
+def emit(report: Report, formats: Sequence[Format]) -> None:
+    """Write the report in each of the formats, each file whole or not at all."""
+    report.verdicts = worst_first(report.verdicts)
+    for item in formats:
+        text = FORMATS[item.name](one_lined(report))
+        if item.path is not None:
+            write_bytes(item.path, text.encode())
+        else:
+            sys.stdout.write(text if item.name == "github" else for_log(text))
+
+
+def one_lined(report: Report) -> Report:
+    """The report with each text of it as one line of plain characters: reasons come from exceptions and from tools."""
+    found: Report = _one_lined(report)
+    return found
+
+
+def _one_lined(value: Any) -> Any:
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, msgspec.Struct):
+        return type(value)(**{name: _one_lined(getattr(value, name)) for name in value.__struct_fields__})
+    if isinstance(value, dict):
+        return {one_line(key): _one_lined(item) for key, item in value.items()}
+    return [_one_lined(item) for item in value] if isinstance(value, list) else value
+
+
+def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """By status, and in one status by ratio, the slowest first."""
+    return sorted(verdicts, key=lambda item: (ORDER.index(item.status), -(item.ratio or 0.0), item.case))
+
+
+def table_text(report: Report) -> str:
+    """The terminal's report as text; with colours only where standard output is a terminal."""
+    out = console()
+    with out.capture() as captured:
+        for part in _parts(report):
+            out.print(part, soft_wrap=isinstance(part, Text))  # a command must stay one line
+    return str(captured.get())
+
+
+def _parts(report: Report) -> list[RenderableType]:
+    said = keeping.said(report)
+    parts: list[RenderableType] = [Text(said, style="bold red")] if said else []
+    rows = grouped(_rows(report))
+    if rows:
+        parts += [_work_table(report, rows) if report.use == "work" else _timed_table(report, rows), Text()]
+    parts += [Text(f"note: {note}") for note in report.notes]
+    parts += [Text(f"refused: {reason}", style="red") for reason in report.refusals]
+    parts += [Text(f"again: {command}") for command in commands(report)]
+    parts.append(Text(summary(report), style="bold"))
+    return parts
+
+
+def grouped(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, int]]:
+    """Verdicts in their order; those without figures that say the same are one, with how many more there are."""
+    found: dict[object, tuple[Verdict, int]] = {}
+    for item in verdicts:
+        plain = item.ratio is None and not item.changes and item.status != "pass"
+        key: object = (item.status, item.reason) if plain else id(item)
+        first, more = found.get(key, (item, -1))
+        found[key] = first, more + 1
+    return list(found.values())
+
+
+def _rows(report: Report) -> list[Verdict]:
+    """What matters: everything that is not a plain pass, and the slowest of those; all of them in a self-check."""
+    if report.use == "self-check":
+        return report.verdicts
+    quiet = [item for item in report.verdicts if item.status in ("pass", "skipped")]
+    return [item for item in report.verdicts if item not in quiet] + quiet[:QUIET_ROWS]
+
+
+def _timed_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Table:
+    table = Table(title=f"{report.after.label} against {report.before.label}", title_justify="left", pad_edge=False)
+    for name in ("verdict", "case", "contender", "clock"):
+        table.add_column(name, no_wrap=True)
+    for name in ("before us", "after us", "change", "95 %", "floor", "sees"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason")
+    cases = {item.case for item in report.verdicts}
+    for item, more in rows:
+        table.add_row(
+            Text(times(item.status, more), style=STYLES.get(item.status, "")),
+            f"{case_label(item.case, cases)} {item.case.cache}",
+            short_name(item.contender),
+            item.clock,
+            microseconds(item.before_us),
+            microseconds(item.after_us),
+            percent(item.ratio),
+            interval(item),
+            percent(item.floor),
+            percent(item.detectable),
+            item.reason,
+        )
+    return table
+
+
+def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Table:
+    cases = {item.case for item in report.verdicts}
+    table = Table(title="counted work: not times", title_justify="left", pad_edge=False)
+    for name in ("verdict", "case", "contender"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("changed figures")
+    table.add_column("reason")
+    for item, more in rows:
+        shown = ", ".join(change_text(change) for change in item.changes)
+        style = STYLES.get(item.status, "")
+        label = case_label(item.case, cases)
+        table.add_row(
+            Text(times(item.status, more), style=style), label, short_name(item.contender), shown, item.reason
+        )
+    return table
+
+
+def percent(ratio: float | None) -> str:
+    """1.052 -> +5.2 %."""
+    return "-" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
+
+
+def interval(item: Verdict | Row) -> str:
+    """Both ends of the 95 % interval."""
+    return "-" if item.low is None or item.high is None else f"{percent(item.low)[:-2]} .. {percent(item.high)}"
+
+
+def change_text(change: Change) -> str:
+    """`registers 24 -> 32`."""
+    return f"{change.figure} {change.before} -> {change.after}"
+
+
+def summary(report: Report) -> str:
+    """One line: the outcome, the counts, the worst point, the time it took."""
+    counts = ", ".join(f"{count} {status}" for status, count in report.counts().items()) or "nothing judged"
+    worst = next((item for item in report.verdicts if item.ratio is not None), None)
+    tail = f"; worst {percent(worst.ratio)} ({worst.case.label}, {short_name(worst.contender)})" if worst else ""
+    blind = [item.detectable for item in report.verdicts if item.detectable is not None]
+    if report.use == "self-check" and blind:
+        tail += f"; every slowdown from {percent(max(blind))} on would be seen, from {percent(min(blind))} at best"
+    noisy = sum("too noisy" in item.reason for item in report.verdicts if item.status == "pass")
+    tail += f"; {noisy} too noisy to see the target" if noisy else ""
+    allowed = keeping.said(report) if report.rules_allowed else ""
+    reason = f": {report.refusals[0]}" if report.refusals else f": {allowed}" if allowed else ""
+    points = len(report.verdicts)
+    spent = f"; {report.duration_s:.0f} s, {report.duration_s / points:.2f} s a point" if points else ""
+    return f"gate {report.use}: {MEANING[report.exit_code]}{reason} ({counts}{tail}{spent})"
+
+
+def commands(report: Report) -> list[str]:
+    """For each flagged point a command that shows it again; one for all that say the same."""
+    return [reproduce(report, item) for item, _ in grouped(report.verdicts) if item.blocks]
+
+
+def reproduce(report: Report, item: Verdict) -> str:
+    """The same use, this point alone; a stored baseline is best checked against its commit."""
+    sha = report.before.sha
+    if report.use == "work":
+        use = ["--clock", "work"]
+    elif report.use == "self-check" or sha is None:
+        use = ["--self-check", "--clock", item.clock]
+    else:
+        use = ["--against", sha, "--clock", item.clock]
+    key = item.case.key if "op=" in item.case.key else f"op={item.case.op},{item.case.key}"  # a lookup's leaves it out
+    choice = ["-c", item.contender, "--case", key]
+    return shlex.join(["python", "-m", "bench", "gate", *use, *report.selection, *choice])
+
+
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "table": table_text,
+    "markdown": lambda report: exports.markdown(report, summary(report), commands(report), grouped(report.verdicts)),
+    "json": exports.plain_json,
+    "junit": lambda report: exports.junit(report, lambda item: reproduce(report, item)),
+    "bencher": exports.bencher,
+    "github": lambda report: exports.github(report, summary(report), lambda item: reproduce(report, item)),
+}
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the table of `compare`."""
+    out = console()
+    for part in _comparison_parts(comparison):
+        out.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
+    cases = {row.before.case for row in comparison.rows}
+    heading = f"{comparison.before.label} -> {comparison.after.label}"
+    table = Table(title=heading, title_justify="left", pad_edge=False)
+    for name in ("case", "contender", "clock"):
+        table.add_column(name, no_wrap=True)
+    for name in ("change", "95 %", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("changed figures, notes")
+    for row in comparison.rows:
+        said = [change_text(change) for change in row.changes] + ([row.note] if row.note else [])
+        point = row.before
+        p = "-" if row.p is None else f"{row.p:.2g}"
+        label = f"{case_label(point.case, cases)} {point.case.cache}"
+        table.add_row(
+            label, short_name(point.contender), point.clock, percent(row.ratio), interval(row), p, ", ".join(said)
+        )
+    parts: list[RenderableType] = [table, Text()]
+    parts += [Text(f"not comparable: {reason}", style="red") for reason in comparison.warnings]
+    parts += [Text(f"note: {note}") for note in comparison.notes]
+    parts.append(
+        Text(f"{len(comparison.rows)} points in both, {comparison.missing} only in A, {comparison.new} only in B")
+    )
+    return parts
+
+
+def follow_pairs(events: Iterable[PairEvent]) -> None:
+    """Say now and then how far an interleaved run is."""
+    out = progress_console()
+    done = total = 0
+    said = time.monotonic()
+    failures: Counter[str] = Counter()
+    for event in events:
+        if isinstance(event, StageStarted):
+            done, total = 0, event.points * event.processes
+            most = "up to " if event.stage == "confirm" else ""
+            out.print(f"{event.stage}: {event.points} points in {most}{event.processes} pairs of processes")
+            continue
+        done += 1
+        if event.point.status not in ("ok", "skipped"):
+            message = f"{event.point.status} on side {event.point.side}: {event.point.contender}, {event.point.reason}"
+            failures[message] += 1
+            if failures[message] == 1:
+                out.print(message)
+        if time.monotonic() - said >= SAY_EVERY_S or done == total:
+            out.print(f"{event.stage}: {done}/{total}")
+            said = time.monotonic()
+    for message, count in failures.items():
+        if count > 1:
+            out.print(f"{count} times: {message}")
+
+
+def show_repeat(repeat: Repeat, report: Report) -> None:
+    """Print one run of the gate's own test: its figures, and every verdict that is not a plain pass."""
+    out = console()
+    found = ", ".join(f"{100 * float(share):g} %: {hit} of {total}" for share, (hit, total) in repeat.found.items())
+    out.print(
+        f"{repeat.file}: exit {repeat.exit_code}, {repeat.verdicts}, worst {percent(repeat.worst_ratio)}, "
+        f"sees {percent(repeat.median_detectable)} (median) {percent(repeat.largest_detectable)} (worst), "
+        f"{repeat.duration_s:.1f} s, {repeat.start_s:.1f} of it starts and {repeat.open_s:.1f} processes, "
+        f"{repeat.seconds_a_point:.2f} s a point" + (f"; found {found}" if found else "")
+    )
+    expected = "slow" if repeat.found else "pass"
+    for item in worst_first(report.verdicts):
+        if item.status not in (expected, "skipped"):
+            planted = f" planted {100 * item.extra_share:g} %" if item.extra_share else ""
+            name = f"{item.case.label} {item.case.cache} {short_name(item.contender)}"
+            out.print(f"  {item.status}{planted}: {name}: {percent(item.ratio)} ({interval(item)}): {item.reason}")
+
+
+def show_repeats(name: str, done: Sequence[Repeat], wanted: int) -> None:
+    """Print what all runs came to."""
+    shares = sorted({share for repeat in done for share in repeat.found}, key=float)
+    for share in shares:
+        tallies = [repeat.found[share] for repeat in done if share in repeat.found]
+        hit, total = sum(tally[0] for tally in tallies), sum(tally[1] for tally in tallies)
+        console().print(f"{name}: {100 * float(share):g} % found {hit} of {total}")
+    quiet = sum(repeat.exit_code == 0 for repeat in done)
+    left = f"; {wanted - len(done)} left: run the same command again" if len(done) < wanted else ""
+    console().print(f"{name}: {len(done)} runs, {quiet} with exit 0{left}")

@@ -1,0 +1,230 @@
+"""A history as text: its progress, its changes, a table for each point; the steps of a bisection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.execute.bisect import BisectEvent, Compared, Comparing, Named
+from bench.execute.history import HistoryEvent, NothingLeft, Stored, Visiting
+from bench.execute.pairs import StageStarted
+from bench.execute.sweep import Measured
+from bench.judge.changes import Change
+from bench.judge.history import History
+from bench.judge.series import TIME, Era, Series
+from bench.model.history import Commit, Entry
+from bench.model.paths import shown
+from bench.model.verdict import Verdict
+from bench.show.gate import progress_console
+from bench.show.tables import MARKS, case_label, microseconds, short_name
+
+SUBJECT_WIDTH = 48
+SUSPECTS = 4  # commits that a change may lie at and that are listed by name
+
+
+def follow(events: Iterable[HistoryEvent], console: Console, folder: Path) -> None:
+    """Consume a session's events, a line for each process of a commit."""
+    visiting: Visiting | None = None
+    begun, failed = time.monotonic(), 0
+    for event in events:
+        if isinstance(event, Visiting):
+            visiting, begun, failed = event, time.monotonic(), 0
+        elif isinstance(event, Measured):
+            failed += event.point.status not in ("ok", "skipped")
+        elif isinstance(event, NothingLeft):
+            console.print(f"nothing left to measure: all {event.commits} commits are in {shown(folder)}")
+        elif isinstance(event, Stored):
+            console.print(_stored(event, visiting, time.monotonic() - begun))
+
+
+def _stored(event: Stored, visiting: Visiting | None, seconds: float) -> str:
+    commit, points = event.entry.commit, event.entry.results.points
+    label = f"{commit.short} {_shortened(commit.subject)}"
+    if event.taken_over:
+        return f"{label}: its library is that of {(event.entry.counted_at or '')[:9]}, and so are its counts"
+    assert visiting is not None
+    failed = [point for point in points if point.status not in ("ok", "skipped")]
+    role = "anchor, " if visiting.anchor else ""
+    place = f"{role}process {visiting.place} of {visiting.last}"
+    found = f"{len(points) - len(failed)} points ok"
+    if failed:
+        found += f", {len(failed)} not: {failed[0].status}: {failed[0].reason}"
+    return f"{label} ({place}, {seconds:.0f} s): {found}"
+
+
+def added(path: Path, entry: Entry, written: Path) -> str:
+    """What became of an added file."""
+    points = len(entry.results.points)
+    return f"{path}: {points} points of {entry.commit.short}, written to {shown(written)}"
+
+
+def tables(history: History) -> RenderableType:
+    """Everything: what was measured, the changes, what failed, a table for each point."""
+    parts: list[RenderableType] = [Text(heading(history))]
+    parts += [Text("\n".join(change_lines(history)) + "\n")]
+    if failures := failure_lines(history):
+        parts += [Text("\n".join(failures) + "\n")]
+    for era in history.eras:
+        parts.append(Text(f"--- {era_label(era)}"))
+        parts += [_table(history, era, group) for group in _points(era)]
+    return Group(*parts)
+
+
+def heading(history: History) -> str:
+    """Which line, on what, how much of it."""
+    shown = {item.commit.sha for era in history.eras for series in era.series for item in series.observations}
+    first, last = history.line[0].short, history.line[-1].short
+    lines = [f"{len(shown)} commits of {first} to {last}, {history.clock} clock"]
+    if history.missing:
+        names = ", ".join(commit.short for commit in history.missing[:6])
+        more = ", ..." if len(history.missing) > 6 else ""
+        lines.append(f"not measured: {len(history.missing)} of the line ({names}{more})")
+    if any(not series.anchored for era in history.eras for series in era.series) and history.clock != "work":
+        lines.append("some series hold results without an anchor commit: their sessions' drift is in them")
+    return "\n".join(lines) + "\n"
+
+
+def era_label(era: Era) -> str:
+    """One instrument on one machine, and what began it."""
+    gpu = era.environment.identity.get("gpu") or "no GPU"
+    begins = f"; new series: {era.begins}" if era.begins else ""
+    return f"{gpu}, measuring code {era.instrument.version[:7]}, seed {era.instrument.seed}{begins}"
+
+
+def change_lines(history: History) -> list[str]:
+    """One line a commit that changed something, with its largest change, and its neighbours."""
+    lines = []
+    for found in history.of_commit().values():
+        largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
+        worse, better = [c for c in found if c.worse], [c for c in found if not c.worse]
+        counts = " and ".join(f"{len(part)} {word}" for part, word in ((worse, "worse"), (better, "better")) if part)
+        lines += [
+            f"{_blame(largest)}: {counts}; most: {_where(largest.series)} {size(largest)}",
+            f"    between {largest.before.short} and "
+            f"{largest.after.short if largest.after else 'the end of the line'}: {_shortened(largest.commit.subject)}",
+        ]
+    return lines or ["no change of level"]
+
+
+def failure_lines(history: History) -> list[str]:
+    """Why commits have no figure."""
+    return [f"{short} has no figure: {'; '.join(reasons)}" for short, reasons in history.failures().items()]
+
+
+def size(change: Change) -> str:
+    """How large: a time with its interval, a count with both values."""
+    if change.low is None or change.high is None:
+        return f"{change.series.figure} {change.old:.0f} -> {change.new:.0f}"
+    parts = [f"{100 * (value - 1):+.1f}" for value in (change.ratio, change.low, change.high)]
+    return f"{parts[0]} % ({parts[1]} to {parts[2]})"
+
+
+def _blame(change: Change) -> str:
+    """The commit; or all that it may be, where those before it were not measured."""
+    names = [commit.short for commit in change.suspects]
+    if len(names) == 1:
+        return names[0]
+    listed = ", ".join(names) if len(names) <= SUSPECTS else f"{len(names)} commits from {names[0]} to {names[-1]}"
+    return f"one of {listed} (only the last was measured)"
+
+
+def _where(series: Series) -> str:
+    return f"{short_name(series.contender)}, {series.case.label}"
+
+
+def _points(era: Era) -> list[list[Series]]:
+    """The series of each case and contender together: one of a time, several of counts."""
+    groups: dict[tuple[object, str], list[Series]] = {}
+    for series in era.series:
+        groups.setdefault((series.case, series.contender), []).append(series)
+    return list(groups.values())
+
+
+def _table(history: History, era: Era, group: Sequence[Series]) -> Table:
+    """One row a commit; of counts the columns that ever differ, or the first if none does."""
+    timed = group[0].figure == TIME
+    columns = [series for series in group if timed or len({item.value for item in series.measured}) > 1] or group[:1]
+    label = case_label(group[0].case, {series.case for series in era.series})
+    table = Table(title=f"{short_name(group[0].contender)}, {label}", title_justify="left", pad_edge=False)
+    for name in ("commit", "date", "subject"):
+        table.add_column(name, no_wrap=True)
+    for series in columns:
+        table.add_column("us a call" if timed else series.figure, justify="right")
+        if timed:
+            table.add_column("95 %", justify="right")
+        table.add_column("change", justify="right", style="bold")
+    for row in range(len(group[0].observations)):
+        commit = group[0].observations[row].commit
+        cells = [cell for series in columns for cell in _cells(history, series, row)]
+        table.add_row(commit.short, (commit.time or "")[:10], _shortened(commit.subject), *cells)
+    return table
+
+
+def _cells(history: History, series: Series, row: int) -> list[str]:
+    item = series.observations[row]
+    here = [c for c in history.changes if c.series == series and c.commit.sha == item.commit.sha]
+    mark = size(here[0]).removeprefix(f"{series.figure} ") if here else ""
+    if series.figure != TIME:
+        return [f"{item.value.value:.0f}" if item.value else MARKS.get(item.status, item.status), mark]
+    value = microseconds(item.value.value) if item.value else MARKS.get(item.status, item.status)
+    bounds = ""
+    if item.value and item.value.low is not None:
+        bounds = f"{microseconds(item.value.low)} - {microseconds(item.value.high)}"
+    return [value, bounds, mark]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SUBJECT_WIDTH else text[: SUBJECT_WIDTH - 3] + "..."
+
+
+# --- bisect --------------------------------------------------------------------------------------------------------
+
+
+def follow_bisection(events: Generator[BisectEvent, None, None]) -> Named:
+    """Consume a bisection and show it; its outcome."""
+    from bench.show.tables import console
+
+    steps, out = progress_console(), console()
+    outcome: Named | None = None
+    for event in events:
+        if isinstance(event, Comparing):
+            steps.print(f"{event.before.short} against {event.after.short}, {event.candidates} candidates left")
+        elif isinstance(event, StageStarted):
+            steps.print(f"    {event.stage}: {event.points} points in {event.processes} pairs of processes")
+        elif isinstance(event, Compared):
+            out.print(_compared(event))
+        elif isinstance(event, Named):
+            outcome = event
+    assert outcome is not None, "a bisection ends by naming"
+    out.print(_outcome(outcome))
+    return outcome
+
+
+def _compared(event: Compared) -> str:
+    pair = f"{event.before.short} -> {event.after.short}"
+    if event.verdict is None:
+        return f"{pair}: cannot be compared: {event.reason}"
+    return f"{pair}: {_ratio(event.verdict)}, {'the new' if event.changed else 'the old'} level"
+
+
+def _ratio(verdict: Verdict) -> str:
+    assert verdict.ratio is not None
+    low, high = verdict.low or verdict.ratio, verdict.high or verdict.ratio
+    parts = [f"{100 * (value - 1):+.1f}" for value in (verdict.ratio, low, high)]
+    return f"{short_name(verdict.contender)}, {verdict.case.label} {parts[0]} % ({parts[1]} to {parts[2]})"
+
+
+def _outcome(named: Named) -> str:
+    names = ", ".join(commit.short for commit in named.suspects)
+    if named.certain and named.proof is not None:
+        commit: Commit = named.suspects[0]
+        return f"{commit.short} {commit.subject}: {named.proof.status}, against its parent {_ratio(named.proof)}"
+    if len(named.suspects) == 1:
+        reason = named.proof.reason if named.proof else "it cannot be compared with its parent"
+        return f"{names} has the new level, but its own share is not confirmed: {reason}"
+    return f"one of {names}: those between cannot be measured"

@@ -1,0 +1,232 @@
+"""Profile records as tables, and what a user does next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.model.case import Case
+from bench.show.tables import case_label, microseconds, short_name
+from profiles import nsys
+from profiles.ncu import READER
+from profiles.records import NcuBody, NsysBody, ProfileRecord, RangeTime, TraceBody
+from profiles.summaries import COMPARED_US, Agreement, Counters, DeviceTime, agreements, counters, device_times
+from profiles.target import load_recipe, parse_point, recipe_names
+
+SHOWN_STALLS = 2
+
+
+def shown(profile: ProfileRecord, folder: Path) -> RenderableType:
+    """The tables of a record; its files lie in `folder`."""
+    parts: list[RenderableType] = [_heading(profile), _body(profile.body)]
+    parts += [Text(f"left out, this version lacks it: {flag}") for flag in profile.dropped_flags]
+    parts += [Text(_file_line(folder / name)) for name in profile.files]
+    return Group(*parts)
+
+
+def recipes() -> RenderableType:
+    """Name and purpose of each recipe."""
+    return Text("\n".join(f"{name:18} {load_recipe(name).about}" for name in recipe_names()))
+
+
+def _heading(profile: ProfileRecord) -> Text:
+    if not profile.commands:
+        return Text(f"{profile.tool_version}, without its record; a profile, not a timing\n")
+    gpu = profile.env.identity.get("gpu") if profile.env else None
+    where = f" on {gpu}" if gpu else ""
+    return Text(
+        f"{profile.tool_version}{where}, commit {profile.code.short or 'unknown'}, {profile.started_utc}, "
+        f"{profile.launches} launches x {profile.replays}; a profile, not a timing\n"
+    )
+
+
+def _body(body: NsysBody | NcuBody | TraceBody) -> RenderableType:
+    if isinstance(body, NsysBody):
+        return _ranges(body)
+    if isinstance(body, NcuBody) and not body.kernels:
+        return Text(f"the reports are kept unread: `{READER}`, then `python -m bench profile show` on the record")
+    if isinstance(body, NcuBody):
+        return Group(_counters(counters(body)), _agreements(agreements(body)), _missing(body.missing))
+    return _traced(device_times(body), body)
+
+
+def _file_line(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: not here any more"
+    if path.suffix in (nsys.RAW, nsys.REPORT):
+        return nsys.how_to_open(path)
+    if path.suffix == ".ncu-rep":
+        return f"{path}: open with ncu-ui {path.name}"
+    if path.suffix == ".json":
+        return f"{path}: open with ui.perfetto.dev or chrome://tracing"
+    return str(path)
+
+
+def _table(title: str, names: Sequence[str], texts: int) -> Table:
+    """A table whose first `texts` columns are text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for place, name in enumerate(names):
+        table.add_column(name, justify="left" if place < texts else "right", no_wrap=place < texts)
+    return table
+
+
+def _ranges(body: NsysBody) -> RenderableType:
+    if body.ranges is None:
+        return Text(body.remark or "")
+    names = ("range", "phase", "entered", "eager", "in graphs", "kernels us", "gaps us", "captured in")
+    table = _table("GPU work by the innermost NVTX range around its launch", names, 2)
+    for item in body.ranges:
+        table.add_row(*_range_cells(item))
+    remarks = [Text(f"{body.unattributed} kernels were launched outside our ranges")] if body.unattributed else []
+    whole = sum(item.whole_graphs for item in body.ranges)
+    if whole:
+        remarks.append(Text(f"{whole} graphs are one row each: --cuda-graph-trace=node shows their kernels"))
+    return Group(table, *remarks)
+
+
+def _range_cells(item: RangeTime) -> list[str]:
+    origins = ", ".join(f"{_phase(origin)} {count}" for origin, count in item.origins.items())
+    numbers = [item.instances, item.eager, item.graph]
+    return [
+        _point_label(item.path[0]),
+        " / ".join(item.path[1:]),
+        *map(str, numbers),
+        microseconds(item.busy_us),
+        microseconds(item.gap_us),
+        origins or "-",
+    ]
+
+
+def _phase(path: str) -> str:
+    return path.rsplit(" / ", 1)[-1]
+
+
+def _point_label(name: str) -> str:
+    """A range's name for people; a point's as contender, clock and case."""
+    if name.count("|") < 2:
+        return name
+    point = parse_point(name)
+    return f"{short_name(point.contender)} {point.clock} {point.case.label}"
+
+
+TRAFFIC = (
+    "programs",
+    "sectors/req",
+    "L2 sectors rd",
+    "wr",
+    "overfetch",
+    "L1 hit %",
+    "L2 hit %",
+    "DRAM rd kB",
+    "DRAM wr kB",
+)
+EXECUTION = ("kernels", "DRAM %", "L2 %", "occupancy %", "issuing %", "registers", "warps waiting, an issue")
+
+
+def _counters(rows: Sequence[Counters]) -> RenderableType:
+    """What moved, and how it was executed."""
+    keys = ("case", "contender", "clock", "cache")
+    traffic = _table("ncu, traffic of one launch: sums over its kernels", (*keys, *TRAFFIC), len(keys))
+    execution = _table("ncu, execution: of the kernel that reads most", (*keys, *EXECUTION), len(keys))
+    cases = {row.case for row in rows}
+    for row in rows:
+        key = (case_label(row.case, cases), short_name(row.contender), row.clock, row.cache)
+        traffic.add_row(*key, *_traffic_cells(row))
+        execution.add_row(*key, *_execution_cells(row))
+    return Group(traffic, execution)
+
+
+def _traffic_cells(row: Counters) -> list[str]:
+    return [
+        _count(row.programs),
+        _number(row.sectors_per_request),
+        _count(row.load_sectors),
+        _count(row.store_sectors),
+        _number(row.overfetch),
+        _number(row.l1_hit_pct),
+        _number(row.l2_hit_pct),
+        *(_number(None if moved is None else moved / 1000) for moved in (row.dram_read_bytes, row.dram_write_bytes)),
+    ]
+
+
+def _execution_cells(row: Counters) -> list[str]:
+    waits = ", ".join(f"{name} {value:.1f}" for name, value in row.stalls[:SHOWN_STALLS])
+    return [
+        f"{row.kernels}",
+        *(_number(share) for share in (row.dram_pct, row.l2_pct, row.occupancy_pct, row.issue_pct)),
+        _count(row.registers),
+        waits or "-",
+    ]
+
+
+def _agreements(rows: Sequence[Agreement]) -> RenderableType:
+    if not rows:
+        return Text("not compared with the work clock: no counts")
+    table = _table("the cold run beside the work clock's counts", ("case", "contender", "what", "ncu", "counted"), 3)
+    table.add_column("ncu / counted", justify="right")
+    cases = {row.case for row in rows}
+    for row in rows:
+        ratio = "-" if row.ratio is None else f"{row.ratio:.3f}"
+        label, name = case_label(row.case, cases), short_name(row.contender)
+        table.add_row(label, name, row.what, _count(row.ncu), _count(row.counted), ratio)
+    return table
+
+
+def _missing(names: Sequence[str]) -> RenderableType:
+    return Text("".join(f"this GPU or version of ncu has no {name}\n" for name in names))
+
+
+def _traced(rows: Sequence[DeviceTime], body: TraceBody) -> RenderableType:
+    names = (
+        "case",
+        "contender",
+        "clock",
+        "kernels",
+        "clock us",
+        "floor us",
+        "device us",
+        "/(clock-floor)",
+        "/(clock-gaps)",
+    )
+    table = _table("torch profiler: device time of a call beside the suite's clock", names, 3)
+    table.add_column("traced/untraced", justify="right")
+    cases = {row.point.case for row in rows}
+    for row in rows:
+        table.add_row(*_traced_cells(row, cases))
+    lines = [f"device time over the clock's less the floor: calls in a graph of more than {COMPARED_US:g} us"]
+    if body.floor_device_us is not None and "graph" in body.floor_us:
+        gap_us = body.floor_us["graph"] - body.floor_device_us
+        lines.append(
+            f"an empty kernel in a graph: {microseconds(body.floor_device_us)} us on the device and a gap of "
+            f"{microseconds(gap_us)} us behind it; the last ratio leaves a gap a kernel out of the clock's time"
+        )
+    if any(row.disturbed for row in rows):
+        lines.append("!: the trace slowed these calls by more than 10 %: read their kernels, not their gaps")
+    return Group(table, Text("\n".join(lines)))
+
+
+def _traced_cells(row: DeviceTime, cases: set[Case]) -> list[str]:
+    point = row.point
+    return [
+        case_label(point.case, cases),
+        short_name(point.contender),
+        point.clock,
+        f"{sum(kernel.per_call for kernel in point.kernels):g}",
+        microseconds(point.untraced_us),
+        microseconds(row.floor_us),
+        microseconds(row.device_us),
+        *("-" if ratio is None else f"{ratio:.3f}" for ratio in (row.ratio, row.gap_ratio)),
+        f"{row.slowed:.2f}{' !' if row.disturbed else ''}",
+    ]
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:.0f}"

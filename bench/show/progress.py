@@ -1,0 +1,104 @@
+"""The sweep's progress: a live bar on a terminal, one plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.execute.sweep import Event, Planned, WorkerStarted
+from bench.judge.estimate import point_estimate
+from bench.model.records import Point
+from bench.show.tables import microseconds, short_name
+
+if TYPE_CHECKING:  # the library imports torch
+    from csgmv_embed.launch.tiles import TunedRow
+
+PLAIN_EVERY_S = 10.0
+
+
+def follow(events: Iterable[Event], console: Console) -> None:
+    """Consume the sweep's events and show them."""
+    if console.is_terminal:
+        _follow_live(events, console)
+    else:
+        _follow_plain(events, console)
+
+
+def _follow_live(events: Iterable[Event], console: Console) -> None:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f}/s, left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting a worker", rate=0.0)
+        start, first = time.monotonic(), 0
+        for event in events:
+            if isinstance(event, Planned):
+                first = event.done
+                progress.update(task, total=event.total, completed=event.done)
+            elif isinstance(event, WorkerStarted):
+                progress.console.print(_started(event))
+                start, first = time.monotonic(), int(progress.tasks[0].completed)
+            else:
+                done = progress.tasks[0].completed + 1 - first
+                rate = done / max(1e-9, time.monotonic() - start)
+                progress.update(task, advance=1, description=_describe(event.point), rate=rate)
+                if event.point.status not in ("ok", "skipped"):
+                    progress.console.print(_failure(event.point))
+
+
+def _follow_plain(events: Iterable[Event], console: Console) -> None:
+    total = done = first = 0
+    start = said = time.monotonic()
+    for event in events:
+        if isinstance(event, Planned):
+            if not total:
+                console.print(f"{event.total} measurements planned, {event.done} already there")
+            total, done = event.total, event.done
+        elif isinstance(event, WorkerStarted):
+            console.print(_started(event))
+            start, said, first = time.monotonic(), time.monotonic(), done
+        else:
+            done += 1
+            if event.point.status not in ("ok", "skipped"):
+                console.print(_failure(event.point))
+            now = time.monotonic()
+            if now - said >= PLAIN_EVERY_S or done == total:
+                rate = (done - first) / max(1e-9, now - start)
+                console.print(f"{done}/{total}, {rate:.1f}/s, {(total - done) / max(rate, 1e-9):.0f} s left")
+                said = now
+
+
+def _started(event: WorkerStarted) -> str:
+    return f"{event.kind} worker of process {event.process} ready after {event.seconds:.0f} s (imports, anchors)"
+
+
+def _describe(point: Point) -> str:
+    found = point_estimate(point)
+    figure = f"{microseconds(found.value)} us" if found else point.status
+    return f"{short_name(point.contender)} {point.clock} {point.case.label}: {figure}"
+
+
+def _failure(point: Point) -> str:
+    return f"{point.status}: {point.contender}, {point.clock}, {point.case.label}: {point.reason}"
+
+
+def tuned(rows: Iterable[TunedRow], console: Console) -> list[TunedRow]:
+    """Consume the rows of a tuning run and show each as a line."""
+    kept = []
+    for row in rows:
+        storage = "vocab-major" if row.rows_contiguous else "rank-major"
+        console.print(
+            f"{row.plan}, {storage} {row.element_bytes} B, {row.max_tokens} tokens r{row.max_rank}: "
+            f"{microseconds(row.best_us)} us with {row.config.block_tokens}x{row.config.block_rank}, "
+            f"{row.config.num_warps} warps; the rule takes {microseconds(row.rule_us)} us"
+        )
+        kept.append(row)
+    return kept

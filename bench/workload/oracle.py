@@ -1,0 +1,47 @@
+"""The exact result of each op, by csgmv_embed.reference: of a lookup in its dtype, of the others in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from csgmv_embed import reference
+
+if TYPE_CHECKING:
+    from bench.model.case import Storage
+    from bench.workload.tensors import Workload
+
+
+def exact(workload: Workload, index_set: int) -> torch.Tensor:
+    """What a launch of the case's op on this index set must give; heads: on the logits that `restore` brings back."""
+    case = workload.case
+    token_slots = torch.from_numpy(workload.token_slots()).to(workload.device)
+    ranks = torch.from_numpy(workload.ranks).to(workload.device)
+    if case.op == "lookup":
+        ids = workload.index_sets[index_set]
+        return reference.embedding_lora_a_reference(ids, _a_table(workload), token_slots, ranks, case.vocab)
+    scalings = torch.tensor(workload.scalings, dtype=torch.float64, device=workload.device)
+    if case.op == "layer":
+        return reference.embedding_lora_reference(
+            workload.index_sets[index_set],
+            workload.weight("embedding"),
+            _a_table(workload),
+            workload.weight("b"),
+            token_slots,
+            ranks,
+            scalings,
+            case.vocab,
+        )
+    if case.op == "head":
+        rows, a_table = workload.given("hidden_states")[index_set], workload.weight("head_a")
+    else:  # an expand is a head whose A hands its input on
+        rows = workload.given("shrunk")[index_set]
+        a_table = torch.eye(case.rank, dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
+    logits = workload.base_logits(index_set)  # of its own: what the launch wrote is about to be compared
+    return reference.lm_head_lora_reference(rows, a_table, workload.weight("b"), logits, token_slots, ranks, scalings)
+
+
+def _a_table(workload: Workload) -> torch.Tensor:
+    storage: Storage = "vocab_major" if "vocab_major" in workload.tables else "rank_major"
+    return workload.table(storage)

@@ -1,0 +1,80 @@
+"""Bytes that an op must move, from the workload alone: the floors, and the parts that contenders count with.
+
+Every function counts index set 0 of a workload. Batch metadata is negligible beside what is counted here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.model.case import ELEMENT_BYTES
+
+if TYPE_CHECKING:
+    from bench.workload.tensors import Workload
+
+ID_BYTES = 8
+
+
+def minimum(workload: Workload) -> int:
+    """Least traffic of any implementation: what is needed read once, the output written once.
+
+    A layer reads ids, distinct rows of embedding and A, and B of the slots in use. A head reads the hidden states of
+    the tokens with an adapter, A and B of their slots, and reads and writes their logits; an expand the shrunk rows
+    instead of hidden states and A.
+    """
+    case = workload.case
+    element = ELEMENT_BYTES[case.dtype]
+    if case.op == "lookup":
+        return workload.num_tokens * ID_BYTES + a_rows(workload) + written(workload)
+    if case.op == "layer":
+        lora = a_rows(workload) + b_tables(workload)
+        return workload.num_tokens * ID_BYTES + base_rows(workload) + lora + written(workload)
+    inputs = live_ranks(workload) * element
+    if case.op == "head":
+        inputs = live_tokens(workload) * case.hidden * element + head_a_tables(workload)
+    return inputs + b_tables(workload) + 2 * written(workload)
+
+
+def written(workload: Workload) -> int:
+    """The output, once: every row of a lookup or a layer, the logits of the tokens with an adapter."""
+    case = workload.case
+    rows = workload.num_tokens if case.op in ("lookup", "layer") else live_tokens(workload)
+    return rows * workload.out_features * ELEMENT_BYTES[case.dtype]
+
+
+def live_tokens(workload: Workload) -> int:
+    """Tokens with an adapter."""
+    return int(np.count_nonzero(workload.ranks[workload.token_slots()]))
+
+
+def live_ranks(workload: Workload) -> int:
+    """Sum of the ranks of all tokens: elements of an intermediate result that hold anything."""
+    return int(workload.ranks[workload.token_slots()].sum(dtype=np.int64))
+
+
+def a_rows(workload: Workload) -> int:
+    """Distinct rows of the A table, each to its slot's rank."""
+    slots = workload.distinct_rows() // workload.case.vocab
+    return int(workload.ranks[slots].sum(dtype=np.int64)) * ELEMENT_BYTES[workload.case.dtype]
+
+
+def base_rows(workload: Workload) -> int:
+    """Distinct rows of the embedding."""
+    distinct = len(np.unique(workload.index_sets[0].cpu().numpy()))
+    return distinct * workload.case.hidden * ELEMENT_BYTES[workload.case.dtype]
+
+
+def b_tables(workload: Workload) -> int:
+    """The B tables of the slots in use, each to its rank."""
+    return _used_ranks(workload) * workload.out_features * ELEMENT_BYTES[workload.case.dtype]
+
+
+def head_a_tables(workload: Workload) -> int:
+    """The A tables of lm_head of the slots in use, each to its rank."""
+    return _used_ranks(workload) * workload.case.hidden * ELEMENT_BYTES[workload.case.dtype]
+
+
+def _used_ranks(workload: Workload) -> int:
+    return int(workload.ranks[np.unique(workload.seq_slots)].sum(dtype=np.int64))

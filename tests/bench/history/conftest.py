@@ -1,5 +1,0 @@
-"""Fixtures of the history's tests."""
-
-from tests.support.history import machine
-
-__all__ = ["machine"]
