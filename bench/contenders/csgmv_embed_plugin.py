@@ -92,9 +92,9 @@ def plugged(backend: Any) -> Iterator[None]:
 
     release = release_for(importlib.metadata.version("sglang"), any_version=True)
     state = planner.attach(backend, release)
-    for name, prefill in (("cuda_graph_batch_info", False), ("prefill_cuda_graph_batch_info", True)):
+    for name in ("cuda_graph_batch_info", "prefill_cuda_graph_batch_info"):
         if getattr(backend, name, None) is not None:
-            planner.pack(state, getattr(backend, name), prefill=prefill)
+            planner.pack(state, getattr(backend, name))
     backend.prepare_lora_batch = partial(hooks.prepare, type(backend).prepare_lora_batch, backend)
     backend.run_lora_a_embedding = partial(hooks.lookup, type(backend).run_lora_a_embedding, backend)
     before = runtime.active

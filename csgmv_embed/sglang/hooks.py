@@ -5,7 +5,6 @@ The signatures are `hook(original, *arguments of the original)`, SGLang's around
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,8 +60,6 @@ def run_lookup(
     batch_info = state.backend.batch_info
     if getattr(batch_info, BATCH, BATCH) is None:  # planned: nobody has LoRA on the embedding layer
         return weights.new_zeros(tokens, max_rank)
-    if state.design == "original_order":
-        return _original_order(state, input_ids, weights, vocab_size, extra_embeddings)
     batch = current_batch(batch_info)
     assert batch is not None
     rows = planned_rows(batch, tokens)
@@ -93,20 +90,6 @@ def planned_rows(batch: EmbeddingBatch, rows: int) -> int:
     """How many of a layer's rows are the batch's: those that SGLang pads an eager batch with have no adapter."""
     planned = batch.num_tokens
     return rows if batch.static or planned is None else min(rows, planned)
-
-
-def _original_order(
-    state: planner.State,
-    input_ids: torch.Tensor,
-    weights: torch.Tensor,
-    vocab_size: int,
-    extra_embeddings: torch.Tensor | None,
-) -> torch.Tensor:
-    module = importlib.import_module(f"{state.release.kernels}.embedding_lora_a")
-    found: torch.Tensor = module.embedding_lora_a_fwd(
-        input_ids, weights, state.backend.embedding_batch_info, vocab_size, extra_embeddings
-    )
-    return found
 
 
 def prepare(
@@ -146,7 +129,7 @@ def prefill_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -
     original(backend, *args, **kwargs)
     state = runtime.state_of(backend)
     if state is not None:
-        planner.pack(state, backend.prefill_cuda_graph_batch_info, prefill=True)
+        planner.pack(state, backend.prefill_cuda_graph_batch_info)
 
 
 def modules(original: Original, manager: Any) -> None:

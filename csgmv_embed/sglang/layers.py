@@ -55,8 +55,7 @@ def _serving(hook: str, layer: Any) -> State | None:
     """The plugin's state of the layer's backend; None where SGLang's own function is to run."""
     if not runtime.serves(hook):
         return None
-    state = runtime.state_of(layer.lora_backend)
-    return None if state is None or state.design != "token_words" else state
+    return runtime.state_of(layer.lora_backend)
 
 
 def _batch_info(state: State) -> Any:

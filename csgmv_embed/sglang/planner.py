@@ -24,7 +24,7 @@ from csgmv_embed.batch.staging import Layout, Staging, layout_of
 from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.errors import CapacityError, ShapeError
 from csgmv_embed.sglang.arrays import ARRAYS as ARRAYS
-from csgmv_embed.sglang.arrays import Plan, lens_of, named, sizes_of, tile_sizes, token_words, write, write_tiles
+from csgmv_embed.sglang.arrays import Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
 from csgmv_embed.sglang.heads import HeadPlan, merged_chunks
 from csgmv_embed.sglang.state import STATE as STATE
 from csgmv_embed.sglang.state import State as State
@@ -33,7 +33,7 @@ from csgmv_embed.sglang.state import attach as attach
 from csgmv_embed.sglang.views import BATCH as BATCH
 from csgmv_embed.sglang.views import HEAD as HEAD
 from csgmv_embed.sglang.views import LINEAR as LINEAR
-from csgmv_embed.sglang.views import head_batch, layer_batch, linear_batch, sequence_order
+from csgmv_embed.sglang.views import head_batch, layer_batch, linear_batch
 
 STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
 
@@ -47,43 +47,34 @@ class StaticBatch:
     staging: Staging
     layer: EmbeddingBatch
     head: EmbeddingBatch
-    prefill: bool
     linear: EmbeddingBatch | None = None
-    sequence_order: Any = None  # the batch info of the original-order design
 
 
-def pack(state: State, batch_info: Any, *, prefill: bool = False) -> None:
+def pack(state: State, batch_info: Any) -> None:
     """Move the arrays of a LoRABatchInfo for captured graphs into one buffer, in the same sizes, with our words.
 
-    batch_info is fresh from the backend's own init method. Its attributes become views of the buffer. prefill: it is
-    the one for captured prefill, whose requests may have any length.
+    batch_info is fresh from the backend's own init method. Its attributes become views of the buffer.
     """
     tokens = batch_info.permutation.shape[0]
     requests = batch_info.req_weight_indices.shape[0] if state.release.request_fields else batch_info.bs
     segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
     sizes = sizes_of(segments, tokens, requests, slots)
-    extra = requests if state.design == "original_order" else 0
     block = block_for(tokens)
     tiles = tile_sizes(tokens, min(slots, requests), block) if state.linear_wanted else (0, 0)
-    layout = layout_of((*sizes, extra, tokens, slots, *tiles))
+    layout = layout_of((*sizes, tokens, slots, *tiles))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
-    *views, lens, words, ranks, tile_words, tile_rows = layout.device(buffer)
+    *views, words, ranks, tile_words, tile_rows = layout.device(buffer)
     arrays = named(views)
     for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
         setattr(batch_info, name, arrays[name])
     contents = Contents(0, 0)
     layer = layer_batch(batch_info, words, ranks, contents, max_tokens=tokens)
     head = head_batch(batch_info, contents, max_tokens=tokens)
-    static = StaticBatch(layout, buffer, Staging(device, layout.total), layer, head, prefill)
+    static = StaticBatch(layout, buffer, Staging(device, layout.total), layer, head)
     if state.linear_wanted:
         static.linear = linear_batch(batch_info, tile_words, tile_rows, block, contents, max_tokens=tokens)
-    if state.design == "original_order":
-        # The fallback kernel's grid is (max_len, bs) of the capture. A captured decode covers its own requests; a
-        # captured prefill has to cover every request the buffers hold, at any length.
-        longest = tokens if prefill else tokens // max(requests, 1)
-        static.sequence_order = sequence_order(batch_info, arrays, lens, requests, longest)
     setattr(batch_info, STATIC, static)
     state.last_step = None
 
@@ -109,7 +100,7 @@ def prepare(
     if step is None:
         batch_info, heads = _planned(state, forward_batch, weight_indices, lora_ranks, scalings, static_info)
     else:
-        batch_info, heads = _again(state, step), []
+        batch_info, heads = _again(step), []
     if state.release.request_fields:
         batch_info = backend._add_moe_lora_info(forward_batch, batch_info)
     backend.batch_info = batch_info
@@ -137,10 +128,9 @@ def _planned(
     else:
         batch_info, head_arrays = _fill_static(state, static_info, plan), _send_heads(state, heads)
     if plan.lens is None and not heads:
-        order = state.backend.embedding_batch_info if state.design == "original_order" else None
         # A caller may write into its lists later; those of the adapters were copied when they changed.
         given = [*weight_indices], state.ranks.given, state.scalings.given
-        state.last_step = Step(*given, state.words_version, static_info, batch_info, order)
+        state.last_step = Step(*given, state.words_version, static_info, batch_info)
     return batch_info, list(zip(heads, head_arrays, strict=True))
 
 
@@ -169,10 +159,8 @@ def _repeated(
     return step if state.words_version == step.words_version else None
 
 
-def _again(state: State, step: Step) -> Any:
+def _again(step: Step) -> Any:
     """The batch info of a step that is on the device already."""
-    if state.design == "original_order":
-        state.backend.embedding_batch_info = step.sequence_order
     return step.batch_info if step.static_info is not None else copy.copy(step.batch_info)
 
 
@@ -227,11 +215,9 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     static: StaticBatch = getattr(info, STATIC)
     host = static.staging.next(static.layout)
     host.words.fill(0)  # one call for the neutral tails of all arrays
-    *views, lens, words, ranks, tile_words, tile_rows = host.views
+    *views, words, ranks, tile_words, tile_rows = host.views
     requests = len(plan.slots)
     segments = write(state, plan, views)
-    if static.sequence_order is not None:
-        lens[:requests] = lens_of(plan)
     word_by_slot = state.word_by_slot()
     if word_by_slot is not None:
         words[: plan.tokens] = token_words(word_by_slot, plan)
@@ -246,10 +232,6 @@ def _fill_static(state: State, info: Any, plan: Plan) -> Any:
     setattr(info, BATCH, static.layer)
     setattr(info, HEAD, static.head)
     setattr(info, LINEAR, static.linear)
-    if static.sequence_order is not None:
-        if not static.prefill:
-            static.sequence_order.bs = static.sequence_order.num_segments = requests
-        state.backend.embedding_batch_info = static.sequence_order
     return info
 
 
@@ -257,10 +239,9 @@ def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, lis
     """Send the plan to new device arrays; returns the batch info, and slots and bounds of each lm_head pass."""
     slots, requests = state.backend.max_loras_per_batch, len(plan.slots)
     word_by_slot = state.word_by_slot()
-    in_order = state.design == "original_order"
     own: list[Ints] = []  # what is sent beside SGLang's arrays: nothing if no adapter has LoRA on the embedding layer
     if word_by_slot is not None:
-        own = [lens_of(plan)] if in_order else [token_words(word_by_slot, plan), state.layer_ranks]
+        own = [token_words(word_by_slot, plan), state.layer_ranks]
     extras = own + _head_arrays(heads)
     block = block_for(plan.tokens)
     tiles = tile_sizes(plan.tokens, min(slots, requests), block) if state.linear_wanted else ()
@@ -284,14 +265,10 @@ def _fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, lis
         setattr(info, LINEAR, linear_batch(info, words, rows, block, contents))
     if word_by_slot is None:
         setattr(info, BATCH, None)
-    elif not in_order:
+    else:
         setattr(info, BATCH, layer_batch(info, next(extra_arrays), next(extra_arrays), contents))
     if state.lm_head_targeted is not False:
         setattr(info, HEAD, head_batch(info, contents))
-    if in_order:
-        state.backend.embedding_batch_info = (
-            sequence_order(info, arrays, next(extra_arrays), requests, plan.longest) if own else None
-        )
     return info, list(zip(extra_arrays, extra_arrays, strict=True))
 
 

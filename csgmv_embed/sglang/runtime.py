@@ -39,6 +39,5 @@ def state_of(backend: Any) -> planner.State | None:
     if active is None or backend is None:
         return None
     if state is None and type(backend).__name__ == "ChunkedSgmvLoRABackend":
-        linear = any(map(serves, LINEAR_HOOKS)) and active.settings.design == "token_words"
-        state = planner.attach(backend, active.release, active.settings.design, linear=linear)
+        state = planner.attach(backend, active.release, linear=any(map(serves, LINEAR_HOOKS)))
     return state

@@ -119,7 +119,7 @@ def test_captured_prefill_equals_sglangs(pair: Any, loaded: Any) -> None:
     sizes = {"max_num_tokens": 70 * CAPACITY, "max_num_requests": CAPACITY}
     for one in (stock, state.backend):
         one.init_prefill_cuda_graph_batch_info(**{name: sizes[name] for name in parameters[1:]})
-    planner.pack(state, state.backend.prefill_cuda_graph_batch_info, prefill=True)
+    planner.pack(state, state.backend.prefill_cuda_graph_batch_info)
     rng = np.random.default_rng(13)
     for _ in range(40):
         batch, arguments = random_batch(rng, "EXTEND")
