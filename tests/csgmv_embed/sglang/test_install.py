@@ -200,8 +200,10 @@ def test_doctor(environment: dict[str, str], code: int, expected: str, fork: For
     assert expected in result.stdout, result.stdout + result.stderr
     assert result.returncode == code
     if code == 0:
-        assert "lookup             applied\n" in result.stdout and "csgmv_embed/sglang/hooks.py" in result.stdout
-        assert "layer_add          applied" in result.stdout and "csgmv_embed/sglang/layers.py" in result.stdout
+        assert "lookup             applied\n" in result.stdout and "csgmv_embed/sglang/hooks/lookup.py" in result.stdout
+        assert (
+            "layer_add          applied" in result.stdout and "csgmv_embed/sglang/hooks/embedding.py" in result.stdout
+        )
         assert result.stdout.count("SGLang does it") == {"CSGMV_EMBED_LAYER": 2, "CSGMV_EMBED_LM_HEAD": 1}.get(
             next(iter(environment), ""), 0
         )

@@ -8,7 +8,7 @@ import torch
 
 from csgmv_embed.batch.plan import Int32Array, Int64Array, counting_int32, group_sizes, plan_segments
 from csgmv_embed.batch.tile_plan import most_tiles, plan_tiles
-from csgmv_embed.sglang.state import State
+from csgmv_embed.sglang.planner.state import State
 
 # The arrays of every plan, in the order in which they lie in the buffer.
 ARRAYS = (

@@ -173,7 +173,7 @@ def test_without_adapters_nothing_is_looked_up(plugin_on: Any, monkeypatch: pyte
     plugin_on()
     backend = support.backend(SLOTS)
     backend.prepare_lora_batch(support.forward_batch("DECODE", [1] * 3), [0, 0, 0], [0] * SLOTS, [0] * SLOTS, False)
-    monkeypatch.setattr("csgmv_embed.sglang.hooks.embedding_lora_a", None)
+    monkeypatch.setattr("csgmv_embed.sglang.hooks.lookup.embedding_lora_a", None)
     found = backend.run_lora_a_embedding(torch.tensor([1, 2, 3]), table(), VOCAB)
     assert found.shape == (3, MAX_RANK) and not found.any()
 
