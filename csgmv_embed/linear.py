@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 
+from csgmv_embed import registered
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.batch.tile_plan import DECODE_BLOCK, most_tiles
 from csgmv_embed.errors import DtypeError, ShapeError
@@ -44,6 +45,10 @@ def lora_linear(
     batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
     """
     _check_axes(x, a_table)
+    if registered.traces(x):
+        operands = {"x": x, "a_table": a_table, "b_table": b_table, "out": out}
+        registered.call("lora_linear", operands, batch, _columns(b_table, starts))
+        return out
     planned = _planned(batch)
     columns = _columns(b_table, starts)
     tile = _shrink_tile(x, a_table, batch)
@@ -57,18 +62,25 @@ def lora_linear(
     return out
 
 
-def lora_shrink(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int = 1) -> torch.Tensor:
-    """shrunk[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank, (tokens, slices * max_rank) in the dtype of x.
+def lora_shrink(
+    x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int = 1, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """out[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank; other columns, and rows without adapter, stay.
 
-    Other columns, and rows without adapter, are not written: they hold what the memory held. Arguments as in
-    `lora_linear`.
+    Arguments as in `lora_linear`; out (tokens, slices * max_rank), dtype of x, rows contiguous and apart, allocated if
+    None: what is not written is then what the memory held. Returns out.
     """
     _check_axes(x, a_table)
+    if out is None:
+        out = x.new_empty(x.shape[0], a_table.shape[1])
+    if registered.traces(x):
+        registered.call("lora_shrink", {"x": x, "a_table": a_table, "out": out}, batch, slices)
+        return out
     planned = _planned(batch)
+    check_axes("out", out, 2, "(tokens, slices * max_rank)")
     tile = _shrink_tile(x, a_table, batch)._replace(splits=1)
-    out = _empty_shrunk(x, a_table, 1)
-    _shrink(x, a_table, out, batch, planned, slices, tile, False)()
-    return out[:, 0]
+    _shrink(x, a_table, out[:, None], batch, planned, slices, tile, False)()
+    return out
 
 
 def lora_expand(
@@ -83,9 +95,28 @@ def lora_expand(
     Other arguments as in `lora_linear`. Returns out.
     """
     check_axes("shrunk", shrunk, 2, "(tokens, slices * max_rank)")
+    if registered.traces(shrunk):
+        operands = {"shrunk": shrunk, "b_table": b_table, "out": out}
+        registered.call("lora_expand", operands, batch, _columns(b_table, starts))
+        return out
     planned = _planned(batch)
     _expand(shrunk[:, None], b_table, out, batch, planned, _columns(b_table, starts), False)()
     return out
+
+
+def _shrink_registered(
+    x: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch, slices: int
+) -> None:
+    lora_shrink(x, a_table, batch, slices, out)
+
+
+AXES = {"x": 2, "a_table": 3, "b_table": 3, "out": 2, "shrunk": 2}
+OUT = "Tensor b_table, Tensor(a!) out"
+registered.register("lora_linear", f"Tensor x, Tensor a_table, {OUT}", "out", lora_linear, AXES, "SymInt[] starts")
+registered.register(
+    "lora_shrink", "Tensor x, Tensor a_table, Tensor(a!) out", "out", _shrink_registered, AXES, "SymInt slices"
+)
+registered.register("lora_expand", f"Tensor shrunk, {OUT}", "out", lora_expand, AXES, "SymInt[] starts")
 
 
 def _columns(b_table: torch.Tensor, starts: Sequence[int] | None) -> tuple[int, ...]:
@@ -189,6 +220,9 @@ def _prepare_shrink(
     tokens, in_features = x.shape
     check_tensor("a_table", a_table, (None, None, in_features), f"(slots, slices * max_rank, {in_features})", x, "x")
     slots, stacked, _ = a_table.shape
+    rows = shrunk[:, 0]
+    check_tensor("out", rows, (tokens, stacked), f"({tokens}, {stacked})", x, "x", any_dtype=tile.splits > 1)
+    checks.check_rows_apart("out", rows)
     if slices < 1 or stacked % slices:
         raise ShapeError(f"a_table has {stacked} rows a slot; expected a multiple of the {slices} slices")
     checks.check_device(batch.device, x, "x")
