@@ -107,7 +107,6 @@ def _run(operands: Operands, batch: EmbeddingBatch, vocab_size: int, missing_row
         _traced(operands, batch, vocab_size, missing_row, add=add)
         return
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
-    batch.check_structure()
     structure = batch.structure()
     words = structure[0] if batch.token_adapters is None else batch.token_adapters  # then never read
     tensors: direct.Tensors = (input_ids, words, *structure, embedding, a_table, extra, b_table, out)

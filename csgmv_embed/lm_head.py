@@ -107,7 +107,6 @@ def _empty_shrunk(hidden_states: torch.Tensor, a_table: torch.Tensor) -> torch.T
 
 def _planned(batch: EmbeddingBatch) -> tuple[direct.Tensors, direct.Key]:
     """What the kernels read of a batch, and what a launch depends on beside the operands. Raises ShapeError."""
-    batch.check_structure()
     return batch.structure(), (batch.seen(), tiles.forced_now.matrix)
 
 

@@ -27,6 +27,8 @@ from csgmv_embed.errors import CapacityError, DeviceError, ShapeError
 ARRAYS = ("token_adapters", "permutation", "seg_indptr", "seg_slots", "ranks", "scalings", "tile_words", "tile_rows")
 SIZES = ("tile_block", "slots", "chunk_size", "max_tokens", "num_segments")
 
+NO_STRUCTURE = "this batch was planned without csgmv's structure; expected one made with segments=True"
+
 
 class StaticBuffers(NamedTuple):
     """What a refill writes into."""
@@ -105,11 +107,6 @@ class EmbeddingBatch:
         """Whether a token of the batch may have an adapter: False if it was built without any; static ones may."""
         return self.contents.adapted
 
-    def check_structure(self) -> None:
-        """Raises ShapeError without csgmv's structure and scalings, which the ops that multiply need."""
-        if self.seg_indptr is None or self.scalings is None:
-            raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
-
     def seen_words(self) -> int:
         """All of the batch that a lookup by token words depends on, but what `check_fits` looks at every time."""
         if self._arrays_seen is None:  # the arrays never change
@@ -130,9 +127,14 @@ class EmbeddingBatch:
         )
 
     def structure(self) -> tuple[torch.Tensor, ...]:
-        """Permutation, bounds and slots of the segments, ranks and scalings: what kernels that multiply read."""
-        assert self.scalings is not None
-        return (*self.segment_arrays(), self.scalings)
+        """Permutation, bounds and slots of the segments, ranks and scalings: what kernels that multiply read.
+
+        Raises ShapeError if the batch was planned without.
+        """
+        bounds, slots, ranks, scalings = self.seg_indptr, self.seg_slots, self.ranks, self.scalings
+        if bounds is None or slots is None or ranks is None or scalings is None:
+            raise ShapeError(NO_STRUCTURE)
+        return bounds if self.permutation is None else self.permutation, bounds, slots, ranks, scalings
 
     def segment_arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The same without scalings. In the place of a permutation that is none, which kernels are told, the bounds."""
@@ -257,7 +259,7 @@ class EmbeddingBatch:
         Raises ShapeError if the batch was planned without segments.
         """
         if self.seg_indptr is None:
-            raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
+            raise ShapeError(NO_STRUCTURE)
         others = {name: getattr(self, name) for name in (*ARRAYS[1:], *SIZES)}
         return EmbeddingBatch(token_adapters=None, contents=self.contents, **others)
 
