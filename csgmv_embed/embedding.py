@@ -19,12 +19,16 @@ from csgmv_embed.kernels.embedding import (
 )
 from csgmv_embed.launch import checks, direct, tiles
 from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, launches, seen, width
+from csgmv_embed.launch.tables import a_table_constants
 
 NO_ROW = -1  # ids outside the embedding read zeros
 MAX_BARE_TOKENS, MAX_BARE_COLUMNS = 16, 2048  # of a tile of rows without adapter
 PADDING_TOKENS = 4  # the same of rows behind the last segment
 BARE_COLUMNS = 1024  # the same in a batch without adapters
 BARE_PROGRAMS = 2048  # from here on a program of a batch without adapters takes more than one row
+
+# input_ids, embedding, a_table, b_table, extra_embeddings, out. To be added to, the output is the embedding as well.
+Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 def embedding_lora(
@@ -69,7 +73,8 @@ def embedding_lora(
     if out is None:
         checks.check_axes("embedding", embedding, 2, "(rows, hidden)")
         out = a_table.new_empty(input_ids.numel(), embedding.shape[1])
-    _run(input_ids, embedding, a_table, b_table, batch, vocab_size, extra_embeddings, out, missing, add=False)
+    operands = input_ids, embedding, a_table, b_table, extra_embeddings, out
+    _run(operands, batch, vocab_size, missing, add=False)
     return out
 
 
@@ -88,38 +93,26 @@ def embedding_lora_add(
     (tokens, hidden), dtype of a_table, rows contiguous; rows without adapter stay as they are. All else as in
     `embedding_lora`. Returns base_output.
     """
-    _run(input_ids, base_output, a_table, b_table, batch, vocab_size, extra_embeddings, base_output, NO_ROW, add=True)
+    operands = input_ids, base_output, a_table, b_table, extra_embeddings, base_output
+    _run(operands, batch, vocab_size, NO_ROW, add=True)
     return base_output
 
 
-def _run(
-    input_ids: torch.Tensor,
-    embedding: torch.Tensor,
-    a_table: torch.Tensor,
-    b_table: torch.Tensor,
-    batch: EmbeddingBatch,
-    vocab_size: int,
-    extra_embeddings: torch.Tensor | None,
-    out: torch.Tensor,
-    missing_row: int,
-    *,
-    add: bool,
-) -> None:
-    """embedding: with `add` out once more, what is added to."""
+def _run(operands: Operands, batch: EmbeddingBatch, vocab_size: int, missing_row: int, *, add: bool) -> None:
+    """Launch what `operands` are given for, whether it was prepared before or is new."""
+    input_ids, embedding, a_table, b_table, extra_embeddings, out = operands
     if type(vocab_size) is not int:
         vocab_size = integer("vocab_size", vocab_size)
     if registered.traces(input_ids):
-        _traced(input_ids, embedding, a_table, b_table, batch, vocab_size, extra_embeddings, out, missing_row, add=add)
+        _traced(operands, batch, vocab_size, missing_row, add=add)
         return
-    operands = input_ids, embedding, a_table, b_table, extra_embeddings, out
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
-    batch.check_structure()
     structure = batch.structure()
     words = structure[0] if batch.token_adapters is None else batch.token_adapters  # then never read
     tensors: direct.Tensors = (input_ids, words, *structure, embedding, a_table, extra, b_table, out)
     pointers, misaligned = direct.addresses(tensors)
     key = (
-        id(embedding_lora_kernel),
+        "embedding_lora",
         seen(input_ids),
         None if add else seen(embedding),
         seen(a_table),
@@ -130,12 +123,12 @@ def _run(
         batch.seen(),
         vocab_size,
         missing_row,
-        tiles.forced_layer(),
+        tiles.forced_now.matrix,
     )
     launch = launches.get(key)
     if launch is None:
-        _check(*operands, batch, vocab_size, missing_row, add=add)
-        launch = direct.keep(key, _prepare(*operands, batch, vocab_size, missing_row, add=add))
+        _check(operands, batch, vocab_size, missing_row, add=add)
+        launch = direct.keep(key, _prepare(operands, batch, vocab_size, missing_row, add=add))
     slots, max_rank, _ = a_table.shape
     batch.check_fits(input_ids.shape[0], slots, max_rank, "input_ids")
     if launch.plan == "rows":
@@ -144,26 +137,15 @@ def _run(
     launch(tensors, pointers)
 
 
-def _traced(
-    input_ids: torch.Tensor,
-    embedding: torch.Tensor,
-    a_table: torch.Tensor,
-    b_table: torch.Tensor,
-    batch: EmbeddingBatch,
-    vocab_size: int,
-    extra_embeddings: torch.Tensor | None,
-    out: torch.Tensor,
-    missing_row: int,
-    *,
-    add: bool,
-) -> None:
+def _traced(operands: Operands, batch: EmbeddingBatch, vocab_size: int, missing_row: int, *, add: bool) -> None:
     """The same as an op of torch."""
-    operands = {"input_ids": input_ids, "a_table": a_table, "b_table": b_table, "extra_embeddings": extra_embeddings}
+    input_ids, embedding, a_table, b_table, extra_embeddings, out = operands
+    given = {"input_ids": input_ids, "a_table": a_table, "b_table": b_table, "extra_embeddings": extra_embeddings}
     if add:
-        registered.call("embedding_lora_add", {**operands, "base_output": out}, batch, vocab_size)
+        registered.call("embedding_lora_add", {**given, "base_output": out}, batch, vocab_size)
     else:
-        operands = {**operands, "embedding": embedding, "out": out}
-        registered.call("embedding_lora", operands, batch, vocab_size, missing_row)
+        given = {**given, "embedding": embedding, "out": out}
+        registered.call("embedding_lora", given, batch, vocab_size, missing_row)
 
 
 def _run_registered(
@@ -177,7 +159,8 @@ def _run_registered(
     vocab_size: int,
     missing_row: int,
 ) -> None:
-    _run(input_ids, embedding, a_table, b_table, batch, vocab_size, extra_embeddings, out, missing_row, add=False)
+    operands = input_ids, embedding, a_table, b_table, extra_embeddings, out
+    _run(operands, batch, vocab_size, missing_row, add=False)
 
 
 def _add_registered(
@@ -212,19 +195,9 @@ registered.register(
 )
 
 
-def _check(
-    input_ids: torch.Tensor,
-    embedding: torch.Tensor,
-    a_table: torch.Tensor,
-    b_table: torch.Tensor,
-    extra_embeddings: torch.Tensor | None,
-    out: torch.Tensor,
-    batch: EmbeddingBatch,
-    vocab_size: int,
-    missing_row: int,
-    *,
-    add: bool,
-) -> None:
+def _check(operands: Operands, batch: EmbeddingBatch, vocab_size: int, missing_row: int, *, add: bool) -> None:
+    """Raises ShapeError, DtypeError, DeviceError, GradError."""
+    input_ids, embedding, a_table, b_table, extra_embeddings, out = operands
     check = checks.check_tensor
     slots, max_rank, _ = checks.check_a_table(a_table, vocab_size, extra_embeddings)
     checks.check_ids(input_ids, a_table, "a_table")
@@ -244,19 +217,10 @@ def _check(
 
 
 def _prepare(
-    input_ids: torch.Tensor,
-    embedding: torch.Tensor,
-    a_table: torch.Tensor,
-    b_table: torch.Tensor,
-    extra_embeddings: torch.Tensor | None,
-    out: torch.Tensor,
-    batch: EmbeddingBatch,
-    vocab_size: int,
-    missing_row: int,
-    *,
-    add: bool,
+    operands: Operands, batch: EmbeddingBatch, vocab_size: int, missing_row: int, *, add: bool
 ) -> Launch | Nothing:
     """The launch of checked operands."""
+    _, embedding, a_table, b_table, extra_embeddings, out = operands
     if out.numel() == 0 or (add and batch.without_adapter):
         return NOTHING
     tokens, hidden = out.shape
@@ -264,36 +228,25 @@ def _prepare(
     out_width = min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0)))
     if batch.without_adapter:
         return _rows_launch(embedding, out, missing_row, out_width, tile.num_warps)
-    extra = a_table if extra_embeddings is None else extra_embeddings
     slots, max_rank, _ = a_table.shape
     grid, bare = _grid(batch, tokens, hidden, tile, add=add)
     constants = LayerConstants(
         num_rows=embedding.shape[0],
         missing_row=missing_row,
         e_stride_row=embedding.stride(0),
-        vocab_size=vocab_size,
-        num_extra=0 if extra_embeddings is None else extra.shape[1],
-        a_stride_slot=a_table.stride(0),
-        a_stride_rank=a_table.stride(1),
-        a_stride_vocab=a_table.stride(2),
-        extra_stride_slot=extra.stride(0),
-        extra_stride_token=extra.stride(1),
-        extra_stride_rank=extra.stride(2),
+        **a_table_constants(a_table, vocab_size, extra_embeddings),
         b_stride_slot=b_table.stride(0),
         b_stride_hidden=b_table.stride(1),
         out_stride_token=out.stride(0),
         hidden=hidden,
-        max_rank=max_rank,
-        has_extra=extra_embeddings is not None,
         has_permutation=batch.permutation is not None,
         add=add,
         widen=checks.INTERPRETED,
-        a_width=width(a_table, max_rank, a_table.stride(0), a_table.stride(2)) if a_table.stride(1) == 1 else 1,
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
         out_width=out_width,
-        block_m=tile.block_tokens,
-        block_n=tile.block_columns,
-        block_k=tiles.block_rank(tile, max_rank),
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        block_k=tiles.block_k(tile, max_rank),
         steps=tile.steps,
         **bare,
     )
@@ -326,9 +279,9 @@ def _grid(
     batch: EmbeddingBatch, tokens: int, hidden: int, tile: tiles.TileConfig, *, add: bool
 ) -> tuple[direct.Grid, dict[str, Any]]:
     """The grid, and the constants that say which rows its programs take."""
-    steps = walk(batch, tokens, tile.block_tokens)
+    steps = walk(batch, tokens, tile.block_m)
     copy_bare, copy_padding = (False, False) if add else _copied(batch, tokens)
-    column_programs = -(-hidden // (tile.block_columns * tile.steps))
+    column_programs = -(-hidden // (tile.block_n * tile.steps))
     programs = column_programs * steps.tiles
     columns, blocks = _bare_columns(MAX_BARE_COLUMNS, hidden)
     # Bare rows take no programs beyond those of the groups, if tiles of a few rows can do; those behind the batch are

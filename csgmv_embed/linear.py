@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 
+from csgmv_embed import registered
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.batch.tile_plan import DECODE_BLOCK, most_tiles
 from csgmv_embed.errors import DtypeError, ShapeError
 from csgmv_embed.kernels.linear import ExpandConstants, ShrinkConstants, lora_expand_kernel, lora_shrink_kernel
 from csgmv_embed.launch import checks, direct, tiles
 from csgmv_embed.launch.checks import check_axes, check_tensor
-from csgmv_embed.launch.direct import NOTHING, Key, Launch, Nothing, launches, overlaps_launches, seen, width
+from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, overlaps_launches, width
 
 
 def lora_linear(
@@ -47,31 +45,42 @@ def lora_linear(
     batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
     """
     _check_axes(x, a_table)
-    _check_planned(batch)
+    if registered.traces(x):
+        operands = {"x": x, "a_table": a_table, "b_table": b_table, "out": out}
+        registered.call("lora_linear", operands, batch, _columns(b_table, starts))
+        return out
+    planned = _planned(batch)
     columns = _columns(b_table, starts)
-    tile = shrink_tile(x, a_table, batch)
+    tile = _shrink_tile(x, a_table, batch)
     shrunk = _empty_shrunk(x, a_table, tile.splits)
     # In a prefill, programs of the expand that wait would take the place of those of the shrink.
     overlap = overlaps_launches(x.device) and batch.tile_block <= DECODE_BLOCK
-    shrink = _shrink(x, a_table, shrunk, batch, len(columns) - 1, tile, overlap)
-    expand = _expand(shrunk, b_table, out, batch, columns, overlap)  # checked before anything runs
+    shrink = _shrink(x, a_table, shrunk, batch, planned, len(columns) - 1, tile, overlap)
+    expand = _expand(shrunk, b_table, out, batch, planned, columns, overlap)  # checked before anything runs
     shrink()
     expand()
     return out
 
 
-def lora_shrink(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int = 1) -> torch.Tensor:
-    """shrunk[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank, (tokens, slices * max_rank) in the dtype of x.
+def lora_shrink(
+    x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int = 1, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """out[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank; other columns, and rows without adapter, stay.
 
-    Other columns, and rows without adapter, are not written: they hold what the memory held. Arguments as in
-    `lora_linear`.
+    Arguments as in `lora_linear`; out (tokens, slices * max_rank), dtype of x, rows contiguous and apart, allocated if
+    None: what is not written is then what the memory held. Returns out.
     """
     _check_axes(x, a_table)
-    _check_planned(batch)
-    tile = shrink_tile(x, a_table, batch)._replace(splits=1)
-    out = _empty_shrunk(x, a_table, 1)
-    _shrink(x, a_table, out, batch, slices, tile, False)()
-    return out[:, 0]
+    if out is None:
+        out = x.new_empty(x.shape[0], a_table.shape[1])
+    if registered.traces(x):
+        registered.call("lora_shrink", {"x": x, "a_table": a_table, "out": out}, batch, slices)
+        return out
+    planned = _planned(batch)
+    check_axes("out", out, 2, "(tokens, slices * max_rank)")
+    tile = _shrink_tile(x, a_table, batch)._replace(splits=1)
+    _shrink(x, a_table, out[:, None], batch, planned, slices, tile, False)()
+    return out
 
 
 def lora_expand(
@@ -86,85 +95,28 @@ def lora_expand(
     Other arguments as in `lora_linear`. Returns out.
     """
     check_axes("shrunk", shrunk, 2, "(tokens, slices * max_rank)")
-    _check_planned(batch)
-    parts = shrunk[:, None]
-    _expand(parts, b_table, out, batch, _columns(b_table, starts), False)()
+    if registered.traces(shrunk):
+        operands = {"shrunk": shrunk, "b_table": b_table, "out": out}
+        registered.call("lora_expand", operands, batch, _columns(b_table, starts))
+        return out
+    planned = _planned(batch)
+    _expand(shrunk[:, None], b_table, out, batch, planned, _columns(b_table, starts), False)()
     return out
 
 
-class ShrinkTile(NamedTuple):
-    """A program of the shrink takes a tile of tokens, block_n rows of A and one of `splits` parts of the long sum."""
-
-    block_n: int
-    block_k: int
-    splits: int
-    stages: int
-    num_warps: int
+def _shrink_registered(
+    x: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch, slices: int
+) -> None:
+    lora_shrink(x, a_table, batch, slices, out)
 
 
-class ExpandTile(NamedTuple):
-    """A program of the expand takes a tile of tokens and `steps` blocks of block_n columns, block_k ranks at a time."""
-
-    block_n: int
-    block_k: int
-    steps: int
-    stages: int
-    num_warps: int
-
-
-# In a decode step the parts of the sum put more programs in flight, until reading them again in the expand costs more.
-MOST_SPLITS = 16
-SHORTEST_SUM = 256  # of a part
-PREFILL_PROGRAMS = 264  # two for each multiprocessor of an H200
-WIDE_FEATURES = 8192  # from here on there are programs enough without the longest ones
-
-_forced: tuple[ShrinkTile, ExpandTile] | None = None
-
-
-@contextmanager
-def forced(shrink: ShrinkTile, expand: ExpandTile) -> Iterator[None]:
-    """Within, every launch uses these tiles: for measuring them."""
-    global _forced
-    _forced = shrink, expand
-    try:
-        yield
-    finally:
-        _forced = None
-
-
-def shrink_tile(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch) -> ShrinkTile:
-    """From 7 tiles timed for decode and 6 for prefill of 4096 tokens on an NVIDIA H200.
-
-    bf16, 8 slots of ranks 16 and 64, the four linear sites of an 8B model, tables out of memory. Float32 is multiplied
-    without tensor cores, out of registers: small tiles.
-    """
-    if _forced is not None:
-        return _forced[0]
-    (tokens, features), stacked = x.shape, a_table.shape[1]
-    if x.element_size() > 2:
-        return ShrinkTile(16, 64, 1, 2, 4)
-    block_n = min(64, max(16, tiles.next_power_of_2(stacked)))
-    blocks = max(1, -(-stacked // block_n))
-    if batch.tile_block <= DECODE_BLOCK:
-        wanted = MOST_SPLITS // blocks
-    else:
-        wanted = -(-PREFILL_PROGRAMS // max(1, most_tiles(tokens, batch.slots, batch.tile_block) * blocks))
-    splits = 1
-    while 2 * splits <= min(wanted, MOST_SPLITS) and features >= 2 * splits * SHORTEST_SUM:
-        splits *= 2
-    return ShrinkTile(block_n, 128, splits, 3, 4)
-
-
-def expand_tile(batch: EmbeddingBatch, features: int, max_rank: int, element_bytes: int) -> ExpandTile:
-    """From 5 tiles each, timed as above; block_k is never 32 (tiles.block_rank)."""
-    if _forced is not None:
-        return _forced[1]
-    if element_bytes > 2:
-        return ExpandTile(64, 16, 1, 1, 4)
-    block_k = 16 if max_rank <= 16 else 64
-    if batch.tile_block <= DECODE_BLOCK:
-        return ExpandTile(128, block_k, 2, 2, 4)
-    return ExpandTile(64, block_k, 16 if features <= WIDE_FEATURES else 8, 3, 4)
+AXES = {"x": 2, "a_table": 3, "b_table": 3, "out": 2, "shrunk": 2}
+OUT = "Tensor b_table, Tensor(a!) out"
+registered.register("lora_linear", f"Tensor x, Tensor a_table, {OUT}", "out", lora_linear, AXES, "SymInt[] starts")
+registered.register(
+    "lora_shrink", "Tensor x, Tensor a_table, Tensor(a!) out", "out", _shrink_registered, AXES, "SymInt slices"
+)
+registered.register("lora_expand", f"Tensor shrunk, {OUT}", "out", lora_expand, AXES, "SymInt[] starts")
 
 
 def _columns(b_table: torch.Tensor, starts: Sequence[int] | None) -> tuple[int, ...]:
@@ -195,25 +147,38 @@ def _empty_shrunk(x: torch.Tensor, a_table: torch.Tensor, splits: int) -> torch.
     return x.new_empty(x.shape[0], splits, a_table.shape[1], dtype=dtype)
 
 
+def _planned(batch: EmbeddingBatch) -> tuple[direct.Tensors, direct.Key]:
+    """What the kernels read of a batch, and what a launch depends on beside the operands. Raises ShapeError."""
+    words, rows = batch.tile_words, batch.tile_rows
+    if words is None or rows is None:
+        raise ShapeError("this batch was planned without tiles; expected one made with tiles=True")
+    return (words, rows), (batch.seen(), words.shape[0], batch.tile_block)
+
+
+def _shrink_tile(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch) -> tiles.ShrinkTile:
+    """Asked in every call: it says how much memory the shrunk rows take."""
+    tokens, in_features = x.shape
+    decode = batch.tile_block <= DECODE_BLOCK
+    token_tiles = 0 if decode else most_tiles(tokens, batch.slots, batch.tile_block)
+    return tiles.choose_linear_shrink(decode, token_tiles, a_table.shape[1], in_features, x.element_size())
+
+
 def _shrink(
     x: torch.Tensor,
     a_table: torch.Tensor,
     shrunk: torch.Tensor,
     batch: EmbeddingBatch,
+    planned: tuple[direct.Tensors, direct.Key],
     slices: int,
-    tile: ShrinkTile,
+    tile: tiles.ShrinkTile,
     overlap: bool,
 ) -> Callable[[], None]:
     """The checked launch."""
-    tensors = (*_arrays(batch), x, a_table, shrunk)
-    pointers, misaligned = direct.addresses(tensors)
-    operands = *map(seen, (x, a_table, shrunk)), misaligned
-    key = (id(lora_shrink_kernel), *operands, _seen(batch), slices, tile, overlap)
-    launch = launches.get(key)
-    if launch is None:
-        launch = direct.keep(key, _prepare_shrink(x, a_table, shrunk, batch, slices, tile, overlap))
+    arrays, known = planned
+    operands, options = (x, a_table, shrunk), (slices, tile, overlap)
+    launch = direct.ready(lora_shrink_kernel, arrays, operands, (known, options), _prepare_shrink, batch, *options)
     batch.check_fits(x.shape[0], a_table.shape[0], a_table.shape[1] // slices, "x")
-    return partial(launch, tensors, pointers)
+    return launch
 
 
 def _expand(
@@ -221,31 +186,18 @@ def _expand(
     b_table: torch.Tensor,
     out: torch.Tensor,
     batch: EmbeddingBatch,
+    planned: tuple[direct.Tensors, direct.Key],
     columns: tuple[int, ...],
     overlap: bool,
 ) -> Callable[[], None]:
     """The checked launch."""
-    tensors = (*_arrays(batch), shrunk, b_table, out)
-    pointers, misaligned = direct.addresses(tensors)
-    operands = *map(seen, (shrunk, b_table, out)), misaligned
-    key = (id(lora_expand_kernel), *operands, _seen(batch), columns, overlap, _forced)
-    launch = launches.get(key)
-    if launch is None:
-        launch = direct.keep(key, _prepare_expand(shrunk, b_table, out, batch, columns, overlap))
+    arrays, known = planned
+    operands, options = (shrunk, b_table, out), (columns, overlap)
+    seen = known, options, tiles.forced_now.linear
+    launch = direct.ready(lora_expand_kernel, arrays, operands, seen, _prepare_expand, batch, *options)
     slots, _, max_rank = b_table.shape
     batch.check_fits(shrunk.shape[0], slots, max_rank, "shrunk")
-    return partial(launch, tensors, pointers)
-
-
-def _seen(batch: EmbeddingBatch) -> Key:
-    assert batch.tile_words is not None
-    return (*batch.seen(), batch.tile_words.shape[0], batch.tile_block)
-
-
-def _check_planned(batch: EmbeddingBatch) -> None:
-    """Raises ShapeError."""
-    if batch.tile_words is None:
-        raise ShapeError("this batch was planned without tiles; expected one made with tiles=True")
+    return launch
 
 
 def _tiles(batch: EmbeddingBatch, tokens: int) -> int:
@@ -255,25 +207,22 @@ def _tiles(batch: EmbeddingBatch, tokens: int) -> int:
     return min(held, most_tiles(tokens, batch.slots, batch.tile_block))
 
 
-def _arrays(batch: EmbeddingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernels read of a batch."""
-    assert batch.tile_words is not None and batch.tile_rows is not None
-    return batch.tile_words, batch.tile_rows
-
-
 def _prepare_shrink(
     x: torch.Tensor,
     a_table: torch.Tensor,
     shrunk: torch.Tensor,
     batch: EmbeddingBatch,
     slices: int,
-    tile: ShrinkTile,
+    tile: tiles.ShrinkTile,
     overlap: bool,
 ) -> Launch | Nothing:
     check_tensor("x", x, (None, None), "(tokens, in_features)", x, "x")
     tokens, in_features = x.shape
     check_tensor("a_table", a_table, (None, None, in_features), f"(slots, slices * max_rank, {in_features})", x, "x")
     slots, stacked, _ = a_table.shape
+    rows = shrunk[:, 0]
+    check_tensor("out", rows, (tokens, stacked), f"({tokens}, {stacked})", x, "x", any_dtype=tile.splits > 1)
+    checks.check_rows_apart("out", rows)
     if slices < 1 or stacked % slices:
         raise ShapeError(f"a_table has {stacked} rows a slot; expected a multiple of the {slices} slices")
     checks.check_device(batch.device, x, "x")
@@ -296,7 +245,7 @@ def _prepare_shrink(
         splits=tile.splits,
         block_m=batch.tile_block,
         block_n=tile.block_n,
-        block_k=min(tile.block_k, max(16, tiles.next_power_of_2(in_features))),
+        block_k=min(tile.block_k, max(tiles.MIN_TILE, tiles.next_power_of_2(in_features))),
         stages=tile.stages,
     )
     grid = (-(-stacked // tile.block_n) * tile.splits, _tiles(batch, tokens), 1)
@@ -330,7 +279,7 @@ def _prepare_expand(
     checks.check_device(batch.device, b_table, "b_table")
     if tokens == 0 or max_rank == 0 or features == 0 or batch.without_adapter:
         return NOTHING
-    tile = expand_tile(batch, features, max_rank, b_table.element_size())
+    tile = tiles.choose_linear_expand(batch.tile_block <= DECODE_BLOCK, features, max_rank, b_table.element_size())
     span = tile.block_n * tile.steps
     widths = [after - before for before, after in pairwise(columns)]
     constants = ExpandConstants(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -14,7 +13,7 @@ from csgmv_embed.errors import ShapeError
 from csgmv_embed.kernels.sgmv import ExpandConstants, ShrinkConstants, lm_head_expand_kernel, lm_head_shrink_kernel
 from csgmv_embed.launch import checks, direct, tiles
 from csgmv_embed.launch.checks import check_tensor
-from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, launches, seen, width
+from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, width
 
 
 def lm_head_lora(
@@ -45,9 +44,10 @@ def lm_head_lora(
         operands = {"hidden_states": hidden_states, "a_table": a_table, "b_table": b_table, "logits": logits}
         registered.call("lm_head_lora", operands, batch)
         return logits
+    planned = _planned(batch)
     shrunk = _empty_shrunk(hidden_states, a_table)
-    shrink = _shrink(hidden_states, a_table, shrunk, batch)
-    expand = _expand(shrunk, b_table, logits, batch)  # checked before anything runs
+    shrink = _shrink(hidden_states, a_table, shrunk, batch, planned)
+    expand = _expand(shrunk, b_table, logits, batch, planned)  # checked before anything runs
     shrink()
     expand()
     return logits
@@ -65,7 +65,7 @@ def lm_head_shrink(
     if registered.traces(hidden_states):
         registered.call("lm_head_shrink", {"hidden_states": hidden_states, "a_table": a_table, "out": out}, batch)
         return out
-    _shrink(hidden_states, a_table, out, batch)()
+    _shrink(hidden_states, a_table, out, batch, _planned(batch))()
     return out
 
 
@@ -79,7 +79,7 @@ def lm_head_expand(
     if registered.traces(shrunk):
         registered.call("lm_head_expand", {"shrunk": shrunk, "b_table": b_table, "logits": logits}, batch)
         return logits
-    _expand(shrunk, b_table, logits, batch)()
+    _expand(shrunk, b_table, logits, batch, _planned(batch))()
     return logits
 
 
@@ -105,52 +105,41 @@ def _empty_shrunk(hidden_states: torch.Tensor, a_table: torch.Tensor) -> torch.T
     return hidden_states.new_empty(hidden_states.shape[0], a_table.shape[1])
 
 
+def _planned(batch: EmbeddingBatch) -> tuple[direct.Tensors, direct.Key]:
+    """What the kernels read of a batch, and what a launch depends on beside the operands. Raises ShapeError."""
+    return batch.structure(), (batch.seen(), tiles.forced_now.matrix)
+
+
 def _shrink(
-    hidden_states: torch.Tensor, a_table: torch.Tensor, out: torch.Tensor, batch: EmbeddingBatch
+    hidden_states: torch.Tensor,
+    a_table: torch.Tensor,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    planned: tuple[direct.Tensors, direct.Key],
 ) -> Callable[[], None]:
     """The checked launch."""
-    batch.check_structure()
-    tensors = (*batch.structure(), hidden_states, a_table, out)
-    pointers, misaligned = direct.addresses(tensors)
-    key = (
-        id(lm_head_shrink_kernel),
-        seen(hidden_states),
-        seen(a_table),
-        seen(out),
-        misaligned,
-        batch.seen(),
-        tiles.forced_layer(),
-    )
-    launch = launches.get(key)
-    if launch is None:
-        launch = direct.keep(key, _prepare_shrink(hidden_states, a_table, out, batch))
+    arrays, known = planned
+    operands = hidden_states, a_table, out
+    launch = direct.ready(lm_head_shrink_kernel, arrays, operands, known, _prepare_shrink, batch)
     slots, max_rank, _ = a_table.shape
     batch.check_fits(hidden_states.shape[0], slots, max_rank, "hidden_states")
-    return partial(launch, tensors, pointers)
+    return launch
 
 
 def _expand(
-    shrunk: torch.Tensor, b_table: torch.Tensor, logits: torch.Tensor, batch: EmbeddingBatch
+    shrunk: torch.Tensor,
+    b_table: torch.Tensor,
+    logits: torch.Tensor,
+    batch: EmbeddingBatch,
+    planned: tuple[direct.Tensors, direct.Key],
 ) -> Callable[[], None]:
     """The checked launch."""
-    batch.check_structure()
-    tensors = (*batch.structure(), shrunk, b_table, logits)
-    pointers, misaligned = direct.addresses(tensors)
-    key = (
-        id(lm_head_expand_kernel),
-        seen(shrunk),
-        seen(b_table),
-        seen(logits),
-        misaligned,
-        batch.seen(),
-        tiles.forced_layer(),
-    )
-    launch = launches.get(key)
-    if launch is None:
-        launch = direct.keep(key, _prepare_expand(shrunk, b_table, logits, batch))
+    arrays, known = planned
+    operands = shrunk, b_table, logits
+    launch = direct.ready(lm_head_expand_kernel, arrays, operands, known, _prepare_expand, batch)
     slots, _, max_rank = b_table.shape
     batch.check_fits(shrunk.shape[0], slots, max_rank, "shrunk")
-    return partial(launch, tensors, pointers)
+    return launch
 
 
 def _prepare_shrink(
@@ -166,8 +155,8 @@ def _prepare_shrink(
     checks.check_device(batch.device, hidden_states, "hidden_states")
     if tokens == 0 or max_rank == 0 or batch.without_adapter:
         return NOTHING
-    tile = tiles.choose_shrink(hidden_states.element_size())
-    steps = walk(batch, tokens, tile.block_tokens)
+    tile = tiles.choose_head_shrink(hidden_states.element_size())
+    steps = walk(batch, tokens, tile.block_m)
     constants = ShrinkConstants(
         x_stride_token=hidden_states.stride(0),
         a_stride_slot=a_table.stride(0),
@@ -182,11 +171,11 @@ def _prepare_shrink(
             width(a_table, hidden, a_table.stride(0), a_table.stride(1)),
         ),
         segments=steps.segments,
-        block_m=tile.block_tokens,
-        block_n=tiles.block_rank(tile, max_rank),
-        block_k=min(tile.block_columns, max(16, tiles.next_power_of_2(hidden))),
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        block_k=min(tile.block_k, max(tiles.MIN_TILE, tiles.next_power_of_2(hidden))),
     )
-    grid = (-(-max_rank // constants.block_n), steps.tiles, steps.groups)
+    grid = (-(-max_rank // tile.block_n), steps.tiles, steps.groups)
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
     return Launch(lm_head_shrink_kernel, grid, counts, constants, tile.num_warps)
 
@@ -206,8 +195,8 @@ def _prepare_expand(
     checks.check_device(batch.device, shrunk, "shrunk")
     if tokens == 0 or max_rank == 0 or vocab == 0 or batch.without_adapter:
         return NOTHING
-    tile = tiles.choose_expand(tokens, batch.slots, max_rank, shrunk.element_size())
-    steps = walk(batch, tokens, tile.block_tokens)
+    tile = tiles.choose_head_expand(tokens, batch.slots, max_rank, shrunk.element_size())
+    steps = walk(batch, tokens, tile.block_m)
     constants = ExpandConstants(
         shrunk_stride_token=shrunk.stride(0),
         b_stride_slot=b_table.stride(0),
@@ -221,11 +210,11 @@ def _prepare_expand(
         b_width=width(b_table, max_rank, b_table.stride(0), b_table.stride(1)),
         logits_width=width(logits, vocab, logits.stride(0)),
         segments=steps.segments,
-        block_m=tile.block_tokens,
-        block_n=tile.block_columns,
-        block_k=tiles.block_rank(tile, max_rank),
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        block_k=tiles.block_k(tile, max_rank),
         steps=tile.steps,
     )
-    grid = (steps.tiles, steps.groups, -(-vocab // (tile.block_columns * tile.steps)))
+    grid = (steps.tiles, steps.groups, -(-vocab // (tile.block_n * tile.steps)))
     counts = (tokens, min(batch.slots, slots), batch.num_segments)
     return Launch(lm_head_expand_kernel, grid, counts, constants, tile.num_warps)

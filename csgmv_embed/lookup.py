@@ -16,6 +16,7 @@ from csgmv_embed.kernels.lookup import (
 )
 from csgmv_embed.launch import checks, direct, tiles
 from csgmv_embed.launch.direct import ALIGNMENT, NOTHING, Launch, Nothing, launches, seen, width
+from csgmv_embed.launch.tables import a_table_constants
 
 # Programs, for each block of ranks, that write the zero rows of a captured batch. Mostly there are few such rows: as
 # many programs as all tokens need nearly doubled the time of a full prefill in small tiles.
@@ -55,6 +56,19 @@ def embedding_lora_a(
         vocab_size = integer("vocab_size", vocab_size)
     if registered.traces(input_ids):
         return _traced(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl)
+    return _launched(input_ids, a_table, batch, vocab_size, extra_embeddings, out, pdl)
+
+
+def _launched(
+    input_ids: torch.Tensor,
+    a_table: torch.Tensor,
+    batch: EmbeddingBatch,
+    vocab_size: int,
+    extra_embeddings: torch.Tensor | None,
+    out: torch.Tensor | None,
+    pdl: bool,
+) -> torch.Tensor:
+    """The op where nothing traces: launch what an equal call launched, or check and prepare it."""
     pdl = pdl and direct.overlaps_launches(a_table.device)  # part of the key: a stand-in driver has many targets
     tokens, shape = input_ids.numel(), a_table.shape
     out_seen = None
@@ -82,7 +96,7 @@ def embedding_lora_a(
             misaligned = tuple([pointer % ALIGNMENT for pointer in pointers])
         batch_seen = batch.seen_words()
     key = (
-        id(embedding_lora_a_tokens_kernel),
+        "embedding_lora_a",
         seen(input_ids),
         a_table.dtype,  # what seen(a_table) says, whose shape is at hand
         a_table.device,
@@ -96,7 +110,7 @@ def embedding_lora_a(
         batch_seen,
         vocab_size,
         pdl,
-        tiles.forced_config(),
+        tiles.forced_now.lookup,
     )
     launch = launches.get(key)
     if launch is None:
@@ -170,11 +184,11 @@ def _prepare(
     gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
     tile = tiles.choose(plan, tokens, max_rank, contiguous, element_bytes, gpu)
     constants = _constants(a_table, vocab_size, extra_embeddings, out, tile, batch.permutation is not None, pdl)
-    row_tiles, rank_blocks = -(-tokens // tile.block_tokens), -(-max_rank // tile.block_rank)
+    row_tiles, rank_blocks = -(-tokens // tile.block_m), -(-max_rank // tile.block_n)
     if plan == "tokens":
         grid = (row_tiles, rank_blocks, 1)
         return Launch(embedding_lora_a_tokens_kernel, grid, (tokens,), constants, tile.num_warps, pdl=pdl)
-    segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // tile.block_tokens))
+    segment_tiles = max(1, -(-min(batch.chunk_size, tokens) // tile.block_m))
     # Rows behind the last segment: none if the batch was built for these tokens, any number at some later replay.
     exact = not batch.static and batch.num_tokens == tokens
     padding_programs = 0 if exact else min(row_tiles, MAX_PADDING_PROGRAMS)
@@ -192,27 +206,12 @@ def _constants(
     has_permutation: bool,
     pdl: bool,
 ) -> LookupConstants:
-    max_rank = a_table.shape[1]
-    a_width = 1
-    if a_table.stride(1) == 1:
-        a_width = width(a_table, max_rank, a_table.stride(0), a_table.stride(2))
-    extra = a_table if extra_embeddings is None else extra_embeddings
     return LookupConstants(
-        vocab_size=vocab_size,
-        num_extra=0 if extra_embeddings is None else extra.shape[1],
-        a_stride_slot=a_table.stride(0),
-        a_stride_rank=a_table.stride(1),
-        a_stride_vocab=a_table.stride(2),
-        extra_stride_slot=extra.stride(0),
-        extra_stride_token=extra.stride(1),
-        extra_stride_rank=extra.stride(2),
+        **a_table_constants(a_table, vocab_size, extra_embeddings),
         out_stride_token=out.stride(0),
-        max_rank=max_rank,
-        has_extra=extra_embeddings is not None,
         has_permutation=has_permutation,
         pdl=pdl,
-        a_width=a_width,
-        out_width=width(out, max_rank, out.stride(0)),
-        block_m=tile.block_tokens,
-        block_n=tile.block_rank,
+        out_width=width(out, a_table.shape[1], out.stride(0)),
+        block_m=tile.block_m,
+        block_n=tile.block_n,
     )

@@ -9,21 +9,23 @@ number of its tokens and its largest rank are not checked against the operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
 from csgmv_embed.batch import Contents, EmbeddingBatch
+from csgmv_embed.batch.batch import ARRAYS, SIZES
 from csgmv_embed.launch.checks import check_autograd, check_axes
 
-BATCH = (
-    "Tensor? token_adapters, Tensor? permutation, Tensor? seg_indptr, Tensor? seg_slots, Tensor? ranks, "
-    "Tensor? scalings, SymInt slots, SymInt chunk_size, SymInt? max_tokens, SymInt num_segments, SymInt? num_tokens, "
-    "SymInt? max_rank, bool adapted"
+# A batch as an op takes it: its arrays, its sizes, and what the host knows of its contents.
+CONTENTS = ("num_tokens", "max_rank", "adapted")
+PARTS = (*ARRAYS, *SIZES, *CONTENTS)
+_TYPES = (
+    {"adapted": "bool"} | dict.fromkeys(ARRAYS, "Tensor?") | dict.fromkeys(("max_tokens", *CONTENTS[:2]), "SymInt?")
 )
-BATCH_PARTS = 13
+BATCH = ", ".join(f"{_TYPES.get(name, 'SymInt')} {name}" for name in PARTS)
 _listeners = torch._C._len_torch_dispatch_stack
 _plain = (torch.Tensor, torch.nn.Parameter)
 _ops: dict[str, Any] = {}
@@ -35,7 +37,7 @@ def traces(tensor: torch.Tensor) -> bool:
 
 
 def parts(batch: EmbeddingBatch) -> tuple[Any, ...]:
-    """A batch as the ops of torch take it."""
+    """A batch as the ops of torch take it: PARTS."""
     changing = batch.static
     return (
         batch.token_adapters,
@@ -44,6 +46,9 @@ def parts(batch: EmbeddingBatch) -> tuple[Any, ...]:
         batch.seg_slots,
         batch.ranks,
         batch.scalings,
+        batch.tile_words,
+        batch.tile_rows,
+        batch.tile_block,
         batch.slots,
         batch.chunk_size,
         batch.max_tokens,
@@ -54,34 +59,11 @@ def parts(batch: EmbeddingBatch) -> tuple[Any, ...]:
     )
 
 
-def _batch(
-    token_adapters: torch.Tensor | None,
-    permutation: torch.Tensor | None,
-    seg_indptr: torch.Tensor | None,
-    seg_slots: torch.Tensor | None,
-    ranks: torch.Tensor | None,
-    scalings: torch.Tensor | None,
-    slots: int,
-    chunk_size: int,
-    max_tokens: int | None,
-    num_segments: int,
-    num_tokens: int | None,
-    max_rank: int | None,
-    adapted: bool,
-) -> EmbeddingBatch:
-    return EmbeddingBatch(
-        token_adapters=token_adapters,
-        permutation=permutation,
-        seg_indptr=seg_indptr,
-        seg_slots=seg_slots,
-        ranks=ranks,
-        scalings=scalings,
-        slots=slots,
-        chunk_size=chunk_size,
-        max_tokens=max_tokens,
-        num_segments=num_segments,
-        contents=Contents(num_tokens, max_rank, adapted),
-    )
+def _batch(given: Sequence[Any]) -> EmbeddingBatch:
+    """The batch of these PARTS."""
+    *made, num_tokens, max_rank, adapted = given
+    named = dict(zip((*ARRAYS, *SIZES), made, strict=True))
+    return EmbeddingBatch(**named, contents=Contents(num_tokens, max_rank, adapted))
 
 
 def register(
@@ -96,7 +78,8 @@ def register(
     count = len(names)
 
     def real(*arguments: Any) -> None:
-        run(*arguments[:count], _batch(*arguments[count : count + BATCH_PARTS]), *arguments[count + BATCH_PARTS :])
+        behind = count + len(PARTS)
+        run(*arguments[:count], _batch(arguments[count:behind]), *arguments[behind:])
 
     def fake(*arguments: Any) -> None:
         for operand, tensor in zip(names, arguments, strict=False):

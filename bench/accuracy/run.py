@@ -30,7 +30,7 @@ PathName = Literal["triton", "csgmv", "plugin"]
 PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed
 STEPS = 32
 SHORT = 3  # steps where adapters come and go, and where faults are planted
-OPS = ("embedding_lora", "lm_head_lora")  # what the plugin's hooks of the two layers call
+OPS = {"embedding_lora": "embedding", "lm_head_lora": "lm_head"}  # what the plugin's hooks of the two layers call
 SLOTS = 4  # the base model's, two adapters', and one that stays empty
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -284,10 +284,10 @@ def _switched_off() -> Iterator[None]:
 @contextmanager
 def _counted(used: Counter[str]) -> Iterator[None]:
     """Count the calls of OPS, which in a captured graph are those of its capture."""
-    layers = importlib.import_module("csgmv_embed.sglang.layers")
+    modules = {op: importlib.import_module(f"csgmv_embed.sglang.hooks.{module}") for op, module in OPS.items()}
 
     def counting(name: str) -> Any:
-        op = getattr(layers, name)
+        op = getattr(modules[name], name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             used[name] += 1
@@ -297,5 +297,5 @@ def _counted(used: Counter[str]) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name in OPS:
-            stack.enter_context(patch.object(layers, name, counting(name)))
+            stack.enter_context(patch.object(modules[name], name, counting(name)))
         yield

@@ -75,7 +75,7 @@ def tune() -> Iterator[TunedRow]:
 
 def candidates(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> list[LaunchConfig]:
     """The rule's configuration first, then every other one worth timing."""
-    block_rank = min(rank, tiles.MAX_BLOCK_RANK)
+    block_rank = min(rank, tiles.MAX_BLOCK_N)
     if rows_contiguous:
         shapes = [
             LaunchConfig(elements // block_rank, block_rank, warps)
@@ -92,7 +92,7 @@ def candidates(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> lis
             if width <= rank and 32 * warps <= block_tokens * width <= 1024 * warps
         ]
     most = max(8, 2 * tokens) if plan == "tokens" else CHUNK_SIZE  # no segment is longer
-    useful = [tile for tile in shapes if tile.block_tokens <= most]
+    useful = [tile for tile in shapes if tile.block_m <= most]
     return list(dict.fromkeys([tiles.rule(tokens, rank, rows_contiguous), *useful]))
 
 

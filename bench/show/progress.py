@@ -97,7 +97,7 @@ def tuned(rows: Iterable[TunedRow], console: Console) -> list[TunedRow]:
         storage = "vocab-major" if row.rows_contiguous else "rank-major"
         console.print(
             f"{row.plan}, {storage} {row.element_bytes} B, {row.max_tokens} tokens r{row.max_rank}: "
-            f"{microseconds(row.best_us)} us with {row.config.block_tokens}x{row.config.block_rank}, "
+            f"{microseconds(row.best_us)} us with {row.config.block_m}x{row.config.block_n}, "
             f"{row.config.num_warps} warps; the rule takes {microseconds(row.rule_us)} us"
         )
         kept.append(row)

@@ -13,72 +13,30 @@ All arrays are int32 and lie in one buffer, so a refill is one transfer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from csgmv_embed.batch import foreign
-from csgmv_embed.batch.plan import (
-    MAX_SLOTS,
-    Int32Array,
-    Int64Array,
-    Ints,
-    Ranks,
-    checked,
-    checked_scalings,
-    checked_size,
-    group_sizes,
-    plan_segments,
-)
-from csgmv_embed.batch.staging import HostBuffer, Layout, Staging, host_memory, layout_of
-from csgmv_embed.batch.tile_plan import block_for, most_tiles, plan_tiles
+from csgmv_embed.batch import buffers, foreign
+from csgmv_embed.batch.capacity import BatchCapacity, Contents
+from csgmv_embed.batch.plan import MAX_SLOTS, Ints, Ranks, checked, checked_scalings, checked_size
+from csgmv_embed.batch.staging import HostBuffer, Staging, host_memory
 from csgmv_embed.errors import CapacityError, DeviceError, ShapeError
 
+# What a batch is made of, beside its contents.
+ARRAYS = ("token_adapters", "permutation", "seg_indptr", "seg_slots", "ranks", "scalings", "tile_words", "tile_rows")
+SIZES = ("tile_block", "slots", "chunk_size", "max_tokens", "num_segments")
 
-@dataclass(frozen=True)
-class BatchCapacity:
-    """What the buffers of a batch can hold; `segments`: csgmv's structure beside the token words."""
-
-    max_tokens: int
-    max_sequences: int
-    slots: int
-    chunk_size: int
-    segments: bool
-    tiles: bool = False
-
-    @property
-    def max_segments(self) -> int:
-        """Most segments any batch can need: full chunks, and one ragged chunk for each slot in use."""
-        return self.max_tokens // self.chunk_size + min(self.slots, self.max_sequences, self.max_tokens)
-
-    @property
-    def layout(self) -> Layout:
-        """Of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
-        if not self.segments:
-            return layout_of((self.max_tokens,))
-        structure = (self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
-        return layout_of((self.max_tokens, *structure, *self.tile_sizes))
-
-    @property
-    def tile_block(self) -> int:
-        """Rows of a tile."""
-        return block_for(self.max_tokens)
-
-    @property
-    def tile_sizes(self) -> tuple[int, ...]:
-        """Elements of tile_words and tile_rows."""
-        most = most_tiles(self.max_tokens, min(self.slots, self.max_sequences), self.tile_block)
-        return (2 * most, self.tile_block * most) if self.tiles else ()
+NO_STRUCTURE = "this batch was planned without csgmv's structure; expected one made with segments=True"
 
 
-@dataclass
-class Contents:
-    """What the host knows of the tokens in the buffers; one object for every view of them."""
+class StaticBuffers(NamedTuple):
+    """What a refill writes into."""
 
-    num_tokens: int | None  # None: not known on the host
-    max_rank: int | None  # largest rank in use; None: not known on the host
-    adapted: bool = True  # whether a token may have an adapter
+    capacity: BatchCapacity
+    buffer: torch.Tensor  # of all arrays, on the device
+    staging: Staging
+    ranks: Ranks
 
 
 class EmbeddingBatch:
@@ -91,8 +49,6 @@ class EmbeddingBatch:
     (slots,), float32, by which the whole layer and lm_head multiply the product of B and A. With tiles=True also the
     tiles that linear layers take (tile_plan.py): tile_words (2 * tiles,) and tile_rows (tile_block * tiles,).
     """
-
-    _ranks: Ranks  # of a batch with host buffers
 
     def __init__(
         self,
@@ -129,9 +85,7 @@ class EmbeddingBatch:
         assert first is not None
         self.device = first.device
         self.contents = contents
-        self._capacity: BatchCapacity | None = None
-        self._device_buffer: torch.Tensor | None = None
-        self._staging: Staging | None = None
+        self._static: StaticBuffers | None = None
         self._arrays_seen: int | None = None
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -153,11 +107,6 @@ class EmbeddingBatch:
         """Whether a token of the batch may have an adapter: False if it was built without any; static ones may."""
         return self.contents.adapted
 
-    def check_structure(self) -> None:
-        """Raises ShapeError without csgmv's structure and scalings, which the ops that multiply need."""
-        if self.seg_indptr is None or self.scalings is None:
-            raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
-
     def seen_words(self) -> int:
         """All of the batch that a lookup by token words depends on, but what `check_fits` looks at every time."""
         if self._arrays_seen is None:  # the arrays never change
@@ -178,9 +127,14 @@ class EmbeddingBatch:
         )
 
     def structure(self) -> tuple[torch.Tensor, ...]:
-        """Permutation, bounds and slots of the segments, ranks and scalings: what kernels that multiply read."""
-        assert self.scalings is not None
-        return (*self.segment_arrays(), self.scalings)
+        """Permutation, bounds and slots of the segments, ranks and scalings: what kernels that multiply read.
+
+        Raises ShapeError if the batch was planned without.
+        """
+        bounds, slots, ranks, scalings = self.seg_indptr, self.seg_slots, self.ranks, self.scalings
+        if bounds is None or slots is None or ranks is None or scalings is None:
+            raise ShapeError(NO_STRUCTURE)
+        return bounds if self.permutation is None else self.permutation, bounds, slots, ranks, scalings
 
     def segment_arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The same without scalings. In the place of a permutation that is none, which kernels are told, the bounds."""
@@ -224,13 +178,13 @@ class EmbeddingBatch:
         lens, slots, tokens = checked(seq_lens, seq_slots, len(known.values))
         chunk_size = checked_size("chunk_size", chunk_size, 1)
         capacity = BatchCapacity(tokens, len(slots), len(known.values), chunk_size, segments or tiles, tiles)
-        batch, buffer = cls._with_buffer(capacity, torch.device(device))
-        batch._ranks = known
+        made, buffer = buffers.device_arrays(capacity, torch.device(device))
+        batch = cls(**made)
         host = HostBuffer(host_memory(buffer.shape[0], pinned=buffer.is_cuda))  # torch keeps it until the copy is done
         host.holds(capacity.layout)
-        batch._plan(host, capacity, lens, slots, tokens, factors)
+        buffers.write_plan(host, capacity, known, lens, slots, tokens, factors)
         buffer.copy_(host.tensor, non_blocking=True)
-        batch.contents.adapted = bool(known.words[slots].any())
+        batch.contents = Contents(tokens, known.largest, bool(known.words[slots].any()))
         batch.max_tokens = None
         return batch
 
@@ -255,9 +209,9 @@ class EmbeddingBatch:
             segments=segments or tiles,
             tiles=tiles,
         )
-        batch, buffer = cls._with_buffer(capacity, torch.device(device))
-        batch._capacity, batch._device_buffer = capacity, buffer
-        batch._staging = Staging(buffer.device, buffer.shape[0])
+        made, buffer = buffers.device_arrays(capacity, torch.device(device))
+        batch = cls(**made)
+        batch._static = StaticBuffers(capacity, buffer, Staging(buffer.device, buffer.shape[0]), Ranks())
         batch.refill([], [], [0] * capacity.slots)
         return batch
 
@@ -268,27 +222,7 @@ class EmbeddingBatch:
         Take another view after each `prepare_lora_batch`, which may replace the arrays. Raises ShapeError, DtypeError,
         DeviceError if a field the lookup needs is missing or is not what the kernels read.
         """
-        foreign.check(batch_info)
-        permutation = getattr(batch_info, "permutation", None)
-        static = bool(batch_info.use_cuda_graph)
-        # Captured csgmv launches cover every segment the buffers can hold: later replays may need more than now.
-        capacity_segments = static and (permutation is not None or batch_info.num_segments is None)
-        tokens = None if permutation is None else permutation.shape[0]
-        return cls(
-            token_adapters=None,
-            permutation=permutation,
-            seg_indptr=batch_info.seg_indptr,
-            seg_slots=batch_info.weight_indices,
-            ranks=batch_info.lora_ranks,
-            scalings=getattr(batch_info, "scalings", None),
-            slots=batch_info.lora_ranks.shape[0],
-            chunk_size=checked_size("batch_info.max_len", batch_info.max_len, 0),
-            max_tokens=tokens if static else None,
-            num_segments=batch_info.weight_indices.shape[0]
-            if capacity_segments
-            else checked_size("batch_info.num_segments", batch_info.num_segments, 0),
-            contents=Contents(None if static else tokens, None),
-        )
+        return cls(**foreign.described(batch_info))
 
     def refill(
         self, seq_lens: Ints | None, seq_slots: Ints, ranks: Ints, scalings: Sequence[float] | None = None
@@ -299,12 +233,12 @@ class EmbeddingBatch:
         One copy to the device; waits for the GPU only if it is several refills behind. Not while a graph is captured,
         which would record the copy (DeviceError): refill before a replay.
         """
-        capacity = self._capacity
-        if capacity is None:
+        if self._static is None:
             raise CapacityError("this batch has no static buffers; expected one made by EmbeddingBatch.allocate")
-        self._ranks.update(ranks)
-        if len(self._ranks.values) != capacity.slots:
-            raise CapacityError(f"ranks has {len(self._ranks.values)} slots; expected {capacity.slots}, as allocated")
+        capacity, buffer, staging, known = self._static
+        known.update(ranks)
+        if len(known.values) != capacity.slots:
+            raise CapacityError(f"ranks has {len(known.values)} slots; expected {capacity.slots}, as allocated")
         lens, slots, tokens = checked(seq_lens, seq_slots, capacity.slots)
         factors = checked_scalings(scalings, capacity.slots)
         if len(slots) > capacity.max_sequences:
@@ -313,9 +247,11 @@ class EmbeddingBatch:
             raise CapacityError(f"the batch has {tokens} tokens; expected at most {capacity.max_tokens}")
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise DeviceError("refill while a CUDA graph is captured; expected it before the capture or a replay")
-        assert self._staging is not None and self._device_buffer is not None
-        self._plan(self._staging.next(capacity.layout), capacity, lens, slots, tokens, factors, clear=True)
-        self._staging.send(self._device_buffer)
+        host = staging.next(capacity.layout)
+        host.words.fill(0)  # one call for the neutral tails of all arrays
+        buffers.write_plan(host, capacity, known, lens, slots, tokens, factors)
+        self.contents.num_tokens, self.contents.max_rank = tokens, known.largest
+        staging.send(buffer)
 
     def without_token_words(self) -> EmbeddingBatch:
         """The same batch seen through csgmv's structure alone; shares the device arrays and follows refills.
@@ -323,23 +259,9 @@ class EmbeddingBatch:
         Raises ShapeError if the batch was planned without segments.
         """
         if self.seg_indptr is None:
-            raise ShapeError("this batch was planned without csgmv's structure; expected one made with segments=True")
-        return EmbeddingBatch(
-            token_adapters=None,
-            permutation=self.permutation,
-            seg_indptr=self.seg_indptr,
-            seg_slots=self.seg_slots,
-            ranks=self.ranks,
-            scalings=self.scalings,
-            tile_words=self.tile_words,
-            tile_rows=self.tile_rows,
-            tile_block=self.tile_block,
-            slots=self.slots,
-            chunk_size=self.chunk_size,
-            max_tokens=self.max_tokens,
-            num_segments=self.num_segments,
-            contents=self.contents,
-        )
+            raise ShapeError(NO_STRUCTURE)
+        others = {name: getattr(self, name) for name in (*ARRAYS[1:], *SIZES)}
+        return EmbeddingBatch(token_adapters=None, contents=self.contents, **others)
 
     def check_fits(self, tokens: int, slots: int, max_rank: int, what: str) -> None:
         """Whether `tokens` rows of an operand and tables of slots and max_rank go with this batch.
@@ -366,76 +288,11 @@ class EmbeddingBatch:
                 f"the batch has an adapter of rank {rank}; expected at most {max_rank}, that of the tables"
             )
 
-    @classmethod
-    def _with_buffer(cls, capacity: BatchCapacity, device: torch.device) -> tuple[EmbeddingBatch, torch.Tensor]:
-        """A batch without contents, and the one buffer of all its arrays."""
-        layout = capacity.layout
-        with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
-            device_buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
-        words, *structure = layout.device(device_buffer)
-        permutation, seg_indptr, seg_slots, ranks, scalings = structure[:5] or (None, None, None, None, None)
-        tile_words, tile_rows = structure[5:] or (None, None)
-        batch = cls(
-            token_adapters=words,
-            permutation=permutation,
-            seg_indptr=seg_indptr,
-            seg_slots=seg_slots,
-            ranks=ranks,
-            scalings=None if scalings is None else scalings.view(torch.float32),
-            tile_words=tile_words,
-            tile_rows=tile_rows,
-            tile_block=capacity.tile_block if capacity.tiles else 0,
-            slots=capacity.slots,
-            chunk_size=capacity.chunk_size,
-            max_tokens=capacity.max_tokens,
-            num_segments=capacity.max_segments,
-            contents=Contents(0, 0),
-        )
-        batch._ranks = Ranks()
-        return batch, device_buffer
-
-    def _plan(
-        self,
-        host: HostBuffer,
-        capacity: BatchCapacity,
-        lens: Int64Array | None,
-        slots: Int64Array,
-        tokens: int,
-        factors: Int32Array,
-        *,
-        clear: bool = False,
-    ) -> None:
-        """Write the arrays of these tokens into a host buffer. clear: it has held another batch."""
-        if clear:
-            host.words.fill(0)  # one call for the neutral tails of all arrays
-        words, *structure = host.views
-        of_sequence = self._ranks.words[slots]
-        words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)
-        tiles = structure[5:]
-        if structure:
-            *structure, scalings = structure[:5]
-            plan_segments(lens, slots, self._ranks.values, capacity.chunk_size, tokens, *structure)
-            scalings[:] = factors
-        if tiles:
-            group_tokens = group_sizes(lens, slots, len(self._ranks.values))
-            permutation = structure[0][:tokens]
-            plan_tiles(permutation, group_tokens, self._ranks.values, factors, self.tile_block, *tiles)
-        self.contents.num_tokens = tokens
-        self.contents.max_rank = self._ranks.largest
-
 
 _numbers: dict[tuple[object, ...], int] = {}
 
 
 def _number_of(batch: EmbeddingBatch) -> int:
     """Another number for each combination of dtypes, device and slots: cheaper in a key than these are."""
-    arrays = (
-        batch.token_adapters,
-        batch.permutation,
-        batch.seg_indptr,
-        batch.seg_slots,
-        batch.ranks,
-        batch.scalings,
-    )
-    described = [None if array is None else array.dtype for array in arrays]
+    described = [None if array is None else array.dtype for array in (getattr(batch, name) for name in ARRAYS)]
     return _numbers.setdefault((batch.device, batch.slots, *described), len(_numbers))

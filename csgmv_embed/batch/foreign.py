@@ -1,4 +1,4 @@
-"""What a batch info of SGLang has to be for the kernels, which read its arrays by their addresses."""
+"""A batch info of SGLang: what it has to be for the kernels, which read its arrays by address, and a view of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from csgmv_embed.batch.capacity import Contents
+from csgmv_embed.batch.plan import checked_size
 from csgmv_embed.errors import DeviceError, DtypeError, ShapeError
 from csgmv_embed.launch.checks import check_memory
 
@@ -34,3 +36,29 @@ def check(batch_info: Any) -> None:
         if tensor.device != device:
             raise DeviceError(f"batch_info.{name} is on {tensor.device}; expected {device}, where seg_indptr is")
         check_memory(f"batch_info.{name}", tensor)
+
+
+def described(batch_info: Any) -> dict[str, Any]:
+    """What an EmbeddingBatch that views a LoRABatchInfo is made of. Raises ShapeError, DtypeError, DeviceError."""
+    check(batch_info)
+    permutation = getattr(batch_info, "permutation", None)
+    static = bool(batch_info.use_cuda_graph)
+    tokens = None if permutation is None else permutation.shape[0]
+    # Captured csgmv launches cover every segment the buffers can hold: later replays may need more than now.
+    if static and (permutation is not None or batch_info.num_segments is None):
+        num_segments = batch_info.weight_indices.shape[0]
+    else:
+        num_segments = checked_size("batch_info.num_segments", batch_info.num_segments, 0)
+    return {
+        "token_adapters": None,
+        "permutation": permutation,
+        "seg_indptr": batch_info.seg_indptr,
+        "seg_slots": batch_info.weight_indices,
+        "ranks": batch_info.lora_ranks,
+        "scalings": getattr(batch_info, "scalings", None),
+        "slots": batch_info.lora_ranks.shape[0],
+        "chunk_size": checked_size("batch_info.max_len", batch_info.max_len, 0),
+        "max_tokens": tokens if static else None,
+        "num_segments": num_segments,
+        "contents": Contents(None if static else tokens, None),
+    }

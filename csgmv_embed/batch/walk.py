@@ -18,11 +18,11 @@ class Walk(NamedTuple):
     tiles: int
 
 
-def walk(batch: EmbeddingBatch, tokens: int, block_tokens: int) -> Walk:
-    """How programs with tiles of block_tokens cover a batch of `tokens` tokens: several segments, or part of one."""
+def walk(batch: EmbeddingBatch, tokens: int, block_m: int) -> Walk:
+    """How programs with tiles of block_m rows cover a batch of `tokens` tokens: several segments, or part of one."""
     chunk_size = max(1, batch.chunk_size)
     segments = 1
-    while 2 * segments * chunk_size <= block_tokens and segments < MAX_SEGMENTS:
+    while 2 * segments * chunk_size <= block_m and segments < MAX_SEGMENTS:
         segments *= 2
     used = batch.num_segments
     if batch.static and batch.permutation is not None:
@@ -30,5 +30,5 @@ def walk(batch: EmbeddingBatch, tokens: int, block_tokens: int) -> Walk:
         # tokens: those of a replay may be smaller than those of the capture. Else every segment has its tokens: rows of
         # lm_head that stay in order have several runs of a slot.
         used = min(used, tokens // min(chunk_size, SMALLEST_CHUNK) + min(batch.slots, tokens))
-    tiles = 1 if segments > 1 else -(-min(chunk_size, tokens) // block_tokens)
+    tiles = 1 if segments > 1 else -(-min(chunk_size, tokens) // block_m)
     return Walk(segments, -(-used // segments), tiles)

@@ -16,6 +16,7 @@ time; what is read past the rank lies inside the row and is replaced by zero in 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime.interpreter import InterpretedFunction
 
 
 @triton.jit
@@ -133,3 +134,6 @@ def product(left, right, total, WIDEN: tl.constexpr):
         left = left.to(tl.float32)
         right = right.to(tl.float32)
     return tl.dot(left, right, total, input_precision="ieee")
+
+
+INTERPRETED = isinstance(product, InterpretedFunction)  # as TRITON_INTERPRET said when the kernels were made

@@ -6,14 +6,12 @@ None of this runs for operands that were seen before (direct.py).
 from __future__ import annotations
 
 import torch
-from triton.runtime.interpreter import InterpretedFunction
 
 from csgmv_embed.errors import DeviceError, DtypeError, GradError, ShapeError
-from csgmv_embed.kernels.lookup import embedding_lora_a_tokens_kernel
+from csgmv_embed.kernels.common import INTERPRETED as INTERPRETED
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
-INTERPRETED = isinstance(embedding_lora_a_tokens_kernel, InterpretedFunction)
 
 # Host tensors make sense where nothing is launched on a GPU: in the interpreter, or in a tool that only compiles.
 accept_host_tensors = INTERPRETED

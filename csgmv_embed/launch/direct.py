@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from operator import or_
 from typing import Any
 
@@ -34,7 +34,7 @@ Grid = tuple[int, int, int]
 Tensors = tuple[torch.Tensor, ...]
 Key = tuple[object, ...]
 
-launches: dict[Key, Launch | Nothing] = {}  # of all ops; the first part of a key is the kernel's id
+launches: dict[Key, Launch | Nothing] = {}  # of all ops; the first part of a key is the op's name or a kernel's id
 _variants: dict[Key, Callable[..., None]] = {}  # what Triton compiled, which launches of other grids share
 
 
@@ -118,6 +118,29 @@ class Launch:
         """Launch through Triton; returns the compiled kernel."""
         options = {"launch_pdl": True} if self.pdl else {}
         return self.kernel[self.grid](*tensors, *self.counts, self.constant, num_warps=self.num_warps, **options)
+
+
+def ready(
+    kernel: Any,
+    arrays: Tensors,
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    known: object,
+    prepare: Callable[..., Launch | Nothing],
+    *given: object,
+) -> Callable[[], None]:
+    """The launch of a product: kernel(*arrays, *operands, ...), to be called. Raises what `prepare` raises.
+
+    arrays: what the kernel reads of the batch. known: all else that checks and launch depend on.
+    prepare(*operands, *given) checks the operands and makes a launch that is not kept yet.
+    """
+    first, table, last = operands
+    tensors = (*arrays, first, table, last)
+    pointers, misaligned = addresses(tensors)
+    key = (id(kernel), seen(first), seen(table), seen(last), misaligned, known)
+    launch = launches.get(key)
+    if launch is None:
+        launch = keep(key, prepare(first, table, last, *given))
+    return partial(launch, tensors, pointers)
 
 
 def keep(key: Key, found: Launch | Nothing) -> Launch | Nothing:

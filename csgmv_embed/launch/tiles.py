@@ -1,4 +1,6 @@
-"""Launch configurations: a measured table per GPU model, and a rule where there is none.
+"""Which tile a kernel takes, and why: a measured table per GPU model, and a rule where there is none.
+
+A tile is BLOCK_M rows by BLOCK_N columns of what is written; a product takes BLOCK_K terms of its sum at a time.
 
 Tables are `tuned/<GPU name>.json`, written by `python -m bench tune` on that GPU. Each row says up to which rank and
 number of tokens it holds, for one plan, storage and element size, and why: the time of its configuration and of the
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,10 +22,10 @@ Plan = Literal["tokens", "segments"]  # how a kernel learns slot and rank of a t
 
 
 class LaunchConfig(NamedTuple):
-    """One program copies a tile of block_tokens rows by block_rank columns with num_warps warps."""
+    """Of a lookup: one program copies block_m tokens by block_n ranks with num_warps warps."""
 
-    block_tokens: int
-    block_rank: int
+    block_m: int
+    block_n: int
     num_warps: int
 
 
@@ -45,21 +47,47 @@ class TunedRow(NamedTuple):
 # Small batches wait for memory: small tiles put more programs in flight. Large ones need bytes in flight: 2048
 # elements are two 16-byte loads a thread (rank 256, 16384 tokens: 6.6 us).
 ROW_TILES = ((1 << 17, 512), (1 << 19, 1024), (1 << 62, 2048))
-MAX_BLOCK_RANK = 256
+MAX_BLOCK_N = 256
 
 # Scattered elements: tall tiles of few ranks, ranks in the outer grid axis, so that programs running together read
 # neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 85 us, the worst tile 103).
-SCATTERED_TILE = LaunchConfig(block_tokens=32, block_rank=16, num_warps=4)
+SCATTERED_TILE = LaunchConfig(block_m=32, block_n=16, num_warps=4)
 
 
 class TileConfig(NamedTuple):
-    """One program of a matrix kernel: block_tokens rows by `steps` blocks of columns, ranks taken in blocks."""
+    """Of the embedding layer and lm_head: a program takes block_m tokens by `steps` blocks of block_n columns.
 
-    block_tokens: int
-    block_columns: int
-    block_rank: int
+    Terms of the sum, ranks but for lm_head's shrink, are multiplied block_k at a time.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
     num_warps: int
     steps: int = 1
+
+
+class ShrinkTile(NamedTuple):
+    """Of linear layers: a program takes a tile of tokens, block_n rows of A and one of `splits` parts of the long sum.
+
+    block_k are input features. The rows of a tile are the batch's (batch/tile_plan.py).
+    """
+
+    block_n: int
+    block_k: int
+    splits: int
+    stages: int
+    num_warps: int
+
+
+class ExpandTile(NamedTuple):
+    """Of linear layers: a program takes a tile of tokens and `steps` blocks of block_n columns; block_k are ranks."""
+
+    block_n: int
+    block_k: int
+    steps: int
+    stages: int
+    num_warps: int
 
 
 # Up to here the layer's programs find rows without adapter by their token words, two dependent loads away, in a batch
@@ -70,8 +98,26 @@ MAX_EXPAND_TILE = 32
 SMALL_RANK = 32  # up to here a row of A and its product are cheap
 LARGE_PREFILL = 8192  # tokens from which on reading B out of the L2 is what a prefill waits for
 
-_forced: LaunchConfig | None = None
-_forced_tile: TileConfig | None = None
+# Linear layers. In a decode step the parts of the sum put more programs in flight, until reading them again in the
+# expand costs more.
+MOST_SPLITS = 16
+SHORTEST_SUM = 256  # of a part
+PREFILL_PROGRAMS = 264  # two for each multiprocessor of an H200
+WIDE_FEATURES = 8192  # from here on there are programs enough without the longest ones
+
+
+class _Forced:
+    """What every launch uses now instead of what is chosen: for measuring it."""
+
+    __slots__ = ("linear", "lookup", "matrix")
+
+    def __init__(self) -> None:
+        self.lookup: LaunchConfig | None = None
+        self.matrix: TileConfig | None = None
+        self.linear: tuple[ShrinkTile, ExpandTile] | None = None
+
+
+forced_now = _Forced()
 
 
 def choose(
@@ -81,33 +127,41 @@ def choose(
 
     rows_contiguous: the table is vocab-major. gpu: the name torch.cuda.get_device_name gives, empty for none.
     """
-    return _forced or _chosen(plan, num_tokens, max_rank, rows_contiguous, element_bytes, gpu)
+    return forced_now.lookup or _chosen(plan, num_tokens, max_rank, rows_contiguous, element_bytes, gpu)
 
 
 def rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
     """What is used without a table for the GPU."""
     rank = next_power_of_2(max_rank)
     if not rows_contiguous:
-        return SCATTERED_TILE._replace(block_rank=min(rank, SCATTERED_TILE.block_rank))
+        return SCATTERED_TILE._replace(block_n=min(rank, SCATTERED_TILE.block_n))
     elements = next(tile for limit, tile in ROW_TILES if num_tokens * max_rank <= limit)
-    block_rank = min(rank, MAX_BLOCK_RANK)
-    return LaunchConfig(min(64, elements // block_rank), block_rank, 4)
+    block_n = min(rank, MAX_BLOCK_N)
+    return LaunchConfig(min(64, elements // block_n), block_n, 4)
+
+
+def forced(config: LaunchConfig) -> AbstractContextManager[None]:
+    """Within, every lookup uses this configuration: for measuring one."""
+    return _forced("lookup", config)
+
+
+def forced_tile(config: TileConfig) -> AbstractContextManager[None]:
+    """Within, every kernel of the embedding layer and lm_head uses this tile."""
+    return _forced("matrix", config)
+
+
+def forced_linear(shrink: ShrinkTile, expand: ExpandTile) -> AbstractContextManager[None]:
+    """Within, every kernel of linear layers uses these tiles."""
+    return _forced("linear", (shrink, expand))
 
 
 @contextmanager
-def forced(config: LaunchConfig) -> Iterator[None]:
-    """Within, every launch uses this configuration: for measuring one."""
-    global _forced
-    _forced = config
+def _forced(kind: str, tile: object) -> Iterator[None]:
+    setattr(forced_now, kind, tile)
     try:
         yield
     finally:
-        _forced = None
-
-
-def forced_config() -> LaunchConfig | None:
-    """The configuration that every launch uses now, if one is forced."""
-    return _forced
+        setattr(forced_now, kind, None)
 
 
 @lru_cache(maxsize=4096)
@@ -123,7 +177,7 @@ def _chosen(
     rank = _at_least(max_rank, {row.max_rank for row in rows})
     tokens = _at_least(num_tokens, {row.max_tokens for row in rows if row.max_rank == rank})
     config = next(row.config for row in rows if (row.max_rank, row.max_tokens) == (rank, tokens))
-    return config._replace(block_rank=min(config.block_rank, next_power_of_2(max_rank)))
+    return config._replace(block_n=min(config.block_n, next_power_of_2(max_rank)))
 
 
 def _at_least(value: int, steps: set[int]) -> int:
@@ -164,8 +218,8 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
     which wait for B out of the L2, read once a tile. float32 is multiplied without tensor cores, out of registers:
     small tiles. No tile takes more than 96 KiB of shared memory.
     """
-    if _forced_tile is not None:
-        return _forced_tile
+    if forced_now.matrix is not None:
+        return forced_now.matrix
     small = max_rank <= SMALL_RANK
     if element_bytes > 2:
         tile = TileConfig(16, 64, 16, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else 4)
@@ -179,54 +233,80 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
         tile = TileConfig(16, 128, 64, 4, 8)
     else:
         tile = TileConfig(64, 128, 64, 4, 8)
-    most = tile.block_columns if max_rank <= tile.block_rank else min(tile.block_columns, 128)
-    columns = min(most, max(MIN_TILE, next_power_of_2(hidden)))
-    return tile._replace(block_columns=columns, steps=min(tile.steps, max(1, hidden // columns)))
+    most = tile.block_n if max_rank <= tile.block_k else min(tile.block_n, 128)
+    block_n = min(most, max(MIN_TILE, next_power_of_2(hidden)))
+    return tile._replace(block_n=block_n, steps=min(tile.steps, max(1, hidden // block_n)))
 
 
-def choose_shrink(element_bytes: int) -> TileConfig:
-    """The tile of lm_head's shrink: block_columns are taken of the hidden states at a time.
+def choose_head_shrink(element_bytes: int) -> TileConfig:
+    """The tile of lm_head's shrink: block_n are ranks, block_k hidden states.
 
     1024 bytes of each row: 8 us for 32 to 512 rows of 4096 bf16 on an NVIDIA H100, where the worst of 9 tiles takes 16,
     and 96 KiB of shared memory, which every GPU from compute capability 8.0 on has.
     """
-    return _forced_tile or TileConfig(16, 1024 // element_bytes, 16, 4)
+    return forced_now.matrix or TileConfig(MIN_TILE, MIN_TILE, 1024 // element_bytes, 4)
 
 
-def choose_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> TileConfig:
+def choose_head_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> TileConfig:
     """The tile of lm_head's expand: as many tokens as a slot has on average, for B is read once for all of a tile.
 
     Within 1.03 to 1.16 of what the bytes take on an NVIDIA H100 (32 to 512 rows, ranks 16 and 64).
     """
-    if _forced_tile is not None:
-        return _forced_tile
+    if forced_now.matrix is not None:
+        return forced_now.matrix
     if element_bytes > 2:
         return TileConfig(16, 64, 16, 4)
     tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, next_power_of_2(num_tokens // max(1, slots))))
     return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
 
 
-def block_rank(config: TileConfig, max_rank: int) -> int:
+def block_k(config: TileConfig, max_rank: int) -> int:
     """Ranks multiplied at a time: 16 for tables of up to 16, else the tile's, which is 16 or 64 and never 32.
 
     With blocks of 32 the LLVM of Triton 3.6 pairs the rank indices of A and B in one vector, shifts the unused half
     beyond its 32 bits and lets it run over into the other: the kernel then reads A at odd addresses.
-    test_compiled_layers.py looks for such shifts.
+    tests/csgmv_embed/kernels/test_compiled_layers.py looks for such shifts.
     """
-    return MIN_TILE if max_rank <= MIN_TILE else config.block_rank
+    return MIN_TILE if max_rank <= MIN_TILE else config.block_k
 
 
-@contextmanager
-def forced_tile(config: TileConfig) -> Iterator[None]:
-    """Within, every matrix kernel uses this tile: for measuring one."""
-    global _forced_tile
-    _forced_tile = config
-    try:
-        yield
-    finally:
-        _forced_tile = None
+def choose_linear_shrink(
+    decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int
+) -> ShrinkTile:
+    """The shrink's tile for `stacked` rows of A, of all slices, and in_features terms of each sum.
+
+    decode: the batch has small tiles of tokens. token_tiles: how many it can have; a decode step does not ask.
+    From 7 tiles timed for decode and 6 for prefill of 4096 tokens on an NVIDIA H200, bf16, 8 slots of ranks 16 and 64,
+    the four linear sites of an 8B model, tables out of memory. Float32 is multiplied without tensor cores, out of
+    registers: small tiles.
+    """
+    return (
+        forced_now.linear[0]
+        if forced_now.linear
+        else _linear_shrink(decode, token_tiles, stacked, in_features, element_bytes)
+    )
 
 
-def forced_layer() -> TileConfig | None:
-    """The tile that every matrix kernel uses now, if one is forced."""
-    return _forced_tile
+@lru_cache(maxsize=4096)
+def _linear_shrink(decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int) -> ShrinkTile:
+    if element_bytes > 2:
+        return ShrinkTile(16, 64, 1, 2, 4)
+    block_n = min(64, max(MIN_TILE, next_power_of_2(stacked)))
+    blocks = max(1, -(-stacked // block_n))
+    wanted = MOST_SPLITS // blocks if decode else -(-PREFILL_PROGRAMS // max(1, token_tiles * blocks))
+    splits = 1
+    while 2 * splits <= min(wanted, MOST_SPLITS) and in_features >= 2 * splits * SHORTEST_SUM:
+        splits *= 2
+    return ShrinkTile(block_n, 128, splits, 3, 4)
+
+
+def choose_linear_expand(decode: bool, out_features: int, max_rank: int, element_bytes: int) -> ExpandTile:
+    """The expand's, from 5 tiles each, timed as for the shrink; block_k is never 32, as `block_k` says."""
+    if forced_now.linear is not None:
+        return forced_now.linear[1]
+    if element_bytes > 2:
+        return ExpandTile(64, MIN_TILE, 1, 1, 4)
+    ranks = MIN_TILE if max_rank <= MIN_TILE else 64
+    if decode:
+        return ExpandTile(128, ranks, 2, 2, 4)
+    return ExpandTile(64, ranks, 16 if out_features <= WIDE_FEATURES else 8, 3, 4)

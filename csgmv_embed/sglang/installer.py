@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.sglang import chain, hooks, layers, linears, runtime, storage
+from csgmv_embed.sglang import chain, runtime
+from csgmv_embed.sglang.hooks.registry import HOOKS, NEVER_INERT
 from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
 from csgmv_embed.sglang.targets import Hook, Release, release_for
 
@@ -31,20 +32,7 @@ def _inert(function: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-HOOKS: dict[str, Callable[..., Any]] = {
-    "lookup": hooks.lookup,
-    "prepare": hooks.prepare,
-    "decode_graph": hooks.decode_graph,
-    "prefill_graph": hooks.prefill_graph,
-    "modules": hooks.modules,
-    **storage.BY_NAME,
-    **layers.BY_NAME,
-    **linears.BY_NAME,
-}
-# The guards of SGLang's launchers are for tables that outlive the plugin: they are never inert.
-FUNCTIONS = {
-    name: function if function is storage.demand_rank_major else _inert(function) for name, function in HOOKS.items()
-}
+FUNCTIONS = {name: function if name in NEVER_INERT else _inert(function) for name, function in HOOKS.items()}
 
 
 @dataclass(frozen=True)

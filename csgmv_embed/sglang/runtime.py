@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from csgmv_embed.sglang import planner
+from csgmv_embed.sglang.planner.state import STATE, State, attach
 from csgmv_embed.sglang.settings import Settings
 from csgmv_embed.sglang.targets import LINEAR_HOOKS, Release
 
@@ -33,12 +33,11 @@ def serves(hook: str) -> bool:
     return active is not None and hook not in active.absent and not active.settings.switched_off(hook)
 
 
-def state_of(backend: Any) -> planner.State | None:
+def state_of(backend: Any) -> State | None:
     """The plugin's state of a csgmv backend; None if the plugin is off or the backend is another one."""
-    state: planner.State | None = getattr(backend, planner.STATE, None)
+    state: State | None = getattr(backend, STATE, None)
     if active is None or backend is None:
         return None
     if state is None and type(backend).__name__ == "ChunkedSgmvLoRABackend":
-        linear = any(map(serves, LINEAR_HOOKS)) and active.settings.design == "token_words"
-        state = planner.attach(backend, active.release, active.settings.design, linear=linear)
+        state = attach(backend, active.release, linear=any(map(serves, LINEAR_HOOKS)))
     return state

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from csgmv_embed.errors import CsgmvEmbedError
 from csgmv_embed.layout import Storage
 from csgmv_embed.sglang.targets import LINEAR_HOOKS
 
-Design = Literal["token_words", "original_order"]
-
 DISABLE = "CSGMV_EMBED_DISABLE"
 ANY_VERSION = "CSGMV_EMBED_ANY_VERSION"
 STORAGE = "CSGMV_EMBED_STORAGE"
-DESIGN = "CSGMV_EMBED_DESIGN"
 LAYER = "CSGMV_EMBED_LAYER"
 LM_HEAD = "CSGMV_EMBED_LM_HEAD"
 LINEAR = "CSGMV_EMBED_LINEAR"
@@ -24,7 +21,6 @@ _VALUES = {
     DISABLE: ("0", "1"),
     ANY_VERSION: ("0", "1"),
     STORAGE: ("vocab_major", "rank_major"),
-    DESIGN: ("token_words", "original_order"),
     LAYER: ("1", "0"),
     LM_HEAD: ("1", "0"),
     LINEAR: ("1", "0"),
@@ -39,17 +35,14 @@ class SettingError(CsgmvEmbedError, ValueError):
 class Settings:
     """How the plugin behaves in this process.
 
-    design: token_words is this library's kernel; original_order is the first design of SGLang's pull request 14805,
-    the fallback kernel on a second batch info in sequence order. That kernel reads rank-major tables only.
+    storage: how the A table lies in SGLang's memory pool.
     layer, lm_head, linear: the whole embedding layer, the LoRA of lm_head and that of the linear layers run on this
-    library's kernels; off, SGLang's own functions do them, the embedding layer's with this library's lookup. None has a
-    part in original_order.
+    library's kernels; off, SGLang's own functions do them, the embedding layer's with this library's lookup.
     """
 
     disabled: bool = False
     any_version: bool = False
     storage: Storage = "vocab_major"
-    design: Design = "token_words"
     layer: bool = True
     lm_head: bool = True
     linear: bool = True
@@ -72,17 +65,10 @@ class Settings:
         unknown = {name for name in environment if name.startswith("CSGMV_EMBED_")} - _VALUES.keys()
         if unknown:
             raise SettingError(f"{', '.join(sorted(unknown))} is unknown; expected {', '.join(_VALUES)}")
-        design = cast("Design", found[DESIGN])
-        storage = cast("Storage", found[STORAGE])
-        if design == "original_order":
-            if environment.get(STORAGE) == "vocab_major":
-                raise SettingError(f"{DESIGN}=original_order reads rank-major tables; expected {STORAGE}=rank_major")
-            storage = "rank_major"
         return cls(
             disabled=found[DISABLE] == "1",
             any_version=found[ANY_VERSION] == "1",
-            storage=storage,
-            design=design,
+            storage=cast("Storage", found[STORAGE]),
             layer=found[LAYER] == "1",
             lm_head=found[LM_HEAD] == "1",
             linear=found[LINEAR] == "1",

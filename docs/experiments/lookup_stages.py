@@ -88,8 +88,8 @@ def stages() -> list[dict[str, object]]:
                     def launch(k, stage=stage, pdl=pdl):
                         # a copy reads other rows in each set, as the lookup does
                         source = table.view(-1)[k * tokens * rank :] if stage == 3 else table
-                        staged[(triton.cdiv(tokens, config.block_tokens),)](
-                            ids[k], words, source, outs[k], tokens, VOCAB, rank, config.block_tokens, stage, pdl,
+                        staged[(triton.cdiv(tokens, config.block_m),)](
+                            ids[k], words, source, outs[k], tokens, VOCAB, rank, config.block_m, stage, pdl,
                             num_warps=config.num_warps, launch_pdl=pdl,
                         )  # fmt: skip
                         return outs[k]

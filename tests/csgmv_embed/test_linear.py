@@ -15,13 +15,12 @@ from csgmv_embed import (
     EmbeddingBatch,
     GradError,
     ShapeError,
-    linear,
     lora_expand,
     lora_linear,
     lora_linear_reference,
     lora_shrink,
 )
-from csgmv_embed.linear import ExpandTile, ShrinkTile
+from csgmv_embed.launch.tiles import ExpandTile, ShrinkTile, forced_linear
 from tests.support.rounding import HAS_GPU, Exact, assert_rounded
 
 pytestmark = pytest.mark.numeric
@@ -110,7 +109,7 @@ TILES = {
 @pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 def test_any_tiles_compute_the_same_and_the_same_every_time(tiles):
     site = Site(starts=(0, 50, 113), features=104, dtype=torch.float16)
-    with linear.forced(*tiles):
+    with forced_linear(*tiles):
         first, second = site.run(), site.run()
     site.check(first)
     assert torch.equal(first, second)

@@ -330,7 +330,7 @@ def test_a_static_batch_longer_than_its_first_segments_is_exact_on_the_launch_ma
 @pytest.mark.parametrize("programs", [1, 2, 64])
 def test_rows_behind_a_batch_are_zero_although_it_was_full_when_its_launch_was_chosen(device, monkeypatch, programs):
     """What a captured graph meets: launched when full, replayed with fewer tokens, on as many programs or fewer."""
-    monkeypatch.setattr(tiles, "_forced", LaunchConfig(2, 8, 1))
+    monkeypatch.setattr(tiles.forced_now, "lookup", LaunchConfig(2, 8, 1))
     monkeypatch.setattr(lookup, "MAX_PADDING_PROGRAMS", programs)
     direct.launches.clear()
     table, ids = torch.randn(2, 8, 50, device=device), torch.arange(12, device=device)

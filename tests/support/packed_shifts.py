@@ -1,4 +1,4 @@
-"""Shifts in which Triton 3.6's LLVM lets one half of a packed vector run over into the other (tuning.block_rank)."""
+"""Shifts in which Triton 3.6's LLVM lets one half of a packed vector run over into the other (tiles.block_k)."""
 
 from __future__ import annotations
 

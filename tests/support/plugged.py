@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from csgmv_embed.sglang import hooks, runtime
+from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang.hooks.registry import HOOKS
 from tests.support import real_sglang
 
 SLOTS, CAPACITY = 8, 64
@@ -17,7 +18,7 @@ def plugged() -> Any:
     backend = real_sglang.backend(SLOTS, 128, "cuda")
     release = runtime.active.release  # type: ignore[union-attr]
     kind = type(backend)
-    backend.prepare_lora_batch = partial(hooks.prepare, kind.prepare_lora_batch, backend)
-    backend.run_lora_a_embedding = partial(hooks.lookup, kind.run_lora_a_embedding, backend)
-    setattr(backend, release.decode_graph, partial(hooks.decode_graph, getattr(kind, release.decode_graph), backend))
+    backend.prepare_lora_batch = partial(HOOKS["prepare"], kind.prepare_lora_batch, backend)
+    backend.run_lora_a_embedding = partial(HOOKS["lookup"], kind.run_lora_a_embedding, backend)
+    setattr(backend, release.decode_graph, partial(HOOKS["decode_graph"], getattr(kind, release.decode_graph), backend))
     return backend

@@ -55,11 +55,12 @@ class CsgmvEmbedPlugin(SglangCsgmv):
             yield Preparation(prepare if self._steady else prepare_anew, self.launch_on(backend, workload))
 
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
-        from csgmv_embed.sglang import hooks, planner
+        from csgmv_embed.sglang import planner
+        from csgmv_embed.sglang.hooks.lookup import run_lookup
 
         state = getattr(backend, planner.STATE)
         ids, table, vocab = workload.index_sets, workload.table("vocab_major"), workload.case.vocab
-        return lambda k: hooks.run_lookup(state, ids[k], table, vocab)
+        return lambda k: run_lookup(state, ids[k], table, vocab)
 
     def required_bytes(self, workload: Workload) -> int:
         return self._kernel.required_bytes(workload)
@@ -70,12 +71,12 @@ class CsgmvEmbedPlugin(SglangCsgmv):
 
 def plug_layer(layer: Any) -> None:
     """What the hooks do to SGLang's layer classes, to this layer object alone. Its backend has to be plugged."""
-    from csgmv_embed.sglang import layers
+    from csgmv_embed.sglang.hooks.registry import HOOKS
 
     kind = type(layer)
-    hooks = {"apply_lora": layers.head}
+    hooks = {"apply_lora": HOOKS["lm_head"]}
     if kind.__name__ == "VocabParallelEmbeddingWithLoRA":
-        hooks = {"forward": layers.forward, "apply_lora": layers.apply}
+        hooks = {"forward": HOOKS["layer"], "apply_lora": HOOKS["layer_add"]}
     for name, hook in hooks.items():
         setattr(layer, name, partial(hook, getattr(kind, name), layer))
 
@@ -86,17 +87,18 @@ def plugged(backend: Any) -> Iterator[None]:
 
     Its methods are the plugin's inside the context, and SGLang's own again after it.
     """
-    from csgmv_embed.sglang import hooks, planner, runtime
+    from csgmv_embed.sglang import planner, runtime
+    from csgmv_embed.sglang.hooks.registry import HOOKS
     from csgmv_embed.sglang.settings import Settings
     from csgmv_embed.sglang.targets import release_for
 
     release = release_for(importlib.metadata.version("sglang"), any_version=True)
     state = planner.attach(backend, release)
-    for name, prefill in (("cuda_graph_batch_info", False), ("prefill_cuda_graph_batch_info", True)):
+    for name in ("cuda_graph_batch_info", "prefill_cuda_graph_batch_info"):
         if getattr(backend, name, None) is not None:
-            planner.pack(state, getattr(backend, name), prefill=prefill)
-    backend.prepare_lora_batch = partial(hooks.prepare, type(backend).prepare_lora_batch, backend)
-    backend.run_lora_a_embedding = partial(hooks.lookup, type(backend).run_lora_a_embedding, backend)
+            planner.pack(state, getattr(backend, name))
+    backend.prepare_lora_batch = partial(HOOKS["prepare"], type(backend).prepare_lora_batch, backend)
+    backend.run_lora_a_embedding = partial(HOOKS["lookup"], type(backend).run_lora_a_embedding, backend)
     before = runtime.active
     runtime.activate(runtime.Active(release, Settings()))
     try:

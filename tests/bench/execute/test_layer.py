@@ -28,6 +28,10 @@ pytestmark = [
     ),
 ]
 VOCAB, HIDDEN = 64, 32
+HOOKS_OF = {
+    "embedding_lora": "csgmv_embed.sglang.hooks.embedding",
+    "lm_head_lora": "csgmv_embed.sglang.hooks.lm_head",
+}
 OPTIONS: dict[str, Any] = {"adapters": 3, "rank_mix": "ladder", "base_fraction": 0.3, "vocab": VOCAB}
 # Of float16: in float32 both sides round alike, and which of them errs less is chance.
 CASES = [Case("decode", 40, 1, 8, dtype="float16", **OPTIONS), Case("prefill", 20, 9, 8, dtype="float16", **OPTIONS)]
@@ -60,9 +64,9 @@ def test_on_is_no_worse_than_off_and_both_are_right(case: Case, layers: Any) -> 
 
 def test_the_side_that_is_on_runs_our_ops_and_the_other_does_not(layers: Any) -> None:
     workload = make_workload(CASES[0], seed=1, index_sets=1, device=torch.device("cpu"))
-    for op in ("embedding_lora", "lm_head_lora"):
+    for op in HOOKS_OF:
         called = AssertionError(f"{op} was called")
-        with patch(f"csgmv_embed.sglang.layers.{op}", side_effect=called):
+        with patch(f"{HOOKS_OF[op]}.{op}", side_effect=called):
             _all_of(layers(workload.dtype), workload, "off")
             with pytest.raises(AssertionError, match=f"{op} was called"):
                 _all_of(layers(workload.dtype), workload, "on")
@@ -78,7 +82,7 @@ def _all_of(made: layer.Layers, workload: Any, side: layer.Side) -> None:
 def test_a_worse_result_is_an_error(op: str, layers: Any) -> None:
     """Wrong in one element, or no number."""
     workload = make_workload(CASES[0], seed=1, index_sets=1, device=torch.device("cpu"))
-    real = getattr(importlib.import_module("csgmv_embed.sglang.layers"), op)
+    real = getattr(importlib.import_module(HOOKS_OF[op]), op)
     with layer.both(layers(workload.dtype), workload, 16) as pairs:
         pair = pairs["layer" if op == "embedding_lora" else "lm_head"]
         for wrong in (1.0, float("nan")):
@@ -89,7 +93,7 @@ def test_a_worse_result_is_an_error(op: str, layers: Any) -> None:
                 return out
 
             with (
-                patch(f"csgmv_embed.sglang.layers.{op}", spoiled),
+                patch(f"{HOOKS_OF[op]}.{op}", spoiled),
                 pytest.raises(ResultsError, match="from the exact result with the plugin on"),
             ):
                 pair.checked(op)

@@ -26,8 +26,8 @@ def test_candidates_begin_with_the_rule_and_are_powers_of_two(
     assert len(found) == len(set(found)) > 3
     for config in found:
         assert all(value > 0 and value & (value - 1) == 0 for value in config)
-        assert config.block_rank <= rank
-    longest = max(config.block_tokens for config in found[1:])
+        assert config.block_n <= rank
+    longest = max(config.block_m for config in found[1:])
     if plan == "segments":
         assert longest <= 16, "no tile is longer than a segment"
     else:

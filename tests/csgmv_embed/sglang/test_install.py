@@ -191,7 +191,7 @@ def doctor_from_the_shell(folder: Path) -> Done:
         ({"CSGMV_EMBED_LAYER": "0"}, 0, "layer              applied, SGLang does it: CSGMV_EMBED_LAYER=0"),
         ({"CSGMV_EMBED_LM_HEAD": "0"}, 0, "lm_head            applied, SGLang does it: CSGMV_EMBED_LM_HEAD=0"),
         ({"CSGMV_EMBED_DISABLE": "1"}, 1, "plugin       off: CSGMV_EMBED_DISABLE=1"),
-        ({"CSGMV_EMBED_DESIGN": "x"}, 1, "plugin       off: SettingError: CSGMV_EMBED_DESIGN is 'x'"),
+        ({"CSGMV_EMBED_STORAGE": "x"}, 1, "plugin       off: SettingError: CSGMV_EMBED_STORAGE is 'x'"),
         ({"SGLANG_PLUGINS": "another"}, 1, "plugin       off: SGLang did not load it: SGLANG_PLUGINS='another'"),
     ],
 )
@@ -200,8 +200,10 @@ def test_doctor(environment: dict[str, str], code: int, expected: str, fork: For
     assert expected in result.stdout, result.stdout + result.stderr
     assert result.returncode == code
     if code == 0:
-        assert "lookup             applied\n" in result.stdout and "csgmv_embed/sglang/hooks.py" in result.stdout
-        assert "layer_add          applied" in result.stdout and "csgmv_embed/sglang/layers.py" in result.stdout
+        assert "lookup             applied\n" in result.stdout and "csgmv_embed/sglang/hooks/lookup.py" in result.stdout
+        assert (
+            "layer_add          applied" in result.stdout and "csgmv_embed/sglang/hooks/embedding.py" in result.stdout
+        )
         assert result.stdout.count("SGLang does it") == {"CSGMV_EMBED_LAYER": 2, "CSGMV_EMBED_LM_HEAD": 1}.get(
             next(iter(environment), ""), 0
         )
@@ -336,8 +338,7 @@ def test_releases() -> None:
 def test_settings() -> None:
     assert Settings.from_environment({}) == Settings()
     assert Settings.from_environment({"CSGMV_EMBED_STORAGE": ""}) == Settings()
-    found = Settings.from_environment({"CSGMV_EMBED_DESIGN": "original_order"})
-    assert (found.design, found.storage) == ("original_order", "rank_major")
+    assert Settings.from_environment({"CSGMV_EMBED_STORAGE": "rank_major"}).storage == "rank_major"
     found = Settings.from_environment({"CSGMV_EMBED_LAYER": "0"})
     assert (found.layer, found.lm_head) == (False, True)
     assert [found.switched_off(name) for name in ("lookup", "layer", "layer_add", "lm_head")] == [
@@ -349,7 +350,7 @@ def test_settings() -> None:
     found = Settings.from_environment({"CSGMV_EMBED_LM_HEAD": "0"})
     assert (found.layer, found.lm_head) == (True, False) and found.switched_off("lm_head") == "CSGMV_EMBED_LM_HEAD=0"
     for environment in (
-        {"CSGMV_EMBED_DESIGN": "original_order", "CSGMV_EMBED_STORAGE": "vocab_major"},
+        {"CSGMV_EMBED_STORAGE": "strided"},
         {"CSGMV_EMBED_DISABLE": "yes"},
         {"CSGMV_EMBED_LAYER": "off"},
         {"CSGMV_EMBED_DISABLED": "1"},

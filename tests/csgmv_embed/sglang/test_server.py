@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from csgmv_embed import ShapeError
-from csgmv_embed.sglang import planner, runtime, storage
+from csgmv_embed.sglang import planner, runtime
+from csgmv_embed.sglang.hooks import pool as pool_hooks
 from tests.support import real_sglang as support
 from tests.support.rounding import Exact, assert_rounded
 
@@ -213,9 +214,9 @@ def test_memory_equals_sglangs_to_the_byte(on: Any) -> None:
 def test_the_table_is_the_memory_that_sglang_allocated(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No second copy, not even in passing: on a GPU that could hold only one it would fail."""
     on()
-    monkeypatch.setattr(storage, "_read_by_csgmv", lambda model: True)
+    monkeypatch.setattr(pool_hooks, "_read_by_csgmv", lambda model: True)
     table, pool = torch.zeros(2, 4, 6), SimpleNamespace(embedding_A_buffer={})
-    storage.init_buffers(lambda pool, _: pool.embedding_A_buffer.update(embed_tokens=table), pool, torch.nn.Module())
+    pool_hooks.init_buffers(lambda pool, _: pool.embedding_A_buffer.update(embed_tokens=table), pool, torch.nn.Module())
     found = pool.embedding_A_buffer["embed_tokens"]
     assert found.data_ptr() == table.data_ptr()
     assert found.shape == table.shape and found.stride() == (24, 1, 4)

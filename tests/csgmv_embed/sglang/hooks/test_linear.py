@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from csgmv_embed import lora_linear_reference
-from csgmv_embed.sglang import linears, runtime
+from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang.hooks import linear as linear_hooks
 from tests.support import real_sglang as support
 from tests.support.rounding import Exact, assert_rounded
 
@@ -88,13 +89,13 @@ def on(plugin_on: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that each call of the op was given."""
     calls: list[int] = []
-    op = linears.lora_linear
+    op = linear_hooks.lora_linear
 
     def counted(x: torch.Tensor, *rest: Any) -> Any:
         calls.append(x.shape[0])
         return op(x, *rest)
 
-    monkeypatch.setattr(linears, "lora_linear", counted)
+    monkeypatch.setattr(linear_hooks, "lora_linear", counted)
     return calls
 
 
@@ -192,7 +193,7 @@ def test_what_the_op_does_not_take_is_sglangs(other: str, on: Any) -> None:
     else:
         site.layer.A_buffer = site.a[:, :8]
     calls: list[tuple[Any, ...]] = []
-    assert linears.row(lambda *given: (calls.append(given), "theirs")[1], site.layer, base, x) == "theirs"
+    assert linear_hooks.row(lambda *given: (calls.append(given), "theirs")[1], site.layer, base, x) == "theirs"
     assert len(calls) == 1 and all(one is another for one, another in zip(calls[0], (site.layer, base, x), strict=True))
 
 

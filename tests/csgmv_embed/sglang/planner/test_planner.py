@@ -14,7 +14,9 @@ import torch
 
 from csgmv_embed import CapacityError, ShapeError, SlotError
 from csgmv_embed.batch.staging import Staging
-from csgmv_embed.sglang import heads, hooks, planner, runtime
+from csgmv_embed.sglang import planner, runtime
+from csgmv_embed.sglang.hooks import backend as backend_hooks
+from csgmv_embed.sglang.planner import heads
 from csgmv_embed.sglang.settings import Settings
 from tests.support import real_sglang as support
 from tests.support.batch_infos import same_info
@@ -119,7 +121,7 @@ def test_captured_prefill_equals_sglangs(pair: Any, loaded: Any) -> None:
     sizes = {"max_num_tokens": 70 * CAPACITY, "max_num_requests": CAPACITY}
     for one in (stock, state.backend):
         one.init_prefill_cuda_graph_batch_info(**{name: sizes[name] for name in parameters[1:]})
-    planner.pack(state, state.backend.prefill_cuda_graph_batch_info, prefill=True)
+    planner.pack(state, state.backend.prefill_cuda_graph_batch_info)
     rng = np.random.default_rng(13)
     for _ in range(40):
         batch, arguments = random_batch(rng, "EXTEND")
@@ -268,7 +270,7 @@ def test_another_target_set_plans_an_equal_step_again(pair: Any) -> None:
     manager = SimpleNamespace(lora_backend=state.backend, embed_tokens_module=None, lm_head_module=None)
     runtime.activate(runtime.Active(state.release, Settings()))
     try:
-        hooks.modules(lambda _: None, manager)
+        backend_hooks.modules(lambda _: None, manager)
     finally:
         runtime.activate(None)
     planner.prepare(state, batch, *arguments)

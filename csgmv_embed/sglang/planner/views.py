@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -92,21 +91,3 @@ def current_head(batch_info: Any) -> EmbeddingBatch:
         if not batch.static:  # SGLang's own captured info changes without notice
             setattr(batch_info, HEAD, batch)
     return batch
-
-
-def sequence_order(
-    batch_info: Any, arrays: dict[str, torch.Tensor], lens: torch.Tensor, requests: int, longest: int | None
-) -> Any:
-    """The second batch info of pull request 14805: one segment a request, in the order of the tokens."""
-    return dataclasses.replace(
-        batch_info,
-        bs=requests,
-        num_segments=requests,
-        max_len=longest,
-        seg_lens=lens,
-        seg_indptr=arrays["req_seg_indptr"],
-        weight_indices=arrays["req_weight_indices"],
-        lora_ranks=arrays["lora_ranks"],
-        scalings=arrays["scalings"],
-        permutation=None,
-    )

@@ -2,22 +2,20 @@
 
 A column or row-parallel layer of one slice calls the backend for the shrink and for the expand; hooked as a whole, its
 shrink can leave the parts of its long sum to the expand. Each falls back to SGLang's own function wherever it cannot do
-all of what that does; signatures as in hooks.py.
+all of what that does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.linear import lora_linear
-from csgmv_embed.sglang import hooks, runtime
-from csgmv_embed.sglang.views import LINEAR
-
-Original = Callable[..., Any]
+from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang.hooks.common import Original, planned_rows
+from csgmv_embed.sglang.planner.views import LINEAR
 
 STARTS = "csgmv_embed_starts"  # attribute of a layer's offsets on the device: the same on the host
 
@@ -44,9 +42,6 @@ def column(original: Original, layer: Any, base_output: torch.Tensor, x: torch.T
 def row(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
     """`RowParallelLinearWithLoRA.apply_lora`: the same, before the sum over the ranks if there are several."""
     return _one_slice("row", original, layer, base_output, x)
-
-
-BY_NAME: dict[str, Callable[..., Any]] = {"qkv": qkv, "gate_up": gate_up, "column": column, "row": row}
 
 
 def _batch(hook: str, backend: Any) -> EmbeddingBatch | None:
@@ -104,7 +99,7 @@ def _applied(
         return base_output  # an idle rank under data-parallel attention calls so
     if base_output is None or not _fit(x, a_table, b_table, base_output, 1 if starts is None else len(starts) - 1):
         return None
-    rows = hooks.planned_rows(batch, x.shape[0])
+    rows = planned_rows(batch, x.shape[0])
     lora_linear(x[:rows], a_table, b_table, base_output[:rows], batch, starts)
     return base_output
 

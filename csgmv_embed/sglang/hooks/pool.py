@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from csgmv_embed.errors import ShapeError
-from csgmv_embed.sglang import planner, runtime
-
-Original = Callable[..., Any]
+from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang.hooks.common import Original
+from csgmv_embed.sglang.planner.state import State
 
 EMBEDDING = "embed_tokens"
 HEAD = "lm_head"
@@ -127,7 +126,7 @@ def check_adapter(pool: Any, adapter: Any) -> None:
             )
 
 
-def _state(*layers: Any) -> planner.State | None:
+def _state(*layers: Any) -> State | None:
     """The plugin's state of the backend of these layers, of which some may be None."""
     states = [runtime.state_of(getattr(layer, "lora_backend", None)) for layer in layers]
     return next((state for state in states if state is not None), None)
@@ -164,14 +163,3 @@ def demand_rank_major(
         )
     found: torch.Tensor = original(input_ids, weights, *args, **kwargs)
     return found
-
-
-BY_NAME: dict[str, Callable[..., Any]] = {
-    "storage": init_buffers,
-    "load": load,
-    "admit": admit,
-    "weights": read_weights,
-    "tensors": read_weights,
-    "csgmv_launcher": demand_rank_major,
-    "fallback_launcher": demand_rank_major,
-}

@@ -26,7 +26,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_table(folder: Path, gpu: str, rows: list[tuple[int, int, tuple[int, int, int]]], plan: str = "any") -> None:
-    fields = ("block_tokens", "block_rank", "num_warps")
+    fields = ("block_m", "block_n", "num_warps")
     content = [
         {**ROW, "plan": plan, "max_rank": rank, "max_tokens": tokens, "config": dict(zip(fields, config, strict=True))}
         for rank, tokens, config in rows
@@ -65,7 +65,7 @@ def test_a_shipped_table_is_whole_and_departs_from_the_rule_only_where_that_was_
         same = row.config == tiles.rule(row.max_tokens, row.max_rank, row.rows_contiguous)
         assert same == (row.best_us == row.rule_us) and 0 < row.best_us <= row.rule_us, row
         assert all(value & (value - 1) == 0 and value > 0 for value in row.config), row
-        assert row.config.block_tokens * row.config.block_rank <= 1 << 14
+        assert row.config.block_m * row.config.block_n <= 1 << 14
         steps[row.plan, row.rows_contiguous, row.element_bytes] += 1
     assert len(set(steps.values())) == 1, "every plan, storage and element size has the same grid"
 

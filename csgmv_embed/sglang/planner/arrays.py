@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from csgmv_embed.batch.plan import Int32Array, Int64Array, counting_int32, group_sizes, plan_segments
 from csgmv_embed.batch.tile_plan import most_tiles, plan_tiles
-from csgmv_embed.sglang.state import State
+from csgmv_embed.sglang.planner.state import State
 
 # The arrays of every plan, in the order in which they lie in the buffer.
 ARRAYS = (
@@ -30,11 +29,6 @@ class Plan(NamedTuple):
     slots: Int64Array
     tokens: int
     chunk_size: int
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest request."""
-        return 1 if self.lens is None else int(self.lens.max(initial=0))
 
     def most_segments(self, slots: int) -> int:
         """Never less than the segments of the batch: full chunks, and one ragged chunk for each slot in use."""
@@ -91,11 +85,6 @@ def write_tiles(
     ranks = state.ranks.values
     group_tokens = group_sizes(plan.lens, plan.slots, len(ranks))
     plan_tiles(views[2][: plan.tokens], group_tokens, ranks, state.scalings.words, block, words, rows)
-
-
-def lens_of(plan: Plan) -> Int64Array:
-    """Tokens of each request."""
-    return np.ones(len(plan.slots), dtype=np.int64) if plan.lens is None else plan.lens
 
 
 def token_words(word_by_slot: Int32Array, plan: Plan) -> Int32Array:

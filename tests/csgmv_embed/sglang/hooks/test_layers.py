@@ -22,7 +22,9 @@ from csgmv_embed import (
     lm_head_lora_reference,
     to_storage,
 )
-from csgmv_embed.sglang import layers, planner, runtime
+from csgmv_embed.sglang import planner, runtime
+from csgmv_embed.sglang.hooks import embedding as embedding_hooks
+from csgmv_embed.sglang.hooks import lm_head as head_hooks
 from tests.support import real_sglang as support
 from tests.support.rounding import Exact, assert_errs_no_more, assert_rounded, distance
 
@@ -129,7 +131,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return lambda *args, **kwargs: (calls.append(name), op(*args, **kwargs))[1]
 
     for name in OPS:
-        monkeypatch.setattr(layers, name, counted(name, getattr(layers, name)))
+        hooks = head_hooks if name == "lm_head_lora" else embedding_hooks
+        monkeypatch.setattr(hooks, name, counted(name, getattr(hooks, name)))
     return calls
 
 
@@ -355,8 +358,8 @@ def test_no_rows_before_any_batch(on: Any) -> None:
     state = runtime.state_of(ours.backend)
     assert state is not None
     base, logits = torch.zeros(0, HIDDEN), torch.zeros(0, VOCAB)
-    assert layers._embedding_add(state, ours.embedding, base, torch.zeros(0, dtype=torch.int64)) is base
-    assert layers._lm_head(state, ours.head, logits, base) is logits
+    assert embedding_hooks._embedding_add(state, ours.embedding, base, torch.zeros(0, dtype=torch.int64)) is base
+    assert head_hooks._lm_head(state, ours.head, logits, base) is logits
 
 
 def test_ids_outside_the_vocabulary(on: Any) -> None:
@@ -387,7 +390,7 @@ def test_added_tokens_are_columns_behind_the_vocabulary(on: Any, used: list[str]
         ours.embedding(ids)
     ours.embedding.new_embeddings_buffer = None
     ours.embedding.base_layer.forward = lambda ids: functional.embedding(ids, ours.base.weight)  # another layer's
-    ours.embedding.__dict__.pop(layers.PLAIN)
+    ours.embedding.__dict__.pop(embedding_hooks.PLAIN)
     assert_rounded(ours.embedding(ids), expected)
     assert used == ["embedding_lora", "embedding_lora_add"]
 
@@ -466,7 +469,7 @@ def _of_another_dtype(ours: Pair, _: Any) -> float:
 
 
 def _probed(ours: Pair, patch: Any) -> float:
-    patch.setenv(layers.PROBES, "1")
+    patch.setenv(embedding_hooks.PROBES, "1")
     return 1
 
 
@@ -567,8 +570,8 @@ def test_lm_head_takes_one_view_of_a_batch(on: Any, monkeypatch: pytest.MonkeyPa
     on()
     ours = Pair().told()
     seen: list[EmbeddingBatch] = []
-    op = layers.lm_head_lora
-    monkeypatch.setattr(layers, "lm_head_lora", lambda *args: (seen.append(args[-1]), op(*args))[1])
+    op = head_hooks.lm_head_lora
+    monkeypatch.setattr(head_hooks, "lm_head_lora", lambda *args: (seen.append(args[-1]), op(*args))[1])
     made: list[int] = []
     from_sglang = EmbeddingBatch.from_sglang
     monkeypatch.setattr(EmbeddingBatch, "from_sglang", lambda info: (made.append(1), from_sglang(info))[1])
@@ -612,7 +615,7 @@ def _both(pair: Pair, graph: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 @DTYPES
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "captured"])
-@pytest.mark.parametrize("switch", ["layer", "lm_head", "original_order"])
+@pytest.mark.parametrize("switch", ["layer", "lm_head"])
 def test_a_switch_that_is_off_gives_sglangs_function_back(
     switch: str, graph: bool, dtype: torch.dtype, on: Any, used: list[str], loaded: Any
 ) -> None:
@@ -624,12 +627,11 @@ def test_a_switch_that_is_off_gives_sglangs_function_back(
         return made
 
     stock = _both(pair(), graph)
-    design = {"design": "original_order"} if switch == "original_order" else {switch: False}
-    on(**design, storage="rank_major")
+    on(**{switch: False}, storage="rank_major")
     found = _both(pair(), graph)
-    assert used == {"layer": ["lm_head_lora"], "lm_head": ["embedding_lora"], "original_order": []}[switch]
+    assert used == {"layer": ["lm_head_lora"], "lm_head": ["embedding_lora"]}[switch]
     for name, ours, theirs in zip(("layer", "lm_head"), found, stock, strict=True):
-        if switch in (name, "original_order"):
+        if switch == name:
             assert torch.equal(ours, theirs), name
 
 
@@ -662,22 +664,22 @@ def test_what_the_ops_do_not_take_is_sglangs(on: Any, used: list[str], monkeypat
         assert hook(original, layer, *args, **kwargs) == ((layer, *args), kwargs)
 
     def check_all() -> None:
-        check(layers.forward, ours.embedding, input_=ids)
-        check(layers.apply, ours.embedding, rows, ids, None)
-        check(layers.head, ours.head, logits, hidden_states=rows)
+        check(embedding_hooks.forward, ours.embedding, input_=ids)
+        check(embedding_hooks.apply, ours.embedding, rows, ids, None)
+        check(head_hooks.apply, ours.head, logits, hidden_states=rows)
 
     check_all()  # nothing was prepared
     ours.prepare("DECODE", [1], [1])
-    check(layers.forward, ours.embedding, ids[None])
-    check(layers.forward, ours.embedding, ids.short())
-    check(layers.apply, ours.embedding, rows.half(), ids)
-    check(layers.apply, ours.embedding, rows, ids[None])
-    check(layers.head, ours.head, logits, rows.half())
-    check(layers.head, ours.head, logits[:, : VOCAB - 1], rows)
-    check(layers.head, ours.head, logits[0], rows)
+    check(embedding_hooks.forward, ours.embedding, ids[None])
+    check(embedding_hooks.forward, ours.embedding, ids.short())
+    check(embedding_hooks.apply, ours.embedding, rows.half(), ids)
+    check(embedding_hooks.apply, ours.embedding, rows, ids[None])
+    check(head_hooks.apply, ours.head, logits, rows.half())
+    check(head_hooks.apply, ours.head, logits[:, : VOCAB - 1], rows)
+    check(head_hooks.apply, ours.head, logits[0], rows)
     with monkeypatch.context() as patch:
         patch.setattr(ours.embedding, "set_lora", False)
-        check(layers.forward, ours.embedding, ids)
+        check(embedding_hooks.forward, ours.embedding, ids)
     for layer in (ours.embedding, ours.head):
         layer.lora_backend = object()  # of another kind
     check_all()

@@ -37,12 +37,9 @@ def batch_of(rng: np.random.Generator, mode: str) -> tuple[SimpleNamespace, list
     )
 
 
-@pytest.mark.parametrize("design", ["token_words", "original_order"])
 @pytest.mark.parametrize("storage", ["vocab_major", "rank_major"])
 @pytest.mark.parametrize("mode", ["DECODE", "EXTEND", "MIXED"])
-def test_eager_equals_sglangs_kernel(mode: str, storage: Any, design: Any, plugin_on: Any) -> None:
-    if design == "original_order" and storage == "vocab_major":
-        pytest.skip("the fallback kernel reads rank-major tables")
+def test_eager_equals_sglangs_kernel(mode: str, storage: Any, plugin_on: Any) -> None:
     stock, ours = support.backend(SLOTS), support.backend(SLOTS)
     weights = table(dtype=torch.bfloat16)
     rng = np.random.default_rng(2)
@@ -50,7 +47,7 @@ def test_eager_equals_sglangs_kernel(mode: str, storage: Any, design: Any, plugi
         batch, arguments, ids, slots = batch_of(rng, mode)
         stock.prepare_lora_batch(batch, *arguments, False)
         expected = stock.run_lora_a_embedding(ids, weights, VOCAB)
-        plugin_on(design=design, storage=storage)
+        plugin_on(storage=storage)
         ours.prepare_lora_batch(batch, *arguments, False)
         found = ours.run_lora_a_embedding(ids, to_storage(weights, storage), VOCAB)
         assert found.shape == (len(ids), MAX_RANK) and found.dtype == weights.dtype
@@ -59,9 +56,8 @@ def test_eager_equals_sglangs_kernel(mode: str, storage: Any, design: Any, plugi
         runtime.activate(None)
 
 
-@pytest.mark.parametrize("design", ["token_words", "original_order"])
-def test_captured_decode_follows_every_refill(design: Any, plugin_on: Any, loaded: Any) -> None:
-    plugin_on(design=design, storage="rank_major")
+def test_captured_decode_follows_every_refill(plugin_on: Any, loaded: Any) -> None:
+    plugin_on(storage="rank_major")
     backend = support.backend(SLOTS)
     getattr(backend, loaded[1].release.decode_graph)(CAPACITY, 1)
     weights = table()
@@ -77,20 +73,15 @@ def test_captured_decode_follows_every_refill(design: Any, plugin_on: Any, loade
         assert not found[len(ids) :].any()
 
 
-@pytest.mark.parametrize("design", ["token_words", "original_order"])
-def test_captured_prefill_follows_every_refill(design: Any, plugin_on: Any, loaded: Any) -> None:
+def test_captured_prefill_follows_every_refill(plugin_on: Any, loaded: Any) -> None:
     parameters = loaded[1].release.prefill_graph
     if not parameters:
         pytest.skip("this SGLang does not capture prefill with LoRA")
-    plugin_on(design=design, storage="rank_major")
+    plugin_on(storage="rank_major")
     backend = support.backend(SLOTS)
     tokens, weights = 40 * CAPACITY, table()
     sizes = {"max_num_tokens": tokens, "max_num_requests": CAPACITY}
     backend.init_prefill_cuda_graph_batch_info(**{name: sizes[name] for name in parameters[1:]})
-    if design == "original_order":  # every request at any length: slow in the interpreter
-        order = getattr(backend.prefill_cuda_graph_batch_info, planner.STATIC).sequence_order
-        assert order.max_len == tokens and order.bs == order.seg_lens.shape[0]
-        return
     rng = np.random.default_rng(4)
     for _ in range(6):
         batch, arguments, ids, slots = batch_of(rng, "EXTEND")
@@ -128,10 +119,9 @@ def test_rows_that_pad_an_eager_batch_are_zero(plugin_on: Any) -> None:
         backend.run_lora_a_embedding(ids[:-1], weights, VOCAB)
 
 
-@pytest.mark.parametrize("design", ["token_words", "original_order"])
-def test_no_ids_give_no_rows_whatever_is_planned(design: Any, plugin_on: Any, loaded: Any) -> None:
+def test_no_ids_give_no_rows_whatever_is_planned(plugin_on: Any, loaded: Any) -> None:
     """A rank that idles under data-parallel attention calls so."""
-    plugin_on(design=design, storage="rank_major")
+    plugin_on(storage="rank_major")
     backend = support.backend(SLOTS)
     nobody, weights = torch.zeros(0, dtype=torch.int64), table()
     assert backend.run_lora_a_embedding(nobody, weights, VOCAB).shape == (0, MAX_RANK)  # before there was a batch
@@ -183,7 +173,7 @@ def test_without_adapters_nothing_is_looked_up(plugin_on: Any, monkeypatch: pyte
     plugin_on()
     backend = support.backend(SLOTS)
     backend.prepare_lora_batch(support.forward_batch("DECODE", [1] * 3), [0, 0, 0], [0] * SLOTS, [0] * SLOTS, False)
-    monkeypatch.setattr("csgmv_embed.sglang.hooks.embedding_lora_a", None)
+    monkeypatch.setattr("csgmv_embed.sglang.hooks.lookup.embedding_lora_a", None)
     found = backend.run_lora_a_embedding(torch.tensor([1, 2, 3]), table(), VOCAB)
     assert found.shape == (3, MAX_RANK) and not found.any()
 
@@ -213,31 +203,7 @@ def test_sglangs_own_lookup_is_told_of_the_storage(plugin_on: Any) -> None:
         backend.run_lora_a_embedding(ids, to_storage(table(), "vocab_major"), VOCAB)  # the plugin is off
 
 
-def test_the_first_designs_batch_info(plugin_on: Any, loaded: Any) -> None:
-    """What the unit test of pull request 14805 looked at."""
-    plugin_on(design="original_order", storage="rank_major")
-    backend = support.backend(SLOTS)
-    batch = support.forward_batch("EXTEND", [3, 1, 4])
-    backend.prepare_lora_batch(batch, [2, 1, 2], RANKS, [1.0] * SLOTS, False)
-    info = backend.embedding_batch_info
-    assert (info.bs, info.num_segments, info.max_len, info.permutation) == (3, 3, 4, None)
-    assert info.seg_lens.tolist() == [3, 1, 4] and info.seg_indptr.tolist() == [0, 3, 4, 8]
-    assert info.weight_indices.tolist() == [2, 1, 2]
-    assert info.lora_ranks.tolist() == RANKS and not info.use_cuda_graph
-
-    backend.prepare_lora_batch(batch, [0, 0, 0], [0] * SLOTS, [0] * SLOTS, False)
-    assert backend.embedding_batch_info is None  # has_embedding_layers: none
-    assert not backend.run_lora_a_embedding(torch.arange(8), table(), VOCAB).any()
-
-    getattr(backend, loaded[1].release.decode_graph)(CAPACITY, 1)
-    backend.prepare_lora_batch(support.forward_batch("DECODE", [1, 1]), [3, 1], RANKS, [1.0] * SLOTS, True)
-    twin = backend.embedding_batch_info
-    assert (twin.bs, twin.num_segments, twin.max_len, twin.permutation) == (2, 2, 1, None)
-    assert twin.use_cuda_graph and twin.seg_lens.shape == (CAPACITY,)
-    assert twin.seg_lens.tolist()[:3] == [1, 1, 0] and twin.weight_indices.tolist()[:3] == [3, 1, 0]
-
-
-def test_the_second_designs_batch_info(plugin_on: Any) -> None:
+def test_the_batch_has_token_words(plugin_on: Any) -> None:
     plugin_on()
     backend = support.backend(SLOTS)
     backend.prepare_lora_batch(support.forward_batch("EXTEND", [3, 1, 2]), [2, 1, 2], RANKS, [1.0] * SLOTS, False)

@@ -11,7 +11,6 @@ import torch
 
 from csgmv_embed.batch.plan import MAX_RANK, Int32Array, Ranks
 from csgmv_embed.batch.staging import Staging
-from csgmv_embed.sglang.settings import Design
 from csgmv_embed.sglang.targets import Release
 
 STATE = "csgmv_embed_state"  # attribute of a backend object
@@ -39,7 +38,6 @@ class Step(NamedTuple):
     words_version: int
     static_info: Any
     batch_info: Any
-    sequence_order: Any
 
 
 @dataclass
@@ -51,7 +49,6 @@ class State:
 
     backend: Any
     release: Release
-    design: Design = "token_words"
     embedding_targeted: bool | None = None
     lm_head_targeted: bool | None = None
     linear_wanted: bool = False  # whether linear layers are served by this plugin: their tiles are planned then
@@ -89,10 +86,10 @@ class State:
         return self._words_known[1]
 
 
-def attach(backend: Any, release: Release, design: Design = "token_words", *, linear: bool = False) -> State:
+def attach(backend: Any, release: Release, *, linear: bool = False) -> State:
     """The state of a backend object, made on first use."""
     state: State | None = getattr(backend, STATE, None)
     if state is None:
-        state = State(backend, release, design, linear_wanted=linear)
+        state = State(backend, release, linear_wanted=linear)
         setattr(backend, STATE, state)
     return state

@@ -79,7 +79,7 @@ def test_tiles_fit_every_gpu_and_read_wide(figures: dict[str, Any], name: str, c
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_half_of_a_vector_is_shifted_into_the_other(figures: dict[str, Any], name: str) -> None:
-    """tiles.block_rank says what such a shift does."""
+    """tiles.block_k says what such a shift does."""
     assert max(figures[name]["shifts"], default=0) <= packed_shifts.MOST
 
 

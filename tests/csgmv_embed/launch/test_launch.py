@@ -151,7 +151,7 @@ def test_a_kept_launch_is_the_one_that_its_call_would_make(data):
         kept = {}
         for name in [*PARTS, *PARTS]:
             parts[name] = data.draw(st.sampled_from(PARTS[name]))
-            patch.setattr(tiles, "_forced", parts["forced"])
+            patch.setattr(tiles.forced_now, "lookup", parts["forced"])
             arguments = lookup_arguments(**{key: parts[key] for key in parts if key not in ("forced", "pdl")})
             for known in (kept, {}):
                 direct.launches.clear()

@@ -1,0 +1,32 @@
+"""Every hook by its name in targets.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from csgmv_embed.sglang.hooks import backend, embedding, linear, lm_head, lookup, pool
+
+HOOKS: dict[str, Callable[..., Any]] = {
+    "lookup": lookup.lookup,
+    "prepare": backend.prepare,
+    "decode_graph": backend.decode_graph,
+    "prefill_graph": backend.prefill_graph,
+    "modules": backend.modules,
+    "storage": pool.init_buffers,
+    "load": pool.load,
+    "admit": pool.admit,
+    "weights": pool.read_weights,
+    "tensors": pool.read_weights,
+    "csgmv_launcher": pool.demand_rank_major,
+    "fallback_launcher": pool.demand_rank_major,
+    "layer": embedding.forward,
+    "layer_add": embedding.apply,
+    "lm_head": lm_head.apply,
+    "qkv": linear.qkv,
+    "gate_up": linear.gate_up,
+    "column": linear.column,
+    "row": linear.row,
+}
+# The guards of SGLang's launchers are for tables that outlive the plugin: they do their work while it is off, too.
+NEVER_INERT = ("csgmv_launcher", "fallback_launcher")
