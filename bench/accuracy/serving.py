@@ -17,6 +17,7 @@ from torch import nn
 
 from bench.accuracy.generation import Body, Request
 from bench.accuracy.models import MODULES, AccuracyError, Adapter
+from bench.contenders.sglang.harness import forward_batch, server_args
 
 Backend = Literal["triton", "csgmv"]
 
@@ -91,7 +92,7 @@ class Server:
         lens = [len(request.ids) for request in requests]
         self._uids = [None if request.adapter is None else self.refs[request.adapter].lora_id for request in requests]
         self.manager.fetch_new_loras(set(self._uids))
-        self.prepare(_extend(lens, self.device), self._uids)
+        self.prepare(forward_batch("EXTEND", lens, logprob_starts=[0] * len(lens), device=self.device), self._uids)
         ids = torch.tensor([token for request in requests for token in request.ids], device=self.device)
         return self.head(self.body.prefill(self.embed(ids), lens))
 
@@ -100,7 +101,7 @@ class Server:
         tokens = tokens.to(self.device)
         if self._graphs is not None:
             return self._graphs.step(tokens, self._uids)
-        self.prepare(_decode(len(tokens)), self._uids)
+        self.prepare(forward_batch("DECODE", [1] * len(tokens)), self._uids)
         return self.head(self.body.step(self.embed(tokens)))
 
     def prepare(self, batch: SimpleNamespace, uids: Sequence[str | None]) -> None:
@@ -130,7 +131,7 @@ class Graphs:
         self._ids = torch.zeros(capacity, dtype=torch.int64, device=server.device)
         self._hidden = torch.zeros(capacity, model.config.hidden_size, dtype=model.dtype, device=server.device)
         with torch.inference_mode():
-            server.prepare(_decode(capacity), [None] * capacity)
+            server.prepare(forward_batch("DECODE", [1] * capacity), [None] * capacity)
             self._embed = _captured(lambda: server.embed(self._ids))
             self._head = _captured(lambda: server.head(self._hidden))
 
@@ -139,7 +140,7 @@ class Graphs:
         count = len(tokens)
         if count > self._capacity:
             raise AccuracyError(f"a batch of {count} requests; the graph holds {self._capacity}")
-        self._server.prepare(_decode(count), uids)
+        self._server.prepare(forward_batch("DECODE", [1] * count), uids)
         self._ids[:count] = tokens
         hidden = self._server.body.step(self._embed()[:count])
         self._hidden[:count] = hidden
@@ -166,8 +167,6 @@ def _captured(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 def _manager(shell: Shell, model: Any, backend: Backend, slots: int, max_rank: int) -> Any:
-    from bench.accuracy.sglang_host import settings
-
     found = importlib.import_module("sglang.srt.lora.lora_manager").LoRAManager
     load_config = importlib.import_module("sglang.srt.configs.load_config").LoadConfig
     manager = found(
@@ -176,7 +175,7 @@ def _manager(shell: Shell, model: Any, backend: Backend, slots: int, max_rank: i
         max_loras_per_batch=slots,
         load_config=load_config(),
         dtype=model.dtype,
-        server_args=settings(),
+        server_args=server_args(),
         lora_backend=backend,
         max_lora_rank=max_rank,
         target_modules={"all"},
@@ -184,32 +183,3 @@ def _manager(shell: Shell, model: Any, backend: Backend, slots: int, max_rank: i
     if missing := set(MODULES) - manager.target_modules:
         raise AccuracyError(f"SGLang targets no {', '.join(sorted(missing))} in this model")
     return manager
-
-
-def _extend(lens: Sequence[int], device: torch.device) -> SimpleNamespace:
-    """The fields of SGLang's ForwardBatch that LoRA reads: a prefill whose every token goes through lm_head."""
-    batch = _decode(len(lens))
-    batch.forward_mode = _modes().EXTEND
-    batch.extend_seq_lens = torch.tensor(lens, dtype=torch.int32, device=device)
-    batch.extend_seq_lens_cpu = list(lens)
-    batch.extend_num_tokens = sum(lens)
-    batch.return_logprob = True
-    batch.extend_logprob_start_lens_cpu = [0] * len(lens)
-    return batch
-
-
-def _decode(requests: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        batch_size=requests,
-        forward_mode=_modes().DECODE,
-        extend_seq_lens=None,
-        extend_seq_lens_cpu=None,
-        extend_num_tokens=None,
-        spec_info=None,
-        return_logprob=False,
-        extend_logprob_start_lens_cpu=None,
-    )
-
-
-def _modes() -> Any:
-    return importlib.import_module("sglang.srt.model_executor.forward_batch_info").ForwardMode

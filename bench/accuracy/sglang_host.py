@@ -8,15 +8,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 
 from bench.accuracy.models import AccuracyError
 from bench.contenders.sglang import stand_ins
-from bench.contenders.sglang.peers import DEFAULT_CHUNK_SIZE, standalone
-from bench.contenders.sglang.process_group import start_process_group
+from bench.contenders.sglang.harness import TUNING, server_args, standalone, start_process_group
 
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank
 # Columns of a program of csgmv's expand, where SGLang's default is 64: interpreted, a program costs the same whatever
@@ -27,20 +25,6 @@ MODULES = (
     "sglang.srt.lora.backend.triton_backend",
     "sglang.srt.lora.layers",
 )
-
-
-def settings(chunk_size: int = DEFAULT_CHUNK_SIZE) -> SimpleNamespace:
-    """The fields of SGLang's ServerArgs that LoRA reads, at the server's defaults."""
-    return SimpleNamespace(
-        max_lora_chunk_size=chunk_size,
-        enable_lora_overlap_loading=False,
-        lora_eviction_policy="lru",
-        experts_shared_outer_loras=None,
-        lora_use_virtual_experts=False,
-        lora_strict_loading=False,
-        enable_dp_attention=False,
-        enable_lora=True,
-    )
 
 
 @contextmanager
@@ -61,11 +45,9 @@ def hosted(device: torch.device) -> Iterator[None]:
     logging.getLogger("sglang").setLevel(logging.WARNING)
     start_process_group()
     with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(standalone(module, settings(), device))
+        stack.enter_context(standalone(*modules, args=server_args(), device=device))
         if device.type == "cpu":
-            for tuning in [found for name, found in sys.modules.items() if name.endswith("lora_tuning_config")]:
-                stack.enter_context(patch.object(tuning, "get_device_name", lambda: "none"))
+            for tuning in [found for name, found in sys.modules.items() if name.endswith(TUNING)]:
                 stack.enter_context(patch.dict(tuning.DEFAULT_EXPAND_CONFIG, BLOCK_N=INTERPRETED_BLOCK))
         yield
 

@@ -22,7 +22,7 @@ from bench.contenders.base import Launch
 from bench.contenders.ours.plugin import plug_layer, plugged
 from bench.contenders.sglang import stand_ins
 from bench.contenders.sglang.csgmv import SglangCsgmv
-from bench.contenders.sglang.process_group import start_process_group
+from bench.contenders.sglang.harness import start_process_group
 from bench.model.case import Case, Phase
 from bench.model.records import Code, Environment, ResultsError
 from bench.model.store import readable

@@ -15,16 +15,18 @@ import pkgutil
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 
-from bench.contenders.sglang.process_group import start_process_group
+from bench.contenders.sglang.harness import forward_batch as forward_batch
+from bench.contenders.sglang.harness import server_args as server_args
+from bench.contenders.sglang.harness import standalone, start_process_group
+from bench.model.environment import suite_version
 from csgmv_embed.sglang.targets import Release
 
 REPO = Path(__file__).parents[2]
@@ -40,50 +42,11 @@ BOTH_MODULES = ("embed_tokens", "lm_head") if OLDEST else ("all",)
 VOCAB = 100  # the layers pad these rows to 128
 
 
-class HostTorch:
-    """torch as a machine without an accelerator can serve it: nothing is pinned, every device is the CPU."""
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(torch, name)
-        if name == "device":
-            return lambda *_: torch.device("cpu")
-        if name not in ("arange", "empty", "tensor", "zeros"):
-            return found
-
-        def unpinned(*args: Any, **options: Any) -> torch.Tensor:
-            options.pop("pin_memory", None)
-            result: torch.Tensor = found(*args, **options)
-            return result
-
-        return unpinned
-
-
-def server_args(chunk_size: int = 16) -> SimpleNamespace:
-    """The fields of SGLang's ServerArgs that LoRA reads."""
-    return SimpleNamespace(
-        max_lora_chunk_size=chunk_size,
-        enable_lora_overlap_loading=False,
-        lora_eviction_policy="lru",
-        experts_shared_outer_loras=None,
-        lora_use_virtual_experts=False,
-        lora_strict_loading=False,
-        enable_dp_attention=False,
-        enable_lora=True,
-    )
-
-
 @contextmanager
 def on_the_cpu(args: SimpleNamespace, *modules: str) -> Iterator[None]:
-    """The named modules of SGLang see HostTorch; the backend's settings are `args` where it asks a running server."""
-    with ExitStack() as stack:
-        for name in (BACKEND_MODULE, *modules):
-            module = importlib.import_module(name)
-            if not torch.cuda.is_available():
-                stack.enter_context(patch.object(module, "torch", HostTorch()))
-                for tuning in [found for name, found in sys.modules.items() if name.endswith("lora_tuning_config")]:
-                    stack.enter_context(patch.object(tuning, "get_device_name", lambda: "none"))
-            if hasattr(module, "get_lora"):
-                stack.enter_context(patch.object(module, "get_lora", lambda: args))
+    """The backend's module and the named ones work outside a server, on the CPU unless there is a GPU."""
+    found = [importlib.import_module(name) for name in (BACKEND_MODULE, *modules)]
+    with standalone(*found, args=args, device=torch.device("cuda" if torch.cuda.is_available() else "cpu")):
         yield
 
 
@@ -95,33 +58,14 @@ def backend(slots: int = 4, chunk_size: int = 16, device: str = "cpu") -> Any:
     )
 
 
-def forward_batch(
-    mode: str, lens: list[int], *, logprob_starts: list[int] | None = None, device: str = "cpu"
-) -> SimpleNamespace:
-    """The fields of ForwardBatch that LoRA reads. mode: a name of ForwardMode; lens: tokens of each request."""
-    modes = importlib.import_module("sglang.srt.model_executor.forward_batch_info").ForwardMode
-    extend = mode not in ("DECODE", "TARGET_VERIFY")
-    return SimpleNamespace(
-        batch_size=len(lens),
-        forward_mode=modes[mode],
-        extend_seq_lens=torch.tensor(lens, dtype=torch.int32, device=device) if extend else None,
-        extend_seq_lens_cpu=list(lens) if extend else None,
-        extend_num_tokens=sum(lens),
-        spec_info=SimpleNamespace(draft_token_num=lens[0]) if mode == "TARGET_VERIFY" else None,
-        return_logprob=logprob_starts is not None,
-        extend_logprob_start_lens_cpu=logprob_starts,
-        lora_ids=None,
-    )
-
-
 def entry_point_files(folder: Path) -> None:
     """Write what `pip install` would of this checkout's entry points, unless the package is installed."""
     if INSTALLED:
         return
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    info = folder / f"csgmv_embed-{project['version']}.dist-info"
+    info = folder / f"csgmv_embed-{suite_version()}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: csgmv-embed\nVersion: {project['version']}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: csgmv-embed\nVersion: {suite_version()}\n")
     lines = [f"{name} = {value}" for name, value in project["entry-points"][GROUP].items()]
     (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "\n".join(lines) + "\n")
 

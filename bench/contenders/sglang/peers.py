@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 import torch
 
 from bench.contenders.base import KernelRef, Launch, LookupOp, Preparation
+from bench.contenders.sglang import harness
+from bench.contenders.sglang.harness import DEFAULT_CHUNK_SIZE as DEFAULT_CHUNK_SIZE
 from bench.model.case import ELEMENT_BYTES, Case
 from bench.workload.tensors import SECTOR_BYTES, Workload
 
@@ -33,8 +35,6 @@ KERNEL_PACKAGES: tuple[tuple[Version, str], ...] = (
 )
 FIRST_VERSION: Version = (0, 5, 10)  # the first with a csgmv embedding kernel
 MEASURED_VERSION: Version = (0, 5, 16)
-
-DEFAULT_CHUNK_SIZE = 16  # ServerArgs.max_lora_chunk_size
 
 # Decode batch size SGLang captures up to on a GPU of 60 to 160 GiB (A100-80G, H100, H200) with tp < 4:
 # server_args.py, ServerArgs._handle_gpu_memory_settings (0.5.20 and later: arg_groups/memory_hook.py).
@@ -110,8 +110,8 @@ class Peer:
         `static` selects the buffers of a CUDA graph where the installed version would use one.
         """
         module = self._backend_module()
-        server_args = SimpleNamespace(max_lora_chunk_size=chunk_size)
-        with standalone(module, server_args, workload.device):
+        server_args = harness.server_args(chunk_size)
+        with harness.standalone(module, args=server_args, device=workload.device):
             backend = getattr(module, self.backend[1])(
                 max_loras_per_batch=workload.num_slots, device=workload.device, server_args=server_args
             )
@@ -179,23 +179,9 @@ def _kernel_package() -> str:
 
 
 def forward_batch(workload: Workload) -> SimpleNamespace:
-    """The fields of SGLang's ForwardBatch that `prepare_lora_batch` reads, as its scheduler would fill them."""
-    case = workload.case
-    modes = importlib.import_module("sglang.srt.model_executor.forward_batch_info").ForwardMode
-    batch = SimpleNamespace(
-        batch_size=case.batch_size,
-        forward_mode={"decode": modes.DECODE, "prefill": modes.EXTEND, "mixed": modes.MIXED}[case.phase],
-        extend_seq_lens=None,
-        extend_seq_lens_cpu=None,
-        extend_num_tokens=None,
-        spec_info=None,
-        return_logprob=False,
-    )
-    if case.phase != "decode":
-        batch.extend_seq_lens = torch.from_numpy(workload.seq_lens).to(workload.device)
-        batch.extend_seq_lens_cpu = workload.seq_lens.tolist()
-        batch.extend_num_tokens = workload.num_tokens
-    return batch
+    """The workload's requests as SGLang's scheduler would hand them to `prepare_lora_batch`."""
+    mode = {"decode": "DECODE", "prefill": "EXTEND", "mixed": "MIXED"}[workload.case.phase]
+    return harness.forward_batch(mode, workload.seq_lens.tolist(), device=workload.device)
 
 
 def _allocate_graph_buffers(backend: Any, case: Case) -> tuple[bool, ...]:
@@ -213,43 +199,6 @@ def _allocate_graph_buffers(backend: Any, case: Case) -> tuple[bool, ...]:
     sizes = {"max_num_tokens": case.num_tokens, "max_num_requests": requests}
     init(**{name: sizes[name] for name in inspect.signature(init).parameters})  # 0.5.18 takes the first alone
     return (False, True)
-
-
-@contextmanager
-def standalone(module: ModuleType, server_args: SimpleNamespace, device: torch.device) -> Iterator[None]:
-    """Lets a backend be built outside a server, and on a CPU; the module is put back as it was on exit."""
-    stand_ins: dict[str, Any] = {}
-    if hasattr(module, "get_lora"):  # 0.5.20 and later read the settings from a server's runtime context
-        stand_ins["get_lora"] = lambda: server_args
-    if device.type == "cpu":
-        stand_ins["torch"] = _HostTorch()
-    originals = {name: getattr(module, name) for name in stand_ins}
-    vars(module).update(stand_ins)
-    try:
-        yield
-    finally:
-        vars(module).update(originals)
-
-
-class _HostTorch:
-    """torch as a machine without accelerator can serve it: nothing is pinned, every device is the CPU."""
-
-    _PINNING = frozenset({"arange", "empty", "tensor", "zeros"})
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(torch, name)
-        if name not in self._PINNING:
-            return found
-
-        def unpinned(*args: Any, **options: Any) -> torch.Tensor:
-            options.pop("pin_memory", None)
-            result: torch.Tensor = found(*args, **options)
-            return result
-
-        return unpinned
-
-    def device(self, *_: Any) -> torch.device:
-        return torch.device("cpu")
 
 
 def _parsed(version: str) -> Version:
