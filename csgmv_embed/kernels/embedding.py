@@ -235,6 +235,33 @@ def _write_tile(
         _write_lora(rows, mask, slot, rank, scaling, first_n, *tables, c, False)
 
 
+@triton.jit
+def _copy_padding(
+    program,
+    blocks: tl.constexpr,
+    num_segments,
+    num_tokens,
+    input_ids_ptr,
+    seg_indptr_ptr,
+    embedding_ptr,
+    out_ptr,
+    c: tl.constexpr,
+):
+    """The rows behind the last segment. blocks: tiles of bare_n columns that a row has.
+
+    Mostly there are none, so these rows get no programs of their own: those of the groups share them.
+    """
+    row = (program // blocks) * c.bare_m
+    rows_at_once = (tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2) // blocks) * c.bare_m
+    start = tl.load(seg_indptr_ptr + num_segments).to(tl.int32) + row
+    end = tl.where(row < rows_at_once, num_tokens, start)
+    while start < end:
+        bare = start + tl.arange(0, c.bare_m)
+        n = (program % blocks) * c.bare_n
+        _copy_base(bare, bare < num_tokens, n, input_ids_ptr, embedding_ptr, out_ptr, c.bare_n, 1, c)
+        start += rows_at_once
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def embedding_rows_kernel(input_ids_ptr, embedding_ptr, out_ptr, num_tokens, c: tl.constexpr):
     """Grid (ceil(hidden / bare_n), ceil(num_tokens / bare_m)). c: RowsConstants."""
@@ -303,13 +330,6 @@ def embedding_lora_kernel(
             start = first + tile * c.block_m
             rows, mask = rows_at(start, end, num_tokens, permutation_ptr, c.has_permutation, c.block_m)
     if c.copy_padding:
-        # Mostly there are none, so these rows get no programs of their own: those of the groups share them.
-        row = (program // blocks) * c.bare_m
-        rows_at_once = (tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2) // blocks) * c.bare_m
-        start = tl.load(seg_indptr_ptr + num_segments).to(tl.int32) + row
-        end = tl.where(row < rows_at_once, num_tokens, start)
-        while start < end:
-            bare = start + tl.arange(0, c.bare_m)
-            n = (program % blocks) * c.bare_n
-            _copy_base(bare, bare < num_tokens, n, input_ids_ptr, embedding_ptr, out_ptr, c.bare_n, 1, c)
-            start += rows_at_once
+        _copy_padding(
+            program, blocks, num_segments, num_tokens, input_ids_ptr, seg_indptr_ptr, embedding_ptr, out_ptr, c
+        )

@@ -106,7 +106,7 @@ PREFILL_PROGRAMS = 264  # two for each multiprocessor of an H200
 WIDE_FEATURES = 8192  # from here on there are programs enough without the longest ones
 
 
-class _Forced:
+class Forced:
     """What every launch uses now instead of what is chosen: for measuring it."""
 
     __slots__ = ("linear", "lookup", "matrix")
@@ -117,7 +117,7 @@ class _Forced:
         self.linear: tuple[ShrinkTile, ExpandTile] | None = None
 
 
-forced_now = _Forced()
+forced_now = Forced()
 
 
 def choose(
@@ -142,21 +142,21 @@ def rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
 
 def forced(config: LaunchConfig) -> AbstractContextManager[None]:
     """Within, every lookup uses this configuration: for measuring one."""
-    return _forced("lookup", config)
+    return _during("lookup", config)
 
 
 def forced_tile(config: TileConfig) -> AbstractContextManager[None]:
     """Within, every kernel of the embedding layer and lm_head uses this tile."""
-    return _forced("matrix", config)
+    return _during("matrix", config)
 
 
 def forced_linear(shrink: ShrinkTile, expand: ExpandTile) -> AbstractContextManager[None]:
     """Within, every kernel of linear layers uses these tiles."""
-    return _forced("linear", (shrink, expand))
+    return _during("linear", (shrink, expand))
 
 
 @contextmanager
-def _forced(kind: str, tile: object) -> Iterator[None]:
+def _during(kind: str, tile: object) -> Iterator[None]:
     setattr(forced_now, kind, tile)
     try:
         yield
