@@ -18,7 +18,7 @@ from profiles.capture import CaptureFailed
 # Their name is not in the program's text, which a capture quotes.
 RANGES, NAME = 3, "round-trip"
 ROUND_TRIP = f"""
-from bench.markers import span
+from bench.clocks.markers import span
 for _ in range({RANGES}):
     with span("{NAME[::-1]}"[::-1]):
         pass
