@@ -33,6 +33,7 @@ from bench.model import pairs as pair_store
 from bench.model import store
 from bench.model.config import ConfigError, Plan, PlannedPoint
 from bench.model.environment import collect_code
+from bench.model.locks import only_writer
 from bench.model.pairs import PairPoint
 from bench.model.paths import BASELINES, results_path, shown
 from bench.model.records import Point, Results
@@ -80,7 +81,8 @@ def gate(
         seed,
         allow_changed_rules,
     )
-    report = _report(chosen, use, baseline, against, result)
+    with only_writer(output):
+        report = _report(chosen, use, baseline, against, result)
     emit(report, formats)
     if report.exit_code is not Exit.PASS:
         raise typer.Exit(int(report.exit_code))

@@ -41,6 +41,7 @@ from bench.model import pairs as pair_store
 from bench.model.case import ClockName
 from bench.model.config import Config, ConfigError, Plan
 from bench.model.history import Commit, Entry
+from bench.model.locks import only_writer
 from bench.model.paths import ROOT, shown
 from bench.model.records import Results, ResultsError, Selection
 from bench.model.verdict import Exit, GateError
@@ -107,12 +108,13 @@ def run(
         again=again,
     )
     events = running.run(job)
-    try:
-        follow(events, console(), folder)
-    except KeyboardInterrupt:
-        events.close()
-        console().print("interrupted; the same command goes on with what is left")
-        raise typer.Exit(INTERRUPTED) from None
+    with only_writer(folder):
+        try:
+            follow(events, console(), folder)
+        except KeyboardInterrupt:
+            events.close()
+            console().print("interrupted; the same command goes on with what is left")
+            raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()

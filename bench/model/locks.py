@@ -1,4 +1,4 @@
-"""One writer of a file at a time."""
+"""One writer of a file, or of a folder, at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from bench.model.records import ResultsError
 
 
 @contextmanager
-def only_writer(path: Path) -> Iterator[None]:
-    """Within, no other process of this suite writes `path`. Raises ResultsError at once if one does.
+def only_writer(path: Path | None) -> Iterator[None]:
+    """Within, no other process of this suite writes `path`; None: nothing is written. Raises ResultsError at once.
 
     The lock is the system's, on a file beside `path`: it goes with the process that holds it, however that ends, so a
     killed sweep keeps nobody from going on with its file.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    if path is None:
+        yield
+        return
+    lock = path.resolve().with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock)

@@ -87,6 +87,19 @@ def test_a_commit_that_is_unknown_or_of_other_files_is_wrong_usage(
     assert not (tmp_path / "baseline.json").exists() and not (checkout / "victim").exists()
 
 
+def test_a_commit_whose_files_git_has_lost_is_named(run: Run, checkout: Path, tmp_path: Path) -> None:
+    """As in a shallow clone, or after a disk's fault."""
+    results = of_commit(checkout, NEW)
+    tree = run_git(checkout, "rev-parse", "HEAD^{tree}")
+    write(checkout, "csgmv_embed/__init__.py", "A = 2\n")
+    commit_all(checkout)
+    (checkout / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
+    done = run("baseline", saved(tmp_path / "result.json", results), "-o", tmp_path / "baseline.json")
+    assert done.code == 2
+    assert "Traceback" not in done.err and "unable to read tree" in done.err and "expected" in done.err
+    assert not (tmp_path / "baseline.json").exists()
+
+
 def test_a_baseline_is_made_of_a_proven_result(run: Run, checkout: Path, tmp_path: Path) -> None:
     done = run("baseline", saved(tmp_path / "result.json", of_commit(checkout, NEW)), "-o", tmp_path / "baseline.json")
     assert done.code == 0, done.err
