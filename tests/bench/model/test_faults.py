@@ -54,6 +54,9 @@ def counted() -> Results:
     return results
 
 
+Verdict = tuple[int, list[str]]
+
+
 def verdict(before: Path, after: Path) -> tuple[int, list[str]]:
     """The gate's exit code and the status of each point."""
     old, new = store.read(before), store.read(after)
@@ -84,6 +87,18 @@ def mutations(draw: st.DrawFn) -> tuple[str, bool, Place, str]:
     return kind, slow, place, draw(st.sampled_from(sorted(SPOILS)))
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], tuple[Path, Verdict]]:
+    """For each document, what it is judged against and its verdict."""
+    folder, found = tmp_path_factory.mktemp("sound"), {}
+    for kind, slow in DOCUMENTS:
+        before, good = saved(folder / f"{kind}.json", MADE[kind]()), folder / "good.json"
+        good.write_text(spelled(DOCUMENTS[kind, slow]), encoding="utf-8")
+        found[kind, slow] = before, verdict(before, good)
+        assert found[kind, slow][1][0] == ((1 if kind == "counted" else 3) if slow else 0)
+    return found
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(("timed", True, ("points", 0, "rounds", 0, "blocks_us", 0), "negative"))
 @example(("timed", True, ("points", 0, "check"), "gone"))
@@ -92,7 +107,7 @@ def mutations(draw: st.DrawFn) -> tuple[str, bool, Place, str]:
 @example(("counted", True, ("points", 0), "twice"))
 @given(mutations())
 def test_a_spoiled_field_is_refused_or_changes_no_verdict(
-    tmp_path: Path, mutation: tuple[str, bool, Place, str]
+    sound: dict[tuple[str, bool], tuple[Path, Verdict]], tmp_path: Path, mutation: tuple[str, bool, Place, str]
 ) -> None:
     """One field of a sound result is taken away or given a value it cannot have: of another type, negative, zero, not
     finite, out of any range, empty, doubled, with control characters, nested without end.
@@ -103,12 +118,9 @@ def test_a_spoiled_field_is_refused_or_changes_no_verdict(
     time: no reader can know that it was another.)
     """
     kind, slow, place, spoil = mutation
-    before = saved(tmp_path / "before.json", MADE[kind]())
-    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
-    good.write_text(spelled(DOCUMENTS[kind, slow]), encoding="utf-8")
+    before, expected = sound[kind, slow]
+    bad = tmp_path / "bad.json"
     bad.write_text(spelled(spoiled(DOCUMENTS[kind, slow], place, spoil)), encoding="utf-8")
-    expected = verdict(before, good)
-    assert expected[0] == ((1 if kind == "counted" else 3) if slow else 0)
     try:
         found = verdict(before, bad)
     except ResultsError as error:
