@@ -54,7 +54,7 @@ def forward_batch(
         forward_mode=modes[mode],
         extend_seq_lens=torch.tensor(lens, dtype=torch.int32, device=device) if extends else None,
         extend_seq_lens_cpu=list(lens) if extends else None,
-        extend_num_tokens=sum(lens) if extends else None,
+        extend_num_tokens=sum(lens),  # a verified draft is counted by it, too
         spec_info=SimpleNamespace(draft_token_num=lens[0]) if mode == "TARGET_VERIFY" else None,
         return_logprob=logprob_starts is not None,
         extend_logprob_start_lens_cpu=None if logprob_starts is None else list(logprob_starts),

@@ -155,12 +155,12 @@ def truncated(path: Path) -> str:
 
 
 def wrong_place(path: Path) -> str:
-    path.write_bytes(AA.read_bytes().replace(b'"layout_seed": 1,', b'"layout_seed": "one",', 1))
+    path.write_bytes(AA.read_bytes().replace(b'"layout_seed":1,', b'"layout_seed":"one",', 1))
     return "Expected `int`, got `str` - at `$.points[0].rounds[0].layout_seed`"
 
 
 def newer(path: Path) -> str:
-    path.write_bytes(AA.read_bytes().replace(b'"version": "1.0.0"', b'"version": "2.0.0"', 1))
+    path.write_bytes(AA.read_bytes().replace(b'"version":"1.0.0"', b'"version":"2.0.0"', 1))
     return "schema.version is 2.0.0; expected 1.x.y"
 
 
