@@ -10,8 +10,7 @@ import msgspec
 
 from bench.model import pairs, store
 from bench.model.pairs import PairRun
-from bench.model.records import SCHEMA_NAME, Anchor, Results, ResultsError, Schema
-from bench.model.text import one_line
+from bench.model.records import SCHEMA_NAME, Anchor, Results, ResultsError
 from bench.model.verdict import REPORT_NAME, Report
 from bench.model.verdict import read as read_report
 
@@ -31,14 +30,6 @@ class Inputs:
     histories: list[Path] = field(default_factory=list)
 
 
-class _Head(msgspec.Struct):
-    """Enough of any of the formats to tell which one it is."""
-
-    schema: Schema | None = None
-    name: str | None = None
-    version: str = ""
-
-
 def load(paths: Sequence[Path]) -> Inputs:
     """Read everything. Raises ResultsError for an empty list and for a file that is of none of the formats."""
     if not paths:
@@ -48,7 +39,7 @@ def load(paths: Sequence[Path]) -> Inputs:
         if path.is_dir():
             found.histories.append(path)
             continue
-        name = _format(path)
+        name = store.format_of(path, EXPECTED)
         if name == SCHEMA_NAME:
             found.results.append((path, store.read(path)))
         elif name == pairs.PAIRS_NAME:
@@ -88,14 +79,6 @@ def together(results: Sequence[tuple[Path, Results]]) -> Results:
     shorts = dict.fromkeys(item.code.short or "unknown" for _, item in results)
     code = msgspec.structs.replace(first.code, short=" and ".join(shorts))
     return msgspec.structs.replace(first, points=points, anchors=list(joined.values()), code=code)
-
-
-def _format(path: Path) -> str:
-    try:
-        head = msgspec.json.decode(store.read_bytes(path), type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ResultsError(f"{path}: not a file of this suite: {one_line(str(error))}; expected {EXPECTED}") from error
-    return head.schema.name if head.schema is not None else head.name or "file without a format"
 
 
 def _refuse_other_machines(found: Inputs) -> None:

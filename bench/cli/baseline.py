@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,15 @@ import typer
 
 from bench.cli import guards
 from bench.cli.gate import measured
-from bench.cli.options import AxisOption, CaseOption, ClockOption, ConfigOption, ContenderOption, ProfileOption
+from bench.cli.options import (
+    AxisOption,
+    CaseOption,
+    ClockOption,
+    ConfigOption,
+    ContenderOption,
+    ProfileOption,
+    RowsFormatOption,
+)
 from bench.cli.selection import GATED, Choice, of_files, replicated
 from bench.execute.interleaved import Machine
 from bench.execute.provenance import refuse_unproven
@@ -19,7 +28,9 @@ from bench.model import config as configuration
 from bench.model import store
 from bench.model.paths import BASELINES, shown
 from bench.model.records import Results
+from bench.model.text import for_log
 from bench.model.verdict import GateError
+from bench.show.rows import FORMATS
 
 
 def compare(
@@ -28,15 +39,20 @@ def compare(
     clock: ClockOption = [],
     contender: ContenderOption = [],
     case: CaseOption = [],
-    config: ConfigOption = configuration.DEFAULT_PATH,
+    format: RowsFormatOption = "table",
 ) -> None:
-    """The gate's analysis of two files as a table, without a verdict."""
+    """The gate's analysis of two files, without a verdict."""
     from bench.judge.compare import compare_files
-    from bench.show.gate import show_comparison
+    from bench.show.gate import comparison_rows, show_comparison
 
+    guards.refuse_unknown_format(format)
     old, new = store.read(before), store.read(after)
     wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, contender, case)
-    show_comparison(compare_files(old, new, comparable.match(old.points, new.points, wanted)))
+    comparison = compare_files(old, new, comparable.match(old.points, new.points, wanted))
+    if format == "table":
+        show_comparison(comparison)
+    else:
+        sys.stdout.write(for_log(FORMATS[format](comparison_rows(comparison))))
 
 
 def baseline(

@@ -8,6 +8,7 @@ from bench.model.config import CLOCKS, ConfigError
 from bench.model.environment import attached_profiler, collect_code, nvml_device
 from bench.model.records import Code
 from bench.model.verdict import GateError
+from bench.show.rows import FORMATS
 
 
 def has_gpu() -> bool:
@@ -39,6 +40,12 @@ def refuse_mixed_clocks(names: Sequence[str]) -> None:
     """Raises ConfigError if counts are asked for beside times."""
     if "work" in names and len(names) > 1:
         raise ConfigError("--clock work is counted apart from times; expected no other clock beside it")
+
+
+def refuse_unknown_format(name: str) -> None:
+    """Raises ConfigError for a format that no rows are written in."""
+    if name not in ("table", *FORMATS):
+        raise ConfigError(f"--format {name}: expected one of table, {', '.join(FORMATS)}")
 
 
 def refuse_dirty(code: Code | None = None) -> None:

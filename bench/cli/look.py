@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from bench.cli import guards
 from bench.cli.exit_codes import FOUND
 from bench.cli.history import view
 from bench.cli.measure import plan_of
@@ -23,28 +26,140 @@ from bench.cli.options import (
     GpuOption,
     LineOption,
     ProfileOption,
+    RowsFormatOption,
+    WideOption,
 )
-from bench.cli.selection import DEFAULT_PROFILE
+from bench.cli.selection import DEFAULT_PROFILE, of_files
+from bench.judge.figures import SORTS, Figure, figures, pivoted, standings
 from bench.judge.history import History
 from bench.model import config as configuration
-from bench.model import store
+from bench.model import history as stored
+from bench.model import pairs, store, verdict
+from bench.model.case import CLOCKS, Case
 from bench.model.config import ConfigError
-from bench.model.records import ResultsError, Selection
+from bench.model.history import HISTORY_NAME
+from bench.model.pairs import PAIRS_NAME
+from bench.model.records import SCHEMA_NAME, Results, ResultsError, Selection
+from bench.model.text import for_log
+from bench.model.verdict import REPORT_NAME
+from bench.show.rows import FORMATS
+from profiles.records import PROFILE_NAME
+from profiles.records import read as read_profile
 
 if TYPE_CHECKING:  # they import matplotlib, or what formats
+    from rich.console import RenderableType
+
     from bench.show.page import Picture
     from plots.inputs import Inputs
 
+EXPECTED = "a results file, a record of pairs, a gate's report, a profile's record or a folder of a history"
 FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate")
 # An SVG is sharp at any size; past this the page would be slow to open, and the PNG is sharp enough.
 LARGEST_SVG_BYTES = 400_000
 
 
-def show(file: Annotated[Path, typer.Argument(help="Results file.")]) -> None:
-    """The tables of a results file."""
-    from bench.show.tables import console, summary
+def show(
+    file: Annotated[Path, typer.Argument(help="Results, pairs, a gate's report, a profile's record or a history.")],
+    case: CaseOption = [],
+    contender: ContenderOption = [],
+    clock: ClockOption = [],
+    sort: Annotated[str | None, typer.Option("--sort", help="ratio, time or floor: the worst first.")] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="So many of the worst, by --sort.")] = None,
+    pivot: Annotated[
+        str | None, typer.Option("--pivot", metavar="AXIS,AXIS", help="The ratio to the best peer by two axes.")
+    ] = None,
+    format: RowsFormatOption = "table",
+    wide: WideOption = False,
+) -> None:
+    """The tables of a file, or the answer to a question about its points."""
+    from bench.show.tables import console
 
-    console().print(summary(store.read(file)))
+    guards.refuse_unknown_clocks(clock)
+    axes = _axes(pivot)
+    if sort is not None and sort not in SORTS:
+        raise ConfigError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
+    guards.refuse_unknown_format(format)
+    if other := _of_another_kind(file):
+        if case or contender or clock or sort or top or pivot or format != "table":
+            raise ConfigError(f"{file}: is no results file; expected no option but --wide with it")
+        console(wide=wide).print(other())
+        return
+    results = store.read(file)
+    chosen = figures(results, of_files(results.points, clock or CLOCKS, contender, case))
+    if not chosen:
+        raise ResultsError(f"{file}: has no point with this case, contender and clock; expected others")
+    if format != "table":
+        sys.stdout.write(for_log(FORMATS[format](_rows(chosen, sort, top, axes))))
+        return
+    console(wide=wide).print(_answer(results, chosen, sort, top, axes, wide))
+
+
+def _answer(
+    results: Results,
+    chosen: list[Figure],
+    sort: str | None,
+    top: int | None,
+    axes: tuple[str, str] | None,
+    wide: bool,
+) -> RenderableType:
+    from bench.show import tables
+
+    if axes is not None:
+        return tables.pivot_table(standings(chosen), axes)
+    if sort is not None or top is not None:
+        by = sort or "ratio"
+        return tables.ranked(standings(chosen, sort=by, top=top), by, wide=wide)
+    return tables.summary(results, chosen, wide=wide)
+
+
+def _rows(
+    chosen: list[Figure], sort: str | None, top: int | None, axes: tuple[str, str] | None
+) -> list[dict[str, object]]:
+    """The answer as plain values: of each point; with a pivot, of each cell."""
+    if axes is not None:
+        down, across, cells = pivoted(standings(chosen), axes)
+        means = {key: geometric_mean(values) for key, values in cells.items()}
+        return [{axes[0]: row} | {str(value): means.get((row, value)) for value in across} for row in down]
+    if sort is None and top is None:
+        return [item.as_fields() for item in chosen]
+    found = standings(chosen, sort=sort or "ratio", top=top)
+    return [item.as_fields() for standing in found for item in standing.by_name.values()]
+
+
+def _axes(pivot: str | None) -> tuple[str, str] | None:
+    """Two axes of the cases. Raises ConfigError."""
+    if pivot is None:
+        return None
+    names = [name.strip() for name in pivot.split(",")]
+    known = Case.__struct_fields__
+    if len(names) != 2 or len({*names}) != 2 or not {*names} <= {*known}:
+        raise ConfigError(f"--pivot {pivot}: expected two of {', '.join(known)}, with a comma between them")
+    return names[0], names[1]
+
+
+def _of_another_kind(file: Path) -> Callable[[], RenderableType] | None:
+    """What shows a file that holds no results; None for one that does."""
+    if file.is_dir():
+        from bench.show.history import tables
+
+        return lambda: tables(view(file, None, [], [], [], None))
+    name = store.format_of(file, EXPECTED)
+    if name == SCHEMA_NAME:
+        return None
+    if name in (PAIRS_NAME, REPORT_NAME):
+        from bench.judge.times import judge_pairs
+        from bench.show.gate import shown as shown_report
+
+        return lambda: shown_report(judge_pairs(pairs.read(file)) if name == PAIRS_NAME else verdict.read(file))
+    if name == HISTORY_NAME:
+        from bench.show.tables import summary
+
+        return lambda: summary(stored.read(file).results)
+    if name == PROFILE_NAME:
+        from bench.show.profiles import shown as shown_profile
+
+        return lambda: shown_profile(read_profile(file), file.parent)
+    raise ResultsError(f"{file}: is a {name!r}; expected {EXPECTED}")
 
 
 def plot(

@@ -46,3 +46,7 @@ LineOption = Annotated[
     typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored."),
 ]
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]
+WideOption = Annotated[bool, typer.Option("--wide", help="Every column, however long the lines become.")]
+RowsFormatOption = Annotated[
+    str, typer.Option("--format", "-f", metavar="NAME", help="table, markdown, csv or json (a list of objects).")
+]

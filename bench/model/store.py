@@ -129,6 +129,22 @@ def read_document(
     return decode(path, data, kind, faults, newer=found if found != version else None)
 
 
+class _Head(msgspec.Struct):
+    """Enough of any of the formats to tell which one it is."""
+
+    schema: Schema | None = None
+    name: str | None = None
+
+
+def format_of(path: Path, expected: str) -> str:
+    """The name of a file's format. Raises ResultsError, with what was expected, for a file of no format of ours."""
+    try:
+        head = msgspec.json.decode(read_bytes(path), type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ResultsError(f"{path}: not a file of this suite: {one_line(str(error))}; expected {expected}") from error
+    return head.schema.name if head.schema is not None else head.name or "file without a format"
+
+
 def read_bytes(path: Path) -> bytes:
     """Raises ResultsError, naming the file."""
     try:

@@ -12,6 +12,7 @@ from rich.segment import Segment
 from bench.model.text import for_log, printable
 
 WIDTH = 200  # of what is no terminal
+UNLIMITED = 10_000
 
 
 class _Log:
@@ -41,9 +42,9 @@ class PlainConsole(Console):  # type: ignore[misc]  # rich is not followed
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
-def console() -> Console:
-    """Standard output: rich on a terminal, plain text of any needed width elsewhere."""
-    return _console("stdout")
+def console(*, wide: bool = False) -> Console:
+    """Standard output: rich on a terminal, plain text elsewhere. wide: lines may be as long as they like."""
+    return _console("stdout", wide=wide)
 
 
 def progress_console() -> Console:
@@ -51,9 +52,9 @@ def progress_console() -> Console:
     return _console("stderr")
 
 
-def _console(stream: str) -> Console:
+def _console(stream: str, *, wide: bool = False) -> Console:
     log: Any = _Log(stream)
     found = PlainConsole(file=log, markup=False)
     if found.is_terminal:
-        return found
-    return PlainConsole(file=log, markup=False, width=WIDTH, no_color=True, force_terminal=False)
+        return PlainConsole(file=log, markup=False, width=UNLIMITED) if wide else found
+    return PlainConsole(file=log, markup=False, width=UNLIMITED if wide else WIDTH, no_color=True, force_terminal=False)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.execute.pairs import PairEvent, StageStarted
@@ -27,7 +26,8 @@ from bench.model.verdict import Change, Exit, GateError, Report, Verdict
 from bench.show import exports
 from bench.show.console import console
 from bench.show.console import progress_console as progress_console
-from bench.show.tables import case_label, microseconds, short_name
+from bench.show.fit import Column, Fitted
+from bench.show.tables import microseconds, row_label, short_name, usual
 
 QUIET_ROWS = 10  # passing points that the table still shows, the slowest first
 STYLES = {"slow": "bold red", "error": "red", "inconclusive": "yellow", "fast": "green"}
@@ -102,7 +102,13 @@ def table_text(report: Report) -> str:
     with out.capture() as captured:
         for part in _parts(report):
             out.print(part, soft_wrap=isinstance(part, Text))  # a command must stay one line
-    return str(captured.get())
+    return for_log(str(captured.get()))  # a line that is folded may begin with anything
+
+
+def shown(report: Report) -> RenderableType:
+    """The terminal's report as one thing to print."""
+    report.verdicts = worst_first(report.verdicts)
+    return Group(*_parts(one_lined(report)))
 
 
 def _parts(report: Report) -> list[RenderableType]:
@@ -137,46 +143,41 @@ def _rows(report: Report) -> list[Verdict]:
     return [item for item in report.verdicts if item not in quiet] + quiet[:QUIET_ROWS]
 
 
-def _timed_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Table:
-    table = Table(title=f"{report.after.label} against {report.before.label}", title_justify="left", pad_edge=False)
-    for name in ("verdict", "case", "contender", "clock"):
-        table.add_column(name, no_wrap=True)
-    for name in ("before us", "after us", "change", "95 %", "floor", "sees"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason")
-    cases = {item.case for item in report.verdicts}
-    for item, more in rows:
-        table.add_row(
-            Text(times(item.status, more), style=STYLES.get(item.status, "")),
-            f"{case_label(item.case, cases)} {item.case.cache}",
-            short_name(item.contender),
-            item.clock,
-            microseconds(item.before_us),
-            microseconds(item.after_us),
-            percent(item.ratio),
-            interval(item),
-            percent(item.floor),
-            percent(item.detectable),
-            item.reason,
-        )
-    return table
+def _timed_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
+    items = [item for item, _ in rows]
+    cases = [item.case for item in report.verdicts]
+    columns = [
+        Column("verdict", _verdicts(rows)),
+        Column("case", [row_label(item.case, cases) for item in items]),
+        Column("contender", [short_name(item.contender) for item in items]),
+        Column("clock", [item.clock for item in items], rank=2),
+        Column("before", [microseconds(item.before_us) for item in items], rank=3, right=True),
+        Column("after", [microseconds(item.after_us) for item in items], rank=3, right=True),
+        Column("change", [percent(item.ratio) for item in items], right=True),
+        Column("95 %", [interval(item) for item in items], rank=1, right=True),
+        Column("floor", [percent(item.floor) for item in items], rank=4, right=True),
+        Column("sees", [percent(item.detectable) for item in items], rank=4, right=True),
+        Column("reason", [item.reason for item in items], words=True),
+    ]
+    return Fitted(f"{report.after.label} against {report.before.label}, us{usual(cases)}", columns)
 
 
-def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Table:
-    cases = {item.case for item in report.verdicts}
-    table = Table(title="counted work: not times", title_justify="left", pad_edge=False)
-    for name in ("verdict", "case", "contender"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("changed figures")
-    table.add_column("reason")
-    for item, more in rows:
-        shown = ", ".join(change_text(change) for change in item.changes)
-        style = STYLES.get(item.status, "")
-        label = case_label(item.case, cases)
-        table.add_row(
-            Text(times(item.status, more), style=style), label, short_name(item.contender), shown, item.reason
-        )
-    return table
+def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
+    items = [item for item, _ in rows]
+    cases = [item.case for item in report.verdicts]
+    changes = [", ".join(change_text(change) for change in item.changes) for item in items]
+    columns = [
+        Column("verdict", _verdicts(rows)),
+        Column("case", [row_label(item.case, cases) for item in items]),
+        Column("contender", [short_name(item.contender) for item in items]),
+        Column("changed figures", changes, words=True),
+        Column("reason", [item.reason for item in items], words=True),
+    ]
+    return Fitted(f"counted work: not times{usual(cases)}", [column for column in columns if any(column.cells)])
+
+
+def _verdicts(rows: Sequence[tuple[Verdict, int]]) -> list[Text]:
+    return [Text(times(item.status, more), style=STYLES.get(item.status, "")) for item, more in rows]
 
 
 def percent(ratio: float | None) -> str:
@@ -248,22 +249,19 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
-    cases = {row.before.case for row in comparison.rows}
-    heading = f"{comparison.before.label} -> {comparison.after.label}"
-    table = Table(title=heading, title_justify="left", pad_edge=False)
-    for name in ("case", "contender", "clock"):
-        table.add_column(name, no_wrap=True)
-    for name in ("change", "95 %", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("changed figures, notes")
-    for row in comparison.rows:
-        said = [change_text(change) for change in row.changes] + ([row.note] if row.note else [])
-        point = row.before
-        p = "-" if row.p is None else f"{row.p:.2g}"
-        label = f"{case_label(point.case, cases)} {point.case.cache}"
-        table.add_row(
-            label, short_name(point.contender), point.clock, percent(row.ratio), interval(row), p, ", ".join(said)
-        )
+    rows = comparison.rows
+    cases = [row.before.case for row in rows]
+    columns = [
+        Column("case", [row_label(case, cases) for case in cases]),
+        Column("contender", [short_name(row.before.contender) for row in rows]),
+        Column("clock", [row.before.clock for row in rows], rank=1),
+        Column("change", [percent(row.ratio) for row in rows], right=True),
+        Column("95 %", [interval(row) for row in rows], rank=1, right=True),
+        Column("p", ["-" if row.p is None else f"{row.p:.2g}" for row in rows], rank=2, right=True),
+        Column("changed figures, notes", [", ".join(_notes(row)) for row in rows], words=True),
+    ]
+    title = f"{comparison.before.label} -> {comparison.after.label}{usual(cases)}"
+    table = Fitted(title, [column for column in columns if any(column.cells)])
     parts: list[RenderableType] = [table, Text()]
     parts += [Text(f"not comparable: {reason}", style="red") for reason in comparison.warnings]
     parts += [Text(f"note: {note}") for note in comparison.notes]
@@ -271,6 +269,27 @@ def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
         Text(f"{len(comparison.rows)} points in both, {comparison.missing} only in A, {comparison.new} only in B")
     )
     return parts
+
+
+def _notes(row: Row) -> list[str]:
+    return [change_text(change) for change in row.changes] + ([row.note] if row.note else [])
+
+
+def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
+    """The comparison as plain values, a row a point. Ratios are B over A; the interval is of 95 %."""
+    return [
+        {
+            "case": row.before.case.key,
+            "contender": row.before.contender,
+            "clock": row.before.clock,
+            "ratio": row.ratio,
+            "low": row.low,
+            "high": row.high,
+            "p": row.p,
+            "notes": "; ".join(_notes(row)) or None,
+        }
+        for row in comparison.rows
+    ]
 
 
 def follow_pairs(events: Iterable[PairEvent]) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from bench.judge.estimate import Floor, anchor_value, floor, point_estimate, process_spread
+from bench.judge.estimate import Floor, anchor_value, point_estimate, process_spread
+from bench.judge.figures import BASE, OURS, Figure, Standing, figures, pivoted, standings
 from bench.model.case import OPS, PHASES, Case, ClockName, Op
 from bench.model.records import Point, Results
 from bench.show.console import console as console
+from bench.show.fit import Column, Fitted
 
-OURS = "csgmv_embed-vocab_major"
 SHORT = {"csgmv_embed": "ours", "vocab_major": "vocab", "rank_major": "rank", "sglang_": "", "torch_": ""}
 # For readers who have not seen the code.
 NAMES: dict[str, str] = {
@@ -63,19 +63,38 @@ def microseconds(value: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def summary(results: Results) -> RenderableType:
+def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bool = False) -> RenderableType:
     """Every table of a file, its heading and the points that have no figure."""
+    of = figures(results) if shown is None else shown
+    points = [item.point for item in of]
     parts: list[RenderableType] = [heading(results)]
+    rows = standings(of)
     for clock in ("graph", "eager", "prepare"):
-        for kind in kinds(results.points):
-            points = [point for point in results.points if point.clock == clock and kind_of(point.case) == kind]
-            if points:
-                parts += [timed_table(results, points, clock, kind), Text()]
-    counted = [point for point in results.points if point.clock == "work"]
+        for kind in kinds(points):
+            found = [row for row in rows if row.clock == clock and kind_of(row.case) == kind]
+            if found:
+                parts += [timed_table(results, found, clock, kind, wide=wide), Text()]
+    counted = [point for point in points if point.clock == "work"]
     if counted:
-        parts += [work_table(counted), Text()]
-    parts += [ratios(results), errors(results.points), failures(results.points)]
+        parts += [work_table(counted, wide=wide), Text()]
+    parts += [ratios(points), errors(points), failures(points)]
     return Group(*parts)
+
+
+def ranked(rows: Sequence[Standing], sort: str, *, wide: bool = False) -> RenderableType:
+    """The chosen cases of all kinds and clocks in one table, the worst first."""
+    cases = [row.case for row in rows]
+    peers = [row.best_peer for row in rows]
+    columns = [
+        Column("case", [row_label(row.case, cases) for row in rows]),
+        Column("clock", [row.clock for row in rows], rank=1),
+        Column("ours", [_time(row.ours) for row in rows], right=True),
+        Column("peer", [_time(peer) for peer in peers], right=True),
+        Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
+        Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
+        Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=2),
+    ]
+    return Fitted(f"{len(rows)} cases, the worst {sort} first: us{usual(cases)}", columns, wide=wide)
 
 
 def kind_of(case: Case) -> str:
@@ -104,85 +123,127 @@ def heading(results: Results) -> RenderableType:
     if bandwidth:
         graph, eager = anchor_value(results, "empty_kernel_graph"), anchor_value(results, "empty_kernel_eager")
         lines.append(
-            f"floors: empty kernel {microseconds(graph)} us in a graph, {microseconds(eager)} us eager; "
-            f"copy {bandwidth / 1e6:.2f} TB/s"
+            f"bounds: an empty node {microseconds(graph)} us, an empty call {microseconds(eager)} us, or the least "
+            f"bytes at {bandwidth / 1e6:.2f} TB/s of a copy"
         )
     return Text("\n".join(lines) + "\n")
 
 
-def timed_table(results: Results, points: Sequence[Point], clock: str, kind: str) -> Table:
-    """One row a case: our time and its multiple of the floor, then each other contender with its ratio to ours."""
-    by_case = _by_case(points)
-    names = _columns(points)
-    table = Table(
-        title=f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}",
-        title_justify="left",
-        pad_edge=False,
-    )
-    table.add_column("case", no_wrap=True)
-    table.add_column("cache")
-    table.add_column("floor", justify="right")
-    for name in names:
-        table.add_column(short_name(name), justify="right")
-        table.add_column("/floor" if name == OURS else "ratio", justify="right", style="bold" if name != OURS else "")
-    bandwidth = anchor_value(results, "copy_bandwidth")
-    for case, row in by_case.items():
-        table.add_row(case_label(case, by_case), case.cache, *_timed_cells(row, names, bandwidth))
-    return table
-
-
-def _timed_cells(row: dict[str, Point], names: Sequence[str], bandwidth: float | None) -> list[str]:
-    ours = row.get(OURS)
-    our_estimate = point_estimate(ours) if ours else None
-    lower: Floor | None = next((found for point in row.values() if (found := floor(point, bandwidth))), None)
-    cells = [f"{microseconds(lower.value_us)} {lower.kind[0]}" if lower else "-"]
-    for name in names:
-        point = row.get(name)
-        taken = point_estimate(point) if point and point.status == "ok" else None
-        base = lower.value_us if name == OURS and lower else our_estimate.value if our_estimate else None
-        cells.append(microseconds(taken.value) if taken else MARKS.get(point.status, "-") if point else "-")
-        cells.append(f"{taken.value / base:.2f}" if taken and base else "")
-    return cells
-
-
-def work_table(points: Sequence[Point]) -> Table:
-    """Counts and compiled figures, a row a point."""
-    table = Table(title="work clock: counts of one launch, not times", title_justify="left", pad_edge=False)
-    columns = ("programs", "busiest ld/st", "loaded kB", "sectors ld", "sectors st", "regs", "spill B", "load bits")
-    for name in ("case", "contender"):
-        table.add_column(name, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right")
-    for point in sorted(points, key=lambda item: (item.case, item.contender)):
-        if point.work is None:
-            continue
-        counts, compiled = point.work.counts, point.work.compiled
-        table.add_row(
-            point.case.label,
-            short_name(point.contender),
-            f"{counts.active_programs}/{counts.programs}",
-            f"{counts.busiest_loads}/{counts.busiest_stores}",
-            f"{counts.load_bytes / 1000:.1f}",
-            str(counts.load_sectors),
-            str(counts.store_sectors),
-            *(_joined(getattr(item, field) for item in compiled) for field in _COMPILED_FIELDS),
+def timed_table(results: Results, rows: Sequence[Standing], clock: str, kind: str, *, wide: bool = False) -> Group:
+    """A row a case: our time, the best competitor's, the ratio, the multiple of the bound; the rest where it fits."""
+    cases = [row.case for row in rows]
+    what = f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}{usual(cases)}"
+    peers = [row.best_peer for row in rows]
+    columns = [
+        Column("case", [row_label(row.case, cases) for row in rows]),
+        Column("ours", [_time(row.ours) for row in rows], right=True),
+        Column("peer", [_time(peer) for peer in peers], right=True),
+        Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
+        Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
+        Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=1),
+        Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True),
+    ]
+    if any(row.cost_of_lora is not None for row in rows):
+        columns.append(Column("LoRA costs", [_cost(row.cost_of_lora) for row in rows], rank=2, right=True))
+    names = [name for name in _columns([item.point for row in rows for item in row.by_name.values()]) if name != OURS]
+    for place, name in enumerate(names):
+        columns.append(
+            Column(short_name(name), [_time(row.by_name.get(name)) for row in rows], rank=5 + place, right=True)
         )
-    return table
+    parts: list[RenderableType] = [Fitted(what, columns, wide=wide)]
+    if any(row.ours is not None and _is_below(row.ours) for row in rows):
+        parts.append(Text(f"* below the bound: {BELOW[clock == 'eager']}"))
+    return Group(*parts)
 
 
-_COMPILED_FIELDS = ("registers", "spill_bytes", "widest_load_bits")
+# Why a time may be less than its bound, in a graph and called from Python.
+BELOW = (
+    "an overlapped launch hides part of an empty node's time, and data in the L2 needs no memory",
+    "the empty call of this run was slowed by the host more than this one",
+)
+
+
+def _time(figure: Figure | None) -> str:
+    """A time, or why there is none."""
+    if figure is None:
+        return "-"
+    return microseconds(figure.time_us) if figure.time_us is not None else MARKS.get(figure.point.status, "-")
+
+
+def _multiple(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _cost(value: float | None) -> str:
+    return "-" if value is None else f"{100 * (value - 1):+.0f} %"
+
+
+def _is_below(figure: Figure) -> bool:
+    return figure.to_floor is not None and figure.to_floor < 1
+
+
+def _of_floor(figure: Figure | None) -> str:
+    if figure is None or figure.to_floor is None:
+        return "-"
+    return f"{figure.to_floor:.2f}{'*' if _is_below(figure) else ''}"
+
+
+def _floor(found: Floor | None, clock: str) -> str:
+    """A bound with what it is."""
+    if found is None:
+        return "-"
+    empty = "empty node" if clock == "graph" else "empty call"
+    return f"{microseconds(found.value_us)} {empty if found.kind == 'launch' else 'bytes'}"
+
+
+def pivot_table(rows: Sequence[Standing], axes: tuple[str, str]) -> RenderableType:
+    """The best peer's time over ours by two axes of the cases; a geometric mean where several cases share a cell."""
+    down, across, cells = pivoted(rows, axes)
+    several = any(len(values) > 1 for values in cells.values())
+    title = f"best peer's time over ours, {axes[0]} by {axes[1]}" + ("; geometric means" if several else "")
+    columns = [Column(axes[0], [str(value) for value in down])]
+    for value in across:
+        found = [cells.get((row, value)) for row in down]
+        columns.append(
+            Column(f"{value}", [f"{geometric_mean(item):.2f}" if item else "-" for item in found], right=True)
+        )
+    return Fitted(title, columns)
+
+
+def work_table(points: Sequence[Point], *, wide: bool = False) -> RenderableType:
+    """Counts and compiled figures, a row a point."""
+    counted = [point for point in sorted(points, key=lambda item: (item.case, item.contender)) if point.work]
+    works = [point.work for point in counted if point.work]
+    counts = [work.counts for work in works]
+
+    def compiled(field: str) -> list[str]:
+        return [_joined(getattr(item, field) for item in work.compiled) for work in works]
+
+    columns = [
+        Column("case", [point.case.label for point in counted]),
+        Column("contender", [short_name(point.contender) for point in counted]),
+        Column("loaded kB", [f"{item.load_bytes / 1000:.1f}" for item in counts], right=True),
+        Column("sectors ld", [str(item.load_sectors) for item in counts], rank=1, right=True),
+        Column("sectors st", [str(item.store_sectors) for item in counts], rank=2, right=True),
+        Column("programs", [f"{item.active_programs}/{item.programs}" for item in counts], rank=1, right=True),
+        Column("busiest ld/st", [f"{item.busiest_loads}/{item.busiest_stores}" for item in counts], rank=4, right=True),
+        Column("regs", compiled("registers"), rank=3, right=True),
+        Column("spill B", compiled("spill_bytes"), rank=4, right=True),
+        Column("load bits", compiled("widest_load_bits"), rank=4, right=True),
+    ]
+    return Fitted("work clock: counts of one launch, not times", columns, wide=wide)
 
 
 def _joined(values: Iterable[int]) -> str:
     return "+".join(map(str, values)) or "-"
 
 
-def ratios(results: Results) -> RenderableType:
+def ratios(of: Sequence[Point]) -> RenderableType:
     """Geometric mean and range of each contender's time over ours, per clock, over the points both have."""
     lines: list[str] = []
     clocks: tuple[ClockName, ...] = ("graph", "eager", "prepare")
     for clock in clocks:
-        points = [point for point in results.points if point.clock == clock and point.status == "ok"]
+        points = [point for point in of if point.clock == clock and point.status == "ok"]
         for op in OPS:
             lines += _ratios(clock, op, [point for point in points if point.case.op == op])
         spreads = [spread for point in points if (spread := process_spread(point)) is not None]
@@ -197,7 +258,11 @@ def _ratios(clock: ClockName, op: Op, points: Sequence[Point]) -> Iterator[str]:
     what = clock if op == "lookup" else f"{op}, {clock}"
     for name in _columns(points):
         values = [_value(row[name]) / _value(row[OURS]) for row in by_case.values() if name in row and OURS in row]
-        if name != OURS and values:
+        if name == BASE and values:
+            costs = [1 / value for value in values]
+            low, high = _cost(min(costs)), _cost(max(costs))
+            yield f"{what}: LoRA costs {_cost(geometric_mean(costs))} ({low} to {high}, {len(costs)} cases)"
+        elif name != OURS and values:
             yield (
                 f"{what}: {short_name(name)} takes {geometric_mean(values):.2f} times ours "
                 f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
@@ -260,9 +325,30 @@ def _columns(points: Sequence[Point]) -> list[str]:
     return sorted(names, key=lambda name: name != OURS)
 
 
+# Axes that a label leaves out.
+UNSAID = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
+
+
 def case_label(case: Case, cases: Iterable[Case]) -> str:
     """The label, with every axis that differs among these cases of its op and is not in it."""
-    cases = [other for other in cases if other.op == case.op]
-    hidden = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
-    varied = [name for name in hidden if len({getattr(other, name) for other in cases}) > 1]
+    varied = _usual([other for other in cases if other.op == case.op])
     return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])
+
+
+def row_label(case: Case, cases: Sequence[Case]) -> str:
+    """Of a row below a title that says what is `usual`: the label and what differs from that, caches where they do."""
+    odd = [f"{name}={getattr(case, name)}" for name, value in _usual(cases).items() if getattr(case, name) != value]
+    mixed = len({other.cache for other in cases}) > 1
+    return " ".join([case.label, *odd, *([case.cache] if mixed else [])])
+
+
+def usual(cases: Sequence[Case]) -> str:
+    """What a title says for the labels: the values of axes that some of the cases have otherwise."""
+    said = ", ".join(f"{name}={value}" for name, value in _usual(cases).items())
+    return f"; {said} where no other is named" if said else ""
+
+
+def _usual(cases: Sequence[Case]) -> dict[str, object]:
+    """The commonest value of each axis that differs among cases and is not in their labels."""
+    counts = {name: Counter(getattr(case, name) for case in cases) for name in UNSAID}
+    return {name: count.most_common(1)[0][0] for name, count in counts.items() if len(count) > 1}

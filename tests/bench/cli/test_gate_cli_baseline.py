@@ -34,7 +34,7 @@ def test_compare_shows_the_analysis_and_no_verdict(run: Run, tmp_path: Path) -> 
     done = run("compare", AA, after)
     assert done.code == 0
     assert "corrected by" in done.out and "48 points in both" in done.out
-    assert "+10." in next(line for line in done.out.splitlines() if line.startswith("│")), "the worst comes first"
+    assert "+10." in next(line for line in done.out.splitlines() if line.startswith("decode")), "the worst comes first"
     assert "slow" not in done.out and "REGRESSION" not in done.out
 
 

@@ -34,7 +34,7 @@ def test_a_slower_revision_is_1_with_the_points_and_how_to_see_them_again(run: R
     done = run("gate", "--against", "HEAD~1", *QUICK, "-o", tmp_path / "r.json", instrument=gpu.instrument())
     assert done.code == 1
     assert "REGRESSION" in done.out
-    slow = [line for line in done.out.splitlines() if line.startswith("│slow")]
+    slow = [line for line in done.out.splitlines() if line.startswith("slow")]
     assert slow and all("r64" in line and "+5." in line for line in slow)
     again = [line for line in done.out.splitlines() if line.startswith("again: ")]
     assert len(again) == len(slow)

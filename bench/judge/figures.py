@@ -1,0 +1,151 @@
+"""What a results file says of each point: its time, its interval, its bound, and how it stands to ours. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.judge.estimate import Floor, anchor_value, floor, point_estimate
+from bench.model.case import Case
+from bench.model.records import Point, Results
+
+OURS = "csgmv_embed-vocab_major"
+OWN = "csgmv_embed"  # what the names of this repository's contenders begin with
+BASE = "base"  # the product without LoRA: no competitor, but what LoRA costs is told by it
+
+Wanted = Callable[[Point], bool]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One point. Times are us, geometric means of the rounds' medians, with Student's interval of 95 %.
+
+    to_ours   its time over ours on the same case and clock; None without both
+    to_floor  its time over its bound; below 1 the bound does not hold for this way of running, see `below_bound`
+    """
+
+    point: Point
+    time_us: float | None
+    low_us: float | None
+    high_us: float | None
+    floor: Floor | None
+    to_ours: float | None = None
+
+    @property
+    def case(self) -> Case:
+        return self.point.case
+
+    @property
+    def contender(self) -> str:
+        return self.point.contender
+
+    @property
+    def to_floor(self) -> float | None:
+        return self.time_us / self.floor.value_us if self.time_us is not None and self.floor else None
+
+    def as_fields(self) -> dict[str, Any]:
+        """For a reader of JSON or CSV; None where there is nothing."""
+        return {
+            "case": self.case.key,
+            "contender": self.contender,
+            "clock": self.point.clock,
+            "status": self.point.status,
+            "reason": self.point.reason,
+            "median_us": self.time_us,
+            "low_us": self.low_us,
+            "high_us": self.high_us,
+            "floor_us": self.floor.value_us if self.floor else None,
+            "floor": self.floor.kind if self.floor else None,
+            "to_floor": self.to_floor,
+            "to_ours": self.to_ours,
+        }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One case on one clock: ours, the fastest competitor, and every contender's figure by name."""
+
+    case: Case
+    clock: str
+    by_name: dict[str, Figure]
+
+    @property
+    def ours(self) -> Figure | None:
+        return self.by_name.get(OURS)
+
+    @property
+    def best_peer(self) -> Figure | None:
+        """The fastest that is not this repository's; the product without LoRA competes with nobody."""
+        timed = [
+            item
+            for name, item in self.by_name.items()
+            if not name.startswith(OWN) and name != BASE and item.time_us is not None
+        ]
+        return min(timed, key=lambda item: item.time_us or 0.0, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """The best peer's time over ours: above 1 ours is faster."""
+        return self.best_peer.to_ours if self.best_peer else None
+
+    @property
+    def cost_of_lora(self) -> float | None:
+        """Our time over that of the product without LoRA."""
+        base, ours = self.by_name.get(BASE), self.ours
+        if base is None or ours is None or base.time_us is None or ours.time_us is None:
+            return None
+        return ours.time_us / base.time_us
+
+    @property
+    def floor(self) -> Floor | None:
+        figures = [self.ours] if self.ours else []
+        return next((item.floor for item in [*figures, *self.by_name.values()] if item.floor), None)
+
+
+SORTS: dict[str, Callable[[Standing], float]] = {
+    # the worst first; what has no such figure last
+    "ratio": lambda item: item.ratio if item.ratio is not None else float("inf"),
+    "time": lambda item: -(item.ours.time_us or 0.0) if item.ours else 0.0,
+    "floor": lambda item: -(item.ours.to_floor or 0.0) if item.ours else 0.0,
+}
+
+
+def figures(results: Results, wanted: Wanted = lambda point: True) -> list[Figure]:
+    """Of the wanted points, in the order of the file; ratios to ours are kept where ours itself is not wanted."""
+    bandwidth = anchor_value(results, "copy_bandwidth")
+    ours = {(p.case, p.clock): found.value for p in results.points if p.contender == OURS and (found := timed(p))}
+    made = []
+    for point in results.points:
+        if wanted(point):
+            found, own = timed(point), ours.get((point.case, point.clock))
+            value, low, high = (found.value, found.low, found.high) if found else (None, None, None)
+            to_ours = value / own if value is not None and own is not None else None
+            made.append(Figure(point, value, low, high, floor(point, bandwidth), to_ours))
+    return made
+
+
+def timed(point: Point) -> Any:
+    """The estimate of a point that is ok; None for others."""
+    return point_estimate(point) if point.status == "ok" else None
+
+
+def standings(of: Iterable[Figure], *, sort: str | None = None, top: int | None = None) -> list[Standing]:
+    """A standing for each case and clock, in the cases' order or the worst first."""
+    rows: dict[tuple[str, Case], dict[str, Figure]] = {}
+    for item in sorted(of, key=lambda item: (item.point.clock, item.case, item.point.index)):
+        rows.setdefault((item.point.clock, item.case), {})[item.contender] = item
+    found = [Standing(case, clock, by_name) for (clock, case), by_name in rows.items()]
+    if sort is not None:
+        found.sort(key=SORTS[sort])
+    return found[:top]
+
+
+def pivoted(of: Sequence[Standing], axes: tuple[str, str]) -> tuple[list[object], list[object], dict[Any, list[float]]]:
+    """The ratios by two axes of the cases: the first's values, the second's, and the ratios of each pair of them."""
+    cells: dict[Any, list[float]] = {}
+    for item in of:
+        if item.ratio is not None:
+            cells.setdefault((getattr(item.case, axes[0]), getattr(item.case, axes[1])), []).append(item.ratio)
+    rows, columns = ({key[place] for key in cells} for place in (0, 1))
+    return sorted(rows), sorted(columns), cells

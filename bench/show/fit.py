@@ -1,0 +1,95 @@
+"""Tables that fit: whatever the width, each row says what it is about, and no figure is ever cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+LEAST_WORDS = 18  # columns that words are given at least before a row becomes lines of its own
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its cells, and when it may be left out.
+
+    rank    0 stays at any width; of the others the lower come first
+    words   prose, which may be folded; figures and names are never
+    """
+
+    name: str
+    cells: Sequence[str | Text]
+    rank: int = 0
+    right: bool = False
+    words: bool = False
+    style: str = ""
+
+    @property
+    def width(self) -> int:
+        """What it takes unfolded."""
+        return max(len(self.name), *map(len, self.cells), 0) if self.cells else len(self.name)
+
+    @property
+    def least(self) -> int:
+        return min(self.width, LEAST_WORDS) if self.words else self.width
+
+
+class Fitted:
+    """A table of the columns that the console has room for; where even those that must stay have none, lines."""
+
+    def __init__(self, title: str, columns: Sequence[Column], *, wide: bool = False) -> None:
+        self.title, self.columns, self.wide = title, columns, wide
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="italic")  # a table's own title is folded to the table's width
+        kept = self.fitting(options.max_width)
+        if kept:
+            yield self._table(kept)
+        else:
+            yield from self._lines()
+
+    def fitting(self, width: int) -> list[Column]:
+        """The columns that fit, in their order; none if not even those fit that must stay."""
+        if self.wide:
+            return list(self.columns)
+        kept: set[int] = set()
+        for place, column in sorted(enumerate(self.columns), key=lambda item: (item[1].rank, item[0])):
+            wanted = kept | {place}
+            taken = sum(self.columns[index].least for index in wanted) + GAP * (len(wanted) - 1)
+            if taken <= width:
+                kept = wanted
+            elif column.rank == 0:
+                return []
+        return [self.columns[index] for index in sorted(kept)]
+
+    def _table(self, columns: Sequence[Column]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in columns:
+            table.add_column(
+                column.name,
+                justify="right" if column.right else "left",
+                no_wrap=not column.words,
+                overflow="fold",
+                style=column.style,
+            )
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            table.add_row(*cells)
+        return table
+
+    def _lines(self) -> Iterator[Text]:
+        """A row as a line that wraps where it must."""
+        must = [column for column in self.columns if column.rank == 0]
+        for cells in zip(*(column.cells for column in must), strict=True):
+            first, *rest = zip(must, cells, strict=True)
+            line = Text.assemble(first[1])
+            for column, cell in rest:
+                if len(cell):
+                    line = Text.assemble(line, f", {column.name} ", cell)
+            yield line
+
+
+GAP = 2  # a space of padding and the box's own between two columns
