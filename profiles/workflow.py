@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from bench.model.case import Case
 from bench.model.config import Config, Measure, Plan, PlannedPoint
-from bench.model.environment import collect_code, collect_environment, command_line, nvml_device, package_version
+from bench.model.environment import (
+    collect_code,
+    collect_environment,
+    command_line,
+    nvml_device,
+    package_version,
+    utc_now,
+)
 from bench.model.records import Code, Environment, Results, ResultsError
 from profiles import capture, kineto, ncu, nsys, nsys_database, records
 from profiles.capture import CaptureFailed, ProfileError
@@ -29,7 +35,7 @@ class Request:
 
     target: Target
     stem: Path
-    started_utc: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started_utc: str = field(default_factory=utc_now)
 
     def __post_init__(self) -> None:
         if self.record.exists():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.model.environment import nvml_device
+from bench.model import environment
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="smollm2, small, or the folder of a Hugging Face model on this machine.")
@@ -30,7 +30,7 @@ def accuracy(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write what was found as JSON.")] = None,
 ) -> None:
     """Compare SGLang's LoRA, with and without the plugin, with Hugging Face + PEFT. Exits 1 if anything differs."""
-    has_gpu = nvml_device() is not None
+    has_gpu = environment.has_gpu()
     if not has_gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     import torch

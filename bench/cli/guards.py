@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.model.config import CLOCKS, ConfigError
-from bench.model.environment import attached_profiler, collect_code, nvml_device
+from bench.model.environment import attached_profiler, collect_code, has_gpu
 from bench.model.records import Code
 from bench.model.verdict import GateError
 from bench.show.rows import FORMATS
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU can be seen here."""
-    return nvml_device() is not None
 
 
 def require_gpu(verb: str, instead: str = "") -> None:

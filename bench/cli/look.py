@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import geometric_mean
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -117,13 +116,14 @@ def _rows(
 ) -> list[dict[str, object]]:
     """The answer as plain values: of each point; with a pivot, of each cell."""
     if axes is not None:
-        down, across, cells = pivoted(standings(chosen), axes)
-        means = {key: geometric_mean(values) for key, values in cells.items()}
-        return [{axes[0]: row} | {str(value): means.get((row, value)) for value in across} for row in down]
+        found = pivoted(standings(chosen), axes)
+        return [
+            {axes[0]: row} | {str(value): found.means.get((row, value)) for value in found.across} for row in found.down
+        ]
     if sort is None and top is None:
         return [item.as_fields() for item in chosen]
-    found = standings(chosen, sort=sort or "ratio", top=top)
-    return [item.as_fields() for standing in found for item in standing.by_name.values()]
+    worst = standings(chosen, sort=sort or "ratio", top=top)
+    return [item.as_fields() for standing in worst for item in standing.by_name.values()]
 
 
 def _axes(pivot: str | None) -> tuple[str, str] | None:

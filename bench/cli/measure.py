@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -24,9 +23,9 @@ from bench.cli.selection import DEFAULT_PROFILE, planned
 from bench.model import config as configuration
 from bench.model import store
 from bench.model.config import Config, ConfigError, Plan
-from bench.model.environment import collect_code
+from bench.model.environment import collect_code, has_gpu
 from bench.model.locks import only_writer
-from bench.model.paths import RESULTS
+from bench.model.paths import results_path
 from bench.model.records import SCHEMA_VERSION, Point, Results, ResultsError, Selection
 
 
@@ -50,7 +49,7 @@ def sweep(
         raise ConfigError(f"--resume {resume}: goes on with the file's own selection; expected no other option")
     results = store.read(resume) if resume else None  # bad input is named before anything is made
     plan = plan_of(configuration.load(config), results.run.selection if results else selection)
-    path = resume or output or RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{selection.profile}.json"
+    path = resume or output or results_path(selection.profile)
     with only_writer(path):
         if resume:
             results = store.read(resume)  # again: another process may have gone on with it until now
@@ -65,7 +64,7 @@ def plan_of(config: Config, selection: Selection) -> Plan:
     guards.refuse_unknown_clocks(selection.clocks)
     if any(name != "work" for name in selection.clocks):
         guards.require_gpu(f"--clock {' '.join(selection.clocks)}", "work")
-    return planned(config, selection, () if selection.clocks or guards.has_gpu() else ["work"])
+    return planned(config, selection, () if selection.clocks or has_gpu() else ["work"])
 
 
 def _sweep(plan: Plan, results: Results, path: Path) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -18,7 +17,7 @@ from bench.execute.protocol import Side
 from bench.execute.trees import Tree, commit_of, config_at, has_commit, trees
 from bench.judge import times as judge
 from bench.model.config import Config, Measure, Plan, PlannedPoint
-from bench.model.environment import attached_profiler, command_line, nvml_device
+from bench.model.environment import attached_profiler, command_line, has_gpu, utc_now
 from bench.model.pairs import PairPoint, PairRun
 from bench.model.records import Results
 from bench.model.verdict import CannotJudge, Use
@@ -37,7 +36,7 @@ def worker_on_gpu(tree: Tree, settings: Measure, contenders: tuple[str, ...]) ->
 class Machine:
     """What a gate run needs of the machine. The tests hand in another one."""
 
-    has_gpu: Callable[[], bool] = lambda: nvml_device() is not None
+    has_gpu: Callable[[], bool] = has_gpu
     sweep: Sweep = loop.sweep
     open_side: OpenSide = worker_on_gpu
     open_trees: OpenTrees = trees
@@ -65,7 +64,7 @@ def pair_run(
         gate=config.gate,
         measure=msgspec.structs.replace(config.measure, nodes=config.gate.nodes),
         seed=seed,
-        started_utc=_now(),
+        started_utc=utc_now(),
         argv=command_line(),
         points=list(points),
         selection=selection,
@@ -105,7 +104,3 @@ def baseline_plan(config: Config, baseline: Results, points: Sequence[PlannedPoi
     processes = gate.confirm_processes if fresh else gate.baseline_processes
     settings = msgspec.structs.replace(config.measure, rounds=rounds, processes=processes)
     return Plan(baseline.run.selection.profile, settings, tuple(points), shuffle=True, worker_env={})
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

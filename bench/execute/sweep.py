@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,7 +19,7 @@ from bench.execute.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerK
 from bench.model import store
 from bench.model.case import shuffled_by_tables
 from bench.model.config import Plan, PlannedPoint
-from bench.model.environment import collect_code, command_line, suite_version
+from bench.model.environment import collect_code, command_line, suite_version, utc_now
 from bench.model.records import Point, Results, ResultsError, Run, Schema, Selection, worse
 
 
@@ -59,7 +58,7 @@ def new_results(plan: Plan, selection: Selection) -> Results:
         id=str(uuid.uuid4()),
         kind="sweep",
         selection=selection,
-        started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_utc=utc_now(),
         duration_s=0.0,
         argv=command_line(),
         seed=plan.measure.seed,

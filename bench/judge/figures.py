@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from statistics import geometric_mean
+from typing import Any, NamedTuple
 
-from bench.judge.estimate import Floor, anchor_value, floor, point_estimate
+from bench.judge.estimate import Estimate, Floor, anchor_value, floor, point_estimate
 from bench.model.case import Case
 from bench.model.records import Point, Results
 
@@ -125,7 +126,7 @@ def figures(results: Results, wanted: Wanted = lambda point: True) -> list[Figur
     return made
 
 
-def timed(point: Point) -> Any:
+def timed(point: Point) -> Estimate | None:
     """The estimate of a point that is ok; None for others."""
     return point_estimate(point) if point.status == "ok" else None
 
@@ -141,11 +142,24 @@ def standings(of: Iterable[Figure], *, sort: str | None = None, top: int | None 
     return found[:top]
 
 
-def pivoted(of: Sequence[Standing], axes: tuple[str, str]) -> tuple[list[object], list[object], dict[Any, list[float]]]:
-    """The ratios by two axes of the cases: the first's values, the second's, and the ratios of each pair of them."""
-    cells: dict[Any, list[float]] = {}
+class Pivot(NamedTuple):
+    """The best peer's time over ours by two axes of the cases: of each pair of values the geometric mean.
+
+    several: some pair has more than one case
+    """
+
+    down: list[Any]
+    across: list[Any]
+    means: dict[tuple[Any, Any], float]
+    several: bool
+
+
+def pivoted(of: Iterable[Standing], axes: tuple[str, str]) -> Pivot:
+    """The standings that have a ratio, by the first axis down and the second across."""
+    cells: dict[tuple[Any, Any], list[float]] = {}
     for item in of:
         if item.ratio is not None:
             cells.setdefault((getattr(item.case, axes[0]), getattr(item.case, axes[1])), []).append(item.ratio)
-    rows, columns = ({key[place] for key in cells} for place in (0, 1))
-    return sorted(rows), sorted(columns), cells
+    down, across = ({key[place] for key in cells} for place in (0, 1))
+    means = {key: geometric_mean(values) for key, values in cells.items()}
+    return Pivot(sorted(down), sorted(across), means, any(len(values) > 1 for values in cells.values()))

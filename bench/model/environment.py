@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ def nvml_device() -> tuple[Any, Any] | None:
         return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
     except Exception:  # no module, no driver, no permission: the fingerprint just lacks these fields
         return None
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU can be seen here."""
+    return nvml_device() is not None
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _query(read: Any) -> Scalar:

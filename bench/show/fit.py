@@ -31,7 +31,7 @@ class Column:
     @property
     def width(self) -> int:
         """What it takes unfolded."""
-        return max(len(self.name), *map(len, self.cells), 0) if self.cells else len(self.name)
+        return max(map(len, (self.name, *self.cells)))
 
     @property
     def least(self) -> int:
@@ -56,12 +56,13 @@ class Fitted:
         """The columns that fit, in their order; none if not even those fit that must stay."""
         if self.wide:
             return list(self.columns)
-        kept: set[int] = set()
+        kept: list[int] = []
+        taken = -GAP
         for place, column in sorted(enumerate(self.columns), key=lambda item: (item[1].rank, item[0])):
-            wanted = kept | {place}
-            taken = sum(self.columns[index].least for index in wanted) + GAP * (len(wanted) - 1)
-            if taken <= width:
-                kept = wanted
+            wanted = taken + GAP + column.least
+            if wanted <= width:
+                kept.append(place)
+                taken = wanted
             elif column.rank == 0:
                 return []
         return [self.columns[index] for index in sorted(kept)]

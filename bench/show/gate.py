@@ -27,7 +27,7 @@ from bench.show import exports
 from bench.show.console import console
 from bench.show.console import progress_console as progress_console
 from bench.show.fit import Column, Fitted
-from bench.show.tables import microseconds, row_label, short_name, usual
+from bench.show.tables import microseconds, row_labels, short_name, usual
 
 QUIET_ROWS = 10  # passing points that the table still shows, the slowest first
 STYLES = {"slow": "bold red", "error": "red", "inconclusive": "yellow", "fast": "green"}
@@ -148,7 +148,7 @@ def _timed_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
     cases = [item.case for item in report.verdicts]
     columns = [
         Column("verdict", _verdicts(rows)),
-        Column("case", [row_label(item.case, cases) for item in items]),
+        Column("case", row_labels([item.case for item in items], cases)),
         Column("contender", [short_name(item.contender) for item in items]),
         Column("clock", [item.clock for item in items], rank=2),
         Column("before", [microseconds(item.before_us) for item in items], rank=3, right=True),
@@ -168,7 +168,7 @@ def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
     changes = [", ".join(change_text(change) for change in item.changes) for item in items]
     columns = [
         Column("verdict", _verdicts(rows)),
-        Column("case", [row_label(item.case, cases) for item in items]),
+        Column("case", row_labels([item.case for item in items], cases)),
         Column("contender", [short_name(item.contender) for item in items]),
         Column("changed figures", changes, words=True),
         Column("reason", [item.reason for item in items], words=True),
@@ -252,7 +252,7 @@ def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
     rows = comparison.rows
     cases = [row.before.case for row in rows]
     columns = [
-        Column("case", [row_label(case, cases) for case in cases]),
+        Column("case", row_labels(cases)),
         Column("contender", [short_name(row.before.contender) for row in rows]),
         Column("clock", [row.before.clock for row in rows], rank=1),
         Column("change", [percent(row.ratio) for row in rows], right=True),

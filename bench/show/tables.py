@@ -73,7 +73,7 @@ def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bo
         for kind in kinds(points):
             found = [row for row in rows if row.clock == clock and kind_of(row.case) == kind]
             if found:
-                parts += [timed_table(results, found, clock, kind, wide=wide), Text()]
+                parts += [timed_table(found, clock, kind, wide=wide), Text()]
     counted = [point for point in points if point.clock == "work"]
     if counted:
         parts += [work_table(counted, wide=wide), Text()]
@@ -83,18 +83,10 @@ def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bo
 
 def ranked(rows: Sequence[Standing], sort: str, *, wide: bool = False) -> RenderableType:
     """The chosen cases of all kinds and clocks in one table, the worst first."""
-    cases = [row.case for row in rows]
-    peers = [row.best_peer for row in rows]
-    columns = [
-        Column("case", [row_label(row.case, cases) for row in rows]),
-        Column("clock", [row.clock for row in rows], rank=1),
-        Column("ours", [_time(row.ours) for row in rows], right=True),
-        Column("peer", [_time(peer) for peer in peers], right=True),
-        Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
-        Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
-        Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=2),
-    ]
-    return Fitted(f"{len(rows)} cases, the worst {sort} first: us{usual(cases)}", columns, wide=wide)
+    case, *others = _about(rows)
+    columns = [case, Column("clock", [row.clock for row in rows], rank=1), *others]
+    said = usual([row.case for row in rows])
+    return Fitted(f"{len(rows)} cases, the worst {sort} first: us{said}", columns, wide=wide)
 
 
 def kind_of(case: Case) -> str:
@@ -129,20 +121,11 @@ def heading(results: Results) -> RenderableType:
     return Text("\n".join(lines) + "\n")
 
 
-def timed_table(results: Results, rows: Sequence[Standing], clock: str, kind: str, *, wide: bool = False) -> Group:
+def timed_table(rows: Sequence[Standing], clock: str, kind: str, *, wide: bool = False) -> Group:
     """A row a case: our time, the best competitor's, the ratio, the multiple of the bound; the rest where it fits."""
-    cases = [row.case for row in rows]
-    what = f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}{usual(cases)}"
-    peers = [row.best_peer for row in rows]
-    columns = [
-        Column("case", [row_label(row.case, cases) for row in rows]),
-        Column("ours", [_time(row.ours) for row in rows], right=True),
-        Column("peer", [_time(peer) for peer in peers], right=True),
-        Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
-        Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
-        Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=1),
-        Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True),
-    ]
+    said = usual([row.case for row in rows])
+    what = f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}{said}"
+    columns = [*_about(rows), Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True)]
     if any(row.cost_of_lora is not None for row in rows):
         columns.append(Column("LoRA costs", [_cost(row.cost_of_lora) for row in rows], rank=2, right=True))
     names = [name for name in _columns([item.point for row in rows for item in row.by_name.values()]) if name != OURS]
@@ -154,6 +137,19 @@ def timed_table(results: Results, rows: Sequence[Standing], clock: str, kind: st
     if any(row.ours is not None and _is_below(row.ours) for row in rows):
         parts.append(Text(f"* below the bound: {BELOW[clock == 'eager']}"))
     return Group(*parts)
+
+
+def _about(rows: Sequence[Standing]) -> list[Column]:
+    """What a row of any table of times is about, and then who the best peer is."""
+    peers = [row.best_peer for row in rows]
+    return [
+        Column("case", row_labels([row.case for row in rows])),
+        Column("ours", [_time(row.ours) for row in rows], right=True),
+        Column("peer", [_time(peer) for peer in peers], right=True),
+        Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
+        Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
+        Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=1),
+    ]
 
 
 # Why a time may be less than its bound, in a graph and called from Python.
@@ -198,15 +194,12 @@ def _floor(found: Floor | None, clock: str) -> str:
 
 def pivot_table(rows: Sequence[Standing], axes: tuple[str, str]) -> RenderableType:
     """The best peer's time over ours by two axes of the cases; a geometric mean where several cases share a cell."""
-    down, across, cells = pivoted(rows, axes)
-    several = any(len(values) > 1 for values in cells.values())
-    title = f"best peer's time over ours, {axes[0]} by {axes[1]}" + ("; geometric means" if several else "")
-    columns = [Column(axes[0], [str(value) for value in down])]
-    for value in across:
-        found = [cells.get((row, value)) for row in down]
-        columns.append(
-            Column(f"{value}", [f"{geometric_mean(item):.2f}" if item else "-" for item in found], right=True)
-        )
+    found = pivoted(rows, axes)
+    title = f"best peer's time over ours, {axes[0]} by {axes[1]}" + ("; geometric means" if found.several else "")
+    columns = [Column(axes[0], [str(value) for value in found.down])]
+    for value in found.across:
+        means = [_multiple(found.means.get((row, value))) for row in found.down]
+        columns.append(Column(str(value), means, right=True))
     return Fitted(title, columns)
 
 
@@ -335,11 +328,18 @@ def case_label(case: Case, cases: Iterable[Case]) -> str:
     return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])
 
 
-def row_label(case: Case, cases: Sequence[Case]) -> str:
-    """Of a row below a title that says what is `usual`: the label and what differs from that, caches where they do."""
-    odd = [f"{name}={getattr(case, name)}" for name, value in _usual(cases).items() if getattr(case, name) != value]
-    mixed = len({other.cache for other in cases}) > 1
-    return " ".join([case.label, *odd, *([case.cache] if mixed else [])])
+def row_labels(cases: Sequence[Case], among: Sequence[Case] | None = None) -> list[str]:
+    """Of rows below a title that says what is `usual` among cases, these by default: what differs from that is named.
+
+    So is the state of the caches, where it is not the same for all.
+    """
+    among = cases if among is None else among
+    values, mixed = _usual(among), len({case.cache for case in among}) > 1
+    labels = []
+    for case in cases:
+        odd = [f"{name}={getattr(case, name)}" for name, value in values.items() if getattr(case, name) != value]
+        labels.append(" ".join([case.label, *odd, *([case.cache] if mixed else [])]))
+    return labels
 
 
 def usual(cases: Sequence[Case]) -> str:

@@ -78,7 +78,7 @@ def test_otherwise_times_stay_and_no_capture_range_is_opened(exchanged):
 
 def test_verbs_that_are_all_about_times_refuse(monkeypatch, capsys):
     monkeypatch.setitem(os.environ, "NSYS_PROFILING_SESSION_ID", "1")
-    monkeypatch.setattr(guards, "nvml_device", lambda: (None, None))
+    monkeypatch.setattr(guards, "has_gpu", lambda: True)
     for verb in ("tune", "layer"):
         with pytest.raises(SystemExit) as end:
             cli.main([verb])
