@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots
+.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots
 .PHONY: wheels wheels-in-turn setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
@@ -32,6 +32,10 @@ test-numeric-everywhere: setup  ## under all ten: before a change of a tolerance
 	for setting in $(SETTINGS); do for threads in 1 2; do \
 	  echo "$$setting, $$threads threads"; env $$setting OMP_NUM_THREADS=$$threads $(NUMERIC) || exit 1; \
 	done; done
+
+# Not in CI, whose time it would nearly double: lines that a test's subprocess runs are not counted either.
+coverage: setup  ## which lines of the packages the tests run
+	$(PYTEST) --cov=csgmv_embed --cov=bench --cov=plots --cov=profiles --cov-report=term:skip-covered
 
 lint: setup
 	$(BIN)/ruff check .

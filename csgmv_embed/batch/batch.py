@@ -181,7 +181,7 @@ class EmbeddingBatch:
         made, buffer = buffers.device_arrays(capacity, torch.device(device))
         batch = cls(**made)
         host = HostBuffer(host_memory(buffer.shape[0], pinned=buffer.is_cuda))  # torch keeps it until the copy is done
-        host.holds(capacity.layout)
+        host.holds(capacity.packing)
         buffers.write_plan(host, capacity, known, lens, slots, tokens, factors)
         buffer.copy_(host.tensor, non_blocking=True)
         batch.contents = Contents(tokens, known.largest, bool(known.words[slots].any()))
@@ -247,7 +247,7 @@ class EmbeddingBatch:
             raise CapacityError(f"the batch has {tokens} tokens; expected at most {capacity.max_tokens}")
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise DeviceError("refill while a CUDA graph is captured; expected it before the capture or a replay")
-        host = staging.next(capacity.layout)
+        host = staging.next(capacity.packing)
         host.words.fill(0)  # one call for the neutral tails of all arrays
         buffers.write_plan(host, capacity, known, lens, slots, tokens, factors)
         self.contents.num_tokens, self.contents.max_rank = tokens, known.largest

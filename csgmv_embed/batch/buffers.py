@@ -14,10 +14,10 @@ from csgmv_embed.batch.tile_plan import plan_tiles
 
 def device_arrays(capacity: BatchCapacity, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
     """What an EmbeddingBatch without contents is made of, and the one buffer of all its arrays."""
-    layout = capacity.layout
+    packing = capacity.packing
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
-        buffer = torch.empty(layout.total, dtype=torch.int32, device=device)
-    words, *structure = layout.device(buffer)
+        buffer = torch.empty(packing.total, dtype=torch.int32, device=device)
+    words, *structure = packing.device(buffer)
     permutation, seg_indptr, seg_slots, ranks, scalings = structure[:5] or (None, None, None, None, None)
     tile_words, tile_rows = structure[5:] or (None, None)
     made = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csgmv_embed.batch.staging import Layout, layout_of
+from csgmv_embed.batch.staging import Packing, packing_of
 from csgmv_embed.batch.tile_plan import block_for, most_tiles
 
 
@@ -25,12 +25,12 @@ class BatchCapacity:
         return self.max_tokens // self.chunk_size + min(self.slots, self.max_sequences, self.max_tokens)
 
     @property
-    def layout(self) -> Layout:
+    def packing(self) -> Packing:
         """Of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
         if not self.segments:
-            return layout_of((self.max_tokens,))
+            return packing_of((self.max_tokens,))
         structure = (self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
-        return layout_of((self.max_tokens, *structure, *self.tile_sizes))
+        return packing_of((self.max_tokens, *structure, *self.tile_sizes))
 
     @property
     def tile_block(self) -> int:

@@ -19,7 +19,7 @@ LAPS = 2
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """Where the arrays of a plan lie in a buffer of 32-bit words; each starts on 64 bytes."""
 
     sizes: tuple[int, ...]
@@ -43,7 +43,7 @@ class Layout:
 
 
 @lru_cache(maxsize=1024)
-def layout_of(sizes: tuple[int, ...], shrinking: int = 0) -> Layout:
+def packing_of(sizes: tuple[int, ...], shrinking: int = 0) -> Packing:
     """These arrays in this order, of which the first `shrinking` may be used in part.
 
     Decode steps have the same sizes again and again.
@@ -55,7 +55,7 @@ def layout_of(sizes: tuple[int, ...], shrinking: int = 0) -> Layout:
         places.append(len(cuts))
         gap = _padded(size) - size
         cuts += (size, gap) if gap or at < shrinking else (size,)
-    return Layout(sizes, (0, *ends[:-1]), ends[-1], tuple(cuts), tuple(places))
+    return Packing(sizes, (0, *ends[:-1]), ends[-1], tuple(cuts), tuple(places))
 
 
 def host_memory(elements: int, *, pinned: bool) -> torch.Tensor:
@@ -65,22 +65,22 @@ def host_memory(elements: int, *, pinned: bool) -> torch.Tensor:
 
 
 class HostBuffer:
-    """Pinned memory that holds one layout at a time."""
+    """Pinned memory that holds one packing at a time."""
 
     def __init__(self, memory: torch.Tensor) -> None:
         self._memory = memory
-        self._layout: Layout | None = None
+        self._packing: Packing | None = None
 
-    def holds(self, layout: Layout) -> bool:
-        """Make room for `layout`; False if the memory is too small. Steps of one size find their views made already."""
-        if self._layout is layout:
+    def holds(self, packing: Packing) -> bool:
+        """Make room for `packing`; False if the memory is too small. Steps of one size find their views made already."""
+        if self._packing is packing:
             return True
-        if self._memory.shape[0] < layout.total:
+        if self._memory.shape[0] < packing.total:
             return False
-        self._layout = layout
-        self.tensor = self._memory[: layout.total]
+        self._packing = packing
+        self.tensor = self._memory[: packing.total]
         self.words: Int32Array = self.tensor.numpy()
-        self.views = layout.host(self.words)
+        self.views = packing.host(self.words)
         return True
 
 
@@ -99,22 +99,22 @@ class Staging:
         self._turn = -1
         self._stream: tuple[int, torch.cuda.Stream] | None = None  # of the last copy
 
-    def next(self, layout: Layout) -> HostBuffer:
-        """A buffer for `layout` that no copy reads any more; what is in it is undefined."""
+    def next(self, packing: Packing) -> HostBuffer:
+        """A buffer for `packing` that no copy reads any more; what is in it is undefined."""
         self._turn = (self._turn + 1) % len(self._buffers)
         if self._turn % LAP == 0 and self._stream is not None:
             self._record((self._turn - 1) // LAP % LAPS)  # the lap that ends here
             self._wait(self._turn // LAP)
         buffer = self._buffers[self._turn]
-        if not buffer.holds(layout):
+        if not buffer.holds(packing):
             # torch keeps the old pinned memory until its last copy is done
-            buffer = HostBuffer(self._memory(1 << (max(layout.total, SMALLEST) - 1).bit_length()))
+            buffer = HostBuffer(self._memory(1 << (max(packing.total, SMALLEST) - 1).bit_length()))
             self._buffers[self._turn] = buffer
-            buffer.holds(layout)
+            buffer.holds(packing)
         return buffer
 
     def send(self, target: torch.Tensor) -> None:
-        """Copy the buffer taken last to `target`, of its layout's size, in the order of the current stream."""
+        """Copy the buffer taken last to `target`, of its packing's size, in the order of the current stream."""
         if self._pinned:
             self._follow_stream()
         target.copy_(self._buffers[self._turn].tensor, non_blocking=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.layout import Storage
+from csgmv_embed.storage import Storage
 from csgmv_embed.sglang.targets import LINEAR_HOOKS
 
 DISABLE = "CSGMV_EMBED_DISABLE"

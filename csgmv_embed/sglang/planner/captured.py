@@ -9,7 +9,7 @@ import torch
 
 from csgmv_embed.batch import Contents, EmbeddingBatch
 from csgmv_embed.batch.plan import group_sizes
-from csgmv_embed.batch.staging import Layout, Staging, layout_of
+from csgmv_embed.batch.staging import Packing, Staging, packing_of
 from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.errors import CapacityError
 from csgmv_embed.sglang.planner.arrays import ARRAYS, Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
@@ -23,7 +23,7 @@ STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belo
 class StaticBatch:
     """The buffers of a captured graph: SGLang's arrays, our words and ranks in one device buffer."""
 
-    layout: Layout
+    packing: Packing
     buffer: torch.Tensor
     staging: Staging
     layer: EmbeddingBatch
@@ -42,18 +42,18 @@ def pack(state: State, batch_info: Any) -> None:
     sizes = sizes_of(segments, tokens, requests, slots)
     block = block_for(tokens)
     tiles = tile_sizes(tokens, min(slots, requests), block) if state.linear_wanted else (0, 0)
-    layout = layout_of((*sizes, tokens, slots, *tiles))
+    packing = packing_of((*sizes, tokens, slots, *tiles))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
-        buffer = torch.zeros(layout.total, dtype=torch.int32, device=device)
-    *views, words, ranks, tile_words, tile_rows = layout.device(buffer)
+        buffer = torch.zeros(packing.total, dtype=torch.int32, device=device)
+    *views, words, ranks, tile_words, tile_rows = packing.device(buffer)
     arrays = named(views)
     for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
         setattr(batch_info, name, arrays[name])
     contents = Contents(0, 0)
     layer = layer_batch(batch_info, words, ranks, contents, max_tokens=tokens)
     head = head_batch(batch_info, contents, max_tokens=tokens)
-    static = StaticBatch(layout, buffer, Staging(device, layout.total), layer, head)
+    static = StaticBatch(packing, buffer, Staging(device, packing.total), layer, head)
     if state.linear_wanted:
         static.linear = linear_batch(batch_info, tile_words, tile_rows, block, contents, max_tokens=tokens)
     setattr(batch_info, STATIC, static)
@@ -62,7 +62,7 @@ def pack(state: State, batch_info: Any) -> None:
 
 def check_capacity(static: StaticBatch, plan: Plan) -> None:
     """Raises CapacityError if the buffers do not hold the batch."""
-    _, segments, tokens, _, requests, slots, *_ = static.layout.sizes
+    _, segments, tokens, _, requests, slots, *_ = static.packing.sizes
     if len(plan.slots) > requests or plan.tokens > tokens:
         raise CapacityError(
             f"the batch has {len(plan.slots)} requests, {plan.tokens} tokens; the captured graph holds at most "
@@ -79,7 +79,7 @@ def check_capacity(static: StaticBatch, plan: Plan) -> None:
 def fill_captured(state: State, info: Any, plan: Plan) -> Any:
     """Send the plan into the buffers of a captured graph; returns its batch info, up to date."""
     static: StaticBatch = getattr(info, STATIC)
-    host = static.staging.next(static.layout)
+    host = static.staging.next(static.packing)
     host.words.fill(0)  # one call for the neutral tails of all arrays
     *views, words, ranks, tile_words, tile_rows = host.views
     requests = len(plan.slots)

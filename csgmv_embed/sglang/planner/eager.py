@@ -8,7 +8,7 @@ import torch
 
 from csgmv_embed.batch import Contents
 from csgmv_embed.batch.plan import Ints
-from csgmv_embed.batch.staging import layout_of
+from csgmv_embed.batch.staging import packing_of
 from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.sglang.planner.arrays import ARRAYS, Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
 from csgmv_embed.sglang.planner.heads import HeadPlan, head_arrays
@@ -28,8 +28,8 @@ def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list
     block = block_for(plan.tokens)
     tiles = tile_sizes(plan.tokens, min(slots, requests), block) if state.linear_wanted else ()
     planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *tiles, *map(len, extras))
-    layout = layout_of(planned, shrinking=2)
-    views = staging_of(state).next(layout).views
+    packing = packing_of(planned, shrinking=2)
+    views = staging_of(state).next(packing).views
     segments = write(state, plan, views[: len(ARRAYS)])
     first_extra = len(ARRAYS) + len(tiles)
     if tiles:
@@ -37,7 +37,7 @@ def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list
         tile_words.fill(0)
         write_tiles(state, plan, views[: len(ARRAYS)], block, tile_words, tile_rows)
     write_all(views[first_extra:], extras)
-    found = send_new(state, layout, (segments + 1, segments))
+    found = send_new(state, packing, (segments + 1, segments))
 
     arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[first_extra:])
     info = _batch_info(state, plan, arrays, segments)

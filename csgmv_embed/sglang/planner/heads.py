@@ -10,7 +10,7 @@ import torch
 
 from csgmv_embed.batch import Contents
 from csgmv_embed.batch.plan import Int64Array, Ints, chunk_constants, counting
-from csgmv_embed.batch.staging import layout_of
+from csgmv_embed.batch.staging import packing_of
 from csgmv_embed.sglang.planner.arrays import Plan
 from csgmv_embed.sglang.planner.sending import lora_utils, send_new, staging_of, write_all
 from csgmv_embed.sglang.planner.state import State
@@ -76,9 +76,9 @@ def send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor, 
     if not heads:
         return []
     arrays = head_arrays(heads)
-    layout = layout_of(tuple(map(len, arrays)))
-    write_all(staging_of(state).next(layout).views, arrays)
-    found = iter(send_new(state, layout))
+    packing = packing_of(tuple(map(len, arrays)))
+    write_all(staging_of(state).next(packing).views, arrays)
+    found = iter(send_new(state, packing))
     return list(zip(found, found, strict=True))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from csgmv_embed.batch.plan import Int32Array, Ints
-from csgmv_embed.batch.staging import Layout, Staging
+from csgmv_embed.batch.staging import Packing, Staging
 from csgmv_embed.sglang.planner.state import State
 
 
@@ -27,11 +27,11 @@ def write_all(views: list[Int32Array], arrays: list[Ints]) -> None:
         view[:] = array
 
 
-def send_new(state: State, layout: Layout, used: Sequence[int] = ()) -> list[torch.Tensor]:
-    """Send what was written last to a new device buffer; its arrays. used: as Layout.device takes it."""
-    buffer = torch.empty(layout.total, dtype=torch.int32, device=state.backend.device)
+def send_new(state: State, packing: Packing, used: Sequence[int] = ()) -> list[torch.Tensor]:
+    """Send what was written last to a new device buffer; its arrays. used: as Packing.device takes it."""
+    buffer = torch.empty(packing.total, dtype=torch.int32, device=state.backend.device)
     staging_of(state).send(buffer)
-    return layout.device(buffer, used)
+    return packing.device(buffer, used)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Host buffers against a GPU that does nothing until it is waited for, and the views of a layout."""
+"""Host buffers against a GPU that does nothing until it is waited for, and the views of a packing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from csgmv_embed.batch.staging import LAP, Staging, layout_of
+from csgmv_embed.batch.staging import LAP, Staging, packing_of
 
 
 class LazyGpu:
@@ -60,10 +60,10 @@ def test_no_buffer_is_handed_out_while_a_copy_reads_it(
 ) -> None:
     gpu: Any = LazyGpu(monkeypatch)
     chance = random.Random(3)
-    layout = layout_of((40,))
+    packing = packing_of((40,))
     steps = 400
     for _ in range(steps):
-        assert not gpu.still_reads(staging.next(layout).tensor)
+        assert not gpu.still_reads(staging.next(packing).tensor)
         if chance.random() < 0.3:
             gpu.current = chance.randrange(streams)
         if chance.random() < 0.9:  # else planning has failed
@@ -76,19 +76,19 @@ def test_no_buffer_is_handed_out_while_a_copy_reads_it(
 def test_a_larger_layout_gets_other_memory() -> None:
     staging = Staging(torch.device("cpu"))
     for sizes in ((5,), (70_000, 3), (5,)):
-        target = torch.empty(layout_of(sizes).total, dtype=torch.int32)
+        target = torch.empty(packing_of(sizes).total, dtype=torch.int32)
         for step in range(10):
-            for view in staging.next(layout_of(sizes)).views:
+            for view in staging.next(packing_of(sizes)).views:
                 view[:] = step
             staging.send(target)
-            assert all((view == step).all() for view in layout_of(sizes).device(target))
+            assert all((view == step).all() for view in packing_of(sizes).device(target))
 
 
 @pytest.mark.parametrize("used", [(), (0, 0), (3, 16), (17, 1)])
 def test_device_views_are_the_host_views_cut_to_what_is_used(used: tuple[int, ...]) -> None:
-    layout = layout_of((17, 16, 0, 5, 32), shrinking=2)
-    buffer = torch.arange(layout.total, dtype=torch.int32)
-    views = layout.device(buffer, used)
-    assert [len(view) for view in views] == [*used, *layout.sizes[len(used) :]]
-    for view, host, start in zip(views, layout.host(buffer.numpy()), layout.starts, strict=True):
+    packing = packing_of((17, 16, 0, 5, 32), shrinking=2)
+    buffer = torch.arange(packing.total, dtype=torch.int32)
+    views = packing.device(buffer, used)
+    assert [len(view) for view in views] == [*used, *packing.sizes[len(used) :]]
+    for view, host, start in zip(views, packing.host(buffer.numpy()), packing.starts, strict=True):
         assert start % 16 == 0 and view.tolist() == host.tolist()[: len(view)]

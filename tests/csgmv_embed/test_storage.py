@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from csgmv_embed import ShapeError, empty_a_table, storage_of, to_storage
-from csgmv_embed.layout import Storage
+from csgmv_embed.storage import Storage
 
 SLOTS, MAX_RANK, VOCAB = 3, 4, 7
 STRIDES: dict[Storage, tuple[int, int, int]] = {
