@@ -3,7 +3,6 @@
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.embedding import embedding_lora, embedding_lora_add
 from csgmv_embed.errors import CapacityError, CsgmvEmbedError, DeviceError, DtypeError, GradError, ShapeError, SlotError
-from csgmv_embed.storage import empty_a_table, storage_of, to_storage
 from csgmv_embed.linear import lora_expand, lora_linear, lora_shrink
 from csgmv_embed.lm_head import lm_head_expand, lm_head_lora, lm_head_shrink
 from csgmv_embed.lookup import embedding_lora_a
@@ -13,6 +12,7 @@ from csgmv_embed.reference import (
     lm_head_lora_reference,
     lora_linear_reference,
 )
+from csgmv_embed.storage import empty_a_table, storage_of, to_storage
 
 __version__ = "0.1.0"
 

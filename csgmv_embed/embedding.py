@@ -123,7 +123,7 @@ def _run(operands: Operands, batch: EmbeddingBatch, vocab_size: int, missing_row
         batch.seen(),
         vocab_size,
         missing_row,
-        tiles.forced_now.matrix,
+        tiles.forced_now.seen,
     )
     launch = launches.get(key)
     if launch is None:
@@ -224,7 +224,8 @@ def _prepare(
     if out.numel() == 0 or (add and batch.without_adapter):
         return NOTHING
     tokens, hidden = out.shape
-    tile = tiles.choose_layer(tokens, a_table.shape[1], hidden, out.element_size())
+    gpu = direct.gpu_name(out.device)
+    tile = tiles.choose_layer(tokens, a_table.shape[1], hidden, out.element_size(), gpu)
     out_width = min(width(embedding, hidden, embedding.stride(0)), width(out, hidden, out.stride(0)))
     if batch.without_adapter:
         return _rows_launch(embedding, out, missing_row, out_width, tile.num_warps)
@@ -276,7 +277,7 @@ def _rows_launch(
 
 
 def _grid(
-    batch: EmbeddingBatch, tokens: int, hidden: int, tile: tiles.TileConfig, *, add: bool
+    batch: EmbeddingBatch, tokens: int, hidden: int, tile: tiles.MatrixTile, *, add: bool
 ) -> tuple[direct.Grid, dict[str, Any]]:
     """The grid, and the constants that say which rows its programs take."""
     steps = walk(batch, tokens, tile.block_m)

@@ -160,7 +160,8 @@ def _shrink_tile(x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch) 
     tokens, in_features = x.shape
     decode = batch.tile_block <= DECODE_BLOCK
     token_tiles = 0 if decode else most_tiles(tokens, batch.slots, batch.tile_block)
-    return tiles.choose_linear_shrink(decode, token_tiles, a_table.shape[1], in_features, x.element_size())
+    gpu = direct.gpu_name(x.device)
+    return tiles.choose_linear_shrink(decode, token_tiles, a_table.shape[1], in_features, x.element_size(), gpu)
 
 
 def _shrink(
@@ -193,7 +194,7 @@ def _expand(
     """The checked launch."""
     arrays, known = planned
     operands, options = (shrunk, b_table, out), (columns, overlap)
-    seen = known, options, tiles.forced_now.linear
+    seen = known, options, tiles.forced_now.seen
     launch = direct.ready(lora_expand_kernel, arrays, operands, seen, _prepare_expand, batch, *options)
     slots, _, max_rank = b_table.shape
     batch.check_fits(shrunk.shape[0], slots, max_rank, "shrunk")
@@ -279,7 +280,8 @@ def _prepare_expand(
     checks.check_device(batch.device, b_table, "b_table")
     if tokens == 0 or max_rank == 0 or features == 0 or batch.without_adapter:
         return NOTHING
-    tile = tiles.choose_linear_expand(batch.tile_block <= DECODE_BLOCK, features, max_rank, b_table.element_size())
+    decode, gpu = batch.tile_block <= DECODE_BLOCK, direct.gpu_name(b_table.device)
+    tile = tiles.choose_linear_expand(decode, features, max_rank, b_table.element_size(), gpu)
     span = tile.block_n * tile.steps
     widths = [after - before for before, after in pairwise(columns)]
     constants = ExpandConstants(

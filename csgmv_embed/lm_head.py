@@ -107,7 +107,7 @@ def _empty_shrunk(hidden_states: torch.Tensor, a_table: torch.Tensor) -> torch.T
 
 def _planned(batch: EmbeddingBatch) -> tuple[direct.Tensors, direct.Key]:
     """What the kernels read of a batch, and what a launch depends on beside the operands. Raises ShapeError."""
-    return batch.structure(), (batch.seen(), tiles.forced_now.matrix)
+    return batch.structure(), (batch.seen(), tiles.forced_now.seen)
 
 
 def _shrink(
@@ -155,7 +155,8 @@ def _prepare_shrink(
     checks.check_device(batch.device, hidden_states, "hidden_states")
     if tokens == 0 or max_rank == 0 or batch.without_adapter:
         return NOTHING
-    tile = tiles.choose_head_shrink(hidden_states.element_size())
+    gpu = direct.gpu_name(hidden_states.device)
+    tile = tiles.choose_head_shrink(tokens, max_rank, hidden_states.element_size(), gpu)
     steps = walk(batch, tokens, tile.block_m)
     constants = ShrinkConstants(
         x_stride_token=hidden_states.stride(0),
@@ -195,7 +196,8 @@ def _prepare_expand(
     checks.check_device(batch.device, shrunk, "shrunk")
     if tokens == 0 or max_rank == 0 or vocab == 0 or batch.without_adapter:
         return NOTHING
-    tile = tiles.choose_head_expand(tokens, batch.slots, max_rank, shrunk.element_size())
+    gpu = direct.gpu_name(shrunk.device)
+    tile = tiles.choose_head_expand(tokens, batch.slots, max_rank, shrunk.element_size(), gpu)
     steps = walk(batch, tokens, tile.block_m)
     constants = ExpandConstants(
         shrunk_stride_token=shrunk.stride(0),

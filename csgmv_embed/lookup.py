@@ -110,7 +110,7 @@ def _launched(
         batch_seen,
         vocab_size,
         pdl,
-        tiles.forced_now.lookup,
+        tiles.forced_now.seen,
     )
     launch = launches.get(key)
     if launch is None:
@@ -181,8 +181,7 @@ def _prepare(
         return NOTHING
     plan: tiles.Plan = "segments" if batch.token_adapters is None else "tokens"
     contiguous, element_bytes = a_table.stride(1) == 1, a_table.element_size()
-    gpu = torch.cuda.get_device_name(a_table.device) if a_table.is_cuda else ""
-    tile = tiles.choose(plan, tokens, max_rank, contiguous, element_bytes, gpu)
+    tile = tiles.choose_lookup(plan, tokens, max_rank, contiguous, element_bytes, direct.gpu_name(a_table.device))
     constants = _constants(a_table, vocab_size, extra_embeddings, out, tile, batch.permutation is not None, pdl)
     row_tiles, rank_blocks = -(-tokens // tile.block_m), -(-max_rank // tile.block_n)
     if plan == "tokens":
@@ -202,7 +201,7 @@ def _constants(
     vocab_size: int,
     extra_embeddings: torch.Tensor | None,
     out: torch.Tensor,
-    tile: tiles.LaunchConfig,
+    tile: tiles.LookupTile,
     has_permutation: bool,
     pdl: bool,
 ) -> LookupConstants:

@@ -128,26 +128,30 @@ def _run(plan: Plan, results: Results, path: Path) -> None:
 
 
 def tune(
+    kernel: Annotated[list[str] | None, typer.Option("--kernel", "-k", help="Only this one; may be repeated.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
     ] = None,
 ) -> None:
-    """Time launch configurations on this GPU and write the library's table for it."""
+    """Time the tiles of every kernel on this GPU and write the library's table of those that beat its rules."""
     guards.require_timing("tune")
     import torch
 
-    from bench.execute.tune import ADAPTERS, VOCAB, TunedTable, as_fields, encode
-    from bench.execute.tune import tune as run_tune
+    from bench.execute.tuning import run
+    from bench.execute.tuning.subjects import SUBJECTS
     from bench.show.progress import tuned
     from bench.show.tables import console
-    from csgmv_embed.launch import tiles
+    from csgmv_embed.launch.tuned import table_path
 
+    chosen = [subject for subject in SUBJECTS if not kernel or subject.kernel in kernel]
+    if unknown := set(kernel or ()) - {subject.kernel for subject in SUBJECTS}:
+        known = ", ".join(subject.kernel for subject in SUBJECTS)
+        raise typer.BadParameter(f"unknown kernel {', '.join(sorted(unknown))}; expected of {known}")
     gpu = torch.cuda.get_device_name()
-    rows = [as_fields(row) for row in tuned(run_tune(), console())]
-    code = collect_code()
-    table = TunedTable(gpu, code.sha, "python -m bench tune", VOCAB, ADAPTERS, rows)
-    path = output or tiles.table_path(gpu)
-    store.write_bytes(path, encode(table))
+    found = tuned(run.tune(chosen), console())
+    command = " ".join(["python -m bench tune", *(f"-k {name}" for name in kernel or ())])
+    path = output or table_path(gpu)
+    store.write_bytes(path, run.encode(run.as_file(gpu, collect_code().sha, command, found)))
     console().print(f"written to {path}")
 
 

@@ -15,7 +15,7 @@ from bench.model.records import Point
 from bench.show.tables import microseconds, short_name
 
 if TYPE_CHECKING:  # the library imports torch
-    from csgmv_embed.launch.tiles import TunedRow
+    from bench.execute.tuning.run import Tuned
 
 PLAIN_EVERY_S = 10.0
 
@@ -90,15 +90,16 @@ def _failure(point: Point) -> str:
     return f"{point.status}: {point.contender}, {point.clock}, {point.case.label}: {point.reason}"
 
 
-def tuned(rows: Iterable[TunedRow], console: Console) -> list[TunedRow]:
-    """Consume the rows of a tuning run and show each as a line."""
+def tuned(found: Iterable[Tuned], console: Console) -> list[Tuned]:
+    """Consume a tuning run and show what came of each kernel."""
     kept = []
-    for row in rows:
-        storage = "vocab-major" if row.rows_contiguous else "rank-major"
-        console.print(
-            f"{row.plan}, {storage} {row.element_bytes} B, {row.max_tokens} tokens r{row.max_rank}: "
-            f"{microseconds(row.best_us)} us with {row.config.block_m}x{row.config.block_n}, "
-            f"{row.config.num_warps} warps; the rule takes {microseconds(row.rule_us)} us"
-        )
-        kept.append(row)
+    for each in found:
+        kernel = each.subject.kernel
+        console.print(f"{kernel}: {each.cells} sizes, {each.tried} put to the proof, {len(each.rows)} kept")
+        for row in each.rows:
+            at = ", ".join(f"{axis} {size}" for axis, size in zip(each.subject.axes, row.at, strict=True))
+            tile = " ".join(f"{name}={value}" for name, value in row.tile.items())
+            times = f"{microseconds(row.tuned_us)} us, the rule's {microseconds(row.rule_us)}"
+            console.print(f"  {at}: {tile}: {times}, at least {row.gain_pct:g} % less", soft_wrap=True)
+        kept.append(each)
     return kept

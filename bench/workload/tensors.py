@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+import csgmv_embed
 from bench.model.case import ELEMENT_BYTES, HEAD_OPS, Case, Storage
-from csgmv_embed import layout
 
 IntArray = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -227,9 +227,9 @@ def _pattern(block: int, device: torch.device) -> torch.Tensor:
 
 def make_table(case: Case, slots: int, storage: Storage, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A (slots, rank, vocab) table whose values depend on the logical index alone."""
-    table = layout.empty_a_table(slots, case.rank, case.vocab, dtype=dtype, device=device, storage="rank_major")
+    table = csgmv_embed.empty_a_table(slots, case.rank, case.vocab, dtype=dtype, device=device, storage="rank_major")
     fill(table, _BLOCKS["a"])
-    return layout.to_storage(table, storage)
+    return csgmv_embed.to_storage(table, storage)
 
 
 def set_bytes(case: Case) -> int:

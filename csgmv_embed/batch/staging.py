@@ -72,7 +72,7 @@ class HostBuffer:
         self._packing: Packing | None = None
 
     def holds(self, packing: Packing) -> bool:
-        """Make room for `packing`; False if the memory is too small. Steps of one size find their views made already."""
+        """Make room for it; False if the memory is too small. Steps of one size find their views made already."""
         if self._packing is packing:
             return True
         if self._memory.shape[0] < packing.total:

@@ -38,6 +38,12 @@ launches: dict[Key, Launch | Nothing] = {}  # of all ops; the first part of a ke
 _variants: dict[Key, Callable[..., None]] = {}  # what Triton compiled, which launches of other grids share
 
 
+@lru_cache
+def gpu_name(device: torch.device) -> str:
+    """The model of GPU, as tables of tiles are named by it; empty for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 class Nothing:
     """There is nothing to launch."""
 

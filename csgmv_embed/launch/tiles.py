@@ -1,45 +1,41 @@
-"""Which tile a kernel takes, and why: a measured table per GPU model, and a rule where there is none.
+"""Which tile a kernel takes, and why: a rule for each kernel, and before it what was measured to be faster on this GPU.
 
 A tile is BLOCK_M rows by BLOCK_N columns of what is written; a product takes BLOCK_K terms of its sum at a time.
 
-Tables are `tuned/<GPU name>.json`, written by `python -m bench tune` on that GPU. Each row says up to which rank and
-number of tokens it holds, for one plan, storage and element size, and why: the time of its configuration and of the
-rule's. What suits one plan does not suit the other: every tile of the segments plan repeats its dependent loads.
+Every choice is asked for by the name of its kernel (`Kernel`). A tile that is forced comes first, then the GPU's table
+(launch/tuned.py), then the rule.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
-TABLES = Path(__file__).parents[1] / "tuned"
+from csgmv_embed.launch.tuned import tuned
+
 Plan = Literal["tokens", "segments"]  # how a kernel learns slot and rank of a token (kernels/lookup.py)
+Kernel = Literal[
+    "lookup_tokens_vocab_major",
+    "lookup_tokens_rank_major",
+    "lookup_segments_vocab_major",
+    "lookup_segments_rank_major",
+    "layer",
+    "lm_head_shrink",
+    "lm_head_expand",
+    "lora_shrink",
+    "lora_expand",
+]
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
-class LaunchConfig(NamedTuple):
+class LookupTile(NamedTuple):
     """Of a lookup: one program copies block_m tokens by block_n ranks with num_warps warps."""
 
     block_m: int
     block_n: int
     num_warps: int
-
-
-class TunedRow(NamedTuple):
-    """The best configuration measured for max_tokens tokens of rank max_rank, used up to there."""
-
-    plan: str  # a Plan, or "any": the times are geometric means over both
-    rows_contiguous: bool
-    element_bytes: int
-    max_rank: int
-    max_tokens: int
-    config: LaunchConfig
-    best_us: float
-    rule_us: float
 
 
 # The rule, from 182 tiles timed once on an NVIDIA H200 (bf16, 8 slots, vocab 128256, graphs of 60 launches).
@@ -51,10 +47,10 @@ MAX_BLOCK_N = 256
 
 # Scattered elements: tall tiles of few ranks, ranks in the outer grid axis, so that programs running together read
 # neighbouring ids of the same (slot, rank) line of the table (rank 256, 16384 tokens: 85 us, the worst tile 103).
-SCATTERED_TILE = LaunchConfig(block_m=32, block_n=16, num_warps=4)
+SCATTERED_TILE = LookupTile(block_m=32, block_n=16, num_warps=4)
 
 
-class TileConfig(NamedTuple):
+class MatrixTile(NamedTuple):
     """Of the embedding layer and lm_head: a program takes block_m tokens by `steps` blocks of block_n columns.
 
     Terms of the sum, ranks but for lm_head's shrink, are multiplied block_k at a time.
@@ -107,100 +103,78 @@ WIDE_FEATURES = 8192  # from here on there are programs enough without the longe
 
 
 class Forced:
-    """What every launch uses now instead of what is chosen: for measuring it."""
+    """Tiles that are used whatever the tables and the rules say, by kernel: for measuring them."""
 
-    __slots__ = ("linear", "lookup", "matrix")
+    __slots__ = ("seen", "tiles")
 
     def __init__(self) -> None:
-        self.lookup: LaunchConfig | None = None
-        self.matrix: TileConfig | None = None
-        self.linear: tuple[ShrinkTile, ExpandTile] | None = None
+        self.tiles: dict[Kernel, tuple[Any, ...]] = {}
+        self.seen: object = None  # the same, as a part of a launch's key
 
 
 forced_now = Forced()
 
 
-def choose(
+@contextmanager
+def forced(**kernels: tuple[Any, ...]) -> Iterator[None]:
+    """Within, these kernels use these tiles: forced(layer=MatrixTile(...)). Keywords are names of `Kernel`."""
+    before = forced_now.tiles
+    _force({**before, **kernels})
+    try:
+        yield
+    finally:
+        _force(before)
+
+
+def _force(found: dict[Any, tuple[Any, ...]]) -> None:
+    forced_now.tiles = found
+    forced_now.seen = tuple(sorted(found.items())) or None
+
+
+def _choose(
+    kernel: Kernel, rule: T, sizes: tuple[int, ...], element_bytes: int, gpu: str, fit: Callable[[T], T] | None = None
+) -> T:
+    """The tile that is forced, else the one of the GPU's table for these sizes, else the rule's.
+
+    fit: makes a tile that was measured at other sizes one for these.
+    """
+    held = forced_now.tiles.get(kernel)
+    if held is not None:
+        return cast(T, held)
+    fields = tuned(gpu, kernel, element_bytes, sizes)
+    tile = rule if fields is None else type(rule)(**fields)
+    return fit(tile) if fit else tile
+
+
+def choose_lookup(
     plan: Plan, num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str
-) -> LaunchConfig:
-    """The configuration for num_tokens rows of max_rank columns of element_bytes each.
+) -> LookupTile:
+    """The tile for num_tokens rows of max_rank columns of element_bytes each.
 
     rows_contiguous: the table is vocab-major. gpu: the name torch.cuda.get_device_name gives, empty for none.
     """
-    return forced_now.lookup or _chosen(plan, num_tokens, max_rank, rows_contiguous, element_bytes, gpu)
+    kernel = lookup_kernel(plan, rows_contiguous)
+    rule = lookup_rule(num_tokens, max_rank, rows_contiguous)
+
+    def fit(tile: LookupTile) -> LookupTile:
+        return tile._replace(block_n=min(tile.block_n, next_power_of_2(max_rank)))
+
+    return _choose(kernel, rule, (max_rank, num_tokens), element_bytes, gpu, fit)
 
 
-def rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LaunchConfig:
-    """What is used without a table for the GPU."""
+def lookup_kernel(plan: Plan, rows_contiguous: bool) -> Kernel:
+    """A plan and a storage have a table of their own: what suits one does not suit the other."""
+    return f"lookup_{plan}_{'vocab' if rows_contiguous else 'rank'}_major"  # type: ignore[return-value]
+
+
+def lookup_rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LookupTile:
+    """What is used where no table knows better."""
     rank = next_power_of_2(max_rank)
     if not rows_contiguous:
         return SCATTERED_TILE._replace(block_n=min(rank, SCATTERED_TILE.block_n))
     elements = next(tile for limit, tile in ROW_TILES if num_tokens * max_rank <= limit)
     block_n = min(rank, MAX_BLOCK_N)
-    return LaunchConfig(min(64, elements // block_n), block_n, 4)
-
-
-def forced(config: LaunchConfig) -> AbstractContextManager[None]:
-    """Within, every lookup uses this configuration: for measuring one."""
-    return _during("lookup", config)
-
-
-def forced_tile(config: TileConfig) -> AbstractContextManager[None]:
-    """Within, every kernel of the embedding layer and lm_head uses this tile."""
-    return _during("matrix", config)
-
-
-def forced_linear(shrink: ShrinkTile, expand: ExpandTile) -> AbstractContextManager[None]:
-    """Within, every kernel of linear layers uses these tiles."""
-    return _during("linear", (shrink, expand))
-
-
-@contextmanager
-def _during(kind: str, tile: object) -> Iterator[None]:
-    setattr(forced_now, kind, tile)
-    try:
-        yield
-    finally:
-        setattr(forced_now, kind, None)
-
-
-@lru_cache(maxsize=4096)
-def _chosen(
-    plan: Plan, num_tokens: int, max_rank: int, rows_contiguous: bool, element_bytes: int, gpu: str
-) -> LaunchConfig:
-    wanted = (rows_contiguous, element_bytes)
-    rows = [
-        row for row in table(gpu) if row.plan in (plan, "any") and (row.rows_contiguous, row.element_bytes) == wanted
-    ]
-    if not rows:
-        return rule(num_tokens, max_rank, rows_contiguous)
-    rank = _at_least(max_rank, {row.max_rank for row in rows})
-    tokens = _at_least(num_tokens, {row.max_tokens for row in rows if row.max_rank == rank})
-    config = next(row.config for row in rows if (row.max_rank, row.max_tokens) == (rank, tokens))
-    return config._replace(block_n=min(config.block_n, next_power_of_2(max_rank)))
-
-
-def _at_least(value: int, steps: set[int]) -> int:
-    """The smallest step that is not below value, or the largest there is."""
-    return min((step for step in steps if step >= value), default=max(steps))
-
-
-@lru_cache
-def table(gpu: str) -> tuple[TunedRow, ...]:
-    """The rows for a GPU by its name; empty where it has not been tuned for."""
-    path = table_path(gpu)
-    if not gpu or not path.exists():
-        return ()
-    return tuple(_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"])
-
-
-def table_path(gpu: str) -> Path:
-    """Where the table of a GPU is kept."""
-    return TABLES / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}.json"
-
-
-def _row(fields: dict[str, Any]) -> TunedRow:
-    return TunedRow(**{**fields, "config": LaunchConfig(**fields["config"])})
+    return LookupTile(min(64, elements // block_n), block_n, 4)
 
 
 def next_power_of_2(value: int) -> int:
@@ -208,7 +182,7 @@ def next_power_of_2(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int) -> TileConfig:
+def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int, gpu: str) -> MatrixTile:
     """The layer kernel's tile for num_tokens rows of `hidden` columns and tables of max_rank.
 
     From 108 tiles timed for decode and 60 for prefill on an NVIDIA H100 (bf16, hidden 4096, ranks 16 and 64, 8 slots,
@@ -218,49 +192,64 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
     which wait for B out of the L2, read once a tile. float32 is multiplied without tensor cores, out of registers:
     small tiles. No tile takes more than 96 KiB of shared memory.
     """
-    if forced_now.matrix is not None:
-        return forced_now.matrix
+    rule = layer_rule(num_tokens, max_rank, element_bytes)
+
+    def fit(tile: MatrixTile) -> MatrixTile:
+        most = tile.block_n if max_rank <= tile.block_k else min(tile.block_n, 128)
+        block_n = min(most, max(MIN_TILE, next_power_of_2(hidden)))
+        return tile._replace(block_n=block_n, steps=min(tile.steps, max(1, hidden // block_n)))
+
+    return _choose("layer", rule, (max_rank, num_tokens), element_bytes, gpu, fit)
+
+
+def layer_rule(num_tokens: int, max_rank: int, element_bytes: int) -> MatrixTile:
+    """What is used where no table knows better."""
     small = max_rank <= SMALL_RANK
     if element_bytes > 2:
-        tile = TileConfig(16, 64, 16, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else 4)
-    elif num_tokens <= 8:
-        tile = TileConfig(16, 64, 64, 4)
-    elif num_tokens <= 256:
-        tile = TileConfig(16, 256, 64, 8)
-    elif small or num_tokens <= WORDS_MAX_TOKENS:
-        tile = TileConfig(16, 256, 64, 4)
-    elif num_tokens <= LARGE_PREFILL:
-        tile = TileConfig(16, 128, 64, 4, 8)
-    else:
-        tile = TileConfig(64, 128, 64, 4, 8)
-    most = tile.block_n if max_rank <= tile.block_k else min(tile.block_n, 128)
-    block_n = min(most, max(MIN_TILE, next_power_of_2(hidden)))
-    return tile._replace(block_n=block_n, steps=min(tile.steps, max(1, hidden // block_n)))
+        return MatrixTile(16, 64, 16, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else 4)
+    if num_tokens <= 8:
+        return MatrixTile(16, 64, 64, 4)
+    if num_tokens <= 256:
+        return MatrixTile(16, 256, 64, 8)
+    if small or num_tokens <= WORDS_MAX_TOKENS:
+        return MatrixTile(16, 256, 64, 4)
+    if num_tokens <= LARGE_PREFILL:
+        return MatrixTile(16, 128, 64, 4, 8)
+    return MatrixTile(64, 128, 64, 4, 8)
 
 
-def choose_head_shrink(element_bytes: int) -> TileConfig:
+def choose_head_shrink(num_tokens: int, max_rank: int, element_bytes: int, gpu: str) -> MatrixTile:
     """The tile of lm_head's shrink: block_n are ranks, block_k hidden states.
 
     1024 bytes of each row: 8 us for 32 to 512 rows of 4096 bf16 on an NVIDIA H100, where the worst of 9 tiles takes 16,
     and 96 KiB of shared memory, which every GPU from compute capability 8.0 on has.
     """
-    return forced_now.matrix or TileConfig(MIN_TILE, MIN_TILE, 1024 // element_bytes, 4)
+    return _choose("lm_head_shrink", head_shrink_rule(element_bytes), (max_rank, num_tokens), element_bytes, gpu)
 
 
-def choose_head_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> TileConfig:
+def head_shrink_rule(element_bytes: int) -> MatrixTile:
+    """What is used where no table knows better."""
+    return MatrixTile(MIN_TILE, MIN_TILE, 1024 // element_bytes, 4)
+
+
+def choose_head_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int, gpu: str) -> MatrixTile:
     """The tile of lm_head's expand: as many tokens as a slot has on average, for B is read once for all of a tile.
 
     Within 1.03 to 1.16 of what the bytes take on an NVIDIA H100 (32 to 512 rows, ranks 16 and 64).
     """
-    if forced_now.matrix is not None:
-        return forced_now.matrix
+    rule = head_expand_rule(num_tokens, slots, max_rank, element_bytes)
+    return _choose("lm_head_expand", rule, (max_rank, num_tokens // max(1, slots)), element_bytes, gpu)
+
+
+def head_expand_rule(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> MatrixTile:
+    """What is used where no table knows better."""
     if element_bytes > 2:
-        return TileConfig(16, 64, 16, 4)
+        return MatrixTile(16, 64, 16, 4)
     tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, next_power_of_2(num_tokens // max(1, slots))))
-    return TileConfig(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
+    return MatrixTile(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
 
 
-def block_k(config: TileConfig, max_rank: int) -> int:
+def block_k(config: MatrixTile, max_rank: int) -> int:
     """Ranks multiplied at a time: 16 for tables of up to 16, else the tile's, which is 16 or 64 and never 32.
 
     With blocks of 32 the LLVM of Triton 3.6 pairs the rank indices of A and B in one vector, shifts the unused half
@@ -271,7 +260,7 @@ def block_k(config: TileConfig, max_rank: int) -> int:
 
 
 def choose_linear_shrink(
-    decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int
+    decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int, gpu: str
 ) -> ShrinkTile:
     """The shrink's tile for `stacked` rows of A, of all slices, and in_features terms of each sum.
 
@@ -280,15 +269,24 @@ def choose_linear_shrink(
     the four linear sites of an 8B model, tables out of memory. Float32 is multiplied without tensor cores, out of
     registers: small tiles.
     """
-    return (
-        forced_now.linear[0]
-        if forced_now.linear
-        else _linear_shrink(decode, token_tiles, stacked, in_features, element_bytes)
-    )
+    if "lora_shrink" in forced_now.tiles:
+        return cast(ShrinkTile, forced_now.tiles["lora_shrink"])
+    return _linear_shrink(decode, token_tiles, stacked, in_features, element_bytes, gpu)
 
 
 @lru_cache(maxsize=4096)
-def _linear_shrink(decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int) -> ShrinkTile:
+def _linear_shrink(
+    decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int, gpu: str
+) -> ShrinkTile:
+    """Kept, because every call asks."""
+    rule = linear_shrink_rule(decode, token_tiles, stacked, in_features, element_bytes)
+    return _choose("lora_shrink", rule, (token_tiles, stacked, in_features), element_bytes, gpu)
+
+
+def linear_shrink_rule(
+    decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int
+) -> ShrinkTile:
+    """What is used where no table knows better."""
     if element_bytes > 2:
         return ShrinkTile(16, 64, 1, 2, 4)
     block_n = min(64, max(MIN_TILE, next_power_of_2(stacked)))
@@ -300,10 +298,14 @@ def _linear_shrink(decode: bool, token_tiles: int, stacked: int, in_features: in
     return ShrinkTile(block_n, 128, splits, 3, 4)
 
 
-def choose_linear_expand(decode: bool, out_features: int, max_rank: int, element_bytes: int) -> ExpandTile:
+def choose_linear_expand(decode: bool, out_features: int, max_rank: int, element_bytes: int, gpu: str) -> ExpandTile:
     """The expand's, from 5 tiles each, timed as for the shrink; block_k is never 32, as `block_k` says."""
-    if forced_now.linear is not None:
-        return forced_now.linear[1]
+    rule = linear_expand_rule(decode, out_features, max_rank, element_bytes)
+    return _choose("lora_expand", rule, (int(decode), max_rank, out_features), element_bytes, gpu)
+
+
+def linear_expand_rule(decode: bool, out_features: int, max_rank: int, element_bytes: int) -> ExpandTile:
+    """What is used where no table knows better."""
     if element_bytes > 2:
         return ExpandTile(64, MIN_TILE, 1, 1, 4)
     ranks = MIN_TILE if max_rank <= MIN_TILE else 64

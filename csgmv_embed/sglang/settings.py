@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.storage import Storage
 from csgmv_embed.sglang.targets import LINEAR_HOOKS
+from csgmv_embed.storage import Storage
 
 DISABLE = "CSGMV_EMBED_DISABLE"
 ANY_VERSION = "CSGMV_EMBED_ANY_VERSION"

@@ -80,7 +80,7 @@ def stages() -> list[dict[str, object]]:
             words = EmbeddingBatch.build(
                 None, [token % SLOTS for token in range(tokens)], [rank] * SLOTS
             ).token_adapters
-            config = tiles.choose("tokens", tokens, rank, True, 2, torch.cuda.get_device_name())
+            config = tiles.choose_lookup("tokens", tokens, rank, True, 2, torch.cuda.get_device_name())
             record: dict[str, object] = {"rank": rank, "tokens": tokens}
             for name, stage in STAGES.items():
                 for pdl in (False, True) if has_pdl else (False,):

@@ -20,7 +20,7 @@ from csgmv_embed import (
     lora_linear_reference,
     lora_shrink,
 )
-from csgmv_embed.launch.tiles import ExpandTile, ShrinkTile, forced_linear
+from csgmv_embed.launch.tiles import ExpandTile, ShrinkTile, forced
 from tests.support.rounding import HAS_GPU, Exact, assert_rounded
 
 pytestmark = pytest.mark.numeric
@@ -109,7 +109,7 @@ TILES = {
 @pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 def test_any_tiles_compute_the_same_and_the_same_every_time(tiles):
     site = Site(starts=(0, 50, 113), features=104, dtype=torch.float16)
-    with forced_linear(*tiles):
+    with forced(lora_shrink=tiles[0], lora_expand=tiles[1]):
         first, second = site.run(), site.run()
     site.check(first)
     assert torch.equal(first, second)

@@ -96,7 +96,8 @@ def test_any_tile(device, tile):
     hidden, a, b = tables(case, 208)
     logits = case.random(case.tokens, 208)
     exact = case.expected_head(hidden, a, b, logits)
-    with tiles.forced_tile(tiles.TileConfig(*tile)):
+    forced = tiles.MatrixTile(*tile)
+    with tiles.forced(lm_head_shrink=forced, lm_head_expand=forced):
         assert_rounded(lm_head_lora(hidden, a, b, logits, case.batch()), exact)
 
 

@@ -22,7 +22,7 @@ from csgmv_embed import (
     to_storage,
 )
 from csgmv_embed.launch import checks, direct, tiles
-from csgmv_embed.launch.tiles import LaunchConfig
+from csgmv_embed.launch.tiles import LookupTile
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 EXTREME_IDS = {torch.int32: [-(2**31), 2**31 - 1], torch.int64: [-(2**62), 2**62]}
@@ -254,7 +254,7 @@ def test_host_tensors_are_refused_outside_the_interpreter(monkeypatch, fresh):
 
 def groups_of(table, out):
     """(a_width, out_width) of a launch on these tensors."""
-    constants = lookup._constants(table, table.shape[2], None, out, LaunchConfig(4, 8, 4), False, False)
+    constants = lookup._constants(table, table.shape[2], None, out, LookupTile(4, 8, 4), False, False)
     return constants.a_width, constants.out_width
 
 
@@ -330,7 +330,7 @@ def test_a_static_batch_longer_than_its_first_segments_is_exact_on_the_launch_ma
 @pytest.mark.parametrize("programs", [1, 2, 64])
 def test_rows_behind_a_batch_are_zero_although_it_was_full_when_its_launch_was_chosen(device, monkeypatch, programs):
     """What a captured graph meets: launched when full, replayed with fewer tokens, on as many programs or fewer."""
-    monkeypatch.setattr(tiles.forced_now, "lookup", LaunchConfig(2, 8, 1))
+    monkeypatch.setattr(tiles, "choose_lookup", lambda *_: LookupTile(2, 8, 1))
     monkeypatch.setattr(lookup, "MAX_PADDING_PROGRAMS", programs)
     direct.launches.clear()
     table, ids = torch.randn(2, 8, 50, device=device), torch.arange(12, device=device)

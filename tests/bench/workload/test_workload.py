@@ -19,7 +19,7 @@ from bench.workload.tensors import (
     request_slots,
     sequence_lengths,
 )
-from csgmv_embed import layout
+from csgmv_embed import storage_of
 
 CPU = torch.device("cpu")
 TINY = Case("prefill", 4, 3, 4, adapters=3, vocab=50)
@@ -152,7 +152,7 @@ def test_ids_lie_in_the_vocabulary_and_sets_differ() -> None:
 def test_tables_of_both_storages_have_equal_values(dtype: str) -> None:
     workload = made(Case("decode", 2, 1, 4, vocab=50, dtype=dtype))
     rank_major, vocab_major = workload.table("rank_major"), workload.table("vocab_major")
-    assert layout.storage_of(rank_major) == "rank_major" and layout.storage_of(vocab_major) == "vocab_major"
+    assert storage_of(rank_major) == "rank_major" and storage_of(vocab_major) == "vocab_major"
     assert rank_major.dtype == vocab_major.dtype == workload.dtype == getattr(torch, dtype)
     assert torch.equal(rank_major, vocab_major)
     assert workload.table("rank_major") is rank_major

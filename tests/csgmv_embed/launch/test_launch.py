@@ -119,7 +119,7 @@ PARTS = {
     "extra": [False, True],
     "vocab": [30, 29],
     "pdl": [False, True],
-    "forced": [None, tiles.LaunchConfig(2, 8, 1)],
+    "forced": [{}, {"lookup_tokens_vocab_major": tiles.LookupTile(2, 8, 1)}],
 }
 
 
@@ -151,12 +151,12 @@ def test_a_kept_launch_is_the_one_that_its_call_would_make(data):
         kept = {}
         for name in [*PARTS, *PARTS]:
             parts[name] = data.draw(st.sampled_from(PARTS[name]))
-            patch.setattr(tiles.forced_now, "lookup", parts["forced"])
             arguments = lookup_arguments(**{key: parts[key] for key in parts if key not in ("forced", "pdl")})
             for known in (kept, {}):
                 direct.launches.clear()
                 direct.launches.update(known)
-                embedding_lora_a(*arguments, pdl=parts["pdl"])
+                with tiles.forced(**parts["forced"]):
+                    embedding_lora_a(*arguments, pdl=parts["pdl"])
                 known.update(direct.launches)
             assert made[-1] == made[-2]
     direct.launches.clear()
@@ -175,7 +175,7 @@ def test_a_known_variant_skips_the_front_and_another_is_never_taken_for_it(devic
 
     monkeypatch.setattr(JITFunction, "run", run)
     # one tile for every number of tokens, whatever this GPU's table says
-    monkeypatch.setattr(tiles, "choose", lambda *_: tiles.LaunchConfig(8, 8, 4))
+    monkeypatch.setattr(tiles, "choose_lookup", lambda *_: tiles.LookupTile(8, 8, 4))
     expected_variants = 0
     for rank in (8, 16, 24, 64):  # one rank after another in one process: the fault of a key without the rank
         for dtype in (torch.bfloat16, torch.float32):

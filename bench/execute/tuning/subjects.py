@@ -1,0 +1,144 @@
+"""What is tuned: each kernel, the sizes at which it is measured, and the tiles worth timing there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from bench.contenders.ours.lookup import CHUNK_SIZE
+from bench.model.case import Case, Op
+from csgmv_embed.launch import tiles
+from csgmv_embed.launch.tiles import Kernel, LookupTile, MatrixTile, Plan
+from csgmv_embed.launch.tuned import Grid, Sizes
+
+Tile = tuple[Any, ...]  # a NamedTuple of csgmv_embed.launch.tiles
+ELEMENT_BYTES = 2  # adapters are served in two bytes; the rule serves the rest
+VOCAB, ADAPTERS, HIDDEN = 128256, 8, 4096
+RANKS = (8, 16, 64, 256)
+TOKENS = (1, 32, 256, 2048, 16384)
+PRODUCT_RANKS = (16, 64)
+LAYER_TOKENS = (8, 32, 256, 1024, 4096, 16384)
+HEAD_TOKENS = (32, 128, 512)  # rows of lm_head: one a request
+MOST_REGISTERS = 1024  # elements a warp copies: 32 a thread
+
+
+class Cell(NamedTuple):
+    """A kernel at the sizes of one call: `tiles` are the rule's, and then every other one worth timing."""
+
+    kernel: Kernel
+    at: Sizes
+    case: Case
+    contender: str
+    tiles: list[Tile]
+
+
+class Subject(NamedTuple):
+    """A kernel and the axes of its cells, in the order of the library's choice."""
+
+    kernel: Kernel
+    axes: tuple[str, ...]
+    cells: Callable[[], Iterator[Cell]]
+
+    def grid(self) -> Grid:
+        """At which sizes it is measured."""
+        at = [cell.at for cell in self.cells()]
+        steps = tuple(tuple(sorted(set(values))) for values in zip(*at, strict=True))
+        return Grid(self.kernel, ELEMENT_BYTES, self.axes, steps)
+
+
+def batch_case(tokens: int, rank: int, op: Op = "lookup", hidden: int = 0) -> Case:
+    """One token each, or the same number for every request: only the tokens matter to a tile."""
+    shape = ("decode", tokens, 1) if tokens < 1024 else ("prefill", 8, tokens // 8)
+    return Case(*shape, rank, adapters=ADAPTERS, vocab=VOCAB, op=op, hidden=hidden)  # type: ignore[arg-type]
+
+
+def lookup_tiles(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> list[Tile]:
+    """Powers of two: no tile mostly empty, no segment shorter than its tile, 32 elements a thread at most."""
+    width = min(rank, tiles.MAX_BLOCK_N)
+    if rows_contiguous:
+        sizes = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+        shapes = [(size // width, width, warps) for size in sizes for warps in (1, 2, 4, 8) if size >= width]
+    else:
+        widths = (4, 8, 16, 32, 64) if plan == "tokens" else (8, 16, 32, 64, 128, 256)
+        shapes = [(rows, n, warps) for rows in (4, 8, 16, 32, 64, 128) for n in widths if n <= rank for warps in (1, 4)]
+    most = max(8, 2 * tokens) if plan == "tokens" else CHUNK_SIZE
+    useful = [
+        LookupTile(rows, n, warps)
+        for rows, n, warps in shapes
+        if rows <= most and 32 * warps <= rows * n <= MOST_REGISTERS * warps
+    ]
+    return _once(tiles.lookup_rule(tokens, rank, rows_contiguous), useful)
+
+
+def layer_tiles(tokens: int, rank: int) -> list[Tile]:
+    """Those that were best at some size on an H100, and their neighbours."""
+    few = tokens <= tiles.WORDS_MAX_TOKENS
+    blocks = (16,) if few else (16, 32, 64)
+    shapes = [(64, 4), (128, 4), (128, 8), (256, 4), (256, 8)]
+    steps = (1,) if few else (4, 8)
+    found = [
+        MatrixTile(m, n, 64, warps, step) for m in blocks for n, warps in shapes for step in steps if m * n < 1 << 14
+    ]
+    return _once(tiles.layer_rule(tokens, rank, ELEMENT_BYTES), found)
+
+
+def head_shrink_tiles() -> list[Tile]:
+    """No more than 96 KiB of shared memory each."""
+    shapes = [(256, 4), (512, 4), (512, 8), (1024, 8)]
+    return _once(tiles.head_shrink_rule(ELEMENT_BYTES), [MatrixTile(16, 16, k, warps) for k, warps in shapes])
+
+
+def head_expand_tiles(tokens: int, rank: int) -> list[Tile]:
+    """As many rows as a slot has, or half of that or twice as many."""
+    rule = tiles.head_expand_rule(tokens, ADAPTERS, rank, ELEMENT_BYTES)
+    rows = {max(tiles.MIN_TILE, rule.block_m // 2), rule.block_m, 2 * rule.block_m}
+    shapes = [(64, 4, 4), (128, 4, 1), (128, 4, 4), (128, 8, 2), (256, 8, 1)]
+    return _once(rule, [MatrixTile(m, n, 64, warps, steps) for m in sorted(rows) for n, warps, steps in shapes])
+
+
+def _once(rule: Tile, others: list[Any]) -> list[Tile]:
+    return list(dict.fromkeys([rule, *others]))
+
+
+def _lookup(plan: Plan, family: str, storage: str) -> Subject:
+    contiguous = storage == "vocab_major"
+    kernel = tiles.lookup_kernel(plan, contiguous)
+
+    def cells() -> Iterator[Cell]:
+        for rank in RANKS:
+            for tokens in TOKENS:
+                found = lookup_tiles(plan, tokens, rank, contiguous)
+                yield Cell(kernel, (rank, tokens), batch_case(tokens, rank), f"{family}-{storage}", found)
+
+    return Subject(kernel, ("max_rank", "tokens"), cells)
+
+
+def _layer() -> Iterator[Cell]:
+    for rank in PRODUCT_RANKS:
+        for tokens in LAYER_TOKENS:
+            case = batch_case(tokens, rank, "layer", HIDDEN)
+            yield Cell("layer", (rank, tokens), case, "csgmv_embed-vocab_major", layer_tiles(tokens, rank))
+
+
+def _head_shrink() -> Iterator[Cell]:
+    for rank in PRODUCT_RANKS:
+        for tokens in HEAD_TOKENS:
+            case = batch_case(tokens, rank, "head", HIDDEN)
+            yield Cell("lm_head_shrink", (rank, tokens), case, "csgmv_embed-vocab_major", head_shrink_tiles())
+
+
+def _head_expand() -> Iterator[Cell]:
+    for rank in PRODUCT_RANKS:
+        for tokens in HEAD_TOKENS:
+            found = head_expand_tiles(tokens, rank)
+            case = batch_case(tokens, rank, "expand")
+            yield Cell("lm_head_expand", (rank, tokens // ADAPTERS), case, "csgmv_embed-vocab_major", found)
+
+
+PLANS: dict[Plan, str] = {"tokens": "csgmv_embed", "segments": "csgmv_embed_segments"}  # to its contenders
+SUBJECTS: tuple[Subject, ...] = (
+    *(_lookup(plan, family, storage) for plan, family in PLANS.items() for storage in ("vocab_major", "rank_major")),
+    Subject("layer", ("max_rank", "tokens"), _layer),
+    Subject("lm_head_shrink", ("max_rank", "tokens"), _head_shrink),
+    Subject("lm_head_expand", ("max_rank", "tokens_a_slot"), _head_expand),
+)

@@ -1,0 +1,37 @@
+"""Times of tiles: a wrong result is refused, whatever its time; a fresh process is one, and its error comes back."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from bench import contenders
+from bench.execute.tuning import timing
+from bench.execute.tuning.subjects import SUBJECTS
+from bench.model.records import ResultsError
+from bench.workload.tensors import make_workload
+
+
+def test_a_tile_with_wrong_results_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = next(SUBJECTS[0].cells())
+    cell = cell._replace(case=type(cell.case)("decode", 4, 1, 16, vocab=50))
+    workload = make_workload(cell.case, seed=1, index_sets=1, device=torch.device("cpu"))
+    whole = contenders.build(cell.contender, "lookup")
+
+    class Wrong:
+        tolerance, oracle = whole.tolerance, whole.oracle
+
+        def setup(self, workload: object, *, static: bool) -> object:
+            return lambda k: torch.zeros(4, 16, dtype=torch.bfloat16)
+
+    monkeypatch.setattr(contenders, "build", lambda name, op: Wrong())
+    with pytest.raises(ResultsError, match=r"lookup_tokens_vocab_major with .* at decode 4 r16: error"):
+        timing._captured(cell, workload, cell.tiles[0])
+
+
+def test_a_fresh_process_is_another_one_and_its_error_comes_back() -> None:
+    assert timing.in_fresh_process(os.getpid) != os.getpid()
+    with pytest.raises(ZeroDivisionError):
+        timing.in_fresh_process(divmod, 1, 0)
