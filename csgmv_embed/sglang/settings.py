@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.sglang.targets import LINEAR_HOOKS
+from csgmv_embed.sglang.targets import BASE_GRAPH_HOOKS, LINEAR_HOOKS
 from csgmv_embed.storage import Storage
 
 DISABLE = "CSGMV_EMBED_DISABLE"
@@ -17,6 +17,7 @@ STORAGE = "CSGMV_EMBED_STORAGE"
 LAYER = "CSGMV_EMBED_LAYER"
 LM_HEAD = "CSGMV_EMBED_LM_HEAD"
 LINEAR = "CSGMV_EMBED_LINEAR"
+BASE_GRAPH = "CSGMV_EMBED_BASE_GRAPH"
 _VALUES = {
     DISABLE: ("0", "1"),
     ANY_VERSION: ("0", "1"),
@@ -24,6 +25,7 @@ _VALUES = {
     LAYER: ("1", "0"),
     LM_HEAD: ("1", "0"),
     LINEAR: ("1", "0"),
+    BASE_GRAPH: ("1", "0"),
 }
 
 
@@ -38,6 +40,7 @@ class Settings:
     storage: how the A table lies in SGLang's memory pool.
     layer, lm_head, linear: the whole embedding layer, the LoRA of lm_head and that of the linear layers run on this
     library's kernels; off, SGLang's own functions do them, the embedding layer's with this library's lookup.
+    base_graph: decode steps without any adapter have a captured graph of their own, without LoRA's kernels.
     """
 
     disabled: bool = False
@@ -46,6 +49,7 @@ class Settings:
     layer: bool = True
     lm_head: bool = True
     linear: bool = True
+    base_graph: bool = True
 
     def switched_off(self, hook: str) -> str:
         """The variable that keeps a hook from doing its work; empty if none does."""
@@ -53,6 +57,8 @@ class Settings:
             return "" if self.layer else f"{LAYER}=0"
         if hook in LINEAR_HOOKS:
             return "" if self.linear else f"{LINEAR}=0"
+        if hook in BASE_GRAPH_HOOKS:
+            return "" if self.base_graph else f"{BASE_GRAPH}=0"
         return f"{LM_HEAD}=0" if hook == "lm_head" and not self.lm_head else ""
 
     @classmethod
@@ -72,4 +78,5 @@ class Settings:
             layer=found[LAYER] == "1",
             lm_head=found[LM_HEAD] == "1",
             linear=found[LINEAR] == "1",
+            base_graph=found[BASE_GRAPH] == "1",
         )

@@ -15,7 +15,9 @@ BACKEND = "sglang.srt.lora.backend.chunked_backend.ChunkedSgmvLoRABackend"
 POOL = "sglang.srt.lora.mem_pool.LoRAMemoryPool"
 MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
 LAYERS = "sglang.srt.lora.layers"
+RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 LINEAR_HOOKS = ("qkv", "gate_up", "column", "row")
+BASE_GRAPH_HOOKS = ("base_graph", "base_capture")
 
 
 class VersionError(CsgmvEmbedError, RuntimeError):
@@ -50,6 +52,7 @@ class Release:
     decode_graph: str = "init_cuda_graph_batch_info"
     decode_graph_second: str = "num_tokens_per_req"
     stacked_slices: bool = True  # run_qkv_lora takes the number of slices
+    graph_variant: tuple[str, ...] | None = ()  # further parameters of a capture; None: there are no graphs in variants
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -89,7 +92,7 @@ class Release:
                 (*weights, "extra_embeddings"),
             ),
         ]
-        hooks += self._layer_hooks() + self._linear_hooks()
+        hooks += self._layer_hooks() + self._linear_hooks() + self._graph_hooks()
         if self.prefill_graph:
             method = f"{BACKEND}.init_prefill_cuda_graph_batch_info"
             hooks.insert(3, Hook("prefill_graph", method, self.prefill_graph))
@@ -118,6 +121,16 @@ class Release:
             Hook("row", f"{LAYERS}.RowParallelLinearWithLoRA.apply_lora", apply, required=False),
         ]
 
+    def _graph_hooks(self) -> list[Hook]:
+        """A graph of its own for steps without adapters. Without both of these there is one graph a batch size."""
+        if self.graph_variant is None:
+            return []
+        shape = ("self", "size", "forward", "stream_idx", "variant_label", *self.graph_variant)
+        return [
+            Hook("base_graph", f"{RUNNER}._capture_one_stream", ("self", "stream_idx"), required=False),
+            Hook("base_capture", f"{RUNNER}.capture_one_shape", shape, required=False),
+        ]
+
 
 OLDEST_KERNELS = "sglang.srt.lora.triton_ops"
 MIDDLE_KERNELS = "sglang.kernels.ops.gemm"
@@ -136,14 +149,26 @@ RELEASES = (
         False,
         decode_graph_second="num_tokens_per_bs",
         stacked_slices=False,
+        graph_variant=None,
     ),
-    Release("0.5.11", OLDEST_KERNELS, True, False, (), False, decode_graph_second="num_tokens_per_bs"),
-    Release("0.5.13", OLDEST_KERNELS, True, True, (), False, decode_graph_second="num_tokens_per_bs"),
-    Release("0.5.16", MIDDLE_KERNELS, True, True, (), False),
-    Release("0.5.18", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True),
-    Release("0.5.20", MIDDLE_KERNELS, True, True, PREFILL_REQUESTS, True),
     Release(
-        "0.5.23", NEWEST_KERNELS, True, True, PREFILL_REQUESTS, True, decode_graph="init_decode_cuda_graph_batch_info"
+        "0.5.11", OLDEST_KERNELS, True, False, (), False, decode_graph_second="num_tokens_per_bs", graph_variant=None
+    ),
+    Release(
+        "0.5.13", OLDEST_KERNELS, True, True, (), False, decode_graph_second="num_tokens_per_bs", graph_variant=None
+    ),
+    Release("0.5.16", MIDDLE_KERNELS, True, True, (), False),
+    Release("0.5.18", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True, graph_variant=("dsa_variant",)),
+    Release("0.5.20", MIDDLE_KERNELS, True, True, PREFILL_REQUESTS, True, graph_variant=("attention_variant",)),
+    Release(
+        "0.5.23",
+        NEWEST_KERNELS,
+        True,
+        True,
+        PREFILL_REQUESTS,
+        True,
+        decode_graph="init_decode_cuda_graph_batch_info",
+        graph_variant=("attention_variant",),
     ),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from csgmv_embed.sglang.hooks import backend, embedding, linear, lm_head, lookup, pool
+from csgmv_embed.sglang.hooks import backend, embedding, graphs, linear, lm_head, lookup, pool
 
 HOOKS: dict[str, Callable[..., Any]] = {
     "lookup": lookup.lookup,
@@ -27,6 +27,8 @@ HOOKS: dict[str, Callable[..., Any]] = {
     "gate_up": linear.gate_up,
     "column": linear.column,
     "row": linear.row,
+    "base_graph": graphs.capture_all,
+    "base_capture": graphs.capture_one,
 }
 # The guards of SGLang's launchers are for tables that outlive the plugin: they do their work while it is off, too.
 NEVER_INERT = ("csgmv_launcher", "fallback_launcher")

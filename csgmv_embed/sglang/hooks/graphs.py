@@ -1,0 +1,70 @@
+"""A decode graph of its own for steps in which no request has an adapter.
+
+A captured graph launches LoRA's kernels whether a step needs them or not, and in a model of 32 layers the launches that
+find nothing take a tenth of a small step. SGLang's decode runner can capture each batch size a second time, as the
+variant "nolora", and choose by the requests of a step; it has no user of that for csgmv. Here it is asked for, and
+during that capture the LoRA layers are told that no adapter is set, as they are before the first one is loaded.
+
+Not under data-parallel attention: ranks with different batches share the layers behind it, and a row-parallel layer
+sums over the ranks once more where it has LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang.hooks.common import Original
+
+WITHOUT_LORA = "nolora"  # SGLang's word for the variant
+RUNNER = "DecodeCudaGraphRunner"  # the runners of draft models derive from it, and want none of this
+VARIANT = 3  # where capture_one_shape takes it, behind the runner: size, forward, stream_idx, variant_label
+
+
+def capture_all(original: Original, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """`_capture_one_stream`: every batch size, in one variant or in two."""
+    if _wanted(runner):
+        runner.record_nolora_graph = True
+    return original(runner, *args, **kwargs)
+
+
+def capture_one(original: Original, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """`capture_one_shape`: one batch size in one variant."""
+    variant = kwargs.get("variant_label", args[VARIANT] if len(args) > VARIANT else None)
+    if variant != WITHOUT_LORA or not _wanted(runner):
+        return original(runner, *args, **kwargs)
+    with _unset(_lora_layers(runner.model_runner.lora_manager)):
+        return original(runner, *args, **kwargs)
+
+
+def _wanted(runner: Any) -> bool:
+    if not (runtime.serves("base_graph") and runtime.serves("base_capture")) or type(runner).__name__ != RUNNER:
+        return False
+    manager = getattr(runner.model_runner, "lora_manager", None)
+    if manager is None or runtime.state_of(manager.lora_backend) is None:
+        return False
+    arguments = runner.model_runner.server_args
+    sizes = (getattr(arguments, name, 1) for name in ("dp_size", "attn_dp_size"))
+    return not getattr(arguments, "enable_dp_attention", False) and all(size in (None, 1) for size in sizes)
+
+
+def _lora_layers(manager: Any) -> list[Any]:
+    """Every layer that may have LoRA."""
+    layers = [layer for modules in manager.lora_modules for layer in modules.values()]
+    ends = (manager.embed_tokens_module, manager.lm_head_module)
+    return layers + [layer for layer in ends if layer is not None]
+
+
+@contextmanager
+def _unset(layers: list[Any]) -> Iterator[None]:
+    """Within, no adapter is set."""
+    set_before = [layer.set_lora for layer in layers]
+    for layer in layers:
+        layer.set_lora = False
+    try:
+        yield
+    finally:
+        for layer, was_set in zip(layers, set_before, strict=True):
+            layer.set_lora = was_set
