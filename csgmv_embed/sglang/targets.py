@@ -16,7 +16,7 @@ POOL = "sglang.srt.lora.mem_pool.LoRAMemoryPool"
 MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
 LAYERS = "sglang.srt.lora.layers"
 RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
-LINEAR_HOOKS = ("qkv", "gate_up", "column", "row")
+LINEAR_HOOKS = ("qkv", "gate_up", "column", "row", "replicated", "row_forward", "shrink", "expand")
 BASE_GRAPH_HOOKS = ("base_graph", "base_capture")
 
 
@@ -51,7 +51,7 @@ class Release:
     lm_head_eager: bool  # the lm_head batch info says use_cuda_graph=False whatever the batch says
     decode_graph: str = "init_cuda_graph_batch_info"
     decode_graph_second: str = "num_tokens_per_req"
-    stacked_slices: bool = True  # run_qkv_lora takes the number of slices
+    stacked_slices: bool = True  # the backend takes a number of slices; replicated layers have LoRA
     graph_variant: tuple[str, ...] | None = ()  # further parameters of a capture; None: there are no graphs in variants
 
     @property
@@ -114,12 +114,23 @@ class Release:
         qkv = ("self", "x", "qkv_lora_a", "qkv_lora_b", "output_offset", "max_qkv_out_dim", "base_output", *stacked)
         gate_up = ("self", "x", "gate_up_lora_a", "gate_up_lora_b", "output_offset", "base_output")
         apply = ("self", "base_output", "x")
-        return [
+        forward = ("self", "input_", "skip_all_reduce", *(("forward_batch",) if self.stacked_slices else ()))
+        half = ("self", "x", "weights")
+        pruned = ("pruned_batch_info", *(("stack_num",) if self.stacked_slices else ()), "args", "kwargs")
+        expand = (*half, "output_offset", "base_output", "pruned_batch_info", "args", "kwargs")
+        hooks = [
             Hook("qkv", f"{BACKEND}.run_qkv_lora", (*qkv, "args", "kwargs"), required=False),
             Hook("gate_up", f"{BACKEND}.run_gate_up_lora", (*gate_up, "args", "kwargs"), required=False),
             Hook("column", f"{LAYERS}.ColumnParallelLinearWithLoRA.apply_lora", apply, required=False),
             Hook("row", f"{LAYERS}.RowParallelLinearWithLoRA.apply_lora", apply, required=False),
+            Hook("row_forward", f"{LAYERS}.RowParallelLinearWithLoRA.forward", forward, required=False),
+            Hook("shrink", f"{BACKEND}.run_lora_a_sgemm", (*half, *pruned), required=False),
+            Hook("expand", f"{BACKEND}.run_lora_b_sgemm", expand, required=False),
         ]
+        if self.stacked_slices:
+            target = f"{LAYERS}.ReplicatedLinearWithLoRA.apply_lora"
+            hooks.append(Hook("replicated", target, apply, required=False))
+        return hooks
 
     def _graph_hooks(self) -> list[Hook]:
         """A graph of its own for steps without adapters. Without both of these there is one graph a batch size."""

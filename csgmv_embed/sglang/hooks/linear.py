@@ -1,8 +1,9 @@
 """What runs in place of LoRA on linear layers: q, k and v, gate and up, and layers of one slice.
 
-A column or row-parallel layer of one slice calls the backend for the shrink and for the expand; hooked as a whole, its
-shrink can leave the parts of its long sum to the expand. Each falls back to SGLang's own function wherever it cannot do
-all of what that does.
+A layer of one slice calls the backend for the shrink and for the expand; hooked as a whole, its shrink can leave the
+parts of its long sum to the expand. Under tensor parallelism a row-parallel layer sums the shrunk rows over the ranks
+in between: there the two halves run apart. Each hook falls back to SGLang's own function wherever it cannot do all of
+what that does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from csgmv_embed.batch import EmbeddingBatch
-from csgmv_embed.linear import lora_linear
+from csgmv_embed.linear import lora_expand, lora_linear, lora_shrink
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.hooks.common import Original, planned_rows
 from csgmv_embed.sglang.planner.views import LINEAR
@@ -42,6 +43,77 @@ def column(original: Original, layer: Any, base_output: torch.Tensor, x: torch.T
 def row(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
     """`RowParallelLinearWithLoRA.apply_lora`: the same, before the sum over the ranks if there are several."""
     return _one_slice("row", original, layer, base_output, x)
+
+
+def replicated(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
+    """`ReplicatedLinearWithLoRA.apply_lora`: one slice, or two that go through `run_qkv_lora`."""
+    if layer.first_output_dim:
+        return original(layer, base_output, x)
+    return _one_slice("replicated", original, layer, base_output, x)
+
+
+def row_forward(original: Original, layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """`RowParallelLinearWithLoRA.forward`: within, the backend's two halves are a linear layer's.
+
+    Outside they are also those of the embedding and of lm_head, which have hooks and switches of their own.
+    """
+    state = runtime.state_of(layer.lora_backend) if runtime.serves("row_forward") else None
+    if state is None:
+        return original(layer, *args, **kwargs)
+    before, state.in_row_layer = state.in_row_layer, True
+    try:
+        return original(layer, *args, **kwargs)
+    finally:
+        state.in_row_layer = before
+
+
+def shrink(original: Original, backend: Any, x: torch.Tensor, weights: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`run_lora_a_sgemm` of a row-parallel layer: each rank's part of the shrunk rows."""
+    batch = None if args or kwargs else _half("shrink", backend)
+    if batch is None or not (x.dim() == 2 and x.shape[0] and x.stride(1) == 1 and x.dtype == weights.dtype):
+        return original(backend, x, weights, *args, **kwargs)
+    out = x.new_empty(x.shape[0], weights.shape[1])
+    rows = planned_rows(batch, x.shape[0])
+    lora_shrink(x[:rows], weights, batch, out=out[:rows])
+    return out
+
+
+def expand(
+    original: Original,
+    backend: Any,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    output_offset: torch.Tensor,
+    base_output: torch.Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """`run_lora_b_sgemm` of a row-parallel layer: what the ranks sum to, added to the base output."""
+    batch = None if args or kwargs.keys() - {"output_offset_cpu"} else _half("expand", backend)
+    if batch is None or not _fit_expand(x, weights, base_output):
+        return original(backend, x, weights, output_offset, base_output, *args, **kwargs)
+    assert base_output is not None
+    rows = planned_rows(batch, x.shape[0])
+    lora_expand(x[:rows], weights, base_output[:rows], batch)
+    return base_output
+
+
+def _half(hook: str, backend: Any) -> EmbeddingBatch | None:
+    """The backend's batch, if a row-parallel layer calls; both halves have to be hooked."""
+    state = runtime.state_of(backend) if runtime.serves("shrink") and runtime.serves("expand") else None
+    return _batch(hook, backend) if state is not None and state.in_row_layer else None
+
+
+def _fit_expand(x: torch.Tensor, weights: torch.Tensor, out: torch.Tensor | None) -> bool:
+    return (
+        out is not None
+        and x.dim() == out.dim() == 2
+        and x.shape[0] > 0
+        and x.stride(1) == out.stride(1) == 1
+        and x.dtype == weights.dtype == out.dtype
+        and x.shape[1] == weights.shape[2]
+        and out.shape[1] >= weights.shape[1]
+    )
 
 
 def _batch(hook: str, backend: Any) -> EmbeddingBatch | None:

@@ -27,6 +27,10 @@ HOOKS: dict[str, Callable[..., Any]] = {
     "gate_up": linear.gate_up,
     "column": linear.column,
     "row": linear.row,
+    "replicated": linear.replicated,
+    "row_forward": linear.row_forward,
+    "shrink": linear.shrink,
+    "expand": linear.expand,
     "base_graph": graphs.capture_all,
     "base_capture": graphs.capture_one,
 }

@@ -51,6 +51,7 @@ class State:
     release: Release
     embedding_targeted: bool | None = None
     lm_head_targeted: bool | None = None
+    in_row_layer: bool = False  # whether a row-parallel linear layer is being run
     linear_wanted: bool = False  # whether linear layers are served by this plugin: their tiles are planned then
     slot_has_embedding: npt.NDArray[np.bool_] | None = None
     ranks: Ranks = field(default_factory=Ranks)

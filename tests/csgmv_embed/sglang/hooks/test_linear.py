@@ -23,7 +23,7 @@ from tests.support.rounding import Exact, assert_rounded
 SLOTS, MAX_RANK, CAPACITY = 4, 16, 12
 RANKS, SCALINGS = [0, 8, 16, 5], [0.0, 2.0, 0.75, 1.5]
 FEATURES = 64
-SITES = ("qkv", "gate_up", "column", "row")
+SITES = ("qkv", "gate_up", "column", "row", "replicated")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("group_of_one", "loaded")]
 
@@ -53,6 +53,8 @@ class Site:
             return linear.QKVParallelLinear(FEATURES, 16, 4, 2, **options), (0, 64, 96, 128)
         if self.name == "gate_up":
             return linear.MergedColumnParallelLinear(FEATURES, [80, 80], **options), (0, 80, 160)
+        if self.name == "replicated":
+            return linear.ReplicatedLinear(FEATURES, 96, **options), (0, 96)
         kind = linear.ColumnParallelLinear if self.name == "column" else linear.RowParallelLinear
         return kind(FEATURES, 96, **options), (0, 96)
 
@@ -63,7 +65,10 @@ class Site:
             "gate_up": "MergedColumnParallelLinearWithLoRA",
             "column": "ColumnParallelLinearWithLoRA",
             "row": "RowParallelLinearWithLoRA",
+            "replicated": "ReplicatedLinearWithLoRA",
         }[self.name]
+        if not hasattr(wrapped, kind):
+            pytest.skip(f"this SGLang has no {kind}")
         return getattr(wrapped, kind)(base, self.backend)
 
     def prepare(self, mode: str, lens: list[int], slots: list[int], *, graph: bool = False) -> None:
@@ -159,6 +164,70 @@ def test_the_switch_gives_sglangs_function_back(name: str, on: Any, used: list[i
         exact = site.expected(base, x, of_token)
         assert_rounded(found, exact if linear else replace(exact, inner=2))
     assert len(used) == 1
+
+
+class Ranks:
+    """Two ranks of a row-parallel layer, one after the other: what they sum is kept, and summed in the second pass."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.site, self.halves = site, site.a.split(FEATURES // 2, dim=2)
+        self.base = site.layer.base_layer
+        self.base.weight = torch.nn.Parameter(torch.zeros(96, FEATURES // 2), requires_grad=False)
+        self.base.tp_size, self.base.reduce_results = 2, True
+        self.given: list[list[torch.Tensor]] = []
+        layers = importlib.import_module("sglang.srt.lora.layers")
+        monkeypatch.setattr(layers, "tensor_model_parallel_all_reduce", self._all_reduce)
+        monkeypatch.setattr(layers, "get_group_rank_size", lambda group: (0, 2), raising=False)
+        if not hasattr(self.base, "tp_group"):
+            self.base.tp_group = None
+
+    def _all_reduce(self, part: torch.Tensor) -> torch.Tensor:
+        self.now.append(part.clone())
+        place = len(self.now) - 1
+        return part if not self.summed else self.given[0][place] + self.given[1][place]
+
+    def run(self, x: torch.Tensor, *, summed: bool = False) -> torch.Tensor:
+        self.summed = summed
+        found = x
+        for a, part in zip(self.halves, x.split(FEATURES // 2, dim=1), strict=True):
+            self.now: list[torch.Tensor] = []
+            self.site.layer.set_lora_info(a.contiguous(), self.site.b)
+            found, _ = self.site.layer(part.contiguous())
+            self.given.append(self.now)
+        return found if summed else self.run(x, summed=True)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_ranks_of_a_row_parallel_layer_sum_their_shrunk_rows(
+    on: Any, monkeypatch: pytest.MonkeyPatch, linear: bool
+) -> None:
+    """SGLang's forward, both halves on our kernels or both on SGLang's own."""
+    on(linear=linear)
+    called: list[str] = []
+    for name in ("lora_shrink", "lora_expand"):
+        op = getattr(linear_hooks, name)
+        monkeypatch.setattr(linear_hooks, name, lambda *a, op=op, name=name, **k: (called.append(name), op(*a, **k))[1])
+    site, rng = Site("row"), np.random.default_rng(11)
+    site.a.nan_to_num_(0.0), site.b.nan_to_num_(0.0)
+    lens, slots, of_token = batch_of(rng, "EXTEND")
+    site.prepare("EXTEND", lens, slots)
+    x = torch.from_numpy(rng.standard_normal((len(of_token), FEATURES))).float()
+    found = Ranks(site, monkeypatch).run(x)
+    exact = site.expected(torch.zeros(len(of_token), 96), x, of_token)
+    assert_rounded(found, replace(exact, inner=4))  # either rank's part, their sum, and with SGLang the product of B
+    assert called == (["lora_shrink", "lora_expand"] * 4 if linear else [])
+
+
+def test_the_halves_of_embedding_and_lm_head_stay_sglangs(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They call the same two functions of the backend, and have switches of their own."""
+    on()
+    monkeypatch.setattr(linear_hooks, "lora_shrink", None)  # would fail if called
+    site = Site("row")
+    site.a.nan_to_num_(0.0)
+    site.prepare("DECODE", [1, 1], [1, 2])
+    x = torch.ones(2, FEATURES)
+    found = site.backend.run_lora_a_sgemm(x, site.a)
+    assert torch.allclose(found[0, :8], (site.a[1, :8] @ x[0]), atol=1e-4)
 
 
 def test_rows_that_pad_an_eager_batch(on: Any) -> None:
