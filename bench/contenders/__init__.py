@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def build(name: str, op: Op | None = None, site: Site = "none") -> Contender:
-    """The contender called `name`, a `family[-option]`, for an op, of a site if one is named; for its first if no op is.
+    """The contender called `name`, a `family[-option]`, for an op, of a site if one is named; for its first without.
 
     Imports its module only now. Raises UnknownContenderError for a name, or an op of it, that there is not.
     """

@@ -18,7 +18,7 @@ Storage = Literal["vocab_major", "rank_major"]
 ClockName = Literal["graph", "eager", "prepare", "work"]
 # lookup: the A side of the embedding layer; layer: all of it; head: shrink and expand of lm_head; expand: its expand.
 # With a site: shrink and expand are the halves of LoRA on it, linear both; an expand without one is lm_head's.
-Op = Literal["lookup", "layer", "head", "expand", "shrink", "linear"]
+Op = Literal["lookup", "layer", "head", "linear", "expand", "shrink"]
 Site = Literal["none", "qkv", "o", "gate_up", "down"]
 Model = Literal["none", "1b", "8b", "70b-tp8", "135m"]  # whose shapes a site has: bench/workload/sites.py
 # op (head for its expand, linear for all of a site), slots, rank, vocab, hidden, dtype, site, model
@@ -32,7 +32,7 @@ CLOCKS: tuple[ClockName, ...] = get_args(ClockName)
 OPS: tuple[Op, ...] = get_args(Op)
 SITES: tuple[Site, ...] = get_args(Site)
 MODELS: tuple[Model, ...] = get_args(Model)
-SITE_OPS: tuple[Op, ...] = ("shrink", "expand", "linear")  # those that a site has
+SITE_OPS: tuple[Op, ...] = ("linear", "expand", "shrink")  # those that a site has
 HIDDEN_OPS: tuple[Op, ...] = ("layer", "head")  # those that the hidden size matters to
 PLAIN_VOCAB = 128256  # Llama 3's; of what has no vocabulary, too
 ELEMENT_BYTES: dict[DType, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -45,9 +45,10 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """The op, the batch and the tables of one point.
 
     `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none; `site` the linear layers of
-    `model` whose LoRA is run, none for the ops of embedding and lm_head. `batch_size` requests; in prefill they share batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an
-    adapter; `mix` says how requests choose among them, and `base_fraction` of the requests use none. Storage and chunk
-    size are properties of a contender.
+    `model` whose LoRA is run, none for the ops of embedding and lm_head. `batch_size` requests; in prefill they share
+    batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an adapter; `mix` says how
+    requests choose among them, and `base_fraction` of the requests use none. Storage and chunk size are properties of
+    a contender.
     """
 
     phase: Phase

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.workload import sites
+from bench.workload import shrunk_rows, sites
 from csgmv_embed import reference
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _site(
     if case.op == "linear":
         rows = workload.given("x")[index_set]
         return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
-    rows = sites.packed(workload, workload.given("shrunk")[index_set])
+    rows = shrunk_rows.packed(workload, workload.given("shrunk")[index_set])
     a_table = torch.eye(rows.shape[1], dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
     return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
 

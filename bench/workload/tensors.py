@@ -58,7 +58,7 @@ def sequence_lengths(case: Case) -> IntArray:
 
 
 def adapter_ranks(case: Case) -> IntArray:
-    """Rank of each slot. ladder: rank, rank/2, rank/4, rank/8, repeated; pairs: rank, rank/4; gaps: each fourth is 0."""
+    """Rank of each slot. ladder: rank, rank/2, rank/4, rank/8, repeated; pairs: rank, rank/4; gaps: a fourth is 0."""
     slots = np.arange(case.adapters)
     ranks = np.full(case.adapters, case.rank, dtype=np.int32)
     if case.rank_mix == "ladder":
@@ -160,7 +160,7 @@ class Workload:
         return self.tables[name]
 
     def given(self, name: Input) -> list[torch.Tensor]:
-        """For each index set, (tokens, columns): hidden_states, shrunk and logits of lm_head; of a site x, shrunk, base.
+        """For each index set, (tokens, columns): hidden_states, shrunk, logits of lm_head; of a site x, shrunk, base.
 
         Shrunk rows of a site have slice i from column i * rank on. Logits and base are what is added to: `restore`
         makes them anew.
@@ -299,9 +299,7 @@ def set_bytes(case: Case) -> int:
     return case.num_tokens * (8 + case_bytes * ELEMENT_BYTES[case.dtype])
 
 
-def make_workload(
-    case: Case, *, seed: int, index_sets: int, device: torch.device, reuse_bytes: int = 0
-) -> Workload:
+def make_workload(case: Case, *, seed: int, index_sets: int, device: torch.device, reuse_bytes: int = 0) -> Workload:
     """Lengths, slots, ids and ranks of a case; tables follow on demand."""
     rng = np.random.default_rng(case_seed(case, seed))
     seq_slots = request_slots(case, rng)

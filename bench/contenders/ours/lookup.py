@@ -72,9 +72,9 @@ def batch_of(
     if tiles:
         plan["tiles"] = True
     values: dict[str, Any] = {} if scalings is None else {"scalings": scalings}
-    batch = workload.seq_lens, workload.seq_slots, workload.ranks
+    lens, slots, ranks = workload.seq_lens, workload.seq_slots, workload.ranks
     if not static:
-        return EmbeddingBatch.build(*batch, **plan, **values)
+        return EmbeddingBatch.build(lens, slots, ranks, **plan, **values)
     sequences = max(DECODE_GRAPH_CAPACITY, case.batch_size)
     allocated = EmbeddingBatch.allocate(
         max_tokens=sequences if case.phase == "decode" else case.num_tokens,
@@ -82,7 +82,7 @@ def batch_of(
         slots=workload.num_slots,
         **plan,
     )
-    allocated.refill(*batch, **values)
+    allocated.refill(lens, slots, ranks, **values)
     return allocated
 
 

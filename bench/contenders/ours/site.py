@@ -11,7 +11,7 @@ import csgmv_embed
 from bench.contenders.base import KernelRef, Launch, ProductOp
 from bench.contenders.ours.layer import TOO_OLD
 from bench.contenders.ours.lookup import batch_of
-from bench.workload import sites, traffic
+from bench.workload import shrunk_rows, sites, traffic
 from bench.workload.tensors import Workload
 from csgmv_embed import EmbeddingBatch
 
@@ -55,7 +55,7 @@ class CsgmvEmbedSite(ProductOp):
         return [KernelRef(("csgmv_embed.linear", f"lora_{part}_kernel")) for part in parts]
 
     def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
-        return sites.without_rest(workload, output) if self.part == "shrink" else output
+        return shrunk_rows.without_rest(workload, output) if self.part == "shrink" else output
 
 
 def _tables(workload: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:

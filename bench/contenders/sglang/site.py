@@ -14,7 +14,7 @@ from bench.contenders.base import KernelRef, Launch
 from bench.contenders.sglang.ops import Backend, SglangOp, offsets
 from bench.contenders.sglang.peers import DEFAULT_CHUNK_SIZE
 from bench.contenders.sglang.triton_v2 import SglangTritonV2
-from bench.workload import sites, traffic
+from bench.workload import shrunk_rows, sites, traffic
 from bench.workload.tensors import Workload
 
 Part = Literal["shrink", "expand", "linear"]
@@ -49,7 +49,7 @@ class SglangSite(SglangOp):
         return found + [self.of_backend.peer.kernel_ref(*names) for names in stacked]
 
     def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
-        return sites.packed(workload, output, back=True) if self.part == "shrink" else output
+        return shrunk_rows.packed(workload, output, back=True) if self.part == "shrink" else output
 
 
 class SglangTritonV2Site(SglangTritonV2):
@@ -117,14 +117,12 @@ def _shrink(backend: Any, workload: Workload) -> Launch:
 def _expand(backend: Any, workload: Workload) -> Launch:
     """The call of the backend's method, or for stacked layers the one inside it: they have no method of their own."""
     base, tables, site = workload.given("base"), _tables(workload), workload.case.site
-    shrunk = [sites.packed(workload, rows) for rows in workload.given("shrunk")]
+    shrunk = [shrunk_rows.packed(workload, rows) for rows in workload.given("shrunk")]
     bounds, shape = _bounds(workload), sites.shape_of(workload.case)
     functions = importlib.import_module(type(backend).__module__)
 
     def one_slice(k: int) -> torch.Tensor:
-        out: torch.Tensor = backend.run_lora_b_sgemm(
-            x=shrunk[k], weights=tables[k][1], base_output=base[k], **bounds
-        )
+        out: torch.Tensor = backend.run_lora_b_sgemm(x=shrunk[k], weights=tables[k][1], base_output=base[k], **bounds)
         return out
 
     if shape.slices == 1:

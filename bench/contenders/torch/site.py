@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bench.contenders.base import KernelRef, Launch, ProductOp
 from bench.model.case import ELEMENT_BYTES
-from bench.workload import sites, traffic
+from bench.workload import shrunk_rows, sites, traffic
 from bench.workload.tensors import Workload
 
 ORACLE_ROWS = 16384  # of the site's weight at a time, in float64
@@ -83,7 +83,7 @@ class TorchSite(ProductOp):
             return shrink
         base = workload.given("base")
         if self.part == "expand":
-            packed = [sites.packed(workload, rows) for rows in workload.given("shrunk")]
+            packed = [shrunk_rows.packed(workload, rows) for rows in workload.given("shrunk")]
             return expand
         x = workload.given("x")
         return linear
@@ -102,7 +102,7 @@ class TorchSite(ProductOp):
         return []
 
     def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
-        return sites.packed(workload, output, back=True) if self.part == "shrink" else output
+        return shrunk_rows.packed(workload, output, back=True) if self.part == "shrink" else output
 
 
 class BaseSite(ProductOp):

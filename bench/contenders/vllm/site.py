@@ -16,7 +16,7 @@ import torch
 
 from bench.contenders.base import KernelRef, Launch, ProductOp
 from bench.model.case import ELEMENT_BYTES
-from bench.workload import sites, traffic
+from bench.workload import shrunk_rows, sites, traffic
 from bench.workload.tensors import Workload
 
 Part = Literal["shrink", "expand", "linear"]
@@ -93,7 +93,9 @@ class VllmSite(ProductOp):
         x = workload.given("x") if self.part != "expand" else []
         base = workload.given("base") if self.part != "shrink" else []
         if self.part == "expand":
-            shrunk = [_planes(sites.without_rest(workload, rows), shape.slices) for rows in workload.given("shrunk")]
+            shrunk = [
+                _planes(shrunk_rows.without_rest(workload, rows), shape.slices) for rows in workload.given("shrunk")
+            ]
         return {"shrink": shrink, "expand": expand, "linear": linear}[self.part]
 
     def required_bytes(self, workload: Workload) -> int:
