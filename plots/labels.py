@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.model.case import Case
-
-PLAIN_VOCAB = 128256
+from bench.model.case import PLAIN_VOCAB, Case
 
 
 def case_name(case: Case, among: Iterable[Case] = ()) -> str:
     """What is asked of a batch: `prefill 8 x 512, rank 64, skew 1`. The vocabulary if it differs among the cases."""
     shape = f"{case.batch_size}" if case.phase == "decode" else f"{case.batch_size} x {case.seq_len}"
     op = "" if case.op == "lookup" else f"{case.op}, "
-    parts = [f"{op}{case.phase} {shape}", f"rank {case.rank}"]
+    site = "" if case.site == "none" else f"{case.site} of {case.model}, "
+    parts = [f"{op}{site}{case.phase} {shape}", f"rank {case.rank}"]
     if case.hidden:
         parts.append(f"hidden {case.hidden}")
     if case.skew:

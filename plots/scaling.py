@@ -1,16 +1,19 @@
-"""Time against tokens, rank, adapters and skew, with the floor and the line of bytes over bandwidth."""
+"""Time against tokens, rank, adapters and skew, or against tokens at each site, with floor and bytes over bandwidth."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from msgspec.structs import replace
 
 from bench.judge.estimate import anchor_value
-from bench.model.case import Case
+from bench.model.case import SITES, Case, Site
 from bench.model.records import Point, Results
 from bench.show.tables import name_of
 from plots.series import Series, drawn, series, shown_op, titled
@@ -23,6 +26,8 @@ CONTENDERS = (
     "sglang_csgmv-chunk16",
     "sglang_csgmv-chunk128",
     "sglang_triton",
+    "sglang_triton_v2",
+    "vllm",
     "torch_gather",
     "base",
 )
@@ -95,6 +100,32 @@ PANELS = (
 )
 
 
+def panels(results: Results) -> tuple[Panel, ...]:
+    """Those of the op that is shown; of one that has sites a panel for each, in the setting that most cases have."""
+    op = shown_op(results)
+    cases = list(dict.fromkeys(p.case for p in results.points if p.case.op == op and p.case.site != "none"))
+    if not cases:
+        return PANELS
+    usual = Counter(_setting(case) for case in cases).most_common(1)[0][0]
+    return tuple(_at_site(site, usual) for site in SITES if any(case.site == site for case in cases))
+
+
+def _at_site(site: Site, usual: Case) -> Panel:
+    setting = f"rank {usual.rank}" + ("" if usual.rank_mix == "equal" else f" in {usual.rank_mix}")
+    return Panel(
+        f"{site} of {usual.model}, {setting}, {usual.adapters} adapters, {usual.cache}",
+        "tokens",
+        lambda case: case.site == site and case.skew == 0.0 and _setting(case) == usual,
+        lambda case: case.num_tokens,
+    )
+
+
+def _setting(case: Case) -> Case:
+    """All of a case but its site and its batch."""
+    batch: dict[str, Any] = {"phase": "decode", "batch_size": 1, "seq_len": 1, "skew": 0.0}
+    return replace(case, site="none", **batch)
+
+
 @dataclass(frozen=True)
 class PanelData:
     """What a panel draws. bytes_line: (x, minimum bytes over the copy bandwidth, us); floor_us: an empty graph node."""
@@ -121,7 +152,7 @@ def data(results: Results) -> list[PanelData]:
     bandwidth, floor_us = anchor_value(results, "copy_bandwidth"), anchor_value(results, "empty_kernel_graph")
     found = []
     op = shown_op(results)
-    for panel in PANELS:
+    for panel in panels(results):
 
         def wanted(case: Case, panel: Panel = panel) -> bool:
             return case.op == op and case.hidden in (0, HIDDEN) and panel.wanted(case)

@@ -117,7 +117,7 @@ def _untraced(bench: Bench, point: PlannedPoint) -> _Timed:
     from bench.execute import measure
 
     settings = bench.settings
-    contender = contenders.build(point.contender, point.case.op)
+    contender = contenders.build(point.contender, point.case.op, point.case.site)
     if reason := contender.unavailable():
         raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     sets = measure.index_sets(bench, point.case)
@@ -143,7 +143,7 @@ def _traced(bench: Bench, item: _Timed) -> float:
     from bench.execute import measure
 
     point = item.point
-    contender = contenders.build(point.contender, point.case.op)
+    contender = contenders.build(point.contender, point.case.op, point.case.site)
     sets = measure.index_sets(bench, point.case)
     launch = contender.setup(bench.workload(point.case, sets), static=point.clock == "graph")
     calls = _calls(launch, sets, item)

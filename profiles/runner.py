@@ -64,7 +64,7 @@ def run(target: Target, device: torch.device) -> None:
         bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     for point in target.points:
         if reason := contenders.build(
-            point.contender, point.case.op
+            point.contender, point.case.op, point.case.site
         ).unavailable():  # imports the peer outside the range
             raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     with capture_range(device):
@@ -97,7 +97,7 @@ def _prepared(bench: measure.Bench, point: PlannedPoint, launches: int) -> Calla
 
     Raises NotMeasured if its result is wrong.
     """
-    contender = contenders.build(point.contender, point.case.op)
+    contender = contenders.build(point.contender, point.case.op, point.case.site)
     with markers.span("setup"):
         workload = bench.workload(point.case, launches)
         launch = contender.setup(workload, static=point.clock == "graph")

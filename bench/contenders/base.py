@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bench.model.case import Case, DType
-from bench.workload import oracle
+from bench.workload import oracle, sites
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class Contender(Protocol):
     """
 
     name: str
-    in_place: bool  # adds into logits that it is given: a second launch on the same index set adds again
+    in_place: bool  # adds into an output that it is given: a second launch on the same index set adds again
 
     def tolerance(self, case: Case) -> float:
         """Largest error allowed, relative to the oracle's largest value; 0 for a lookup, which copies."""
@@ -74,6 +74,13 @@ class Contender(Protocol):
         """The exact result that launch(index_set) must give, in float64 or in the dtype of the case."""
         ...
 
+    def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
+        """What a launch returned, as the oracle has it: a shrink's columns in one order, zero where nothing is held.
+
+        Not timed.
+        """
+        ...
+
 
 class LookupOp:
     """What the contenders of the lookup share."""
@@ -86,6 +93,9 @@ class LookupOp:
     def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
         return oracle.exact(workload, index_set)
 
+    def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
+        return output
+
 
 # Largest relative error of rounding once to a dtype: half a step of its significand of 8, 11 or 24 bits.
 UNIT_ROUNDOFF: dict[DType, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
@@ -93,7 +103,7 @@ TF32_ROUNDOFF = 2.0**-11  # of each factor, where a kernel multiplies float32 in
 
 
 class ProductOp:
-    """What the contenders of layer, head and expand share; a subclass says how often its results are rounded.
+    """What the contenders of all ops but the lookup share; a subclass says how often its results are rounded.
 
     roundings  times that a value of the size of the result is rounded to the dtype of the case on its way
     tf32       whether float32 products are taken in TF32, which is Triton's default
@@ -109,7 +119,7 @@ class ProductOp:
         A rounding of v errs by at most v times the unit roundoff, and no v is larger than the oracle's largest value by
         more than the slack that summation needs in theory and does not use.
         """
-        terms = case.rank + case.hidden
+        terms = sites.terms(case) if case.site != "none" else case.rank + case.hidden
         product = 2 * TF32_ROUNDOFF if self.tf32 and case.dtype == "float32" else 0.0
         return self.roundings * UNIT_ROUNDOFF[case.dtype] + terms * UNIT_ROUNDOFF["float32"] + product
 
@@ -119,3 +129,6 @@ class ProductOp:
 
     def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:
         return oracle.exact(workload, index_set)
+
+    def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
+        return output

@@ -55,7 +55,10 @@ class Bench:
 
     def workload(self, case: Case, index_sets: int) -> Workload:
         """The tensors of a case. Tables of the last case are kept: most neighbours share them."""
-        workload = make_workload(case, seed=self.settings.seed, index_sets=index_sets, device=self.device)
+        reuse = COLD_FACTOR * self.l2_bytes if case.cache == "cold" else 0
+        workload = make_workload(
+            case, seed=self.settings.seed, index_sets=index_sets, device=self.device, reuse_bytes=reuse
+        )
         if case.tables != self._tables_key:
             self._tables_key, self._tables = case.tables, {}
             gc.collect()
@@ -71,7 +74,7 @@ def measure(bench: Bench, planned: PlannedPoint, index: int) -> Point:
     start = perf_counter()
     with markers.span(planned.name, payload=index):
         try:
-            contender = contenders.build(planned.contender, planned.case.op)
+            contender = contenders.build(planned.contender, planned.case.op, planned.case.site)
             if reason := contender.unavailable():
                 raise NotMeasured("skipped", reason)
             {"graph": _graph, "eager": _eager, "prepare": _prepare, "work": _work}[planned.clock](
@@ -178,7 +181,7 @@ def compile_point(bench: Bench, point: Point) -> None:
     from bench.clocks.work import compiled
 
     assert point.work is not None
-    contender = contenders.build(point.contender, point.case.op)
+    contender = contenders.build(point.contender, point.case.op, point.case.site)
     launch = contender.setup(bench.workload(point.case, 1), static=True)
     found = compiled.compile_launch(lambda: launch(0))
     point.work.launches = compiled.with_binaries(point.work.launches, found.launches)
@@ -233,9 +236,11 @@ def verify_graph(contender: Contender, workload: Workload, captured: CapturedGra
     return _compare(contender, workload, captured.outputs)
 
 
-def verify_eager(contender: Contender, workload: Workload, launch: Launch) -> Check:
+def verify_eager(contender: Contender, workload: Workload, launch: Launch, index_sets: int | None = None) -> Check:
+    """Each index set's launch against the oracle; the first `index_sets` of them if that is given."""
     workload.restore()
-    return _compare(contender, workload, [_poisoned(launch, index) for index in range(len(workload.index_sets))])
+    count = len(workload.index_sets) if index_sets is None else index_sets
+    return _compare(contender, workload, [_poisoned(launch, index) for index in range(count)])
 
 
 def _poisoned(launch: Launch, index_set: int) -> torch.Tensor:
@@ -252,7 +257,7 @@ def _compare(contender: Contender, workload: Workload, outputs: list[torch.Tenso
     """Every output against the oracle; raises NotMeasured with status wrong if one differs by more than allowed."""
     worst, tolerance = 0.0, contender.tolerance(workload.case)
     for index_set, output in enumerate(outputs):
-        expected = contender.oracle(workload, index_set)
+        expected, output = contender.oracle(workload, index_set), contender.result(workload, output)
         if output.shape != expected.shape or output.dtype != workload.dtype:
             raise NotMeasured(
                 "wrong",

@@ -173,7 +173,7 @@ class Sampler:
         return Visited(blocks, *(measure.gpu_state() if self.kind == "gpu" else (None, [])))
 
     def _prepare(self, ask: Prepare) -> Prepared:
-        contender = contenders.build(ask.planned.contender, ask.planned.case.op)
+        contender = contenders.build(ask.planned.contender, ask.planned.case.op, ask.planned.case.site)
         if reason := contender.unavailable():
             return Prepared("skipped", reason)
         prepare = self._graph if self.kind == "gpu" and ask.planned.clock == "graph" else self._calls

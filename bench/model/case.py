@@ -11,14 +11,18 @@ import msgspec
 T = TypeVar("T")
 
 Phase = Literal["decode", "prefill", "mixed"]
-RankMix = Literal["equal", "ladder", "gaps"]
+RankMix = Literal["equal", "ladder", "gaps", "pairs"]
 DType = Literal["float16", "bfloat16", "float32"]
 Cache = Literal["warm", "cold"]
 Storage = Literal["vocab_major", "rank_major"]
 ClockName = Literal["graph", "eager", "prepare", "work"]
 # lookup: the A side of the embedding layer; layer: all of it; head: shrink and expand of lm_head; expand: its expand.
-Op = Literal["lookup", "layer", "head", "expand"]
-TablesKey = tuple[Op, int, int, int, int, DType]  # op (head for expand), slots, rank, vocab, hidden, dtype
+# With a site: shrink and expand are the halves of LoRA on it, linear both; an expand without one is lm_head's.
+Op = Literal["lookup", "layer", "head", "linear", "expand", "shrink"]
+Site = Literal["none", "qkv", "o", "gate_up", "down"]
+Model = Literal["none", "1b", "8b", "70b-tp8", "135m"]  # whose shapes a site has: bench/workload/sites.py
+# op (head for its expand, linear for all of a site), slots, rank, vocab, hidden, dtype, site, model
+TablesKey = tuple[Op, int, int, int, int, DType, Site, Model]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 DTYPES: tuple[DType, ...] = get_args(DType)
@@ -26,8 +30,11 @@ CACHES: tuple[Cache, ...] = get_args(Cache)
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 CLOCKS: tuple[ClockName, ...] = get_args(ClockName)
 OPS: tuple[Op, ...] = get_args(Op)
-HEAD_OPS: tuple[Op, ...] = ("head", "expand")  # one row a request in every phase: SGLang prunes a prefill's to the last
+SITES: tuple[Site, ...] = get_args(Site)
+MODELS: tuple[Model, ...] = get_args(Model)
+SITE_OPS: tuple[Op, ...] = ("linear", "expand", "shrink")  # those that a site has
 HIDDEN_OPS: tuple[Op, ...] = ("layer", "head")  # those that the hidden size matters to
+PLAIN_VOCAB = 128256  # Llama 3's; of what has no vocabulary, too
 ELEMENT_BYTES: dict[DType, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 # In a mixed batch one request in eight is a prefill of `seq_len` tokens, the rest decode one token.
@@ -37,10 +44,11 @@ MIXED_PREFILL_SHARE = 8
 class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """The op, the batch and the tables of one point.
 
-    `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none. `batch_size` requests; in
-    prefill they share batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an
-    adapter; `mix` says how requests choose among them, and `base_fraction` of the requests use none. Storage and chunk
-    size are properties of a contender.
+    `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none; `site` the linear layers of
+    `model` whose LoRA is run, none for the ops of embedding and lm_head. `batch_size` requests; in prefill they share
+    batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an adapter; `mix` says how
+    requests choose among them, and `base_fraction` of the requests use none. Storage and chunk size are properties of
+    a contender.
     """
 
     phase: Phase
@@ -52,11 +60,18 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     mix: str = "uniform"
     base_fraction: float = 0.0
     rank_mix: RankMix = "equal"
-    vocab: int = 128256
+    vocab: int = PLAIN_VOCAB
     dtype: DType = "bfloat16"
     cache: Cache = "warm"
     op: Op = "lookup"
     hidden: int = 0
+    site: Site = "none"
+    model: Model = "none"
+
+    @property
+    def of_head(self) -> bool:
+        """Whether the op is lm_head's: one row a request in every phase, for SGLang prunes a prefill's to the last."""
+        return self.op == "head" or (self.op == "expand" and self.site == "none")
 
     @property
     def num_prefills(self) -> int:
@@ -75,16 +90,20 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     @property
     def tables(self) -> TablesKey:
         """Equal for cases whose tables are the same."""
-        op: Op = "head" if self.op in HEAD_OPS else self.op
-        return op, self.adapters + (self.base_fraction > 0), self.rank, self.vocab, self.hidden, self.dtype
+        op: Op = "head" if self.of_head else "linear" if self.site != "none" else self.op
+        slots = self.adapters + (self.base_fraction > 0)
+        return op, slots, self.rank, self.vocab, self.hidden, self.dtype, self.site, self.model
 
     @property
     def key(self) -> str:
         """Canonical `name=value` list, sorted by name: the identity of the case in files and on the command line.
 
-        A lookup's leaves out op and hidden, as written before there were other ops: its seeds and counts stay.
+        A lookup's leaves out op and hidden, as written before there were other ops, and all without a site leave out
+        site and model: their seeds and counts stay.
         """
-        left_out = {"op=lookup", f"hidden={self.hidden}"} if self.op == "lookup" else set()
+        left_out = {"site=none", "model=none"}
+        if self.op == "lookup":
+            left_out |= {"op=lookup", f"hidden={self.hidden}"}
         return ",".join(term for term in self.terms if term not in left_out)
 
     @property
@@ -98,8 +117,9 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
         shape = f"{self.batch_size}" if self.phase == "decode" else f"{self.batch_size}x{self.seq_len}"
         skew = f" skew {self.skew:g}" if self.skew else ""
         op = "" if self.op == "lookup" else f"{self.op} "
+        site = "" if self.site == "none" else f"{self.model} {self.site} "
         hidden = f" h{self.hidden}" if self.hidden else ""
-        return f"{op}{self.phase} {shape}{skew} r{self.rank}{hidden}"
+        return f"{op}{site}{self.phase} {shape}{skew} r{self.rank}{hidden}"
 
 
 def shuffled_by_tables(items: Iterable[T], case_of: Callable[[T], Case], rng: random.Random) -> list[T]:

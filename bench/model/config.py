@@ -13,15 +13,20 @@ import msgspec
 
 from bench.model.case import (
     CLOCKS,
-    HEAD_OPS,
     HIDDEN_OPS,
+    MODELS,
+    PLAIN_VOCAB,
+    SITE_OPS,
+    SITES,
     Cache,
     Case,
     ClockName,
     DType,
+    Model,
     Op,
     Phase,
     RankMix,
+    Site,
     Storage,
     point_name,
 )
@@ -69,6 +74,8 @@ class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     cache: Some[Cache] | None = None
     op: Some[Op] | None = None
     hidden: Some[Positive] | None = None
+    site: Some[Site] | None = None
+    model: Some[Model] | None = None
     storage: Some[Storage] | None = None
     chunk_size: Some[ChunkSize] | None = None
 
@@ -290,7 +297,7 @@ def make_plan(
         for case in chosen
         for clock in clocks or profile.clocks
         for name in names
-        if provides(name, case.op)
+        if provides(name, case.op, case.site)
     )
     points = tuple(dict.fromkeys(product))  # a value may be given twice
     if not points:
@@ -314,16 +321,31 @@ def _refuse_too_many(config: Config, profile_name: str, what: str, count: int) -
 
 
 def _cases(axes: Axes) -> Iterable[Case]:
-    """The product of the case axes, with what a case ignores set to one value so that equal cases are equal."""
+    """The product of the case axes, with what a case ignores set to one value so that equal cases are equal.
+
+    Raises ConfigError for an op that only sites have without one.
+    """
     for values in itertools.product(*(getattr(axes, name) for name in CASE_AXES)):
         case = Case(**dict(zip(CASE_AXES, values, strict=True)))
         if case.op not in HIDDEN_OPS:
             case = msgspec.structs.replace(case, hidden=0)
-        if case.phase == "decode" or case.op in HEAD_OPS:
+        case = _at_site(case)
+        if case.phase == "decode" or case.of_head:
             case = msgspec.structs.replace(case, phase="decode", seq_len=1, skew=0.0)
         if case.mix == "distinct":
             case = msgspec.structs.replace(case, adapters=case.batch_size)
         yield case
+
+
+def _at_site(case: Case) -> Case:
+    """The case with site and model where its op has them, and no vocabulary then. Raises ConfigError."""
+    if case.op not in SITE_OPS or (case.op == "expand" and case.site == "none"):
+        return msgspec.structs.replace(case, site="none", model="none")
+    for axis, values in (("site", SITES), ("model", MODELS)):
+        if getattr(case, axis) == "none":
+            known = ", ".join(values[1:])
+            raise ConfigError(f"op {case.op} has no case of {axis}=none; expected {axis} among {known}")
+    return msgspec.structs.replace(case, vocab=PLAIN_VOCAB)
 
 
 def _variants(families: Sequence[Family], axes: Axes) -> list[str]:

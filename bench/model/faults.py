@@ -104,6 +104,11 @@ def case_faults(place: str, case: Case) -> Iterator[str]:
             yield f"{place}.case.{name} is {getattr(case, name)}; expected 1 or more"
     if not 0 <= case.hidden <= _LARGEST_AXIS:
         yield f"{place}.case.hidden is {case.hidden}; expected 0 or more"
+    sited = case.op in ("shrink", "linear") or (case.op == "expand" and "none" not in (case.site, case.model))
+    for name in ("site", "model"):
+        if (getattr(case, name) != "none") != sited:
+            wanted = "one" if sited else "none"
+            yield f"{place}.case.{name} is {getattr(case, name)}; expected {wanted} for op {case.op}"
     if not 0 <= case.skew <= 1e9:
         yield f"{place}.case.skew is {case.skew}; expected 0 or more"
     if not 0 <= case.base_fraction <= 1:

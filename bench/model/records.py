@@ -6,6 +6,7 @@ History of the format (semver: a reader refuses another major and ignores keys a
 1.2.0  code: bench_version is the instrument's number, where it was a hash of its sources; kernel_source_sha256 covers
        the tuned tables; suite_source_sha256 is new
        counted work lists its kernel launches; a baseline has the rules that it was made under
+1.3.0  a case has a site and a model, none where it says nothing; ops shrink and linear; ranks in pairs
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -23,7 +24,7 @@ from bench.model.instrument import version_of
 from bench.model.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.2.0"
+SCHEMA_VERSION = "1.3.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from bench.model.case import STORAGES, Op
+from bench.model.case import STORAGES, Op, Site
 
 CHUNK_SIZES = (16, 32, 64, 128)  # the values SGLang's --max-lora-chunk-size accepts
 
@@ -21,6 +21,7 @@ Family = Literal[
     "sglang_triton",
     "sglang_triton_v2",
     "sglang_tokens",
+    "vllm",
     "torch_gather",
     "base",
 ]
@@ -37,31 +38,44 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
     "sglang_triton": (),
     "sglang_triton_v2": (),
     "sglang_tokens": (),
+    "vllm": (),
     "torch_gather": (),
     "base": (),
 }
 
 Recipe = tuple[str, str, dict[str, Any]]  # module below bench.contenders, class, constructor options
+# An op and what builds it; the expand of a site is another one than lm_head's.
+Asked = Op | Literal["expand of a site"]
+SITE_PARTS: tuple[tuple[Asked, str], ...] = (
+    ("shrink", "shrink"),
+    ("expand of a site", "expand"),
+    ("linear", "linear"),
+)
 
 
-def _sglang() -> Iterator[tuple[Op, str, Recipe]]:
-    layer, head = "sglang.layer", "sglang.head"
+def _sglang() -> Iterator[tuple[Asked, str, Recipe]]:
+    layer, head, site = "sglang.layer", "sglang.head", "sglang.site"
     for size in CHUNK_SIZES:
         name = f"sglang_csgmv-chunk{size}"
         yield "lookup", name, ("sglang.csgmv", "SglangCsgmv", {"chunk_size": size})
         yield "layer", name, (layer, "SglangLayer", {"backend": "csgmv", "chunk_size": size})
         yield "head", name, (head, "SglangHead", {"backend": "csgmv", "chunk_size": size})
         yield "expand", name, (head, "SglangExpand", {"backend": "csgmv", "chunk_size": size})
+        for asked, part in SITE_PARTS:
+            yield asked, name, (site, "SglangSite", {"part": part, "backend": "csgmv", "chunk_size": size})
     yield "lookup", "sglang_triton", ("sglang.triton", "SglangTriton", {})
     yield "layer", "sglang_triton", (layer, "SglangLayer", {"backend": "triton"})
     yield "head", "sglang_triton", (head, "SglangHead", {"backend": "triton"})
     yield "expand", "sglang_triton", (head, "SglangExpand", {"backend": "triton"})
+    for asked, part in SITE_PARTS:
+        yield asked, "sglang_triton", (site, "SglangSite", {"part": part, "backend": "triton"})
     yield "layer", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Layer", {})
     yield "head", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Head", {})
+    yield "linear", "sglang_triton_v2", (site, "SglangTritonV2Site", {})
     yield "lookup", "sglang_tokens", ("sglang.tokens", "SglangTokens", {})
 
 
-def _ours() -> Iterator[tuple[Op, str, Recipe]]:
+def _ours() -> Iterator[tuple[Asked, str, Recipe]]:
     plans = (("", "tokens", False), ("_segments", "segments", False), ("_pdl", "tokens", True))
     for suffix, plan, pdl in plans:
         for storage in STORAGES:
@@ -71,9 +85,11 @@ def _ours() -> Iterator[tuple[Op, str, Recipe]]:
         for form in ("", "_add", "_captured"):
             options = {"storage": storage, "form": form}
             yield "layer", f"csgmv_embed{form}-{storage}", ("ours.layer", "CsgmvEmbedLayer", options)
-    # lm_head has no lookup and its A table one storage: there the family has the name of its default alone.
+    # lm_head and sites have no lookup and their A table one storage: there the family has its default's name alone.
     yield "head", "csgmv_embed-vocab_major", ("ours.head", "CsgmvEmbedHead", {})
     yield "expand", "csgmv_embed-vocab_major", ("ours.head", "CsgmvEmbedExpand", {})
+    for asked, part in SITE_PARTS:
+        yield asked, "csgmv_embed-vocab_major", ("ours.site", "CsgmvEmbedSite", {"part": part})
     for suffix, steady in (("", False), ("_steady", True)):
         for size in CHUNK_SIZES:
             options = {"chunk_size": size, "steady": steady}
@@ -84,25 +100,33 @@ def _ours() -> Iterator[tuple[Op, str, Recipe]]:
             )
 
 
-def _torch() -> Iterator[tuple[Op, str, Recipe]]:
+def _vllm() -> Iterator[tuple[Asked, str, Recipe]]:
+    for asked, part in SITE_PARTS:
+        yield asked, "vllm", ("vllm.site", "VllmSite", {"part": part})
+
+
+def _torch() -> Iterator[tuple[Asked, str, Recipe]]:
     yield "lookup", "torch_gather", ("torch.gather", "TorchGather", {})
     yield "layer", "torch_gather", ("torch.layer", "TorchLayer", {})
     yield "head", "torch_gather", ("torch.head", "TorchHead", {})
     yield "expand", "torch_gather", ("torch.head", "TorchExpand", {})
+    for asked, part in SITE_PARTS:
+        yield asked, "torch_gather", ("torch.site", "TorchSite", {"part": part})
     yield "layer", "base", ("torch.layer", "BaseLayer", {})
     yield "head", "base", ("torch.head", "BaseHead", {})
+    yield "linear", "base", ("torch.site", "BaseSite", {})
 
 
 # name -> op -> what to build, names in the order of FAMILIES
-RECIPES: dict[str, dict[Op, Recipe]] = {}
-for _op, _name, _recipe in (*_ours(), *_sglang(), *_torch()):
-    RECIPES.setdefault(_name, {})[_op] = _recipe
+RECIPES: dict[str, dict[Asked, Recipe]] = {}
+for _asked, _name, _recipe in (*_ours(), *_sglang(), *_vllm(), *_torch()):
+    RECIPES.setdefault(_name, {})[_asked] = _recipe
 
 
 class UnknownContenderError(KeyError):
     """No contender has this name, or not this op; the message lists those that exist."""
 
-    def __init__(self, name: str, op: Op | None = None) -> None:
+    def __init__(self, name: str, op: Asked | None = None) -> None:
         super().__init__(name)
         self.name, self.op = name, op
 
@@ -117,6 +141,11 @@ def names() -> tuple[str, ...]:
     return tuple(RECIPES)
 
 
-def provides(name: str, op: Op) -> bool:
-    """Whether the contender called `name` has this op."""
-    return op in RECIPES.get(name, ())
+def asked_of(op: Op, site: Site) -> Asked:
+    """Which recipe a case of this op and site asks for."""
+    return "expand of a site" if op == "expand" and site != "none" else op
+
+
+def provides(name: str, op: Op, site: Site = "none") -> bool:
+    """Whether the contender called `name` has this op; an expand without a site is lm_head's."""
+    return asked_of(op, site) in RECIPES.get(name, ())

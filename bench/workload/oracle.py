@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench.workload import shrunk_rows, sites
 from csgmv_embed import reference
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def exact(workload: Workload, index_set: int) -> torch.Tensor:
-    """What a launch of the case's op on this index set must give; heads: on the logits that `restore` brings back."""
+    """What a launch of the case's op on this index set must give; what adds in place: to what `restore` brings back."""
     case = workload.case
     token_slots = torch.from_numpy(workload.token_slots()).to(workload.device)
     ranks = torch.from_numpy(workload.ranks).to(workload.device)
@@ -33,13 +34,39 @@ def exact(workload: Workload, index_set: int) -> torch.Tensor:
             scalings,
             case.vocab,
         )
+    if case.site != "none":
+        return _site(workload, index_set, token_slots, ranks, scalings)
     if case.op == "head":
         rows, a_table = workload.given("hidden_states")[index_set], workload.weight("head_a")
     else:  # an expand is a head whose A hands its input on
         rows = workload.given("shrunk")[index_set]
         a_table = torch.eye(case.rank, dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
-    logits = workload.base_logits(index_set)  # of its own: what the launch wrote is about to be compared
+    logits = workload.unadded(index_set)  # of its own: what the launch wrote is about to be compared
     return reference.lm_head_lora_reference(rows, a_table, workload.weight("b"), logits, token_slots, ranks, scalings)
+
+
+def _site(
+    workload: Workload, index_set: int, token_slots: torch.Tensor, ranks: torch.Tensor, scalings: torch.Tensor
+) -> torch.Tensor:
+    """A shrink is one into zeros with B the identity; an expand is one whose A hands its input on."""
+    case, shape = workload.case, sites.shape_of(workload.case)
+    a_table, b_table = workload.site_tables(index_set)
+    starts = shape.starts
+    if case.op == "shrink":
+        rows = workload.given("x")[index_set]
+        columns = shape.slices * case.rank
+        starts = tuple(range(0, columns + 1, case.rank))
+        identity = torch.eye(case.rank, dtype=workload.dtype, device=workload.device)
+        b_table, scalings = identity.repeat(workload.num_slots, shape.slices, 1), torch.ones_like(scalings)
+        base = torch.zeros(workload.num_tokens, columns, dtype=workload.dtype, device=workload.device)
+        return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
+    base = workload.unadded(index_set)  # of its own: what the launch wrote is about to be compared
+    if case.op == "linear":
+        rows = workload.given("x")[index_set]
+        return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
+    rows = shrunk_rows.packed(workload, workload.given("shrunk")[index_set])
+    a_table = torch.eye(rows.shape[1], dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
+    return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
 
 
 def _a_table(workload: Workload) -> torch.Tensor:

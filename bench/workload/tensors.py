@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import csgmv_embed
-from bench.model.case import ELEMENT_BYTES, HEAD_OPS, Case, Storage
+from bench.model.case import ELEMENT_BYTES, Case, Storage
+from bench.workload import sites
 
 IntArray = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -23,9 +24,11 @@ SECTOR_BYTES = 32
 
 # Beside the A table of lookup and layer, which has a storage. b: of layer and of lm_head, by the op of the case.
 Weight = Literal["embedding", "b", "head_a", "lm_head"]
-Input = Literal["hidden_states", "shrunk", "logits"]
+Input = Literal["hidden_states", "shrunk", "logits", "x", "base"]
+ADDED_TO: tuple[Input, ...] = ("logits", "base")  # what heads and sites add to in place
+SiteTable = Literal["site_a", "site_b", "site_weight"]
 _BLOCKS: dict[str, int] = {"a": 0, "embedding": 1, "b": 2, "head_a": 3, "lm_head": 4, "hidden_states": 5}
-_BLOCKS |= {"shrunk": 6, "logits": 7}
+_BLOCKS |= {"shrunk": 6, "logits": 7, "site_a": 8, "site_b": 9, "site_weight": 10, "x": 11, "base": 12}
 SET_STEP = 7919  # elements of the block between the tensors of neighbouring index sets
 
 LAYOUT_PAD_BYTES = 4 << 20
@@ -55,11 +58,13 @@ def sequence_lengths(case: Case) -> IntArray:
 
 
 def adapter_ranks(case: Case) -> IntArray:
-    """Rank of each slot. ladder: rank, rank/2, rank/4, rank/8, repeated; gaps: every fourth slot has rank 0."""
+    """Rank of each slot. ladder: rank, rank/2, rank/4, rank/8, repeated; pairs: rank, rank/4; gaps: a fourth is 0."""
     slots = np.arange(case.adapters)
     ranks = np.full(case.adapters, case.rank, dtype=np.int32)
     if case.rank_mix == "ladder":
         ranks = np.maximum(1, case.rank >> (slots % 4)).astype(np.int32)
+    elif case.rank_mix == "pairs":
+        ranks = np.maximum(1, case.rank >> (slots % 2 * 2)).astype(np.int32)
     elif case.rank_mix == "gaps":
         ranks[slots % 4 == 3] = 0
     if case.base_fraction > 0:
@@ -91,6 +96,9 @@ class Workload:
 
     Shapes: seq_lens, seq_slots (batch_size,); ranks, scalings (slots,); index_sets: each (num_tokens,) int64. Tables
     and inputs are made when they are first asked for; cases with equal `Case.tables` may share `tables`.
+
+    reuse_bytes: index sets of a site have tables of their own, as many as it takes that so many bytes of them are read
+    before one is read again; 0: all have the same.
     """
 
     case: Case
@@ -101,6 +109,7 @@ class Workload:
     index_sets: list[torch.Tensor]
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
     inputs: dict[Input, list[torch.Tensor]] = field(default_factory=dict)
+    reuse_bytes: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,9 +125,11 @@ class Workload:
 
     @property
     def out_features(self) -> int:
-        """Columns of what the op writes: rows of a slot's B, or the rank of a lookup."""
+        """Columns of what the op writes: rows of a slot's B, the rank of a lookup, the ranks of a shrink's slices."""
         case = self.case
-        return case.rank if case.op == "lookup" else case.vocab if case.op in HEAD_OPS else case.hidden
+        if case.site != "none":
+            return sites.out_features(case)
+        return case.rank if case.op == "lookup" else case.vocab if case.of_head else case.hidden
 
     @property
     def scalings(self) -> list[float]:
@@ -149,25 +160,63 @@ class Workload:
         return self.tables[name]
 
     def given(self, name: Input) -> list[torch.Tensor]:
-        """For each index set: hidden_states (tokens, hidden), shrunk (tokens, rank) or logits (tokens, vocab).
+        """For each index set, (tokens, columns): hidden_states, shrunk, logits of lm_head; of a site x, shrunk, base.
 
-        Logits are the base that heads add to: `restore` makes them anew.
+        Shrunk rows of a site have slice i from column i * rank on. Logits and base are what is added to: `restore`
+        makes them anew.
         """
         if name not in self.inputs:
             self.inputs[name] = [self._input(name, index) for index in range(len(self.index_sets))]
         return self.inputs[name]
 
-    def base_logits(self, index_set: int) -> torch.Tensor:
-        """Another copy of what the logits of an index set were before anything was added."""
-        return self._input("logits", index_set)
+    def site_tables(self, index_set: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (slots, slices * rank, features), packed by each slot's own rank, and B (slots, out_features, rank)."""
+        shape, rank, slots = sites.shape_of(self.case), self.case.rank, self.num_slots
+        number = index_set % self._copies(self.used_ranks * (shape.slices * shape.features + shape.out_features))
+        a_shape, b_shape = (slots, shape.slices * rank, shape.features), (slots, shape.out_features, rank)
+        a_table = self._site_table("site_a", number, a_shape, shape.features**-0.5)
+        return a_table, self._site_table("site_b", number, b_shape, rank**-0.5)
+
+    def site_weight(self, index_set: int) -> torch.Tensor:
+        """The weight (out_features, features) of the site itself."""
+        shape = sites.shape_of(self.case)
+        number = index_set % self._copies(shape.out_features * shape.features)
+        return self._site_table("site_weight", number, (shape.out_features, shape.features), shape.features**-0.5)
+
+    def _site_table(self, name: SiteTable, number: int, shape: tuple[int, ...], scale: float) -> torch.Tensor:
+        key = f"{name}_{number}"
+        if key not in self.tables:
+            self.tables[key] = self._filled(name, shape, scale=scale, first=SET_STEP * number)
+        return self.tables[key]
+
+    def _copies(self, elements: int) -> int:
+        """Tables of so many elements that are read in turn: the least that spreads the index sets evenly over them."""
+        sets, nbytes = len(self.index_sets), max(1, elements * ELEMENT_BYTES[self.case.dtype])
+        least = max(1, -(-self.reuse_bytes // nbytes))
+        return next((count for count in range(least, sets + 1) if sets % count == 0), sets)
+
+    @property
+    def used_ranks(self) -> int:
+        """Sum of the ranks of the slots in use."""
+        return int(self.ranks[np.unique(self.seq_slots)].sum(dtype=np.int64))
+
+    def unadded(self, index_set: int) -> torch.Tensor:
+        """Another copy of what logits or base of an index set were before anything was added."""
+        return self._input("base" if self.case.site != "none" else "logits", index_set)
 
     def restore(self) -> None:
         """Undo what ops that add in place have done."""
-        for index, logits in enumerate(self.inputs.get("logits", ())):
-            fill(logits, _BLOCKS["logits"], first=SET_STEP * index)
+        for name in ADDED_TO:
+            for index, added_to in enumerate(self.inputs.get(name, ())):
+                fill(added_to, _BLOCKS[name], first=SET_STEP * index)
 
     def _input(self, name: Input, index_set: int) -> torch.Tensor:
-        columns = {"hidden_states": self.case.hidden, "shrunk": self.case.rank, "logits": self.case.vocab}[name]
+        case = self.case
+        if case.site == "none":
+            columns = {"hidden_states": case.hidden, "shrunk": case.rank, "logits": case.vocab}[name]
+        else:
+            shape = sites.shape_of(case)
+            columns = {"x": shape.features, "shrunk": shape.slices * case.rank, "base": shape.out_features}[name]
         return self._filled(name, (self.num_tokens, columns), first=SET_STEP * index_set)
 
     def _filled(self, name: str, shape: tuple[int, ...], *, scale: float = 1.0, first: int = 0) -> torch.Tensor:
@@ -234,6 +283,13 @@ def make_table(case: Case, slots: int, storage: Storage, dtype: torch.dtype, dev
 
 def set_bytes(case: Case) -> int:
     """Memory of one index set: ids, inputs and what a launch writes."""
+    if case.site != "none":
+        shape = sites.shape_of(case)
+        columns = shape.slices * case.rank
+        columns += {"shrink": shape.features, "expand": shape.out_features}.get(
+            case.op, shape.features + shape.out_features
+        )
+        return case.num_tokens * (8 + columns * ELEMENT_BYTES[case.dtype])
     case_bytes = {
         "lookup": case.rank,
         "layer": case.hidden,
@@ -243,9 +299,10 @@ def set_bytes(case: Case) -> int:
     return case.num_tokens * (8 + case_bytes * ELEMENT_BYTES[case.dtype])
 
 
-def make_workload(case: Case, *, seed: int, index_sets: int, device: torch.device) -> Workload:
+def make_workload(case: Case, *, seed: int, index_sets: int, device: torch.device, reuse_bytes: int = 0) -> Workload:
     """Lengths, slots, ids and ranks of a case; tables follow on demand."""
     rng = np.random.default_rng(case_seed(case, seed))
     seq_slots = request_slots(case, rng)
     ids = [torch.from_numpy(rng.integers(0, case.vocab, case.num_tokens)).to(device) for _ in range(index_sets)]
-    return Workload(case, device, sequence_lengths(case), seq_slots, adapter_ranks(case), ids)
+    lens, ranks = sequence_lengths(case), adapter_ranks(case)
+    return Workload(case, device, lens, seq_slots, ranks, ids, reuse_bytes=reuse_bytes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.model.case import ELEMENT_BYTES
+from bench.workload import sites
 
 if TYPE_CHECKING:
     from bench.workload.tensors import Workload
@@ -22,7 +23,8 @@ def minimum(workload: Workload) -> int:
 
     A layer reads ids, distinct rows of embedding and A, and B of the slots in use. A head reads the hidden states of
     the tokens with an adapter, A and B of their slots, and reads and writes their logits; an expand the shrunk rows
-    instead of hidden states and A.
+    instead of hidden states and A. So it is at a site: input, A and B of the slots in use, and the output read and
+    written; its shrink reads input and A, and writes the shrunk rows.
     """
     case = workload.case
     element = ELEMENT_BYTES[case.dtype]
@@ -31,15 +33,21 @@ def minimum(workload: Workload) -> int:
     if case.op == "layer":
         lora = a_rows(workload) + b_tables(workload)
         return workload.num_tokens * ID_BYTES + base_rows(workload) + lora + written(workload)
-    inputs = live_ranks(workload) * element
+    if case.op == "shrink":
+        return inputs_of_site(workload) + site_a_tables(workload) + written(workload)
+    if case.op == "linear":
+        return inputs_of_site(workload) + site_a_tables(workload) + b_tables(workload) + 2 * written(workload)
+    inputs = shrunk_of_site(workload) if case.site != "none" else live_ranks(workload) * element
     if case.op == "head":
         inputs = live_tokens(workload) * case.hidden * element + head_a_tables(workload)
     return inputs + b_tables(workload) + 2 * written(workload)
 
 
 def written(workload: Workload) -> int:
-    """The output, once: every row of a lookup or a layer, the logits of the tokens with an adapter."""
+    """The output, once: every row of a lookup or a layer, else that of the tokens with an adapter, to their ranks."""
     case = workload.case
+    if case.op == "shrink":
+        return shrunk_of_site(workload)
     rows = workload.num_tokens if case.op in ("lookup", "layer") else live_tokens(workload)
     return rows * workload.out_features * ELEMENT_BYTES[case.dtype]
 
@@ -68,13 +76,26 @@ def base_rows(workload: Workload) -> int:
 
 def b_tables(workload: Workload) -> int:
     """The B tables of the slots in use, each to its rank."""
-    return _used_ranks(workload) * workload.out_features * ELEMENT_BYTES[workload.case.dtype]
+    return workload.used_ranks * workload.out_features * ELEMENT_BYTES[workload.case.dtype]
 
 
 def head_a_tables(workload: Workload) -> int:
     """The A tables of lm_head of the slots in use, each to its rank."""
-    return _used_ranks(workload) * workload.case.hidden * ELEMENT_BYTES[workload.case.dtype]
+    return workload.used_ranks * workload.case.hidden * ELEMENT_BYTES[workload.case.dtype]
 
 
-def _used_ranks(workload: Workload) -> int:
-    return int(workload.ranks[np.unique(workload.seq_slots)].sum(dtype=np.int64))
+def inputs_of_site(workload: Workload) -> int:
+    """The input rows of the tokens with an adapter."""
+    shape = sites.shape_of(workload.case)
+    return live_tokens(workload) * shape.features * ELEMENT_BYTES[workload.case.dtype]
+
+
+def shrunk_of_site(workload: Workload) -> int:
+    """The shrunk rows of all slices, each to its token's rank."""
+    return live_ranks(workload) * sites.shape_of(workload.case).slices * ELEMENT_BYTES[workload.case.dtype]
+
+
+def site_a_tables(workload: Workload) -> int:
+    """The A tables of all slices, of the slots in use, each to its rank."""
+    shape = sites.shape_of(workload.case)
+    return workload.used_ranks * shape.slices * shape.features * ELEMENT_BYTES[workload.case.dtype]

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from bench.judge.estimate import point_estimate
 from bench.model import store
-from bench.model.records import Results
+from bench.model.case import Case
+from bench.model.records import Point, Results, Round
 from bench.show.tables import name_of
 from plots import roofline, scaling
 
@@ -30,7 +31,11 @@ def lines_of(axes) -> dict[str, list[tuple[float, float]]]:  # type: ignore[no-u
 def test_scaling_draws_every_time_of_its_cases_and_no_other(stored: Results) -> None:
     assert scaling.data(stored)
     for panel in scaling.data(stored):
-        assert {item.contender for item in panel.series} == set(scaling.CONTENDERS) - {"base"}  # no lookup has one
+        assert {item.contender for item in panel.series} == set(scaling.CONTENDERS) - {
+            "base",
+            "sglang_triton_v2",
+            "vllm",
+        }  # no lookup
         for item in panel.series:
             expected = sorted(
                 (panel.panel.axis(point.case), point_estimate(point).value)  # type: ignore[union-attr]
@@ -46,6 +51,23 @@ def test_scaling_draws_every_time_of_its_cases_and_no_other(stored: Results) -> 
             assert [x for x, _ in drawn] == [x for x, _ in expected]
             assert [y for _, y in drawn] == pytest.approx([y for _, y in expected])
         assert panel.floor_us == pytest.approx(0.505, rel=0.05)
+
+
+def test_a_file_of_sites_has_a_panel_for_each_in_its_usual_setting() -> None:
+    def point(site: str, tokens: int, time_us: float, **other: object) -> Point:
+        case = Case("decode", tokens, 1, 64, rank_mix="pairs", cache="cold", op="linear", site=site, model="8b")  # type: ignore[arg-type]
+        case = msgspec.structs.replace(case, **other)
+        return Point(case, scaling.OURS, "graph", 0, "ok", rounds=[Round(0, 1, [time_us])], minimum_bytes=1000)
+
+    points = [point(site, tokens, float(tokens)) for site in ("qkv", "down") for tokens in (1, 32, 128)]
+    warm, skewed = point("qkv", 32, 9.0, cache="warm"), point("qkv", 64, 9.0, phase="prefill", seq_len=64, skew=3.5)
+    expand = point("qkv", 32, 9.0, op="expand")
+    results = msgspec.structs.replace(store.read(STORED), points=[expand, warm, skewed, *points], anchors=[])
+    found = scaling.data(results)
+    assert [panel.panel.title.split(",")[0] for panel in found] == ["qkv of 8b", "down of 8b"]
+    for panel in found:
+        (item,) = panel.series
+        assert [(mark.x, mark.value_us) for mark in item.marks] == [(1, 1.0), (32, 32.0), (128, 128.0)]
 
 
 def test_a_failed_point_is_marked_and_never_drawn_as_a_time(stored: Results) -> None:

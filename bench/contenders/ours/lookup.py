@@ -60,27 +60,29 @@ class CsgmvEmbed(LookupOp):
 
 
 def batch_of(
-    workload: Workload, *, static: bool, segments: bool, scalings: list[float] | None = None
+    workload: Workload, *, static: bool, segments: bool, tiles: bool = False, scalings: list[float] | None = None
 ) -> EmbeddingBatch:
     """The workload's batch, in exactly sized buffers or in static ones of the capacity that a server captures with.
 
-    scalings: of each slot, for the ops that multiply; the lookup takes none, nor does the library of older commits.
+    scalings: of each slot, for the ops that multiply; tiles: for those of sites. The lookup takes neither, nor does the
+    library of older commits.
     """
     case = workload.case
+    plan: dict[str, Any] = {"segments": segments, "chunk_size": CHUNK_SIZE, "device": workload.device}
+    if tiles:
+        plan["tiles"] = True
     values: dict[str, Any] = {} if scalings is None else {"scalings": scalings}
-    batch = workload.seq_lens, workload.seq_slots, workload.ranks
+    lens, slots, ranks = workload.seq_lens, workload.seq_slots, workload.ranks
     if not static:
-        return EmbeddingBatch.build(*batch, segments=segments, chunk_size=CHUNK_SIZE, device=workload.device, **values)
+        return EmbeddingBatch.build(lens, slots, ranks, **plan, **values)
     sequences = max(DECODE_GRAPH_CAPACITY, case.batch_size)
     allocated = EmbeddingBatch.allocate(
         max_tokens=sequences if case.phase == "decode" else case.num_tokens,
         max_sequences=sequences,
         slots=workload.num_slots,
-        segments=segments,
-        chunk_size=CHUNK_SIZE,
-        device=workload.device,
+        **plan,
     )
-    allocated.refill(*batch, **values)
+    allocated.refill(lens, slots, ranks, **values)
     return allocated
 
 

@@ -16,6 +16,7 @@ from bench.contenders.base import KernelRef, Launch, ProductOp
 from bench.contenders.sglang.csgmv import SglangCsgmv
 from bench.contenders.sglang.peers import DEFAULT_CHUNK_SIZE, Peer
 from bench.contenders.sglang.triton import SglangTriton
+from bench.workload import sites
 from bench.workload.tensors import Workload
 
 Backend = Literal["csgmv", "triton"]
@@ -23,7 +24,7 @@ Part = Literal["lookup", "shrink", "expand"]
 
 
 @dataclass(frozen=True)
-class Site:
+class BackendKernels:
     """A backend of SGLang: the peer of its lookup, and the modules and kernels of its other parts."""
 
     peer: Peer
@@ -35,13 +36,13 @@ class Site:
         return [self.peer.kernel_ref(*names[part]) for part in parts]
 
 
-SITES: dict[Backend, Site] = {
-    "csgmv": Site(
+BACKENDS: dict[Backend, BackendKernels] = {
+    "csgmv": BackendKernels(
         SglangCsgmv.peer,
         shrink=("chunked_sgmv_shrink", "_chunked_lora_shrink_kernel"),
         expand=("chunked_sgmv_expand", "_chunked_lora_expand_kernel"),
     ),
-    "triton": Site(
+    "triton": BackendKernels(
         SglangTriton.peer,
         shrink=("sgemm_lora_a", "_sgemm_lora_a_kernel"),
         expand=("sgemm_lora_b", "_sgemm_lora_b_kernel"),
@@ -60,13 +61,13 @@ class SglangOp(ProductOp):
 
     def __init__(self, backend: Backend, chunk_size: int = DEFAULT_CHUNK_SIZE) -> None:
         self.name = f"sglang_{backend}" + (f"-chunk{chunk_size}" if backend == "csgmv" else "")
-        self.site, self.chunk_size = SITES[backend], chunk_size
+        self.of_backend, self.chunk_size = BACKENDS[backend], chunk_size
 
     def unavailable(self) -> str | None:
-        return self.site.peer.unavailable()
+        return self.of_backend.peer.unavailable()
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        backend = self.site.peer.prepare(workload, static=static, chunk_size=self.chunk_size)
+        backend = self.of_backend.peer.prepare(workload, static=static, chunk_size=self.chunk_size)
         launch = self.launch_on(backend, workload)
         return launch if workload.device.type == "cuda" else _without_gpu_name(launch, self.kernels())
 
@@ -75,12 +76,14 @@ class SglangOp(ProductOp):
         """The launch on the batch that `backend` has prepared last."""
 
     def kernels(self) -> list[KernelRef]:
-        return self.site.kernels(self.parts)
+        return self.of_backend.kernels(self.parts)
 
 
 def offsets(workload: Workload) -> torch.Tensor:
-    """SGLang's boundaries of the output: of one slice."""
-    return torch.tensor([0, workload.out_features], dtype=torch.int32, device=workload.device)
+    """SGLang's boundaries of the output: of one slice, or of those that a site stacks."""
+    case = workload.case
+    bounds = (0, workload.out_features) if case.site == "none" else sites.shape_of(case).starts
+    return torch.tensor(bounds, dtype=torch.int32, device=workload.device)
 
 
 def _without_gpu_name(launch: Launch, kernels: list[KernelRef]) -> Launch:

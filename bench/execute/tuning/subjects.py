@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from bench.contenders.ours.lookup import CHUNK_SIZE
-from bench.model.case import Case, Op
+from bench.model.case import Case, Op, Site
+from bench.workload import sites
+from csgmv_embed.batch.tile_plan import PREFILL_BLOCK, most_tiles
 from csgmv_embed.launch import tiles
-from csgmv_embed.launch.tiles import Kernel, LookupTile, MatrixTile, Plan
+from csgmv_embed.launch.tiles import ExpandTile, Kernel, LookupTile, MatrixTile, Plan, ShrinkTile
 from csgmv_embed.launch.tuned import Grid, Sizes
 
 Tile = tuple[Any, ...]  # a NamedTuple of csgmv_embed.launch.tiles
@@ -19,6 +21,9 @@ TOKENS = (1, 32, 256, 2048, 16384)
 PRODUCT_RANKS = (16, 64)
 LAYER_TOKENS = (8, 32, 256, 1024, 4096, 16384)
 HEAD_TOKENS = (32, 128, 512)  # rows of lm_head: one a request
+SITES: tuple[Site, ...] = ("qkv", "o", "gate_up", "down")  # of an 8B model, out of memory as in a server
+SITE_RANK = 64  # of the tables; half of the slots have 16
+SITE_BATCHES = {True: (32, 1), False: (8, 512)}  # decode, prefill: requests and their length
 MOST_REGISTERS = 1024  # elements a warp copies: 32 a thread
 
 
@@ -96,6 +101,32 @@ def head_expand_tiles(tokens: int, rank: int) -> list[Tile]:
     return _once(rule, [MatrixTile(m, n, 64, warps, steps) for m in sorted(rows) for n, warps, steps in shapes])
 
 
+def shrink_tiles(case: Case) -> list[Tile]:
+    """The parts of the long sum twice as many and half as many, wider and narrower blocks, more loads on their way."""
+    shape = sites.shape_of(case)
+    rule = tiles.linear_shrink_rule(*_shrink_sizes(case), ELEMENT_BYTES)
+    splits = {max(1, rule.splits // 2), rule.splits, 2 * rule.splits}
+    shapes = [(rule.block_n, 128, 3, 4), (32, 128, 3, 4), (rule.block_n, 256, 2, 8), (rule.block_n, 64, 4, 4)]
+    found = [ShrinkTile(n, k, split, stages, warps) for n, k, stages, warps in shapes for split in sorted(splits)]
+    return _once(rule, [tile for tile in found if shape.features >= tile.splits * tile.block_k])
+
+
+def expand_tiles(case: Case) -> list[Tile]:
+    """Blocks of columns a program, one after the other."""
+    decode = case.phase == "decode"
+    rule = tiles.linear_expand_rule(decode, sites.shape_of(case).out_features, case.rank, ELEMENT_BYTES)
+    shapes = [(64, 4), (64, 8), (64, 16), (128, 1), (128, 2), (128, 4), (256, 1)]
+    stages = (2,) if decode else (2, 3)
+    return _once(rule, [ExpandTile(n, rule.block_k, steps, stage, 4) for n, steps in shapes for stage in stages])
+
+
+def _shrink_sizes(case: Case) -> tuple[bool, int, int, int]:
+    """decode, token_tiles, stacked, in_features: what the library chooses the shrink's tile by."""
+    shape, decode = sites.shape_of(case), case.phase == "decode"
+    token_tiles = 0 if decode else most_tiles(case.num_tokens, ADAPTERS, PREFILL_BLOCK)
+    return decode, token_tiles, shape.slices * case.rank, shape.features
+
+
 def _once(rule: Tile, others: list[Any]) -> list[Tile]:
     return list(dict.fromkeys([rule, *others]))
 
@@ -135,10 +166,33 @@ def _head_expand() -> Iterator[Cell]:
             yield Cell("lm_head_expand", (rank, tokens // ADAPTERS), case, "csgmv_embed-vocab_major", found)
 
 
+def _site_cases() -> Iterator[Case]:
+    for decode, (requests, length) in SITE_BATCHES.items():
+        for site in SITES:
+            phase: Any = "decode" if decode else "prefill"
+            shape = {"op": "linear", "site": site, "model": "8b", "rank_mix": "pairs", "cache": "cold"}
+            yield Case(phase, requests, length, SITE_RANK, adapters=ADAPTERS, **shape)  # type: ignore[arg-type]
+
+
+def _lora_shrink() -> Iterator[Cell]:
+    for case in _site_cases():
+        at = _shrink_sizes(case)[1:]
+        yield Cell("lora_shrink", at, case, "csgmv_embed-vocab_major", shrink_tiles(case))
+
+
+def _lora_expand() -> Iterator[Cell]:
+    for case in _site_cases():
+        at = int(case.phase == "decode"), case.rank, sites.shape_of(case).out_features
+        if case.site != "down":  # an expand like o's
+            yield Cell("lora_expand", at, case, "csgmv_embed-vocab_major", expand_tiles(case))
+
+
 PLANS: dict[Plan, str] = {"tokens": "csgmv_embed", "segments": "csgmv_embed_segments"}  # to its contenders
 SUBJECTS: tuple[Subject, ...] = (
     *(_lookup(plan, family, storage) for plan, family in PLANS.items() for storage in ("vocab_major", "rank_major")),
     Subject("layer", ("max_rank", "tokens"), _layer),
     Subject("lm_head_shrink", ("max_rank", "tokens"), _head_shrink),
     Subject("lm_head_expand", ("max_rank", "tokens_a_slot"), _head_expand),
+    Subject("lora_shrink", ("token_tiles", "stacked", "in_features"), _lora_shrink),
+    Subject("lora_expand", ("decode", "max_rank", "out_features"), _lora_expand),
 )

@@ -12,20 +12,20 @@ from multiprocessing import get_context
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import torch
 
 from bench import contenders
 from bench.clocks import graph
 from bench.clocks.graph import CapturedGraph
-from bench.execute.measure import NotMeasured, verify_eager
+from bench.execute.measure import Bench, NotMeasured, index_sets, verify_eager
 from bench.execute.tuning.subjects import Cell, Tile
+from bench.model import config
 from bench.model.records import ResultsError
-from bench.workload.tensors import Workload, make_workload
+from bench.workload.tensors import Workload
 from csgmv_embed.launch import tiles
 
-SEED = 1
 NODES, BLOCKS, BLOCK_MS = 40, 5, 0.4
-INDEX_SETS = 8
 TURNS = 4  # of either side in a proof: rule, tile, tile, rule
 T = TypeVar("T")
 
@@ -47,10 +47,10 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 
 def screen(cells: Sequence[Cell]) -> list[Screened]:
     """Each cell's fastest tile by one graph each. Raises ResultsError if one gives wrong results."""
-    tables: dict[Any, Any] = {}
+    bench = _bench()
     found = []
     for cell in cells:
-        workload = _workload(cell, tables)
+        workload = bench.workload(cell.case, index_sets(bench, cell.case))
         times = {tile: _time_us(_captured(cell, workload, tile)) for tile in cell.tiles}
         best = min(times, key=times.__getitem__)
         found.append(Screened(cell, best, times[best], times[cell.tiles[0]]))
@@ -59,10 +59,10 @@ def screen(cells: Sequence[Cell]) -> list[Screened]:
 
 def compare(pairs: Sequence[tuple[Cell, Tile]]) -> list[tuple[float, float]]:
     """(time of the tile, time of the rule's), us, for each pair: medians over graphs sampled in turns."""
-    tables: dict[Any, Any] = {}
+    bench = _bench()
     found = []
     for cell, tile in pairs:
-        workload = _workload(cell, tables)
+        workload = bench.workload(cell.case, index_sets(bench, cell.case))
         rule, other = (_captured(cell, workload, each) for each in (cell.tiles[0], tile))
         turns = [(rule, other, other, rule)[turn % 4] for turn in range(2 * TURNS)]
         taken: dict[int, list[float]] = {id(rule): [], id(other): []}
@@ -77,28 +77,24 @@ def log_ratio(times: tuple[float, float]) -> float:
     return log(times[0] / times[1])
 
 
-def _workload(cell: Cell, tables: dict[Any, Any]) -> Workload:
-    """The tensors of a cell; cells whose tables are the same share them, and only those are kept."""
+def _bench() -> Bench:
+    """The suite's own way to tensors and index sets, for graphs of fewer nodes."""
     device = torch.device("cuda", torch.cuda.current_device())
-    workload = make_workload(cell.case, seed=SEED, index_sets=INDEX_SETS, device=device)
-    shared = tables.get(cell.case.tables)
-    if shared is None:
-        tables.clear()
-        tables[cell.case.tables] = shared = workload.tables
-    workload.tables = shared
-    return workload
+    settings = msgspec.structs.replace(config.load().measure, nodes=NODES)
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return Bench(device, settings, process=0, l2_bytes=l2_bytes)
 
 
 def _captured(cell: Cell, workload: Workload, tile: Tile) -> CapturedGraph:
     """A graph of launches that use this tile, after a check of the results."""
-    contender = contenders.build(cell.contender, cell.case.op)
+    contender = contenders.build(cell.contender, cell.case.op, cell.case.site)
     with tiles.forced(**{cell.kernel: tile}):
         launch = contender.setup(workload, static=False)
         try:
-            verify_eager(contender, workload, launch)
+            verify_eager(contender, workload, launch, index_sets=1)
         except NotMeasured as error:
             raise ResultsError(f"{cell.kernel} with {tile} at {cell.case.label}: {error}") from None
-        return graph.capture(launch, index_sets=INDEX_SETS, nodes=NODES)
+        return graph.capture(launch, index_sets=len(workload.index_sets), nodes=NODES)
 
 
 def _time_us(captured: CapturedGraph) -> float:

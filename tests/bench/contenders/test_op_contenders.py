@@ -58,7 +58,7 @@ def exact(name: str, case: Case, index_set: int) -> Exact:
     positive.inputs = {key: [given.abs() for given in sets] for key, sets in workload.inputs.items()}
     absolutes = contender.oracle(positive, index_set).double()
     if contender.in_place:  # the oracle makes the logits that it adds to itself
-        logits = workload.base_logits(index_set).double()
+        logits = workload.unadded(index_set).double()
         absolutes += logits.abs() - logits
     return Exact(value, absolutes, terms=case.hidden + case.rank + 2)
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench import contenders
 from bench.model import registry
-from bench.model.case import OPS, Op
+from bench.model.case import OPS, SITE_OPS, Op, Site
 
 
 def test_names_cover_every_variant() -> None:
@@ -39,21 +39,35 @@ def test_names_cover_every_variant() -> None:
         "sglang_triton",
         "sglang_triton_v2",
         "sglang_tokens",
+        "vllm",
         "torch_gather",
         "base",
     }
 
 
-BUILT = [(name, op) for name in registry.names() for op in OPS if registry.provides(name, op)]
+SITES: tuple[Site, ...] = ("none", "qkv")
+BUILT = [
+    (name, op, site)
+    for name in registry.names()
+    for op in OPS
+    for site in SITES
+    if registry.provides(name, op, site) and (site == "none" or op in SITE_OPS)
+]
 
 
-@pytest.mark.parametrize(("name", "op"), BUILT)
-def test_a_built_contender_carries_the_name_it_was_asked_for(name: str, op: Op) -> None:
-    assert contenders.build(name, op).name == name
+@pytest.mark.parametrize(("name", "op", "site"), BUILT)
+def test_a_built_contender_carries_the_name_it_was_asked_for(name: str, op: Op, site: Site) -> None:
+    assert contenders.build(name, op, site).name == name
+
+
+def test_the_expand_of_a_site_is_not_lm_heads() -> None:
+    built = [type(contenders.build("sglang_triton", "expand", site)).__name__ for site in SITES]
+    assert built == ["SglangExpand", "SglangSite"]
+    assert registry.provides("vllm", "expand", "o") and not registry.provides("vllm", "expand")
 
 
 def test_every_contender_has_an_op_and_is_built_for_its_first_if_none_is_named() -> None:
-    assert {name for name, _ in BUILT} == set(registry.names())
+    assert {name for name, *_ in BUILT} == set(registry.names())
     assert type(contenders.build("csgmv_embed-vocab_major")).__name__ == "CsgmvEmbed"
     assert type(contenders.build("csgmv_embed_add-rank_major")).__name__ == "CsgmvEmbedLayer"
 

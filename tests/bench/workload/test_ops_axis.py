@@ -73,7 +73,7 @@ def test_logits_are_restored_and_moved() -> None:
     assert torch.equal(workload.given("logits")[1], before[1] + 1)
     workload.restore()
     assert all(torch.equal(*pair) for pair in zip(workload.given("logits"), before, strict=True))
-    assert torch.equal(workload.base_logits(1), before[1])
+    assert torch.equal(workload.unadded(1), before[1])
 
 
 def test_weights_are_shared_and_of_the_scale_that_keeps_sums_at_one() -> None:

@@ -26,7 +26,7 @@ def test_a_cell_is_on_the_grid_and_begins_with_the_rules_tile(kernel: Kernel) ->
     assert len({cell.at for cell in cells}) == len(cells) > 2
     for cell in cells:
         assert grid.cell(cell.at) == cell.at and len(cell.at) == len(subject.axes)
-        assert provides(cell.contender, cell.case.op)
+        assert provides(cell.contender, cell.case.op, cell.case.site)
         assert len(cell.tiles) == len(set(cell.tiles)) > 2
         assert {type(tile) for tile in cell.tiles} == {type(cell.tiles[0])}
 

@@ -21,12 +21,12 @@ def test_a_tile_with_wrong_results_is_refused(monkeypatch: pytest.MonkeyPatch) -
     whole = contenders.build(cell.contender, "lookup")
 
     class Wrong:
-        tolerance, oracle = whole.tolerance, whole.oracle
+        tolerance, oracle, result = whole.tolerance, whole.oracle, whole.result
 
         def setup(self, workload: object, *, static: bool) -> object:
             return lambda k: torch.zeros(4, 16, dtype=torch.bfloat16)
 
-    monkeypatch.setattr(contenders, "build", lambda name, op: Wrong())
+    monkeypatch.setattr(contenders, "build", lambda name, op, site: Wrong())
     with pytest.raises(ResultsError, match=r"lookup_tokens_vocab_major with .* at decode 4 r16: error"):
         timing._captured(cell, workload, cell.tiles[0])
 

@@ -1,0 +1,1 @@
+"""Contenders that drive vLLM's own kernels, from the installed package."""
