@@ -9,19 +9,11 @@ from bench.model.served import SampleName, ServedAnswer, ServedTrace
 from bench.model.serving import Load, ModeName, Serving, Setup
 
 
-class Ready(msgspec.Struct, tag=True):
-    """The first answer of either job's process: it runs, and these are its surroundings."""
-
-    env: Environment | None = None
-
-
 class PrepareJob(msgspec.Struct, tag=True):
     """Write the weights and adapters of a setup below a folder, if they are not there, and describe the machine."""
 
     setup: Setup
     cache: str
-    context_tokens: int
-    maker: str
 
 
 class Prepared(msgspec.Struct, tag=True):
@@ -45,6 +37,7 @@ class ServeJob(msgspec.Struct, tag=True):
     prepared: Prepared
     trace: tuple[Load, ...]
     opener: str
+    spawned_ns: int  # when its process was started, on the clock that all processes share
     scratch: str  # folder for what other processes of the engine write
 
 
@@ -67,10 +60,9 @@ class Loaded(msgspec.Struct, tag=True):
 
 
 class Started(msgspec.Struct, tag=True):
-    """The engine runs; `engine` is what it says of itself."""
+    """The engine runs; `engine` is what it was started with and says of itself."""
 
     engine: dict[str, Scalar]
-    start_us: float
 
 
 class Traced(msgspec.Struct, tag=True):

@@ -30,7 +30,8 @@ def requests(load: Load, *, seed: int, adapters: int, vocab: int, part: str = ""
 
 def arrivals_s(load: Load, *, seed: int, duration_s: float) -> list[float]:
     """When requests arrive, seconds from the start: a Poisson process. At least one does."""
-    rng, moment, found = _rng(load, seed, "arrivals"), 0.0, []
+    rng, moment = _rng(load, seed, "arrivals"), 0.0
+    found: list[float] = []
     while not found or moment < duration_s:
         moment += rng.expovariate(load.rate_rps)
         found.append(moment)
@@ -38,18 +39,18 @@ def arrivals_s(load: Load, *, seed: int, duration_s: float) -> list[float]:
 
 
 def _adapters(load: Load, rng: random.Random, adapters: int) -> list[int | None]:
-    """As `mix` says, uniform: in turn; then a share of the requests, spread evenly, loses its adapter."""
+    """As `mix` says, uniform: in turn; then a share of the requests loses its adapter."""
     count = load.requests
     if load.mix == "one":
-        found: list[int | None] = [0] * count
+        chosen = [0] * count
     elif load.mix == "uniform":
-        found = [index % adapters for index in range(count)]
+        chosen = [index % adapters for index in range(count)]
     else:
         exponent = float(load.mix.partition(":")[2])
         weights = [(place + 1) ** -exponent for place in range(adapters)]
-        found = [*rng.choices(range(adapters), weights, k=count)]
-    share = load.base_fraction
-    return [None if int((index + 1) * share) > int(index * share) else adapter for index, adapter in enumerate(found)]
+        chosen = rng.choices(range(adapters), weights, k=count)
+    without = {*rng.sample(range(count), round(count * load.base_fraction))}
+    return [None if index in without else adapter for index, adapter in enumerate(chosen)]
 
 
 def _rng(load: Load, seed: int, purpose: str) -> random.Random:

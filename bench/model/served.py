@@ -49,7 +49,7 @@ NEEDED: dict[str, tuple[SampleName, ...]] = {
     "stream": ("ttft_us", "span_us", "tokens"),
     "arrivals": ("ttft_us", "span_us", "tokens"),
 }
-Nats = Annotated[float, msgspec.Meta(ge=-1e6, le=0)]
+Nats = Annotated[float, msgspec.Meta(ge=-1e6, le=1e-3)]
 
 
 class ServeSchema(msgspec.Struct):
@@ -60,11 +60,15 @@ class ServeSchema(msgspec.Struct):
 
 
 class ServedAnswer(msgspec.Struct):
-    """One prompt's greedy answer: tokens, their log-probabilities, and those of the prompt's own tokens after the first."""
+    """A prompt's greedy answer: tokens, their log-probabilities, and those of the prompt's own after its first.
+
+    exact: a hash of all of them in full, for a file keeps 6 digits.
+    """
 
     tokens: Some[Count]
     logprobs: Some[Nats]
     prompt_logprobs: list[Nats] = []
+    exact: str | None = None
 
 
 class ServedLoad(msgspec.Struct):

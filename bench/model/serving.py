@@ -25,8 +25,8 @@ ModeName = Annotated[
     str,
     msgspec.Meta(
         pattern=MODE,
-        description="none, triton, csgmv, plugin; csgmv and plugin also with -chunk32, -chunk64 or -chunk128; all of them "
-        "also with -eager; plugin-lookup, plugin-no_linear, plugin-no_layer, plugin-no_lm_head",
+        description="none, triton, csgmv, plugin; csgmv and plugin also with -chunk32, -chunk64 or -chunk128; all of "
+        "them also with -eager; plugin-lookup, plugin-no_linear, plugin-no_layer, plugin-no_lm_head",
     ),
 ]
 ServedMix = Annotated[
@@ -292,12 +292,12 @@ def _refuse_impossible(place: str, setup: Setup, load: Load, serving: Serving) -
         raise ConfigError(f"{place}: rate_rps is 0; expected requests a second above 0 for arrivals")
     if load.kind != "arrivals" and load.rate_rps:
         raise ConfigError(f"{place}: rate_rps is {load.rate_rps:g}; expected none, only arrivals have a rate")
-    if load.kind in ("decode", "prefill") and setup.num_slots < min(setup.adapters, load.requests):
-        if load.mix != "one":
-            raise ConfigError(
-                f"{place}: {setup.adapters} adapters on {setup.num_slots} slots do not run in one batch; "
-                "expected as many slots, or the kind stream or arrivals"
-            )
+    together = load.kind in ("decode", "prefill") and load.mix != "one"
+    if together and setup.num_slots < min(setup.adapters, load.requests):
+        raise ConfigError(
+            f"{place}: {setup.adapters} adapters on {setup.num_slots} slots do not run in one batch; "
+            "expected as many slots, or the kind stream or arrivals"
+        )
     longest = max(prompt_lengths(load))
     if longest + serving.long_tokens > GREATEST_PROMPT:
         raise ConfigError(f"{place}: its longest prompt has {longest} tokens; expected at most {GREATEST_PROMPT}")
