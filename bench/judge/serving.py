@@ -1,7 +1,7 @@
 """What a file of `bench serve` says: each figure of each mode, spreads, ratios, and whether modes answer alike. Pure.
 
-A figure of a process is a median, a quantile or a rate of its samples; of a mode, the geometric mean of its processes. A
-ratio is taken within a repeat, in which all modes ran one after another; of several repeats, the geometric mean.
+A figure of a process is a median, a quantile or a rate of its samples; of a mode, the geometric mean of its processes.
+A ratio is taken within a repeat, in which all modes ran one after another; of several repeats, the geometric mean.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from math import ceil
 from statistics import fmean, geometric_mean, median
 from typing import Any, Literal
 
+from bench.judge.comparable import environment_refusals
 from bench.model.served import CLOCK, SITES, EngineProcess, ServedAnswer, ServedLoad, ServedTrace, ServeResults, Site
 from bench.model.serving import EXACT, Load, ServeCase, prompt_lengths
 
@@ -290,6 +291,60 @@ class Failure:
     what: str
     status: str
     reason: str
+
+
+@dataclass(frozen=True)
+class ServedChange:
+    """A figure in two files. ratio: the second over the first; spread: the larger of theirs."""
+
+    before: ServedFigure
+    after: ServedFigure
+
+    @property
+    def ratio(self) -> float | None:
+        old, new = self.before.value, self.after.value
+        return new / old if old is not None and new is not None else None
+
+    @property
+    def spread(self) -> float | None:
+        return max((item for item in (self.before.spread, self.after.spread) if item is not None), default=None)
+
+    def as_fields(self) -> dict[str, Any]:
+        """For a reader of JSON or CSV; None where there is nothing."""
+        return {
+            "case": self.before.case.key,
+            "contender": self.before.mode,
+            "clock": CLOCK,
+            "figure": self.before.name,
+            "unit": self.before.unit,
+            "before": self.before.value,
+            "after": self.after.value,
+            "ratio": self.ratio,
+            "spread": self.spread,
+        }
+
+
+@dataclass(frozen=True)
+class ServedComparison:
+    """Two files side by side. warnings: why their figures are not comparable."""
+
+    changes: list[ServedChange]
+    warnings: list[str]
+    missing: int
+    new: int
+
+
+def compare(
+    before: ServeResults, after: ServeResults, wanted: Callable[[Load, str], bool] = lambda load, mode: True
+) -> ServedComparison:
+    """Every figure that both have of a case and mode, in the first one's order."""
+    warnings = environment_refusals(before.env, after.env)
+    if before.serving != after.serving:
+        warnings.append("[serving] of bench.toml differs: samples are not taken alike")
+    old = {(item.case, item.mode, item.name): item for item in figures(before, wanted)}
+    new = {(item.case, item.mode, item.name): item for item in figures(after, wanted)}
+    both = [ServedChange(item, new[key]) for key, item in old.items() if key in new]
+    return ServedComparison(both, warnings, len(old.keys() - new.keys()), len(new.keys() - old.keys()))
 
 
 def failures(results: ServeResults) -> list[Failure]:

@@ -11,6 +11,7 @@ from bench.engine.run import CacheReady, Event, LoadDone, OutOfTime, Planned, Pr
 from bench.judge.serving import (
     MAIN,
     AnswerCheck,
+    ServedComparison,
     ServedFigure,
     Unit,
     Where,
@@ -155,11 +156,13 @@ def _nats(value: float | None) -> str:
 def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
     """A row a site, a column a mode: kernel time of a pass."""
     sites = [site for site in SITES if any(item.by_site[site] for item in of)]
-    columns = [Column("site", [*sites, "all kernels", "between kernels"])]
+    columns = [Column("site", [*sites, "all kernels", "between kernels", "passes"])]
     for place, item in enumerate(of):
         cells = [amount(item.by_site[site], "us") if item.by_site[site] else "-" for site in sites]
         between = amount(item.between_us, "us") if item.between_us > 0 else "-"
-        columns.append(Column(item.mode, [*cells, amount(item.total_us, "us"), between], rank=place, right=True))
+        columns.append(
+            Column(item.mode, [*cells, amount(item.total_us, "us"), between, _passes(item)], rank=place, right=True)
+        )
     per = of[0].per if len({item.per for item in of}) == 1 else "pass or trace"
     lines = [
         f"{item.mode}: left out of the trace: {count} {what}"
@@ -168,6 +171,28 @@ def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
     ]
     title = f"where a {per} of {of[0].load.label} goes: kernel time under a profiler, shares and no figures"
     return Group(Fitted(title, columns, wide=wide), *map(Text, lines))
+
+
+def _passes(item: Where) -> str:
+    return f"{item.trace.passes:g}" if item.trace.passes else "-"
+
+
+def compared(before: str, after: str, found: ServedComparison) -> RenderableType:
+    """Two files, a row a figure."""
+    changes = found.changes
+    columns = [
+        Column("load", [change.before.case.load.label for change in changes]),
+        Column("figure", [change.before.name for change in changes]),
+        Column("mode", [change.before.mode for change in changes]),
+        Column("before", [shown(change.before) for change in changes], rank=1, right=True),
+        Column("after", [shown(change.after) for change in changes], rank=1, right=True),
+        Column("after/before", [_ratio(change.ratio) for change in changes], right=True, style="bold"),
+        Column("spread", [_spread(change.spread) for change in changes], rank=2, right=True),
+    ]
+    lines = [f"not comparable: {reason}" for reason in found.warnings]
+    lines.append(f"{len(changes)} figures in both, {found.missing} only in A, {found.new} only in B")
+    title = f"{before} -> {after}; spread: the larger between processes of one file"
+    return Group(Fitted(title, columns), Text(), *map(Text, lines))
 
 
 def failed(results: ServeResults) -> RenderableType:
