@@ -135,7 +135,7 @@ def _resumed(path: Path, plan: ServePlan) -> ServeResults:
 def _run(plan: ServePlan, results: ServeResults, path: Path, chosen: Chosen, cache: Path, budget: float | None) -> None:
     from bench.engine.run import Surroundings
     from bench.engine.run import serve as run_serve
-    from bench.judge.serving import answer_checks
+    from bench.judge.answers import answer_checks
     from bench.show.serving import follow, summary
     from bench.show.tables import console
 

@@ -1,8 +1,8 @@
 """Models of random weights in known shapes, and random adapters for them: written once below a folder, whole or not.
 
 The shapes of Llama 3.1 8B and Llama 3.2 1B are built in; a config.json of the same architecture gives others. Weights
-are N(0, 0.02), the A of an adapter N(0, 1/inputs), and its B such that the adapter of a layer changes its output by
-some percent: lost, it would be seen in the answers.
+are N(0, 0.02), the A of an adapter N(0, 1/inputs), and its B such that the adapter adds an eighth to the output of a
+layer, as much again to an embedding, and half to lm_head's: lost, it would be seen in the answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from bench.model.serving import Setup, Targets
 
 Writer = Callable[[Path], None]
 MAKER = "1"  # of the folders' names: raise it when what is written changes
-SCALE, B_SCALE = 0.02, 0.02
+SCALE = 0.02  # of weights
+SHARE, HEAD_SHARE = 1 / 8, 1 / 2  # of a layer's output, that its adapter adds; of lm_head's, which nothing amplifies
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -182,10 +183,13 @@ def _adapter_tensors(config: dict[str, Any], targets: Targets, rank: int, seed: 
             if name.rsplit(".", 1)[1] in wanted:
                 prefix = f"base_model.model.model.layers.{layer}.{name}."
                 yield f"{prefix}lora_A.weight", draw(rank, columns, scale=columns**-0.5)
-                yield f"{prefix}lora_B.weight", draw(rows, rank, scale=B_SCALE * 4 * rank**-0.5)
+                yield f"{prefix}lora_B.weight", draw(rows, rank, scale=SHARE * SCALE * (columns / rank) ** 0.5)
     if "embed_tokens" in wanted:
         yield "base_model.model.model.embed_tokens.lora_embedding_A", draw(rank, vocab, scale=SCALE)
         yield "base_model.model.model.embed_tokens.lora_embedding_B", draw(hidden, rank, scale=rank**-0.5)
     if "lm_head" in wanted:
         yield "base_model.model.lm_head.lora_A.weight", draw(rank, hidden, scale=hidden**-0.5)
-        yield "base_model.model.lm_head.lora_B.weight", draw(vocab, rank, scale=B_SCALE * 4 * rank**-0.5)
+        yield (
+            "base_model.model.lm_head.lora_B.weight",
+            draw(vocab, rank, scale=HEAD_SHARE * SCALE * (hidden / rank) ** 0.5),
+        )

@@ -6,18 +6,18 @@ A ratio is taken within a repeat, in which all modes ran one after another; of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
-from statistics import fmean, geometric_mean, median
+from statistics import geometric_mean, median
 from typing import Any, Literal
 
+from bench.judge.answers import NONE, AnswerCheck, answer_checks
 from bench.judge.comparable import environment_refusals
-from bench.model.served import CLOCK, SITES, EngineProcess, ServedAnswer, ServedLoad, ServedTrace, ServeResults, Site
-from bench.model.serving import EXACT, Load, ServeCase, prompt_lengths
+from bench.model.served import CLOCK, SITES, EngineProcess, ServedLoad, ServedTrace, ServeResults, Site
+from bench.model.serving import Load, ServeCase, prompt_lengths
 
 Unit = Literal["us", "bytes", "tokens/s"]
-NONE = "none"  # the mode without LoRA: what LoRA costs is told by it
 LEAST_FOR_P99 = 100  # samples; of fewer, the 99th percentile is the largest and no quantile
 
 
@@ -129,27 +129,6 @@ class ServedFigure:
         }
 
 
-@dataclass(frozen=True)
-class AnswerCheck:
-    """A mode's answers beside the reference mode's.
-
-    status     ok, wrong, or unknown where one of the two has none; of the mode without LoRA `other`, for they differ
-    mean_nats  mean difference of the log-probabilities of equal tokens, of the prompt where it is largest
-    max_nats   the largest difference
-    changed    prompts whose greedy answers take another token somewhere
-    """
-
-    mode: str
-    reference: str
-    status: Literal["ok", "wrong", "unknown", "other"]
-    reason: str | None = None
-    equal: bool = False
-    mean_nats: float | None = None
-    max_nats: float | None = None
-    changed: int = 0
-    prompts: int = 0
-
-
 def figures(results: ServeResults, wanted: Callable[[Load, str], bool] = lambda load, mode: True) -> list[ServedFigure]:
     """Every figure that some mode has, by load in the order asked, then by figure, then by mode."""
     checks = {check.mode: check for check in answer_checks(results)}
@@ -220,79 +199,6 @@ def _status(
     return "skipped", "not measured yet"
 
 
-def answer_checks(results: ServeResults) -> list[AnswerCheck]:
-    """Each mode's answers, the worst of its processes, beside the reference's first."""
-    reference = results.serving.reference
-    told: dict[str, list[list[ServedAnswer]]] = {mode: [] for mode in results.run.modes}
-    for process in results.processes:
-        told[process.mode] += [item.answers for item in process.loads if item.answers and item.status == "ok"]
-    expected = next(iter(told.get(reference, [])), None)
-    found = []
-    for mode, answers in told.items():
-        if expected is None or not answers:
-            missing = reference if expected is None else mode
-            found.append(AnswerCheck(mode, reference, "unknown", f"{missing} has no answers to compare"))
-            continue
-        checks = [_check(results, mode, theirs, expected) for theirs in answers]
-        found.append(max(checks, key=lambda check: (check.status == "wrong", check.max_nats or 0.0, not check.equal)))
-    return found
-
-
-def _check(
-    results: ServeResults, mode: str, answers: Sequence[ServedAnswer], expected: Sequence[ServedAnswer]
-) -> AnswerCheck:
-    reference, limits = results.serving.reference, results.serving
-    if len(answers) != len(expected):
-        return AnswerCheck(mode, reference, "wrong", f"{len(answers)} answers beside {len(expected)} of {reference}")
-    by_prompt = [[*_differences(one, other)] for one, other in zip(answers, expected, strict=True)]
-    equal = all(
-        one.exact is not None and one.exact == other.exact for one, other in zip(answers, expected, strict=True)
-    )
-    changed = sum(one.tokens != other.tokens for one, other in zip(answers, expected, strict=True))
-    mean = max(fmean(values) for values in by_prompt)
-    most = max(max(values) for values in by_prompt)
-    reason = None
-    if mode in EXACT and not equal:
-        reason = f"its answers are not {reference}'s to the bit: log-probabilities differ by up to {most:.3g}"
-    elif mean > limits.mean_limit_nats:
-        reason = f"a prompt's log-probabilities differ from {reference}'s by {mean:.3g} in the mean; "
-        reason += f"at most {limits.mean_limit_nats:g} allowed"
-    elif most > limits.max_limit_nats:
-        reason = (
-            f"a log-probability differs from {reference}'s by {most:.3g}; at most {limits.max_limit_nats:g} allowed"
-        )
-    status: Literal["ok", "wrong", "other"] = "other" if mode == NONE else "wrong" if reason else "ok"
-    told = reason if status == "wrong" else None
-    return AnswerCheck(mode, reference, status, told, equal, mean, most, changed, len(answers))
-
-
-def _differences(one: ServedAnswer, other: ServedAnswer) -> Iterator[float]:
-    """Of the prompt's log-probabilities, then of the answer's up to and with the first token that differs.
-
-    There each is the largest of its distribution, and two largest values differ by no more than their distributions do;
-    what comes after follows other tokens and is not comparable. Prompts of other lengths differ without bound.
-    """
-    if len(one.prompt_logprobs) != len(other.prompt_logprobs):
-        yield float("inf")
-        return
-    yield from (abs(a - b) for a, b in zip(one.prompt_logprobs, other.prompt_logprobs, strict=True))
-    for mine, theirs, a, b in zip(one.tokens, other.tokens, one.logprobs, other.logprobs, strict=False):
-        yield abs(a - b)
-        if mine != theirs:
-            return
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A load or a process without a figure, and why."""
-
-    mode: str
-    repeat: int
-    what: str
-    status: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class ServedChange:
     """A figure in two files. ratio: the second over the first; spread: the larger of theirs."""
@@ -345,6 +251,17 @@ def compare(
     new = {(item.case, item.mode, item.name): item for item in figures(after, wanted)}
     both = [ServedChange(item, new[key]) for key, item in old.items() if key in new]
     return ServedComparison(both, warnings, len(old.keys() - new.keys()), len(new.keys() - old.keys()))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A load or a process without a figure, and why."""
+
+    mode: str
+    repeat: int
+    what: str
+    status: str
+    reason: str
 
 
 def failures(results: ServeResults) -> list[Failure]:

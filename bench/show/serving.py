@@ -8,14 +8,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.engine.run import CacheReady, Event, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted, traced_loads
+from bench.judge.answers import AnswerCheck, answer_checks
 from bench.judge.serving import (
     MAIN,
-    AnswerCheck,
     ServedComparison,
     ServedFigure,
     Unit,
     Where,
-    answer_checks,
     failures,
     figures,
     where,
