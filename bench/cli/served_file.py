@@ -24,7 +24,7 @@ __all__ = ["CLOCK", "compare", "is_one", "show"]
 
 def is_one(file: Path) -> bool:
     """Whether a file is of `bench serve`. Raises ResultsError for one of no format of ours."""
-    return file.is_file() and store.format_of(file, "a file of this suite") == SERVE_NAME
+    return file.is_file() and store.format_of(file, "a results file, or a file of bench serve") == SERVE_NAME
 
 
 def show(
