@@ -12,6 +12,7 @@ from bench.judge.history import History
 from bench.judge.times import judge_pairs
 from bench.model.pairs import PairRun
 from bench.model.records import Results, ResultsError
+from bench.model.served import ServeResults
 from plots.inputs import Inputs, together
 
 View = Callable[[Path], History]  # a folder of a history -> what it shows
@@ -22,7 +23,7 @@ class Kind:
     """One figure: its module, what it is made of, and what it shows."""
 
     module: str
-    source: str  # results, pairs, report or history
+    source: str  # results, pairs, report, history, served, or traced (served, with traces)
     shows: str
 
 
@@ -35,6 +36,8 @@ FIGURES: dict[str, Kind] = {
         "rounds", "results", "Every round of every point: how well it repeats, and whether it has two modes"
     ),
     "noise": Kind("noise", "pairs", "The same code against itself: the noise of the machine, and what a gate can see"),
+    "serve": Kind("serving", "served", "A real engine in every mode: time of a decode step, a prefill, the next token"),
+    "where": Kind("where", "traced", "Where a pass of a real engine goes, by site of the model and mode"),
     "gate": Kind("gate", "report", "The verdicts of a gate run, with their intervals and the limit"),
 }
 NEEDS = {
@@ -42,6 +45,8 @@ NEEDS = {
     "pairs": "a record of pairs (bench gate --self-check -o FILE)",
     "report": "a report of the gate (bench gate -f json=FILE) or a record of pairs (bench gate -o FILE)",
     "history": "a folder of a history (bench history run)",
+    "served": "a file of bench serve",
+    "traced": "a file of bench serve --where",
 }
 
 
@@ -55,6 +60,8 @@ def drawable(inputs: Inputs, view: View) -> list[tuple[str, str, Any]]:
             [(path.stem, report) for path, report in inputs.reports]
             + [(path.stem, judge_pairs(run)) for path, run in inputs.pairs]
         ),
+        "served": _named([(path.stem, item) for path, item in inputs.served if _served_times(item)]),
+        "traced": _named([(path.stem, item) for path, item in inputs.served if _traced(item)]),
         "history": _named([(path.name, view(path)) for path in inputs.histories]),
     }
     for name, kind in FIGURES.items():
@@ -62,6 +69,16 @@ def drawable(inputs: Inputs, view: View) -> list[tuple[str, str, Any]]:
             if name not in ("scaling", "roofline", "heatmap") or _has_times(content):
                 found.append((name, suffix, content))
     return found
+
+
+def _served_times(results: ServeResults) -> bool:
+    from plots.serving import data
+
+    return bool(data(results))
+
+
+def _traced(results: ServeResults) -> bool:
+    return any(process.traces for process in results.processes)
 
 
 def _has_times(results: Results) -> bool:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from bench.model import pairs, store
+from bench.model import pairs, served, store
 from bench.model.pairs import PairRun
 from bench.model.records import SCHEMA_NAME, Anchor, Results, ResultsError
+from bench.model.served import ServeResults
 from bench.model.verdict import REPORT_NAME, Report
 from bench.model.verdict import read as read_report
 
 EXPECTED = (
-    "a results file (bench sweep), a record of pairs (bench gate -o), a gate's report (bench gate -f json=FILE) "
-    "or a folder of a history"
+    "a results file (bench sweep), a record of pairs (bench gate -o), a gate's report (bench gate -f json=FILE), "
+    "a file of bench serve or a folder of a history"
 )
 
 
@@ -28,6 +29,7 @@ class Inputs:
     pairs: list[tuple[Path, PairRun]] = field(default_factory=list)
     reports: list[tuple[Path, Report]] = field(default_factory=list)
     histories: list[Path] = field(default_factory=list)
+    served: list[tuple[Path, ServeResults]] = field(default_factory=list)
 
 
 def load(paths: Sequence[Path]) -> Inputs:
@@ -46,6 +48,8 @@ def load(paths: Sequence[Path]) -> Inputs:
             found.pairs.append((path, pairs.read(path)))
         elif name == REPORT_NAME:
             found.reports.append((path, read_report(path)))
+        elif name == served.SERVE_NAME:
+            found.served.append((path, served.read(path)))
         else:
             raise ResultsError(f"{path}: is a {name!r}; expected {EXPECTED}")
     _refuse_other_machines(found)
@@ -84,6 +88,7 @@ def together(results: Sequence[tuple[Path, Results]]) -> Results:
 def _refuse_other_machines(found: Inputs) -> None:
     """Raises ResultsError for files of two GPU models: no figure may hold both."""
     gpus = [(path, item.env.identity.get("gpu") if item.env else None) for path, item in found.results]
+    gpus += [(path, item.env.identity.get("gpu") if item.env else None) for path, item in found.served]
     gpus += [(path, run.env.identity.get("gpu") if run.env else None) for path, run in found.pairs]
     gpus += [(path, report.identity.get("gpu")) for path, report in found.reports]
     known = [(path, gpu) for path, gpu in gpus if gpu is not None]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.model.records import Results
+from bench.model.served import ServeResults
 from bench.model.store import write_bytes
 
 # Okabe and Ito's palette: distinct for the common forms of colour blindness. A contender has one colour and marker in
@@ -59,6 +60,16 @@ def look(contender: str) -> dict[str, Any]:
     return {"color": color, "marker": marker}
 
 
+# Modes of an engine: a mode has the colour of what it serves with, its options other ones of the same hue.
+MODES = {"none": "#999999", "triton": "#CC79A7", "csgmv": "#D55E00", "plugin": "#0072B2"}
+LIGHTER = ("#56B4E9", "#009E73", "#F0E442", "#E69F00", "#8C564B", "#444444")
+
+
+def mode_color(mode: str) -> str:
+    """The colour of a mode; of one with options, one of some that its name chooses."""
+    return MODES.get(mode) or LIGHTER[sum(map(ord, mode)) % len(LIGHTER)]
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     with mpl.rc_context(SETTINGS):
@@ -101,7 +112,7 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.01, ha="left", **CAPTION)
 
 
-def provenance(results: Results) -> str:
+def provenance(results: Results | ServeResults) -> str:
     """GPU, versions and commit of a results file in a line."""
     identity = results.env.identity if results.env else {}
     versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))

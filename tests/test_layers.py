@@ -20,6 +20,7 @@ LAYERS = (
     "bench.judge",
     "bench.execute",
     "bench.accuracy",
+    "bench.engine",
     "profiles",
     "bench.show",
     "plots",
@@ -90,9 +91,10 @@ def test_only_the_command_line_knows_its_library() -> None:
 
 
 def test_only_programs_read_their_arguments() -> None:
-    """Beside the command line: the workers, and the record of how a process was started."""
+    """Beside the command line: the workers and engines, and the record of how a process was started."""
     reads = {module for module, tree in SOURCES.items() if "sys.argv" in ast.unparse(tree)}
     assert reads <= {
+        "bench.engine.child",
         "bench.execute.pair_start",
         "bench.execute.worker",
         "bench.model.environment",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import guards
+from bench.cli import guards, served_file
 from bench.cli.gate import measured
 from bench.cli.options import (
     AxisOption,
@@ -46,6 +46,9 @@ def compare(
     from bench.show.gate import comparison_rows, show_comparison
 
     guards.refuse_unknown_format(format)
+    if served_file.is_one(before) or served_file.is_one(after):
+        served_file.compare(before, after, case, contender, clock, format)
+        return
     old, new = store.read(before), store.read(after)
     wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, contender, case)
     comparison = compare_files(old, new, comparable.match(old.points, new.points, wanted))

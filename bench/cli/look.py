@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from bench.cli import guards
+from bench.cli import guards, served_file
 from bench.cli.exit_codes import FOUND
 from bench.cli.history import view
 from bench.cli.measure import plan_of
@@ -51,14 +51,19 @@ if TYPE_CHECKING:  # they import matplotlib, or what formats
     from bench.show.page import Picture
     from plots.inputs import Inputs
 
-EXPECTED = "a results file, a record of pairs, a gate's report, a profile's record or a folder of a history"
-FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate")
+EXPECTED = (
+    "a results file, a record of pairs, a file of bench serve, a gate's report, a profile's record "
+    "or a folder of a history"
+)
+FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate", "serve", "where")
 # An SVG is sharp at any size; past this the page would be slow to open, and the PNG is sharp enough.
 LARGEST_SVG_BYTES = 400_000
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="Results, pairs, a gate's report, a profile's record or a history.")],
+    file: Annotated[
+        Path, typer.Argument(help="Results, pairs, a file of serve, a gate's report, a profile's record, a history.")
+    ],
     case: CaseOption = [],
     contender: ContenderOption = [],
     clock: ClockOption = [],
@@ -73,11 +78,16 @@ def show(
     """The tables of a file, or the answer to a question about its points."""
     from bench.show.tables import console
 
-    guards.refuse_unknown_clocks(clock)
+    guards.refuse_unknown_clocks(clock, (*CLOCKS, served_file.CLOCK))
     axes = _axes(pivot)
     if sort is not None and sort not in SORTS:
         raise ConfigError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
     guards.refuse_unknown_format(format)
+    if served_file.is_one(file):
+        if sort or top or pivot:
+            raise ConfigError(f"{file}: is of bench serve; expected neither --sort nor --top nor --pivot with it")
+        served_file.show(file, case, contender, clock, format, wide=wide)
+        return
     if other := _of_another_kind(file):
         if case or contender or clock or sort or top or pivot or format != "table":
             raise ConfigError(f"{file}: is no results file; expected no option but --wide with it")

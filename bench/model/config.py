@@ -33,6 +33,7 @@ from bench.model.case import (
 from bench.model.paths import ROOT
 from bench.model.registry import FAMILIES, Family, provides
 from bench.model.rules import Rules
+from bench.model.serving import ServeProfile, Serving
 from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
 
 DEFAULT_PATH = ROOT / "bench.toml"
@@ -200,6 +201,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profiles: dict[str, Profile]
     gate: Gate
     history: History
+    serving: Serving
+    serve: dict[str, ServeProfile] = {}
     max_points: Positive = 100_000  # of one selection
 
 

@@ -20,6 +20,10 @@ from bench.model.records import SCHEMA_NAME, SCHEMA_VERSION, Results, ResultsErr
 from bench.model.text import one_line
 
 Document = TypeVar("Document")
+# What can be done with a file of another format.
+ELSEWHERE = {
+    "csgmv-bench-serve": ": engines have no gate and no history; `bench show`, `compare` and `plot` take such a file"
+}
 
 
 def encode(results: msgspec.Struct) -> bytes:
@@ -194,7 +198,8 @@ def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path}: not a results file of this suite: {one_line(str(error))}") from error
     if schema.name != name:
-        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}")
+        instead = ELSEWHERE.get(schema.name, "")
+        raise ResultsError(f"{path}: schema.name is {schema.name!r}; expected {name!r}{instead}")
     if schema.version.split(".")[0] != version.split(".")[0]:
         raise ResultsError(
             f"{path}: schema.version is {one_line(schema.version)}; expected {version.split('.')[0]}.x.y"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import history, pairs, store
+from bench.model import history, pairs, served, store
 from bench.model.paths import ROOT
 from profiles import records as profiles
 
@@ -17,6 +17,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     pairs.PAIRS_NAME: pairs.read,
     history.HISTORY_NAME: history.read,
     profiles.PROFILE_NAME: profiles.read,
+    served.SERVE_NAME: served.read,
 }
 
 
@@ -31,7 +32,7 @@ COMMITTED = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob
 
 
 def test_each_format_has_committed_records() -> None:
-    assert {format_of(path) for path in COMMITTED} == set(READERS)
+    assert {format_of(path) for path in COMMITTED} | {served.SERVE_NAME} == set(READERS)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -1,0 +1,160 @@
+"""`serve` of the command line: a real engine in each mode, the modes in turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bench.cli import guards
+from bench.cli.exit_codes import FOUND, INTERRUPTED
+from bench.cli.options import ConfigOption
+from bench.model import config as configuration
+from bench.model import served
+from bench.model.config import ConfigError
+from bench.model.environment import collect_code, has_gpu
+from bench.model.locks import only_writer
+from bench.model.paths import ROOT, results_path
+from bench.model.records import ResultsError
+from bench.model.served import SERVE_VERSION, ServeResults
+from bench.model.serving import ServePlan, make_serve_plan
+
+DEFAULT_PROFILE = "quick"
+CACHE = ROOT / "build" / "engine"
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """What the command line chose; enough to make the plan again."""
+
+    profile: str = DEFAULT_PROFILE
+    modes: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    repeats: int | None = None
+    model: str | None = None
+    where: bool = False
+
+
+def serve(
+    profile: Annotated[
+        str | None, typer.Option("--profile", "-p", help="Serve profile of bench.toml; default: quick.")
+    ] = None,
+    mode: Annotated[list[str], typer.Option("--mode", "-m", help="Modes in the place of the profile's.")] = [],
+    load: Annotated[
+        list[str], typer.Option("--load", "-l", help="Only loads of this kind: decode, prefill, stream, arrivals.")
+    ] = [],
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Fresh processes of each mode.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="8b, 1b, a config.json, or a folder with a checkpoint.")
+    ] = None,
+    where: Annotated[
+        bool, typer.Option("--where", help="Trace each mode once, after its figures: where the GPU's time goes.")
+    ] = False,
+    cache: Annotated[Path, typer.Option("--cache", help="Folder of random weights and adapters.")] = CACHE,
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME-serve.json.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this file, repeating nothing.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", min=1, metavar="SECONDS", help="Start no process that would not end by then."),
+    ] = None,
+) -> None:
+    """Measure a real SGLang engine in each mode; without a GPU, check the case and say what would run."""
+    chosen = Chosen(profile or DEFAULT_PROFILE, tuple(mode), tuple(load), repeats, model, where)
+    if resume and (chosen != Chosen() or output):
+        raise ConfigError(f"--resume {resume}: goes on with the file's own choice; expected no other than --budget")
+    results = served.read(resume) if resume else None
+    if results is not None:
+        chosen = _chosen_of(results)
+    plan = plan_of(configuration.load(config), chosen)
+    if not has_gpu():
+        _say_plan(plan, chosen)
+        guards.require_gpu("serve")
+    guards.require_timing("serve")
+    path = resume or output or results_path(f"serve-{plan.profile}")
+    with only_writer(path):
+        results = _resumed(path, plan) if resume else _begun(path, plan, chosen)
+        _run(plan, results, path, chosen, cache, budget)
+
+
+def plan_of(config: configuration.Config, chosen: Chosen) -> ServePlan:
+    """The plan, its model looked at. Raises ConfigError."""
+    from bench.engine.weights import model_config
+
+    plan = make_serve_plan(
+        config.serve,
+        config.serving,
+        chosen.profile,
+        modes=chosen.modes,
+        kinds=chosen.kinds,
+        repeats=chosen.repeats,
+        model=chosen.model,
+    )
+    model_config(plan.setup.model)
+    return plan
+
+
+def _say_plan(plan: ServePlan, chosen: Chosen) -> None:
+    from bench.show.serving import planned
+    from bench.show.tables import console
+
+    console().print(planned(plan, where=chosen.where))
+
+
+def _chosen_of(results: ServeResults) -> Chosen:
+    run = results.run
+    return Chosen(run.profile, tuple(run.chosen_modes), tuple(run.kinds), run.repeats, run.model, run.where)
+
+
+def _begun(path: Path, plan: ServePlan, chosen: Chosen) -> ServeResults:
+    from bench.engine.run import new_results
+
+    if path.exists():
+        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
+    return new_results(plan, kinds=[*chosen.kinds], modes=[*chosen.modes], model=chosen.model, where=chosen.where)
+
+
+def _resumed(path: Path, plan: ServePlan) -> ServeResults:
+    """The file again, for another process may have gone on with it. Raises ResultsError if it would mix two runs."""
+    results, code = served.read(path), collect_code()
+    for what, then, now in (
+        ("the format", results.schema.version, SERVE_VERSION),
+        ("the plan (bench.toml or the options)", results.run.plan_sha256, plan.digest),
+        ("the library's source", results.code.kernel_source_sha256, code.kernel_source_sha256),
+        ("the suite's source", results.code.suite_source_sha256, code.suite_source_sha256),
+    ):
+        if then != now:
+            raise ResultsError(f"{path}: {what} has changed since the file was begun; expected a new run")
+    results.run.resumed += 1
+    return results
+
+
+def _run(plan: ServePlan, results: ServeResults, path: Path, chosen: Chosen, cache: Path, budget: float | None) -> None:
+    from bench.engine.run import Surroundings
+    from bench.engine.run import serve as run_serve
+    from bench.judge.answers import answer_checks
+    from bench.show.serving import follow, summary
+    from bench.show.tables import console
+
+    out = console()
+    events = run_serve(plan, results, path, Surroundings(cache, chosen.where, budget))
+    try:
+        for line in follow(events):
+            out.print(line, soft_wrap=True)
+    except KeyboardInterrupt:
+        events.close()
+        out.print(f"interrupted; go on with: python -m bench serve --resume {path}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    out.print(summary(results))
+    out.print(f"written to {path}")
+    wrong = any(check.status == "wrong" for check in answer_checks(results))
+    if wrong or any(process.status != "ok" for process in results.processes if process.mode.startswith("plugin")):
+        raise typer.Exit(FOUND)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(serve)

@@ -1,0 +1,106 @@
+"""Files of `bench serve` for the verbs that look: which figures are wanted, and how they are told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from bench.judge import serving
+from bench.model import served, store
+from bench.model.config import ConfigError
+from bench.model.records import ResultsError
+from bench.model.served import CLOCK, SERVE_NAME, ServeResults
+from bench.model.serving import Load
+from bench.model.text import for_log
+from bench.show.rows import FORMATS
+
+Wanted = Callable[[Load, str], bool]
+__all__ = ["CLOCK", "compare", "is_one", "show"]
+
+
+def is_one(file: Path) -> bool:
+    """Whether a file is of `bench serve`. Raises ResultsError for one of no format of ours."""
+    return file.is_file() and store.format_of(file, "a results file, or a file of bench serve") == SERVE_NAME
+
+
+def show(
+    file: Path, cases: Sequence[str], contenders: Sequence[str], clocks: Sequence[str], format: str, *, wide: bool
+) -> None:
+    """The tables, or the rows, of a file. Raises ConfigError for a choice that leaves nothing."""
+    from bench.show.serving import summary
+    from bench.show.tables import console
+
+    _refuse_clocks(file, clocks)
+    results = served.read(file)
+    found = serving.figures(results, _wanted([results], cases, contenders))
+    if format != "table":
+        rows = [figure.as_fields(results.serving.reference) for figure in found]
+        sys.stdout.write(for_log(FORMATS[format](rows)))
+        return
+    console(wide=wide).print(summary(results, found, wide=wide))
+
+
+def compare(
+    before: Path, after: Path, cases: Sequence[str], contenders: Sequence[str], clocks: Sequence[str], format: str
+) -> None:
+    """Two files side by side. Raises ResultsError if one of them is of another kind."""
+    from bench.show.serving import compared
+    from bench.show.tables import console
+
+    for file in (before, after):
+        if not is_one(file):
+            raise ResultsError(f"{file}: is no file of bench serve, the other one is; expected two of one kind")
+        _refuse_clocks(file, clocks)
+    old, new = served.read(before), served.read(after)
+    found = serving.compare(old, new, _wanted([old, new], cases, contenders))
+    if format != "table":
+        sys.stdout.write(for_log(FORMATS[format]([change.as_fields() for change in found.changes])))
+        return
+    console().print(compared(before.name, after.name, found))
+
+
+def _refuse_clocks(file: Path, clocks: Sequence[str]) -> None:
+    for name in clocks:
+        if name != CLOCK:
+            raise ConfigError(f"--clock {name}: {file} is of bench serve; expected {CLOCK}")
+
+
+def _wanted(files: Sequence[ServeResults], cases: Sequence[str], contenders: Sequence[str]) -> Wanted:
+    """What --case and --contender choose: values of a load, and modes. Raises ConfigError for what nothing has."""
+    loads = [load for results in files for load in serving.loads_of(results)]
+    modes = list(dict.fromkeys(mode for results in files for mode in results.run.modes))
+    for pattern in contenders:
+        if not any(fnmatchcase(mode, pattern) for mode in modes):
+            raise ConfigError(f"--contender {pattern}: no mode is called so; expected some of {', '.join(modes)}")
+    terms = [_terms(text, loads) for text in cases]
+
+    def wanted(load: Load, mode: str) -> bool:
+        named = not contenders or any(fnmatchcase(mode, pattern) for pattern in contenders)
+        return named and (not terms or any(_fits(load, chosen) for chosen in terms))
+
+    return wanted
+
+
+def _terms(text: str, loads: Sequence[Load]) -> dict[str, str]:
+    known = Load.__struct_fields__
+    found = {}
+    for term in text.split(","):
+        name, equals, value = (part.strip() for part in term.partition("="))
+        if not equals or name not in known:
+            raise ConfigError(f"--case {text}: {term!r} is no term; expected NAME=VALUE with NAME one of {known}")
+        found[name] = value
+    if not any(_fits(load, found) for load in loads):
+        raise ConfigError(f"--case {text}: no load has all of these values")
+    return found
+
+
+def _fits(load: Load, terms: dict[str, str]) -> bool:
+    values = msgspec.structs.asdict(load)
+    return all(
+        f"{values[name]:g}" == value if isinstance(values[name], float) else str(values[name]) == value
+        for name, value in terms.items()
+    )

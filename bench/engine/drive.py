@@ -1,0 +1,265 @@
+"""The engine's side: start it, ask it every load in turn, and tell what came of each."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any, Protocol
+
+import msgspec
+
+from bench.engine import preparation
+from bench.engine.messages import Begun, Done, Loaded, Message, ServeJob, Started, Traced
+from bench.engine.requests import Request, arrivals_s, requests
+from bench.engine.trace import TraceError, attributed, newest
+from bench.model.records import Scalar
+from bench.model.served import SampleName, ServedAnswer
+from bench.model.serving import Load, Mode
+
+Tell = Callable[[Message], None]
+Samples = dict[SampleName, list[float]]
+WAVES = 2  # prompts of a client of a stream
+WARM_TOKENS = 4
+SETTLED_TOKENS, TRACED_TOKENS, TRACED_ANSWER = 8, 40, 256  # a decode is traced once it has settled, for so many steps
+POLL_S = 0.002
+
+
+class RequestFailed(Exception):
+    """An answer is not what was asked for; the load is worth nothing."""
+
+
+class Engine(Protocol):
+    """What is asked of an engine. `ask`, `answers` and `stream` raise RequestFailed for an answer that is not whole."""
+
+    described: dict[str, Scalar]
+
+    def ask(self, asked: list[Request], new_tokens: int) -> None:
+        """Answer all at once, so many tokens each, whatever they are."""
+
+    def answers(self, asked: list[Request], new_tokens: int) -> list[ServedAnswer]:
+        """The same with tokens and log-probabilities, the prompts' too."""
+
+    def stream(self, request: Request, new_tokens: int) -> AsyncIterator[int]:
+        """How many tokens there are, at each piece of one answer."""
+
+    def run(self, task: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine that streams."""
+
+    async def begin_trace(self, folder: Path) -> None:
+        """Write kernels to a trace from now on."""
+
+    async def end_trace(self) -> None:
+        """Until now."""
+
+    def close(self) -> None:
+        """End it and all of its processes."""
+
+
+Opener = Callable[[ServeJob], Engine]
+
+
+def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
+    """Start an engine and ask it every load; a load that fails keeps nobody from the next."""
+    engine = opener(job)
+    started_ns = monotonic_ns()
+    tell(Started(engine.described))
+    driver = _Driver(job, engine, (started_ns - job.spawned_ns) / 1000)
+    try:
+        for load in job.loads:
+            driver.measured(load, tell)
+        for load in job.trace:  # last: no figure is taken after a profiler has run
+            driver.traced(load, tell)
+        mode = Mode(job.mode)
+        problem = preparation.plugin_problem(Path(job.scratch), wanted=mode.plugin) if mode.lora else None
+        tell(Done(problem))
+    finally:
+        engine.close()
+
+
+class _Driver:
+    """Asks one engine."""
+
+    def __init__(self, job: ServeJob, engine: Engine, start_us: float) -> None:
+        self._job, self._engine, self._start_us = job, engine, start_us
+        self._serving = job.serving
+        self._counted_ns = 0  # when the samples of a load began, after its warm-up
+
+    def measured(self, load: Load, tell: Tell) -> None:
+        """Ask a load, and tell what it gave."""
+        kinds: dict[str, Callable[[Load], Samples]] = {
+            "start": self._start,
+            "decode": self._decode,
+            "prefill": self._prefill,
+            "stream": self._stream,
+            "arrivals": self._arrivals,
+        }
+        began = monotonic_ns()
+        tell(Begun(load, began))
+        samples: Samples = {}
+        answers: list[ServedAnswer] = []
+        problem = None
+        try:
+            if load.kind == "answers":
+                answers = self._engine.answers(self._requests(load), self._serving.answer_tokens)
+            else:
+                samples = kinds[load.kind](load)
+        except RequestFailed as error:
+            problem = f"a request failed: {error}"
+        except Exception as error:  # whatever an engine raises is the load's result
+            problem = _said(error)
+        ended = monotonic_ns()
+        if problem is None and load.kind in ("decode", "prefill"):
+            host = preparation.between(Path(self._job.scratch), self._counted_ns, ended)
+            samples |= {"prepare_us": host} if host else {}
+        tell(Loaded(load, began, ended, samples, answers, problem))
+
+    def traced(self, load: Load, tell: Tell) -> None:
+        """Trace a load, and tell where its time goes."""
+        folder = Path(self._job.scratch) / f"trace-{self._job.trace.index(load)}"
+        tell(Begun(load, monotonic_ns()))
+        try:
+            folder.mkdir(parents=True)
+            task = self._traced_decode(load, folder) if load.kind == "decode" else self._traced_prefill(load, folder)
+            self._engine.run(task)
+            prepared, setup = self._job.prepared, self._job.setup
+            found = attributed(newest(folder), load, targets=setup.targets, layers=prepared.layers)
+            tell(Traced(load, found))
+        except (RequestFailed, TraceError) as error:
+            tell(Traced(load, None, str(error)))
+        except Exception as error:
+            tell(Traced(load, None, _said(error)))
+
+    def _requests(self, load: Load, part: str = "") -> list[Request]:
+        prepared, adapters = self._job.prepared, self._job.setup.adapters
+        return requests(load, seed=self._serving.seed, adapters=adapters, vocab=prepared.vocab, part=part)
+
+    def _took_us(self, asked: list[Request], new_tokens: int) -> float:
+        began = monotonic_ns()
+        self._engine.ask(asked, new_tokens)
+        return (monotonic_ns() - began) / 1000
+
+    def _start(self, load: Load) -> Samples:
+        """Nothing was asked before: what the first request takes longer than the second goes into compilation."""
+        asked = self._requests(load)
+        first, second = (self._took_us(asked, self._serving.short_tokens) for _ in range(2))
+        return {"start_us": [self._start_us], "first_request_us": [first], "second_request_us": [second]}
+
+    def _decode(self, load: Load) -> Samples:
+        asked, short, long = self._requests(load), self._serving.short_tokens, self._serving.long_tokens
+        self._engine.ask(asked, WARM_TOKENS)
+        self._counted_ns = monotonic_ns()
+        found = []
+        for _ in range(self._serving.samples):
+            begun, whole = (self._took_us(asked, tokens) for tokens in (short, long))
+            found.append((whole - begun) / (long - short))
+        return {"step_us": found}
+
+    def _prefill(self, load: Load) -> Samples:
+        batches = [self._requests(load, str(part)) for part in range(self._serving.samples + 1)]
+        self._engine.ask(batches[0], 1)
+        self._counted_ns = monotonic_ns()
+        return {"prefill_us": [self._took_us(asked, 1) for asked in batches[1:]]}
+
+    def _stream(self, load: Load) -> Samples:
+        waves = [self._requests(load, str(wave)) for wave in range(WAVES + 1)]
+        watch = _Watch(self._engine)
+        clients = list(zip(*waves[1:], strict=True))
+
+        async def all_clients() -> None:
+            await asyncio.gather(*(_Watch(self._engine).ask(asked, WARM_TOKENS) for asked in waves[0]))
+            watch.begin()
+            await asyncio.gather(*(watch.ask_all(asked, self._serving.stream_tokens) for asked in clients))
+
+        self._engine.run(all_clients())
+        return watch.samples()
+
+    def _arrivals(self, load: Load) -> Samples:
+        moments = arrivals_s(load, seed=self._serving.seed, duration_s=self._serving.arrivals_s)
+        asked = self._requests(msgspec.structs.replace(load, requests=len(moments)))
+        watch = _Watch(self._engine)
+
+        async def one(request: Request, moment: float) -> None:
+            await asyncio.sleep(moment)
+            await watch.ask(request, self._serving.stream_tokens)
+
+        async def all_arrivals() -> None:
+            await asyncio.gather(*(_Watch(self._engine).ask(item, WARM_TOKENS) for item in asked[:8]))
+            watch.begin()
+            await asyncio.gather(*(one(*pair) for pair in zip(asked, moments, strict=True)))
+
+        self._engine.run(all_arrivals())
+        return watch.samples()
+
+    async def _traced_decode(self, load: Load, folder: Path) -> None:
+        """A trace of steps alone: it begins when every request has had some."""
+        watches = [_Watch(self._engine) for _ in range(load.requests)]
+        asked = zip(watches, self._requests(load), strict=True)
+        running = [asyncio.ensure_future(watch.ask(request, TRACED_ANSWER)) for watch, request in asked]
+        await _until(running, lambda: min(watch.last_tokens for watch in watches) >= SETTLED_TOKENS)
+        await self._engine.begin_trace(folder)
+        before = watches[0].last_tokens
+        await _until(running, lambda: watches[0].last_tokens >= before + TRACED_TOKENS)
+        await self._engine.end_trace()
+        await asyncio.gather(*running)
+
+    async def _traced_prefill(self, load: Load, folder: Path) -> None:
+        asked = self._requests(load)
+        await self._engine.begin_trace(folder)
+        await asyncio.gather(*(_Watch(self._engine).ask(request, 1) for request in asked))
+        await self._engine.end_trace()
+
+
+class _Watch:
+    """Looks at answers as they come: when each began, and the time between its pieces."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ttft_us: list[float] = []
+        self._gap_us: list[float] = []
+        self._tokens, self.last_tokens, self._began_ns = 0, 0, monotonic_ns()
+        self._ended_ns = self._began_ns
+
+    def begin(self) -> None:
+        self._began_ns = monotonic_ns()
+
+    async def ask_all(self, asked: tuple[Request, ...], new_tokens: int) -> None:
+        for request in asked:
+            await self.ask(request, new_tokens)
+
+    async def ask(self, request: Request, new_tokens: int) -> None:
+        sent, tokens = monotonic_ns(), 0
+        last = sent
+        async for tokens_now in self._engine.stream(request, new_tokens):
+            now = monotonic_ns()
+            (self._gap_us if tokens else self._ttft_us).append((now - last) / 1000)
+            last, tokens, self.last_tokens = now, tokens_now, tokens_now
+        if tokens != new_tokens:
+            raise RequestFailed(f"{tokens} tokens of {new_tokens} came")
+        self._tokens += tokens
+        self._ended_ns = max(self._ended_ns, last)
+
+    def samples(self) -> Samples:
+        found: Samples = {"ttft_us": self._ttft_us, "tokens": [self._tokens]}
+        found |= {"gap_us": self._gap_us} if self._gap_us else {}
+        return found | {"span_us": [(self._ended_ns - self._began_ns) / 1000]}
+
+
+async def _until(running: Sequence[asyncio.Future[None]], reached: Callable[[], bool]) -> None:
+    """Wait; raises what a request raised, and RequestFailed if all are answered before."""
+    while not reached():
+        for task in running:
+            if task.done() and (error := task.exception()):
+                raise error
+        if all(task.done() for task in running):
+            raise RequestFailed("every request was answered before its trace was taken")
+        await asyncio.sleep(POLL_S)
+
+
+def _said(error: BaseException) -> str:
+    """The error and the line that raised it."""
+    places = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"

@@ -1,0 +1,122 @@
+"""Host time of SGLang's batch preparation, taken where it runs: in the scheduler's process, which writes it to a file.
+
+`install` is called in every process that an engine spawns. It wraps `LoRAManager.prepare_lora_batch` when SGLang
+imports it, and no sooner, so that the order of SGLang's imports stays. A call costs two readings of a clock, and after
+its time is taken a write of 16 bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from time import monotonic_ns
+from types import ModuleType
+from typing import Any
+
+FOLDER = "BENCH_PREPARE_TIMES"  # the variable that names where to write
+MODULE, CLASS, METHOD = "sglang.srt.lora.lora_manager", "LoRAManager", "prepare_lora_batch"
+RECORD = struct.Struct("<qq")  # began, took: ns
+
+
+def install() -> None:
+    """Time batch preparation in this process, if the environment says where to."""
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return
+    if MODULE in sys.modules:
+        _wrap(sys.modules[MODULE], Path(folder))
+    else:
+        sys.meta_path.insert(0, _Finder(Path(folder)))
+
+
+class _Finder(MetaPathFinder):
+    """Lets the module be found as ever, and wraps its method once it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Wrapping(spec.loader, self._folder)
+        return spec
+
+
+class _Wrapping(Loader):
+    def __init__(self, loader: Any, folder: Path) -> None:
+        self._loader, self._folder = loader, folder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _wrap(module, self._folder)
+
+
+def _wrap(module: ModuleType, folder: Path) -> None:
+    kind = getattr(module, CLASS)
+    setattr(kind, METHOD, timed(getattr(kind, METHOD), folder))
+
+
+def timed(method: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """The method, whose every call leaves a record in a file of this process; the first, what became of the plugin."""
+    descriptor: list[int] = []
+
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        began = monotonic_ns()
+        found = method(*args, **kwargs)
+        took = monotonic_ns() - began
+        if not descriptor:
+            _write_plugin(folder)
+            descriptor.append(os.open(folder / f"prepare-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+        os.write(descriptor[0], RECORD.pack(began, took))
+        return found
+
+    return wrapper
+
+
+def _write_plugin(folder: Path) -> None:
+    plugin = sys.modules.get("csgmv_embed.sglang")
+    status = plugin.status() if plugin is not None else None
+    off = [hook.name for hook in status.hooks if hook.off] if status else []
+    said = {"active": bool(status and status.active), "reason": status.reason if status else "not imported", "off": off}
+    (folder / f"plugin-{os.getpid()}.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def between(folder: Path, began_ns: int, ended_ns: int) -> list[float]:
+    """Times of the calls that began in between, us."""
+    found = []
+    for file in sorted(folder.glob("prepare-*")):
+        data = file.read_bytes()
+        whole = data[: len(data) // RECORD.size * RECORD.size]
+        found += [
+            took / 1000 for began, took in RECORD.iter_unpack(whole) if began_ns <= began <= ended_ns and took > 0
+        ]
+    return found
+
+
+def plugin_problem(folder: Path, *, wanted: bool) -> str | None:
+    """Why a mode is not what its name says: the plugin is off in a scheduler that should have it, or on in another."""
+    said = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("plugin-*.json"))]
+    if wanted and not said:
+        return "no scheduler prepared a batch with LoRA, so nothing says whether the plugin was on"
+    for item in said:
+        if item["active"] != wanted:
+            return f"the plugin is off: {item['reason']}" if wanted else "the plugin is on in a mode without it"
+    return None

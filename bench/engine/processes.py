@@ -1,0 +1,113 @@
+"""The process of an engine, from outside: started in a group of its own, listened to, and ended with all it spawned."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from time import monotonic_ns
+from types import TracebackType
+from typing import IO
+
+import msgspec
+
+from bench.engine.messages import Job, Message
+
+MODULE = "bench.engine.child"
+LAST_WORDS = 700  # characters of its output that a reason quotes
+END_S = 60.0  # for an engine to leave the GPU after its last word
+LONGEST = 2**28
+# SGLang's kernel cache forgets the rank in its key; what is not there cannot be asked for. No tokenizer, no downloads.
+COMMON = {"SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class EngineLost(Exception):
+    """The process says nothing more; the message tells how it ended. `crashed`: by itself."""
+
+    def __init__(self, reason: str, *, crashed: bool) -> None:
+        super().__init__(reason)
+        self.crashed = crashed
+
+
+class EngineChild:
+    """One process. Use as a context manager: at its end nothing that it spawned is left."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        to_child, from_child = os.pipe(), os.pipe()
+        self.spawned_ns = monotonic_ns()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, str(to_child[0]), str(from_child[1])],
+            pass_fds=(to_child[0], from_child[1]),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, **COMMON, **environment},
+            start_new_session=True,
+        )
+        os.close(to_child[0])
+        os.close(from_child[1])
+        self._sender, self._receiver = (
+            Connection(to_child[1], readable=False),
+            Connection(from_child[0], writable=False),
+        )
+
+    def begin(self, job: Job) -> None:
+        """Tell it what to do. Raises EngineLost."""
+        try:
+            self._sender.send_bytes(msgspec.json.encode(job))
+        except OSError:
+            raise EngineLost(self._how_it_ended(), crashed=True) from None
+
+    def hear(self, timeout_s: float) -> Message:
+        """Its next message. Raises EngineLost if none comes, or none can."""
+        try:
+            if self._receiver.poll(timeout_s):
+                found: Message = msgspec.json.decode(self._receiver.recv_bytes(LONGEST), type=Message)
+                return found
+        except (EOFError, OSError):
+            raise EngineLost(self._how_it_ended(), crashed=True) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EngineLost(f"answered what is no message ({error}): killed{self._words()}", crashed=False) from None
+        raise EngineLost(f"no answer within {timeout_s:g} s: killed{self._words()}", crashed=False)
+
+    def leave(self) -> None:
+        """Wait for its end, which it has said is near."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
+
+    def close(self) -> None:
+        """End its whole group, whatever that does."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._sender.close()
+        self._receiver.close()
+        self._log.close()
+
+    def __enter__(self) -> EngineChild:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            return f"closed its pipe and lived on: killed{self._words()}"
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return f"the engine's process ended with {ending}{self._words()}"
+
+    def _words(self) -> str:
+        """The end of what it wrote."""
+        self._log.seek(0)
+        words = " ".join(self._log.read().decode(errors="replace").split())
+        return f": ...{words[-LAST_WORDS:]}" if words else ""

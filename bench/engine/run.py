@@ -1,0 +1,299 @@
+"""The loop of `bench serve`: one fresh process a mode and repeat, its samples into the file. Yields events."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from bench.engine.messages import Begun, Done, Loaded, Message, Prepared, PrepareJob, ServeJob, Started, Traced
+from bench.engine.preparation import FOLDER
+from bench.engine.processes import EngineChild, EngineLost
+from bench.engine.watch import Seen, Watcher, disturbance, look, occupied
+from bench.model import served
+from bench.model.environment import collect_code, command_line, suite_version, utc_now
+from bench.model.fields import LARGEST, SMALLEST
+from bench.model.records import ResultsError
+from bench.model.served import EngineProcess, ServedLoad, ServeResults, ServeRun
+from bench.model.serving import EngineRun, Load, Mode, ServePlan
+
+OPENER = "bench.engine.sglang_engine:open_engine"
+FREE_S = 20.0  # for a GPU to be left by the engine before
+OpenChild = Callable[[Mapping[str, str]], EngineChild]
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """Processes of the run, and how many of them are in the file."""
+
+    total: int
+    done: int
+
+
+class CacheReady(msgspec.Struct, frozen=True):
+    """What an engine loads lies below the cache's folder; `seconds` went into writing what was not there."""
+
+    seconds: float
+
+
+class ProcessStarted(msgspec.Struct, frozen=True):
+    """An engine is being started."""
+
+    run: EngineRun
+
+
+class LoadDone(msgspec.Struct, frozen=True):
+    """A load has its samples, or the reason why not."""
+
+    run: EngineRun
+    load: ServedLoad
+
+
+class ProcessDone(msgspec.Struct, frozen=True):
+    """A process is in the file."""
+
+    process: EngineProcess
+
+
+class OutOfTime(msgspec.Struct, frozen=True):
+    """Another process would not have ended in the time given; so many are left."""
+
+    left: int
+
+
+Event = Planned | CacheReady | ProcessStarted | LoadDone | ProcessDone | OutOfTime
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What a run needs beside its plan. `opener`, `child` and `look` are other ones in tests."""
+
+    cache: Path
+    where: bool = False
+    budget_s: float | None = None
+    opener: str = OPENER
+    child: OpenChild = EngineChild
+    look: Callable[[], Seen] = look
+
+
+def new_results(plan: ServePlan, *, kinds: list[str], modes: list[str], model: str | None, where: bool) -> ServeResults:
+    """An empty file of a plan."""
+    run = ServeRun(
+        id=str(uuid.uuid4()),
+        kind="serve",
+        profile=plan.profile,
+        modes=plan.modes,
+        started_utc=utc_now(),
+        duration_s=0.0,
+        argv=command_line(),
+        plan_sha256=plan.digest,
+        tool_version=suite_version(),
+        planned=len(plan.runs),
+        kinds=kinds,
+        repeats=max(item.repeat for item in plan.runs) + 1,
+        model=model,
+        chosen_modes=modes,
+        where=where,
+    )
+    return ServeResults(run, plan.setup, plan.serving, collect_code())
+
+
+def serve(plan: ServePlan, results: ServeResults, path: Path, around: Surroundings) -> Generator[Event, None, None]:
+    """Run the processes that the file lacks, in the plan's order. Raises ResultsError for another machine's file."""
+    began, before = time.monotonic(), results.run.duration_s
+    known = {(item.mode, item.repeat) for item in results.processes}
+    left = [run for run in plan.runs if (run.mode, run.repeat) not in known]
+    yield Planned(len(plan.runs), len(plan.runs) - len(left))
+    if not left:
+        return
+    prepared = _prepare(plan, around)
+    yield CacheReady(prepared.written_s)
+    _adopt(results, prepared)
+    longest = max((item.duration_s for item in results.processes), default=0.0)
+    while left:
+        spent = time.monotonic() - began
+        if around.budget_s is not None and spent + longest > around.budget_s:
+            yield OutOfTime(len(left))
+            return
+        run = left.pop(0)
+        yield ProcessStarted(run)
+        with closing(_one(plan, run, prepared, around)) as events:
+            for event in events:
+                yield event
+                if isinstance(event, ProcessDone):
+                    results.processes.append(event.process)
+                    longest = max(longest, event.process.duration_s)
+        results.run.duration_s = before + time.monotonic() - began
+        served.write(path, results)
+
+
+def _prepare(plan: ServePlan, around: Surroundings) -> Prepared:
+    """Weights, adapters and the fingerprint, made in a process that is gone before an engine starts."""
+    with around.child({"CSGMV_EMBED_DISABLE": "1"}) as child:
+        try:
+            child.begin(PrepareJob(plan.setup, str(around.cache.resolve())))
+            found = child.hear(plan.serving.start_timeout_s)
+        except EngineLost as lost:
+            raise ResultsError(f"the model and its adapters cannot be written below {around.cache}: {lost}") from None
+        child.leave()
+    assert isinstance(found, Prepared)
+    return found
+
+
+def _adopt(results: ServeResults, prepared: Prepared) -> None:
+    if results.env is None:
+        results.env = prepared.env
+    elif results.env.env_key != prepared.env.env_key:
+        ours, theirs = results.env.identity, prepared.env.identity
+        changed = [f"{name} {ours.get(name)} -> {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
+        raise ResultsError(f"this machine is not the one the file was begun on: {', '.join(changed)}")
+
+
+def _one(plan: ServePlan, run: EngineRun, prepared: Prepared, around: Surroundings) -> Generator[Event, None, None]:
+    """One engine from start to end: its loads as they come, then its record. However it ends, there is one."""
+    began = time.monotonic()
+    process = EngineProcess(run.index, run.mode, run.repeat, "ok", utc_now())
+    mode = Mode(run.mode)
+    with tempfile.TemporaryDirectory(prefix="bench-serve-") as scratch:
+        environment = mode.environment | ({FOLDER: scratch} if mode.lora else {})
+        if reason := _until_free(around.look):
+            process.status, process.reason = "error", reason
+        else:
+            with closing(Watcher(around.look)) as watcher, around.child(environment) as child:
+                listener = _Listener(process, watcher)
+                job = ServeJob(
+                    mode=run.mode,
+                    setup=plan.setup,
+                    serving=plan.serving,
+                    loads=plan.loads,
+                    prepared=prepared,
+                    trace=traced_loads(plan) if around.where and run.repeat == 0 else (),
+                    opener=around.opener,
+                    spawned_ns=child.spawned_ns,
+                    scratch=scratch,
+                )
+                for load in listener.listen(child, job):
+                    yield LoadDone(run, load)
+                _add_memory(process, watcher)
+    process.duration_s = time.monotonic() - began
+    yield ProcessDone(process)
+
+
+def traced_loads(plan: ServePlan) -> tuple[Load, ...]:
+    """One decode and one prefill of a plan: those whose requests are most usual, 32 in flight if that is asked."""
+    decodes = [load for load in plan.loads if load.kind == "decode" and not load.base_fraction]
+    prefills = [load for load in plan.loads if load.kind == "prefill"]
+    return (*sorted(decodes, key=lambda load: abs(load.requests - 32))[:1], *prefills[:1])
+
+
+def _until_free(look: Callable[[], Seen]) -> str | None:
+    """Wait for the GPU to be nobody's; why it is not."""
+    end = time.monotonic() + FREE_S
+    while reason := occupied(look()):
+        if time.monotonic() > end:
+            return reason
+        time.sleep(0.5)
+    return None
+
+
+def _add_memory(process: EngineProcess, watcher: Watcher) -> None:
+    for item in process.loads:
+        if item.load.kind == "start" and item.status == "ok" and watcher.greatest_bytes:
+            item.samples["gpu_bytes"] = [float(watcher.greatest_bytes)]
+
+
+def _no_figure(message: Loaded) -> str | None:
+    """Why samples are none: all of them are times, bytes or counts, finite and above 0."""
+    for name, values in message.samples.items():
+        if not values:
+            return f"{name} has no sample"
+        for value in values:
+            if not SMALLEST <= value <= LARGEST:
+                return f"{name} has a sample of {value:g}; expected a finite one above 0"
+    return None
+
+
+class _Listener:
+    """Hears one engine, and writes down what it says."""
+
+    def __init__(self, process: EngineProcess, watcher: Watcher) -> None:
+        self._process, self._watcher = process, watcher
+        self._begun: Load | None = None
+        self._own: int | None = None
+
+    def listen(self, child: EngineChild, job: ServeJob) -> Iterator[ServedLoad]:
+        """Each load as it is done. What an engine leaves unsaid is the process's reason."""
+        serving = job.serving
+        timeout_s = serving.start_timeout_s
+        try:
+            child.begin(job)
+            while True:
+                message = child.hear(timeout_s)
+                timeout_s = serving.load_timeout_s
+                if isinstance(message, Done):
+                    self._done(message)
+                    child.leave()
+                    return
+                yield from self._heard(message)
+        except EngineLost as lost:
+            self._process.status = "crashed" if lost.crashed else "error"
+            self._process.reason = str(lost)
+            yield from self._unfinished(str(lost))
+
+    def _heard(self, message: Message) -> Iterator[ServedLoad]:
+        if isinstance(message, Started):
+            self._process.engine = message.engine
+            self._own = self._watcher.seen[-1].processes
+        elif isinstance(message, Begun):
+            self._begun = message.load
+        elif isinstance(message, Loaded):
+            self._begun = None
+            found = self._load(message)
+            self._process.loads.append(found)
+            yield found
+        elif isinstance(message, Traced):
+            self._begun = None
+            if message.trace is not None:
+                self._process.traces.append(message.trace)
+            else:
+                self._process.trace_notes.append(f"{message.load.label}: {message.problem}")
+
+    def _load(self, message: Loaded) -> ServedLoad:
+        seen = self._watcher.during(message.began_ns, message.ended_ns)
+        clocks = [item.sm_mhz for item in seen if item.sm_mhz is not None]
+        found = ServedLoad(
+            message.load,
+            "ok",
+            samples=message.samples,
+            answers=message.answers,
+            sm_mhz=[min(clocks), max(clocks)] if clocks else [],
+            throttle=sorted({reason for item in seen for reason in item.throttle}),
+            duration_s=(message.ended_ns - message.began_ns) / 1e9,
+        )
+        if message.problem is not None:
+            found.status = "void" if message.problem.startswith("a request failed") else "error"
+            found.reason = message.problem
+        elif reason := _no_figure(message):
+            found.status, found.reason, found.samples = "error", reason, {}
+        elif reason := disturbance(seen, processes=self._own):
+            found.status, found.reason = "void", reason
+        return found
+
+    def _done(self, message: Done) -> None:
+        """What makes a whole process worth nothing makes each of its loads so."""
+        if message.problem is None:
+            return
+        self._process.status, self._process.reason = "error", message.problem
+        for item in self._process.loads:
+            if item.status == "ok":
+                item.status, item.reason = "void", message.problem
+
+    def _unfinished(self, reason: str) -> Iterator[ServedLoad]:
+        """The load during which an engine was lost; those after it were not asked, which the process's reason tells."""
+        if self._begun is not None and all(item.load != self._begun for item in self._process.loads):
+            found = ServedLoad(self._begun, "crashed", reason[:300])
+            self._process.loads.append(found)
+            yield found

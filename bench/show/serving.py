@@ -1,0 +1,240 @@
+"""Files of `bench serve` as tables: every mode under every load, ratios, spreads, answers, and where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bench.engine.run import CacheReady, Event, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted, traced_loads
+from bench.judge.answers import AnswerCheck, answer_checks
+from bench.judge.serving import (
+    MAIN,
+    ServedComparison,
+    ServedFigure,
+    Unit,
+    Where,
+    failures,
+    figures,
+    where,
+)
+from bench.model.served import SITES, ServeResults
+from bench.model.serving import Load, ServePlan, Setup
+from bench.show.fit import Column, Fitted
+
+MARKS = {"skipped": "-", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR", "void": "VOID"}
+
+
+def amount(value: float | None, unit: Unit) -> str:
+    """A figure with its unit: times in ms or s, memory in GiB, to three digits."""
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return f"{value / 2**30:.1f} GiB"
+    if unit == "tokens/s":
+        return f"{value:.0f} /s" if value >= 100 else f"{value:.3g} /s"
+    for scale, name in ((1e6, "s"), (1e3, "ms")):
+        if value >= scale * 0.9995:
+            return f"{_digits(value / scale)} {name}"
+    return f"{_digits(value)} us"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def shown(figure: ServedFigure | None) -> str:
+    """A figure, or why there is none."""
+    if figure is None:
+        return "-"
+    return amount(figure.value, figure.unit) if figure.value is not None else MARKS.get(figure.status, "-")
+
+
+def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, wide: bool = False) -> RenderableType:
+    """Every table of a file, its heading, and what has no figure."""
+    found = figures(results) if of is None else of
+    parts: list[RenderableType] = [heading(results), modes_table(results, found, wide=wide), Text()]
+    for kind in dict.fromkeys(figure.case.load.kind for figure in found):
+        chosen = [figure for figure in found if figure.case.load.kind == kind]
+        parts += [figures_table(results, kind, chosen, wide=wide), Text()]
+    parts += [answers_table(answer_checks(results), wide=wide), Text()]
+    for load in dict.fromkeys(item.load for item in where(results)):
+        parts += [where_table([item for item in where(results) if item.load == load], wide=wide), Text()]
+    parts.append(failed(results))
+    return Group(*parts)
+
+
+def heading(results: ServeResults) -> RenderableType:
+    """What ran, where, and how many processes of it are there."""
+    run, code, identity = results.run, results.code, results.env.identity if results.env else {}
+    versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
+    dirty = " + uncommitted changes" if code.dirty else ""
+    lines = [
+        f"serve profile {run.profile} on {identity.get('gpu') or 'no GPU'}, {versions}",
+        f"commit {code.short or 'unknown'}{dirty}, {run.started_utc}, {run.duration_s:.0f} s, "
+        f"{len(results.processes)} of {run.planned} engines",
+        setup_words(results.setup),
+        "attention by Triton, decode graphs on but in -eager modes, prefill graphs off, no prefix cache",
+    ]
+    return Text("\n".join(lines) + "\n")
+
+
+def setup_words(setup: Setup) -> str:
+    """What an engine is started with."""
+    ranks = "+".join(map(str, setup.ranks))
+    targets = {"all": "all modules", "ends": "embedding and lm_head", "attention": "q, k, v and o"}[setup.targets]
+    gpus = f", {setup.tp} GPUs" if setup.tp > 1 else ""
+    return (
+        f"model {setup.model}, {setup.adapters} adapters of ranks {ranks} on {targets}, {setup.num_slots} slots{gpus}"
+    )
+
+
+def modes_table(results: ServeResults, of: Sequence[ServedFigure], *, wide: bool = False) -> RenderableType:
+    """A row a load and main figure, a column a mode: the reference and the plugin stay at any width."""
+    rows: dict[tuple[Load, str], dict[str, ServedFigure]] = {}
+    for figure in of:
+        if figure.name in MAIN:
+            rows.setdefault((figure.case.load, figure.name), {})[figure.mode] = figure
+    labels = [f"{load.label}: {name}" for load, name in rows]
+    columns = [Column("load", labels, words=True)]
+    for place, mode in enumerate(results.run.modes):
+        kept = mode in (results.serving.reference, "plugin")
+        cells = [shown(row.get(mode)) for row in rows.values()]
+        columns.append(Column(mode, cells, rank=0 if kept else 1 + place, right=True))
+    return Fitted("every mode, geometric mean of its processes", columns, wide=wide)
+
+
+def figures_table(
+    results: ServeResults, kind: str, of: Sequence[ServedFigure], *, wide: bool = False
+) -> RenderableType:
+    """A row a load, figure and mode."""
+    reference = results.serving.reference
+    labels = [figure.case.load.label.removeprefix(f"{kind} ") for figure in of]
+    columns = [
+        Column(kind, labels),
+        Column("figure", [figure.name for figure in of]),
+        Column("mode", [figure.mode for figure in of]),
+        Column("is", [shown(figure) for figure in of], right=True),
+        Column(f"/{reference}", [_ratio(figure.to_reference) for figure in of], right=True, style="bold"),
+        Column("/none", [_ratio(figure.to_none) for figure in of], rank=1, right=True),
+        Column("spread", [_spread(figure.spread) for figure in of], rank=2, right=True),
+        Column("processes", [str(len(figure.by_repeat)) for figure in of], rank=3, right=True),
+    ]
+    return Fitted(f"{kind}: of a time, a ratio below 1 is faster", columns, wide=wide)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _spread(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def answers_table(checks: Sequence[AnswerCheck], *, wide: bool = False) -> RenderableType:
+    """Whether modes answer alike, in nats."""
+    verdicts = {"ok": "alike", "wrong": "WRONG", "unknown": "unknown", "other": "no LoRA"}
+    columns = [
+        Column("mode", [check.mode for check in checks]),
+        Column("answers", ["equal to the bit" if check.equal else verdicts[check.status] for check in checks]),
+        Column("mean", [_nats(check.mean_nats) for check in checks], right=True),
+        Column("most", [_nats(check.max_nats) for check in checks], right=True),
+        Column("changed", [f"{check.changed}/{check.prompts}" for check in checks], rank=1, right=True),
+        Column("reason", [check.reason or "-" for check in checks], rank=2, words=True),
+    ]
+    reference = checks[0].reference if checks else "-"
+    title = f"log-probabilities beside {reference}'s: mean of the worst prompt, the largest, answers with another token"
+    return Fitted(title, columns, wide=wide)
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
+    """A row a site, a column a mode: kernel time of a pass."""
+    sites = [site for site in SITES if any(item.by_site[site] for item in of)]
+    columns = [Column("site", [*sites, "all kernels", "between kernels", "passes"])]
+    for place, item in enumerate(of):
+        cells = [amount(item.by_site[site], "us") if item.by_site[site] else "-" for site in sites]
+        between = amount(item.between_us, "us") if item.between_us > 0 else "-"
+        columns.append(
+            Column(item.mode, [*cells, amount(item.total_us, "us"), between, _passes(item)], rank=place, right=True)
+        )
+    per = of[0].per if len({item.per for item in of}) == 1 else "pass or trace"
+    lines = [
+        f"{item.mode}: left out of the trace: {count} {what}"
+        for item in of
+        for what, count in sorted(item.trace.lacking.items())
+    ]
+    title = f"where a {per} of {of[0].load.label} goes: kernel time under a profiler, shares and no figures"
+    return Group(Fitted(title, columns, wide=wide), *map(Text, lines))
+
+
+def _passes(item: Where) -> str:
+    return f"{item.trace.passes:g}" if item.trace.passes else "-"
+
+
+def compared(before: str, after: str, found: ServedComparison) -> RenderableType:
+    """Two files, a row a figure."""
+    changes = found.changes
+    columns = [
+        Column("load", [change.before.case.load.label for change in changes]),
+        Column("figure", [change.before.name for change in changes]),
+        Column("mode", [change.before.mode for change in changes]),
+        Column("before", [shown(change.before) for change in changes], rank=1, right=True),
+        Column("after", [shown(change.after) for change in changes], rank=1, right=True),
+        Column("after/before", [_ratio(change.ratio) for change in changes], right=True, style="bold"),
+        Column("spread", [_spread(change.spread) for change in changes], rank=2, right=True),
+    ]
+    lines = [f"not comparable: {reason}" for reason in found.warnings]
+    lines.append(f"{len(changes)} figures in both, {found.missing} only in A, {found.new} only in B")
+    title = f"{before} -> {after}; spread: the larger between processes of one file"
+    return Group(Fitted(title, columns), Text(), *map(Text, lines))
+
+
+def failed(results: ServeResults) -> RenderableType:
+    """Each process and load without a figure, with its reason."""
+    lines = [
+        f"{item.status}: {item.mode}, repeat {item.repeat}, {item.what}: {item.reason}" for item in failures(results)
+    ]
+    return Text("\n".join(lines))
+
+
+def planned(plan: ServePlan, *, where: bool) -> RenderableType:
+    """What a run would do."""
+    order = " ".join(run.mode for run in plan.runs)
+    lines = [
+        f"serve profile {plan.profile}: {len(plan.runs)} engines, one after another: {order}",
+        setup_words(plan.setup),
+        "each is asked:",
+        *(f"  {load.label}" for load in plan.loads),
+    ]
+    if where:
+        traced = ", ".join(load.label for load in traced_loads(plan))
+        lines.append(f"the first of each mode is then traced: {traced}")
+    return Text("\n".join(lines))
+
+
+def follow(events: Iterable[Event]) -> Iterator[str]:
+    """A line for each thing that happens."""
+    for event in events:
+        if isinstance(event, Planned):
+            yield f"{event.total} engines, {event.done} of them in the file"
+        elif isinstance(event, CacheReady):
+            yield f"model and adapters are there ({event.seconds:.0f} s)"
+        elif isinstance(event, ProcessStarted):
+            yield f"{event.run.mode}, repeat {event.run.repeat}: starting"
+        elif isinstance(event, LoadDone):
+            yield f"  {event.load.load.label}: {_load_words(event)}"
+        elif isinstance(event, ProcessDone):
+            ending = "done" if event.process.status == "ok" else f"{event.process.status}: {event.process.reason}"
+            yield f"{event.process.mode}, repeat {event.process.repeat}: {ending} ({event.process.duration_s:.0f} s)"
+        elif isinstance(event, OutOfTime):
+            yield f"the time given is over: {event.left} engines are left; go on with --resume"
+
+
+def _load_words(event: LoadDone) -> str:
+    item = event.load
+    return f"{item.duration_s:.1f} s" if item.status == "ok" else f"{item.status}: {item.reason}"

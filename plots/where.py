@@ -1,0 +1,62 @@
+"""Where a pass of a real engine goes: kernel time by site of the model, a stack a mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from bench.judge.serving import Where, where
+from bench.model.served import SITES, ServeResults, Site
+from bench.show.serving import setup_words
+from plots.style import caption, provenance, save, styled
+
+COLORS: dict[Site, str] = {
+    "embedding": "#0072B2",
+    "qkv": "#D55E00",
+    "o": "#E69F00",
+    "gate_up": "#CC79A7",
+    "down": "#F0E442",
+    "lm_head": "#56B4E9",
+    "unplaced": "#8C564B",
+    "base": "#999999",
+    "attention": "#009E73",
+    "copies": "#444444",
+    "rest": "#CCCCCC",
+}
+NAMES: dict[Site, str] = {
+    site: f"LoRA of {site}" for site in ("embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced")
+}
+NAMES |= {"base": "base products", "attention": "attention", "copies": "copies", "rest": "rest"}
+
+
+def data(results: ServeResults) -> list[list[Where]]:
+    """The traces of each load, a mode each."""
+    found = where(results)
+    return [[item for item in found if item.load == load] for load in dict.fromkeys(item.load for item in found)]
+
+
+def draw(results: ServeResults, path: Path) -> list[Path]:
+    """Write the figure; returns the files."""
+    panels = data(results)
+    with styled():
+        figure = Figure(figsize=(2.0 + 3.2 * len(panels), 3.8), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=True):
+            bottoms = [0.0] * len(panel)
+            for site in SITES:
+                heights = [item.by_site[site] / 1000 for item in panel]
+                if any(heights):
+                    axes.bar(range(len(panel)), heights, 0.7, bottom=bottoms, color=COLORS[site], label=NAMES[site])
+                    bottoms = [below + height for below, height in zip(bottoms, heights, strict=True)]
+            axes.set_xticks(range(len(panel)), [item.mode for item in panel], rotation=20, ha="right")
+            axes.set_title(panel[0].load.label, loc="left")
+            axes.set_ylabel(f"ms of kernels a {panel[0].per}")
+            axes.grid(axis="x", visible=False)
+        shown = {
+            label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
+        said = "taken under the engine's profiler: shares and no figures"
+        caption(figure, f"{said}\n{setup_words(results.setup)}\n{provenance(results)}")
+        return save(figure, path)

@@ -1,0 +1,134 @@
+"""`serve` without a GPU says what would run; show, compare and plot take its files, gate and history do not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.cli import guards, serve
+from bench.model import config, served
+from bench.model.serving import make_serve_plan
+from tests.support.gate import Outcome
+from tests.support.served import usual
+
+Run = Callable[..., Outcome]
+BASELINE = "bench/baselines/nvidia-h100-80gb-hbm3.json"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "engines.json"
+    served.write(path, usual())
+    return path
+
+
+def test_without_a_gpu_the_plan_is_told_and_the_status_is_that_of_other_verbs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (serve, guards):
+        monkeypatch.setattr(module, "has_gpu", lambda: False)
+    done = run("serve", "-p", "8b", "-m", "csgmv", "-m", "plugin-lookup", "-l", "decode", "--repeats", "2", "--where")
+    assert done.code == 2 and done.err == "bench: serve: needs an NVIDIA GPU and none was found\n"
+    assert "4 engines, one after another: csgmv plugin-lookup plugin-lookup csgmv" in done.out
+    assert "  decode 256\n" in done.out and "prefill" not in done.out and "then traced: decode 32" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-p", "nope"), "serve profile 'nope' is unknown; expected one of 8b, ends, evict, quick, switches"),
+        (("-m", "flash"), "--mode flash: expected none, triton, csgmv, plugin"),
+        (("-l", "stream"), "--load stream: serve profile quick has none; expected one of decode, prefill"),
+        (("--model", "70b"), "model 70b: "),
+        (("--resume", "absent.json"), "absent.json: cannot be read"),
+    ],
+)
+def test_a_wrong_case_is_named(arguments: tuple[str, ...], said: str, run: Run) -> None:
+    done = run("serve", *arguments)
+    assert (done.code, done.out) == (2, "") and said in done.err
+
+
+def test_a_file_goes_on_with_its_own_choice_and_its_own_code(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "goes on with the file's own choice" in run("serve", "--resume", file, "-p", "8b").err
+    for module in (serve, guards):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+    done = run("serve", "--resume", file)
+    assert done.code == 2 and "the plan (bench.toml or the options) has changed since the file was begun" in done.err
+    made, loaded = served.read(file), config.load()
+    made.run.plan_sha256 = make_serve_plan(loaded.serve, loaded.serving, "quick").digest
+    served.write(file, made)
+    assert "the library's source has changed since the file was begun" in run("serve", "--resume", file).err
+
+
+def test_a_file_that_is_there_is_not_written_over(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (serve, guards):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+    before = file.read_bytes()
+    done = run("serve", "-o", file)
+    assert done.code == 2 and f"--resume {file} to go on with it" in done.err and file.read_bytes() == before
+
+
+def test_show_answers_in_every_format(run: Run, file: Path) -> None:
+    table = run("show", file)
+    assert table.code == 0 and "decode 32: step" in table.out
+    chosen = ("--case", "kind=decode,requests=32", "-c", "plug*", "-k", "engine")
+    (row,) = json.loads(run("show", file, *chosen, "-f", "json").out)
+    assert (row["contender"], row["figure"], row["clock"]) == ("plugin", "step", "engine")
+    (same,) = csv.DictReader(io.StringIO(run("show", file, *chosen, "-f", "csv").out))
+    assert float(same["value"]) == row["value"]
+    assert f"{row['value']:.4g}" in run("show", file, *chosen, "-f", "markdown").out.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-c", "flash"), "no mode is called so; expected some of none, csgmv, plugin"),
+        (("--case", "kind=prefill"), "no load has all of these values"),
+        (("--case", "rank=16"), "'rank=16' is no term"),
+        (("-k", "graph"), "expected engine"),
+        (("--top", "3"), "expected neither --sort nor --top nor --pivot"),
+        (("-f", "xml"), "--format xml"),
+    ],
+)
+def test_a_wrong_question_is_named(arguments: tuple[str, ...], said: str, run: Run, file: Path) -> None:
+    done = run("show", file, *arguments)
+    assert (done.code, done.out) == (2, "") and said in done.err
+
+
+def test_two_files_are_compared_and_other_kinds_are_not(run: Run, file: Path, tmp_path: Path) -> None:
+    other, faster = tmp_path / "faster.json", usual()
+    for process in faster.processes:
+        if process.mode == "plugin":
+            process.loads[1] = msgspec.structs.replace(process.loads[1], samples={"step_us": [3275.0]})
+    served.write(other, faster)
+    rows = {row["contender"]: row for row in json.loads(run("compare", file, other, "-f", "json").out)}
+    assert rows["csgmv"]["ratio"] == 1 and rows["plugin"]["ratio"] == pytest.approx(0.5, rel=0.001)
+    assert "plugin" in run("compare", file, other).out
+    mixed = run("compare", file, BASELINE)
+    assert mixed.code == 2 and "is no file of bench serve, the other one is; expected two of one kind" in mixed.err
+
+
+def test_gate_and_history_say_that_they_do_not_take_it(run: Run, file: Path, tmp_path: Path) -> None:
+    for arguments in (("gate", file, "--baseline", BASELINE), ("history", "add", file, "--store", tmp_path / "store")):
+        done = run(*arguments)
+        assert done.code == 2 and "engines have no gate and no history" in done.err
+
+
+def test_plot_draws_both_pictures(run: Run, file: Path, tmp_path: Path) -> None:
+    done = run("plot", "all", file, "-o", tmp_path / "x.png")
+    assert done.code == 0
+    names = {path.name for path in tmp_path.glob("x-*")}
+    assert names == {"x-serve.png", "x-serve.svg", "x-where.png", "x-where.svg"}
+    bare = usual()
+    for process in bare.processes:
+        process.traces = []
+    served.write(file, bare)
+    assert "expected a file of bench serve --where" in run("plot", "where", file).err

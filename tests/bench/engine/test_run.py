@@ -1,0 +1,257 @@
+"""The loop around engines: real processes with an engine that answers at once, or does what an engine should not."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from time import monotonic_ns
+
+import msgspec
+import pytest
+
+from bench.engine import run as running
+from bench.engine.messages import Job, Message, Prepared, PrepareJob
+from bench.engine.processes import EngineChild
+from bench.engine.run import Event, LoadDone, OutOfTime, Planned, ProcessDone, Surroundings, new_results, serve
+from bench.engine.watch import Seen
+from bench.model import config, served
+from bench.model.paths import ROOT
+from bench.model.records import Environment, ResultsError
+from bench.model.served import ServeResults
+from bench.model.serving import LoadAxes, ServePlan, ServeProfile, make_serve_plan
+from tests.support import fake_engine
+
+TINY = {
+    "model_type": "llama", "vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16,
+}  # fmt: skip
+LOADED = config.load()
+QUIET = LOADED.serving.__class__(
+    **{**msgspec.structs.asdict(LOADED.serving), "arrivals_s": 0.2, "load_timeout_s": 30.0, "long_tokens": 20}
+)
+
+
+def looks_quiet() -> Seen:
+    return Seen(monotonic_ns(), 1980, ("power_cap",), 2**30, None)
+
+
+class Quick(EngineChild):
+    """A process that prepares nothing: a tenth of a second in the place of torch's import."""
+
+    prepared: Prepared | None = None
+
+    def begin(self, job: Job) -> None:
+        if isinstance(job, PrepareJob):
+            environment = Environment({"gpu": None}, "here", {})
+            self.prepared = Prepared("model", ["a"] * job.setup.adapters, 1, 500, environment, 0.1)
+        else:
+            super().begin(job)
+
+    def hear(self, timeout_s: float) -> Message:
+        return self.prepared or super().hear(timeout_s)
+
+    def leave(self) -> None:
+        if self.prepared is None:
+            super().leave()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY), encoding="utf-8")
+    return path
+
+
+def plan_of(
+    tiny: Path, *modes: str, kinds: tuple[str, ...] = ("decode",), repeats: int = 1, **changed: float
+) -> ServePlan:
+    axes = {
+        "decode": LoadAxes(("decode",), (1, 4)),
+        "prefill": LoadAxes(("prefill",), (2,), (8,)),
+        "stream": LoadAxes(("stream",), (3,)),
+        "arrivals": LoadAxes(("arrivals",), rate_rps=(40.0,)),
+    }
+    profile = ServeProfile(modes, tuple(axes[kind] for kind in kinds), repeats=repeats)
+    serving = msgspec.structs.replace(QUIET, **changed)
+    return make_serve_plan({"p": profile}, serving, "p", model=str(tiny))
+
+
+def around(tmp_path: Path, **changed: object) -> Surroundings:
+    usual = Surroundings(tmp_path / "cache", opener=fake_engine.OPENER, child=Quick, look=looks_quiet)
+    return msgspec.structs.replace(usual, **changed)
+
+
+def begun(plan: ServePlan, *, where: bool = False) -> ServeResults:
+    return new_results(plan, kinds=[], modes=[], model=plan.setup.model, where=where)
+
+
+def ran(plan: ServePlan, tmp_path: Path, **changed: object) -> tuple[ServeResults, list[Event]]:
+    """The file as it is read again, and the events."""
+    path = tmp_path / "out.json"
+    events = [*serve(plan, begun(plan), path, around(tmp_path, **changed))]
+    return served.read(path), events
+
+
+def test_every_load_of_every_mode_is_in_the_file_with_its_samples(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "none", "csgmv", kinds=("decode", "prefill", "stream", "arrivals"), repeats=2)
+    results, events = ran(plan, tmp_path, child=EngineChild)
+    assert [(item.mode, item.repeat) for item in results.processes] == [
+        ("none", 0),
+        ("csgmv", 0),
+        ("csgmv", 1),
+        ("none", 1),
+    ]
+    for process in results.processes:
+        assert process.status == "ok" and [item.load for item in process.loads] == [*plan.loads]
+        assert {item.status for item in process.loads} == {"ok"} and process.engine == {"fake": True}
+        by_kind = {item.load.kind: item.samples for item in process.loads}
+        assert len(by_kind["decode"]["step_us"]) == len(by_kind["prefill"]["prefill_us"]) == QUIET.samples
+        assert len(by_kind["stream"]["ttft_us"]) == 3 * 2 and by_kind["stream"]["tokens"] == [3 * 2 * 64]
+        assert len(by_kind["stream"]["gap_us"]) == 3 * 2 * 63
+        assert len(by_kind["arrivals"]["ttft_us"]) * 64 == by_kind["arrivals"]["tokens"][0]
+        assert (
+            by_kind["start"]["gpu_bytes"] == [pytest.approx(2**30, rel=1e-5)] and by_kind["start"]["start_us"][0] > 1e4
+        )
+        decodes = [item for item in process.loads if item.load.kind == "decode"]
+        steps = QUIET.samples * (QUIET.short_tokens + QUIET.long_tokens)
+        for item in decodes:
+            assert len(item.samples.get("prepare_us", [])) == (steps if process.mode == "csgmv" else 0)
+            assert item.throttle == ["power_cap"] and item.sm_mhz == [1980, 1980]
+    assert events[0] == Planned(4, 0) and sum(isinstance(event, ProcessDone) for event in events) == 4
+    assert results.run.duration_s > 0 and results.env is not None
+
+
+def test_a_step_is_the_difference_of_long_and_short_answers(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "csgmv", long_tokens=144)
+    results, _ = ran(plan, tmp_path)
+    (step, *_) = [item for item in results.processes[0].loads if item.load.kind == "decode"]
+    assert 0.8 < sorted(step.samples["step_us"])[1] / (1e6 * fake_engine.STEP_S["csgmv"]) < 2.5
+
+
+def test_an_engine_that_dies_is_a_row_with_its_last_words_and_the_others_go_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "csgmv:die:4,triton:start")
+    results, _ = ran(plan_of(tiny, "none", "csgmv", "triton"), tmp_path)
+    none, csgmv, triton = results.processes
+    assert none.status == "ok"
+    assert csgmv.status == "crashed" and "SIGKILL: ...CUDA error: an illegal memory access" in str(csgmv.reason)
+    assert [(item.load.requests, item.status) for item in csgmv.loads] == [
+        (8, "ok"),
+        (16, "ok"),
+        (1, "ok"),
+        (4, "crashed"),
+    ]
+    assert triton.status == "crashed" and "RuntimeError: no kernel image is available" in str(triton.reason)
+    assert triton.loads == []
+
+
+def test_a_load_that_hangs_is_killed_with_its_group(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "csgmv:hang:1")
+    results, _ = ran(plan_of(tiny, "csgmv", load_timeout_s=3.0), tmp_path)
+    (process,) = results.processes
+    assert process.status == "error" and str(process.reason).startswith("no answer within 3 s: killed")
+    assert process.loads[-1].status == "crashed" and process.duration_s < 30
+
+
+def test_a_failed_request_voids_its_load_and_an_error_is_told_and_neither_stops_the_next(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "csgmv:fail:1,none:raise:1")
+    results, _ = ran(plan_of(tiny, "csgmv", "none"), tmp_path)
+    csgmv, none = results.processes
+    assert csgmv.status == none.status == "ok"
+    one, four = csgmv.loads[2:]
+    assert (one.status, one.reason, one.samples) == ("void", "a request failed: out of slots", {})
+    assert four.status == "ok" and four.samples["step_us"]
+    assert none.loads[2].status == "error" and "RuntimeError: shapes differ (fake_engine.py" in str(
+        none.loads[2].reason
+    )
+
+
+def test_a_mode_whose_plugin_is_off_has_no_figures(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "plugin:off")
+    results, _ = ran(plan_of(tiny, "plugin"), tmp_path)
+    (process,) = results.processes
+    assert (process.status, process.reason) == ("error", "the plugin is off: told so")
+    assert {(item.status, item.reason) for item in process.loads} == {("void", process.reason)}
+
+
+def test_a_lowered_clock_or_another_process_voids_what_it_met(tiny: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+
+    def disturbed() -> Seen:
+        return Seen(monotonic_ns(), 1200, ("thermal", "power_cap") if time.monotonic() > began else (), 2**30, None)
+
+    results, _ = ran(plan_of(tiny, "csgmv"), tmp_path, look=disturbed)
+    assert {(item.status, item.reason) for item in results.processes[0].loads} == {
+        ("void", "the GPU's clock was lowered: thermal")
+    }
+    assert all(item.samples for item in results.processes[0].loads if item.load.kind != "answers"), "kept, labelled"
+
+
+def test_no_engine_starts_on_a_gpu_that_is_anothers(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "FREE_S", 0.1)
+    results, _ = ran(plan_of(tiny, "csgmv"), tmp_path, look=lambda: Seen(monotonic_ns(), 1980, (), 2**35, 0))
+    (process,) = results.processes
+    assert process.status == "error" and "32.0 GiB in use before the engine was started" in str(process.reason)
+
+
+def test_a_run_goes_on_where_it_was_and_repeats_nothing(tiny: Path, tmp_path: Path) -> None:
+    plan, path = plan_of(tiny, "none", "csgmv", repeats=2), tmp_path / "out.json"
+    events = serve(plan, begun(plan), path, around(tmp_path))
+    for event in events:
+        if isinstance(event, LoadDone) and event.run.index == 1:
+            break
+    events.close()  # interrupted within the second engine
+    first = served.read(path)
+    assert [(item.mode, item.repeat) for item in first.processes] == [("none", 0)]
+    later = [*serve(plan, first, path, around(tmp_path))]
+    assert later[0] == Planned(4, 1)
+    whole = served.read(path)
+    assert [(item.mode, item.repeat) for item in whole.processes] == [
+        ("none", 0),
+        ("csgmv", 0),
+        ("csgmv", 1),
+        ("none", 1),
+    ]
+    assert whole.processes[0].started_utc == first.processes[0].started_utc
+    assert [*serve(plan, whole, path, around(tmp_path))] == [Planned(4, 4)]
+
+
+def test_no_engine_is_started_that_would_not_end_in_time(tiny: Path, tmp_path: Path) -> None:
+    plan, path = plan_of(tiny, "none", "csgmv", repeats=2), tmp_path / "out.json"
+    results = begun(plan)
+    events = [*serve(plan, results, path, around(tmp_path, budget_s=0.5))]
+    assert isinstance(events[-1], OutOfTime) and events[-1].left == 4 - len(results.processes) > 0
+
+
+def test_another_machine_does_not_go_on_with_a_file(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "none")
+    results = begun(plan)
+    results.env = Environment({"gpu": "GPU Y"}, "other", {})
+    with pytest.raises(ResultsError, match="not the one the file was begun on: .*gpu GPU Y -> None"):
+        [*serve(plan, results, tmp_path / "out.json", around(tmp_path))]
+
+
+def test_weights_that_cannot_be_written_end_the_run(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "none")
+    tiny.write_text("{", encoding="utf-8")
+    with pytest.raises(ResultsError, match="cannot be written below .*config.json"):
+        [*serve(plan, begun(plan), tmp_path / "out.json", around(tmp_path, child=EngineChild))]
+
+
+def test_the_first_engine_of_a_mode_is_traced_after_its_figures(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "csgmv", kinds=("decode", "prefill"), repeats=2)
+    results, _ = ran(plan, tmp_path, where=True)
+    first, second = results.processes
+    assert [trace.load.label for trace in first.traces] == ["decode 4", "prefill 2x8"] and second.traces == []
+    assert {kernel.site for kernel in first.traces[0].kernels} == {"attention", "base", "unplaced"}
+    assert first.traces[0].lacking == {"without an end": 1, "passes that do not have the model's sites": 1}
+    assert [item.status for item in first.loads] == ["ok"] * len(plan.loads)

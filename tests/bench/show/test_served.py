@@ -1,0 +1,113 @@
+"""Tables of engines: at any width a row says what it is about, no figure is cut, and what failed is not left out."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from bench.engine.run import CacheReady, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted
+from bench.judge.serving import compare
+from bench.model import config
+from bench.model.serving import EngineRun, make_serve_plan
+from bench.show.serving import amount, compared, follow, planned, summary
+from tests.support.served import answer, answers, decode, process, results, usual
+
+
+def rendered(what: RenderableType, width: int = 200) -> str:
+    buffer = StringIO()
+    Console(file=buffer, width=width).print(what)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_tables_fit_and_say_mode_figure_and_ratio(width: int) -> None:
+    text = rendered(summary(usual()), width)
+    assert max(map(len, text.splitlines())) <= width
+    rows = [line.split() for line in text.splitlines()]
+    (plugin,) = [row for row in rows if row[:3] == ["32", "step", "plugin"]]
+    assert plugin[3:6] == ["6.55", "ms", "0.501"]
+    assert ("1.3" in " ".join(plugin)) == (width >= 60)
+    if width >= 80:
+        assert plugin[6:9] == ["1.303", "1.5", "%"]
+
+
+def test_every_mode_stands_beside_the_others() -> None:
+    (row,) = [line for line in rendered(summary(usual())).splitlines() if line.startswith("decode 32: step")]
+    assert row.split()[3:] == ["5.03", "ms", "13.1", "ms", "6.55", "ms"]
+
+
+def test_answers_traces_and_the_setup_are_told() -> None:
+    text = rendered(summary(usual()))
+    assert "8 adapters of ranks 16+64 on all modules, 8 slots" in text and "6 of 6 engines" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "csgmv equal to the bit 0 0 0/2 -" in lines and "plugin alike 0.01 0.01 0/2 -" in lines
+    assert "none no LoRA 4 4 0/2 -" in lines
+    assert "csgmv: left out of the trace: 3 without an end" in lines
+    assert "qkv 80.0 us" in lines and "between kernels 100 us" in lines and "passes 10" in lines
+
+
+def test_what_failed_is_marked_in_its_row_and_told_below() -> None:
+    void = msgspec.structs.replace(decode(1.0), status="void", reason="the GPU's clock was lowered: thermal")
+    made = results(
+        process(0, "csgmv", 0, answers(answer(), answer()), decode(10.0)),
+        process(1, "none", 0, void),
+        process(2, "plugin", 0, answers(answer(3.0), answer(3.0)), decode(5.0)),
+        process(3, "plugin", 1, status="crashed", reason="signal SIGKILL: ...out of memory"),
+    )
+    text = rendered(summary(made))
+    (row,) = [line for line in text.splitlines() if line.startswith("decode 32: step")]
+    assert row.split()[3:] == ["VOID", "10.0", "us", "WRONG"]
+    assert "void: none, repeat 0, decode 32: the GPU's clock was lowered: thermal" in text
+    assert "crashed: plugin, repeat 1, the process: signal SIGKILL: ...out of memory" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_two_files_side_by_side_fit(width: int) -> None:
+    text = rendered(compared("a.json", "b.json", compare(usual(), usual())), width)
+    assert max(map(len, text.splitlines())) <= width
+    (row,) = [line.split() for line in text.splitlines() if "step plugin" in " ".join(line.split())]
+    assert "1.000" in row
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (None, "us", "-"),
+        (4.321, "us", "4.32 us"),
+        (999.6, "us", "1.00 ms"),
+        (12345.0, "us", "12.3 ms"),
+        (41e6, "us", "41.0 s"),
+        (3 * 2**30, "bytes", "3.0 GiB"),
+        (2483.4, "tokens/s", "2483 /s"),
+        (5.678, "tokens/s", "5.68 /s"),
+    ],
+)
+def test_amounts_have_their_units(value: float | None, unit: str, said: str) -> None:
+    assert amount(value, unit) == said  # type: ignore[arg-type]
+
+
+def test_a_plan_is_told_without_being_run() -> None:
+    loaded = config.load()
+    text = rendered(planned(make_serve_plan(loaded.serve, loaded.serving, "8b"), where=True))
+    assert "8 engines, one after another: none triton csgmv plugin plugin csgmv triton none" in text
+    assert "  decode 256\n" in text and "then traced: decode 32, prefill 8x512" in text
+
+
+def test_progress_is_a_line_each() -> None:
+    run = EngineRun(1, "csgmv", 0)
+    failed = process(1, "csgmv", 0, status="error", reason="no answer within 3 s: killed")
+    void = msgspec.structs.replace(decode(1.0), status="void", reason="thermal")
+    events = [
+        Planned(2, 1), CacheReady(3.0), ProcessStarted(run), LoadDone(run, void), ProcessDone(failed), OutOfTime(1),
+    ]  # fmt: skip
+    assert [*follow(events)] == [
+        "2 engines, 1 of them in the file",
+        "model and adapters are there (3 s)",
+        "csgmv, repeat 0: starting",
+        "  decode 32: void: thermal",
+        "csgmv, repeat 0: error: no answer within 3 s: killed (1 s)",
+        "the time given is over: 1 engines are left; go on with --resume",
+    ]
