@@ -5,6 +5,7 @@ History: number, what changed, what it does to comparability
 2  The graph clock samples after work on 16 streams, as in a server, does not record the first block after a pause, and
    takes the floor beside each point. On an H100 a graph node is 0.18 us longer so, and cold blocks no longer wait for
    the host (docs/method.md): times of 1 cannot be compared. The ops layer, head and expand came later; lookups stayed.
+   Then sites, with tables that rotate where caches are cold; all without a site stayed.
 
 A record carries the number; before results 1.2.0 it carried a hash of the suite's sources, which `KNOWN` puts under its
 number. A hash that is not there is of no known version: its figures are comparable with each other alone.
@@ -66,6 +67,7 @@ KNOWN = (
     Known(2, "3879be32525e143f", "the layer's kernels are asked for by both of their names"),
     Known(2, "51b17092a5c359a9", "kernels and the switch for host tensors are named where the library has them now"),
     Known(2, "a55c58c041e3366e", "the folders of today, of suite and plugin; methods that only handed on are gone"),
+    Known(2, "365d9d4de5785cca", "adds sites, their ops and tables; other cases keep keys, seeds, inputs and counts"),
 )
 
 
