@@ -324,15 +324,11 @@ def _refuse_too_many(config: Config, profile_name: str, what: str, count: int) -
 
 
 def _cases(axes: Axes) -> Iterable[Case]:
-    """The product of the case axes, with what a case ignores set to one value so that equal cases are equal.
-
-    Raises ConfigError for an op that only sites have without one.
-    """
+    """The product of the case axes, with what a case ignores set to one value so that equal cases are equal."""
     for values in itertools.product(*(getattr(axes, name) for name in CASE_AXES)):
-        case = Case(**dict(zip(CASE_AXES, values, strict=True)))
+        case = _at_site(Case(**dict(zip(CASE_AXES, values, strict=True))))
         if case.op not in HIDDEN_OPS:
             case = msgspec.structs.replace(case, hidden=0)
-        case = _at_site(case)
         if case.phase == "decode" or case.of_head:
             case = msgspec.structs.replace(case, phase="decode", seq_len=1, skew=0.0)
         if case.mix == "distinct":
@@ -342,12 +338,11 @@ def _cases(axes: Axes) -> Iterable[Case]:
 
 def _at_site(case: Case) -> Case:
     """The case with site and model where its op has them, and no vocabulary then. Raises ConfigError."""
-    if case.op not in SITE_OPS or (case.op == "expand" and case.site == "none"):
+    if case.of_head or case.op not in SITE_OPS:
         return msgspec.structs.replace(case, site="none", model="none")
     for axis, values in (("site", SITES), ("model", MODELS)):
         if getattr(case, axis) == "none":
-            known = ", ".join(values[1:])
-            raise ConfigError(f"op {case.op} has no case of {axis}=none; expected {axis} among {known}")
+            raise ConfigError(f"op {case.op} has no case of {axis}=none; expected {axis} among {', '.join(values[1:])}")
     return msgspec.structs.replace(case, vocab=PLAIN_VOCAB)
 
 

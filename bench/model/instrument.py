@@ -5,6 +5,7 @@ History: number, what changed, what it does to comparability
 2  The graph clock samples after work on 16 streams, as in a server, does not record the first block after a pause, and
    takes the floor beside each point. On an H100 a graph node is 0.18 us longer so, and cold blocks no longer wait for
    the host (docs/method.md): times of 1 cannot be compared. The ops layer, head and expand came later; lookups stayed.
+   Then sites, with tables that rotate where caches are cold; all without a site stayed.
 
 A record carries the number; before results 1.2.0 it carried a hash of the suite's sources, which `KNOWN` puts under its
 number. A hash that is not there is of no known version: its figures are comparable with each other alone.
@@ -68,6 +69,7 @@ KNOWN = (
     Known(2, "a55c58c041e3366e", "the folders of today, of suite and plugin; methods that only handed on are gone"),
     Known(2, "e5ba73b8e7e32ed2", "tables are made by the library's names for it; nothing else differs"),
     Known(2, "81f26e1d988c3814", "adds the sites of linear layers; what has no site is made and timed as before"),
+    Known(2, "365d9d4de5785cca", "adds sites, their ops and tables; other cases keep keys, seeds, inputs and counts"),
 )
 
 

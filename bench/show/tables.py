@@ -39,6 +39,7 @@ NAMES: dict[str, str] = {
     "csgmv_embed_captured-vocab_major": "ours, prefill captured too, vocab-major",
     "csgmv_embed_captured-rank_major": "ours, prefill captured too, rank-major",
     "sglang_triton_v2": "SGLang triton_v2",
+    "vllm": "vLLM",
     "base": "without LoRA",
 }
 MARKS = {"skipped": "skip", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR"}

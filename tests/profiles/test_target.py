@@ -23,7 +23,7 @@ def test_every_recipe_makes_a_session_whose_names_are_points(name):
 
 
 def test_the_recipes_are_what_they_are_called():
-    assert recipe_names() == ["decode-step", "layer-and-head", "side-by-side", "skewed-prefill"]
+    assert recipe_names() == ["decode-step", "layer-and-head", "linear-sites", "side-by-side", "skewed-prefill"]
     assert {point.case.op for point in target(recipe="layer-and-head").points} == {"layer", "head"}
     assert {point.case.phase for point in target(recipe="decode-step").points} == {"decode"}
     (case,) = {point.case for point in target(recipe="skewed-prefill").points}
@@ -70,7 +70,7 @@ def test_cases_replace_those_of_a_recipe_and_keep_its_contenders():
         ({}, r"expected CASE \(NAME=VALUE,...\) or --recipe with one of decode-step"),
         (
             {"recipe": "decode"},
-            "--recipe decode: expected one of decode-step, layer-and-head, side-by-side, skewed-prefill",
+            "--recipe decode: expected one of decode-step, layer-and-head, linear-sites, side-by-side, skewed-prefill",
         ),
         ({"recipe": "/nowhere/x.toml"}, "/nowhere/x.toml: cannot be read"),
         ({"cases": ["rank"]}, "CASE rank: expected NAME=VALUE"),

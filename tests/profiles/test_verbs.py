@@ -279,6 +279,7 @@ def test_recipes_are_listed(bench):
     assert [line.split()[0] for line in out.splitlines()] == [
         "decode-step",
         "layer-and-head",
+        "linear-sites",
         "side-by-side",
         "skewed-prefill",
     ]

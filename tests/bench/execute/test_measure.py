@@ -33,6 +33,9 @@ def fake(outputs):
         def oracle(self, workload, index_set):
             return oracle.exact(workload, index_set)
 
+        def result(self, workload, output):
+            return output
+
         def kernels(self):
             return []
 
@@ -92,13 +95,13 @@ def bench_here() -> measure.Bench:
 def test_a_missing_peer_is_skipped_with_its_reason(monkeypatch):
     absent = fake(None)
     absent.unavailable = lambda: "not installed: pip install it"
-    monkeypatch.setattr(contenders, "build", lambda name, op: absent)
+    monkeypatch.setattr(contenders, "build", lambda name, op, site: absent)
     point = measure.measure(bench_here(), PlannedPoint(CASE, "fake", "work"), 3)
     assert (point.status, point.reason, point.index) == ("skipped", "not installed: pip install it", 3)
 
 
 def test_a_contender_without_triton_kernels_has_no_work_to_count(monkeypatch):
-    monkeypatch.setattr(contenders, "build", lambda name, op: fake(None))
+    monkeypatch.setattr(contenders, "build", lambda name, op, site: fake(None))
     point = measure.measure(bench_here(), PlannedPoint(CASE, "fake", "work"), 0)
     assert point.status == "skipped"
 
@@ -106,7 +109,7 @@ def test_a_contender_without_triton_kernels_has_no_work_to_count(monkeypatch):
 def test_an_exception_of_a_contender_is_its_result(monkeypatch):
     broken = fake(None)
     broken.unavailable = lambda: 1 / 0
-    monkeypatch.setattr(contenders, "build", lambda name, op: broken)
+    monkeypatch.setattr(contenders, "build", lambda name, op, site: broken)
     answer = worker._answer(bench_here(), Ask(PlannedPoint(CASE, "fake", "work"), 0))
     assert (answer.point.status, answer.lost) == ("error", False)
     assert answer.point.reason == "ZeroDivisionError: division by zero"
