@@ -11,7 +11,14 @@ from csgmv_embed import registered
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.batch.tile_plan import DECODE_BLOCK, most_tiles
 from csgmv_embed.errors import DtypeError, ShapeError
-from csgmv_embed.kernels.linear import ExpandConstants, ShrinkConstants, lora_expand_kernel, lora_shrink_kernel
+from csgmv_embed.kernels.linear import (
+    ExpandConstants,
+    ShrinkConstants,
+    SumConstants,
+    lora_expand_kernel,
+    lora_shrink_kernel,
+    lora_shrink_sum_kernel,
+)
 from csgmv_embed.launch import checks, direct, tiles
 from csgmv_embed.launch.checks import check_axes, check_tensor
 from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, overlaps_launches, width
@@ -78,8 +85,15 @@ def lora_shrink(
         return out
     planned = _planned(batch)
     check_axes("out", out, 2, "(tokens, slices * max_rank)")
-    tile = _shrink_tile(x, a_table, batch)._replace(splits=1)
-    _shrink(x, a_table, out[:, None], batch, planned, slices, tile, False)()
+    tile = _shrink_tile(x, a_table, batch)
+    if tile.splits == 1:
+        _shrink(x, a_table, out[:, None], batch, planned, slices, tile, False)()
+        return out
+    parts = _empty_shrunk(x, a_table, tile.splits)
+    shrink = _shrink(x, a_table, parts, batch, planned, slices, tile, False)
+    total = _sum(parts, a_table, out, batch, planned, slices)
+    shrink()
+    total()
     return out
 
 
@@ -110,6 +124,7 @@ def _shrink_registered(
     lora_shrink(x, a_table, batch, slices, out)
 
 
+SUM_COLUMNS = 64  # of a program that adds the parts of a shrink
 AXES = {"x": 2, "a_table": 3, "b_table": 3, "out": 2, "shrunk": 2}
 OUT = "Tensor b_table, Tensor(a!) out"
 registered.register("lora_linear", f"Tensor x, Tensor a_table, {OUT}", "out", lora_linear, AXES, "SymInt[] starts")
@@ -201,6 +216,28 @@ def _expand(
     return launch
 
 
+def _sum(
+    parts: torch.Tensor,
+    a_table: torch.Tensor,
+    out: torch.Tensor,
+    batch: EmbeddingBatch,
+    planned: tuple[direct.Tensors, direct.Key],
+    slices: int,
+) -> Callable[[], None]:
+    """The checked launch; a_table is looked at, not read."""
+    arrays, known = planned
+    return direct.ready(
+        lora_shrink_sum_kernel,
+        arrays,
+        (parts, out),
+        (known, slices, a_table.shape),
+        _prepare_sum,
+        a_table,
+        batch,
+        slices,
+    )
+
+
 def _tiles(batch: EmbeddingBatch, tokens: int) -> int:
     """Tiles that a batch of `tokens` rows can have: all, or in static buffers what a later replay may need."""
     assert batch.tile_words is not None
@@ -254,6 +291,29 @@ def _prepare_shrink(
     return Launch(lora_shrink_kernel, grid, counts, constants, tile.num_warps)
 
 
+def _prepare_sum(
+    parts: torch.Tensor, out: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int
+) -> Launch | Nothing:
+    """Of operands that the shrink has checked, but for what it is summed into."""
+    (tokens, splits, stacked), slots = parts.shape, a_table.shape[0]
+    check_tensor("out", out, (tokens, stacked), f"({tokens}, {stacked})", a_table, "a_table")
+    checks.check_rows_apart("out", out)
+    if tokens == 0 or stacked == 0 or batch.without_adapter:
+        return NOTHING
+    constants = SumConstants(
+        parts_stride_token=parts.stride(0),
+        parts_stride_split=parts.stride(1),
+        out_stride_token=out.stride(0),
+        slices=slices,
+        max_rank=stacked // slices,
+        splits=splits,
+        block_m=batch.tile_block,
+        block_n=SUM_COLUMNS,
+    )
+    grid = (-(-stacked // SUM_COLUMNS), _tiles(batch, tokens), 1)
+    return Launch(lora_shrink_sum_kernel, grid, (tokens, min(batch.slots, slots)), constants, 4)
+
+
 def _prepare_expand(
     shrunk: torch.Tensor,
     b_table: torch.Tensor,
@@ -304,6 +364,7 @@ def _prepare_expand(
         steps=tile.steps,
         stages=tile.stages,
         whole=all(size % span == 0 for size in widths),
+        ahead=decode,
     )
     grid = (sum(-(-size // span) for size in widths), _tiles(batch, tokens), 1)
     counts = (tokens, min(batch.slots, slots))

@@ -1,4 +1,4 @@
-"""The two Triton kernels of LoRA on linear layers: shrink to the ranks, expand into the output.
+"""The Triton kernels of LoRA on linear layers: shrink to the ranks, expand into the output.
 
 A linear layer may be several stacked ones, its *slices*: q, k and v, or gate and up. Slice i has columns
 starts[i] : starts[i + 1] of the output, the same rows of B, and rows i * rank : (i + 1) * rank of A, packed by the rank
@@ -12,10 +12,11 @@ tile_words[g] the word slot << 16 | rank and the scaling. Both load side by side
 so a program waits for memory twice; a tile without work has a word of 0, and its programs end there.
 
 The long sum over k may be cut into `splits` parts, each the work of programs of its own. Each leaves a float32 row, and
-the expand adds these in their order, so that results do not depend on which program came first.
+the expand adds these in their order, so that results do not depend on which program came first. Where the shrunk rows
+themselves are wanted, a third kernel adds them.
 
-With `overlap` the expand is a programmatic dependent launch behind the shrink: what it reads of the batch it reads
-while the shrink still runs.
+With `overlap` the expand is a programmatic dependent launch behind the shrink: what it reads of the batch, of the
+output and of B it asks for while the shrink still runs.
 
 Invariants
 - Products are of the tables' dtype, summed in float32. The shrunk row is rounded to the dtype of x; the scaled sum and
@@ -80,7 +81,21 @@ class ExpandConstants(NamedTuple):
     block_k: int
     steps: int  # blocks of columns a program
     whole: bool  # every slice is a whole number of programs
+    ahead: bool  # a block of B is asked for one step early, the first before the shrunk rows are waited for
     stages: int
+
+
+class SumConstants(NamedTuple):
+    """The same of the sum of a shrink's parts."""
+
+    parts_stride_token: int
+    parts_stride_split: int
+    out_stride_token: int
+    slices: int
+    max_rank: int
+    splits: int
+    block_m: int
+    block_n: int
 
 
 @triton.jit
@@ -129,6 +144,25 @@ def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, nu
             column = (n // rank) * c.max_rank + n % rank
         place = rows[None, :] * c.shrunk_stride_token + (split * c.shrunk_stride_split + column)[:, None]
         tl.store(shrunk + place, total.to(shrunk.dtype.element_ty), mask=live[None, :] & wanted[:, None])
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_slots"])
+def lora_shrink_sum_kernel(tile_words, tile_rows, parts, out, num_tokens, num_slots, c: tl.constexpr):
+    """out[t, n] = sum of the parts, for the rows and columns that the shrink wrote. Grid (blocks of columns, tiles)."""
+    _, rank, _, rows, live = _tile_at(
+        tl.program_id(1), tile_words, tile_rows, num_tokens, num_slots, c.max_rank, c.block_m
+    )
+    SPLITS: tl.constexpr = c.splits
+    n = tl.program_id(0) * c.block_n + tl.arange(0, c.block_n)
+    if tl.program_id(0) * c.block_n < c.slices * rank:
+        column = (n // rank) * c.max_rank + n % rank
+        mask = live[:, None] & (n < c.slices * rank)[None, :]
+        place = parts + (rows[:, None] * c.parts_stride_token + column[None, :])
+        total = tl.load(place, mask=mask, other=0.0)
+        for split in tl.static_range(1, SPLITS):
+            total += tl.load(place + split * c.parts_stride_split, mask=mask, other=0.0)
+        values = total.to(out.dtype.element_ty)
+        tl.store(out + (rows[:, None] * c.out_stride_token + column[None, :]), values, mask=mask)
 
 
 @triton.jit
@@ -216,6 +250,10 @@ def _expand_tile(
     column = first + tl.arange(0, c.block_n)
     b_first = slot * c.b_stride_slot
     before = tl.load(out + (out_row[:, None] + column[None, :]), mask=_out_mask(column, live, end, c, WHOLE), other=0.0)
+    AHEAD: tl.constexpr = ONE and c.ahead
+    if AHEAD:
+        b_row = tl.multiple_of(b_first + column.to(tl.int64) * c.b_stride_row, B)
+        b = _b_block(b_row, column < end, 0, rank, b_table, c, EXACT, WHOLE)
     if c.overlap:
         gdc_wait()
     if ONE:
@@ -224,7 +262,7 @@ def _expand_tile(
         column = first + step * c.block_n + tl.arange(0, c.block_n)
         b_row = tl.multiple_of(b_first + column.to(tl.int64) * c.b_stride_row, B)
         total = tl.zeros(SHAPE, tl.float32)
-        if ONE:
+        if ONE and not AHEAD:
             b = _b_block(b_row, column < end, 0, rank, b_table, c, EXACT, WHOLE)
         # The next block of the output is on its way while this one is multiplied.
         ahead = column + c.block_n
@@ -232,6 +270,9 @@ def _expand_tile(
         after = tl.load(out + (out_row[:, None] + ahead[None, :]), mask=mask, other=0.0)
         if ONE:
             total = product(x, b, total, c.widen)
+            if AHEAD and c.steps > 1:
+                b_row = tl.multiple_of(b_first + ahead.to(tl.int64) * c.b_stride_row, B)
+                b = _b_block(b_row, (ahead < end) & (step + 1 < c.steps), 0, rank, b_table, c, EXACT, False)
         else:
             for start in range(0, rank, c.block_k):
                 x = _shrunk_block(x_row, live, start, rank, shrunk, c, EXACT).to(b_table.dtype.element_ty)

@@ -129,7 +129,7 @@ class Launch:
 def ready(
     kernel: Any,
     arrays: Tensors,
-    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    operands: Tensors,
     known: object,
     prepare: Callable[..., Launch | Nothing],
     *given: object,
@@ -139,13 +139,12 @@ def ready(
     arrays: what the kernel reads of the batch. known: all else that checks and launch depend on.
     prepare(*operands, *given) checks the operands and makes a launch that is not kept yet.
     """
-    first, table, last = operands
-    tensors = (*arrays, first, table, last)
+    tensors = (*arrays, *operands)
     pointers, misaligned = addresses(tensors)
-    key = (id(kernel), seen(first), seen(table), seen(last), misaligned, known)
+    key = (id(kernel), misaligned, known, *[seen(tensor) for tensor in operands])
     launch = launches.get(key)
     if launch is None:
-        launch = keep(key, prepare(first, table, last, *given))
+        launch = keep(key, prepare(*operands, *given))
     return partial(launch, tensors, pointers)
 
 

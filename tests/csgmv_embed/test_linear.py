@@ -132,12 +132,20 @@ def test_a_static_batch_is_refilled():
     assert torch.equal(other.run(batch), other.base)
 
 
-def test_shrink_and_expand_apart():
-    site = Site(dtype=torch.float16)
+@pytest.mark.parametrize("splits", [1, 3], ids=["one part", "three parts"])
+def test_shrink_and_expand_apart(splits):
+    site = Site(dtype=torch.float16, padding=4)
     batch = site.batch()
-    shrunk = lora_shrink(site.x, site.a, batch, slices=3)
-    assert shrunk.shape == (site.tokens, 3 * site.max_rank) and shrunk.dtype == site.dtype
+    out = torch.full((site.tokens + 4, 3 * site.max_rank), NAN, dtype=site.dtype, device=site.device)
+    with forced(lora_shrink=ShrinkTile(16, 32, splits, 2, 2)):
+        shrunk = lora_shrink(site.x, site.a, batch, slices=3, out=out)
+    assert shrunk is out
     site.check(lora_expand(shrunk, site.b, site.base.clone(), batch, site.starts))
+    of_token = torch.tensor(site.slots).repeat_interleave(torch.tensor(site.lens))
+    for slot, rank in enumerate(site.ranks):  # columns behind the rank, and rows of nobody, are what they were
+        written = ~shrunk[: site.tokens][of_token.to(site.device) == slot].isnan().view(-1, 3, site.max_rank)
+        assert written[..., :rank].all() and not written[..., rank:].any()
+    assert shrunk[site.tokens :].isnan().all()
 
 
 def test_rows_without_adapter_stay_to_the_bit():
