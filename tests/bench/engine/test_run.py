@@ -148,6 +148,14 @@ def test_an_engine_that_dies_is_a_row_with_its_last_words_and_the_others_go_on(
     assert triton.loads == []
 
 
+def test_what_an_engine_spawns_times_batch_preparation_and_without_lora_nothing_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "csgmv:spawn,none:spawn")
+    results, _ = ran(plan_of(tiny, "csgmv", "none"), tmp_path)
+    assert [item.status for item in results.processes] == ["ok", "crashed"]
+
+
 def test_a_load_that_hangs_is_killed_with_its_group(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
