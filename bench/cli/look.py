@@ -208,6 +208,10 @@ def report(
     from plots import inputs
 
     found = inputs.load(files)
+    if found.served:
+        raise ConfigError(
+            f"{found.served[0][0]}: is of bench serve, which the page does not hold; expected show or plot"
+        )
     histories = {folder: view(folder, commits, clock, [], [], gpu) for folder in found.histories}
     _refuse_other_gpu(found, histories)
     content = Content(

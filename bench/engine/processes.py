@@ -19,11 +19,10 @@ import msgspec
 from bench.engine.messages import Job, Message
 
 MODULE = "bench.engine.child"
-LAST_WORDS = 700  # characters of its output that a reason quotes
+LAST_WORDS = 1200  # characters of its output that a reason quotes
 END_S = 60.0  # for an engine to leave the GPU after its last word
 LONGEST = 2**28
-# SGLang's kernel cache forgets the rank in its key; what is not there cannot be asked for. No tokenizer, no downloads.
-COMMON = {"SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+COMMON = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # SGLang's own settings are as a server has them
 
 
 class EngineLost(Exception):

@@ -14,7 +14,7 @@ import msgspec
 from bench.engine.messages import Begun, Done, Loaded, Message, Prepared, PrepareJob, ServeJob, Started, Traced
 from bench.engine.preparation import FOLDER
 from bench.engine.processes import EngineChild, EngineLost
-from bench.engine.watch import Seen, Watcher, disturbance, look, occupied
+from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, look, occupied
 from bench.model import served
 from bench.model.environment import collect_code, command_line, suite_version, utc_now
 from bench.model.fields import LARGEST, SMALLEST
@@ -150,6 +150,9 @@ def _adopt(results: ServeResults, prepared: Prepared) -> None:
         ours, theirs = results.env.identity, prepared.env.identity
         changed = [f"{name} {ours.get(name)} -> {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
         raise ResultsError(f"this machine is not the one the file was begun on: {', '.join(changed)}")
+    then, now = (env.volatile.get("gpu_uuid") for env in (results.env, prepared.env))
+    if then is not None and now is not None and then != now:
+        raise ResultsError("this GPU is another one of the same model than the file was begun on; expected a new file")
 
 
 def _one(plan: ServePlan, run: EngineRun, prepared: Prepared, around: Surroundings) -> Generator[Event, None, None]:
@@ -246,7 +249,6 @@ class _Listener:
     def _heard(self, message: Message) -> Iterator[ServedLoad]:
         if isinstance(message, Started):
             self._process.engine = message.engine
-            self._own = self._watcher.seen[-1].processes
         elif isinstance(message, Begun):
             self._begun = message.load
         elif isinstance(message, Loaded):
@@ -263,6 +265,8 @@ class _Listener:
 
     def _load(self, message: Loaded) -> ServedLoad:
         seen = self._watcher.during(message.began_ns, message.ended_ns)
+        if message.load.kind == "start":  # nobody else was there before: until now all are the engine's own
+            self._own = greatest_processes(seen)
         clocks = [item.sm_mhz for item in seen if item.sm_mhz is not None]
         found = ServedLoad(
             message.load,

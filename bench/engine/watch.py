@@ -74,12 +74,17 @@ class Watcher:
         return max((item.used_bytes for item in self.seen if item.used_bytes is not None), default=None)
 
 
+def greatest_processes(seen: list[Seen]) -> int | None:
+    """Most processes on the GPU at any of these looks; None if the machine does not say."""
+    return max((item.processes for item in seen if item.processes is not None), default=None)
+
+
 def disturbance(seen: list[Seen], *, processes: int | None) -> str | None:
     """Why a load's samples are worth nothing. `processes`: how many the engine itself has there, if it is known."""
     slowed = sorted({reason for item in seen for reason in item.throttle} - HARMLESS)
     if slowed:
         return f"the GPU's clock was lowered: {', '.join(slowed)}"
-    most = max((item.processes for item in seen if item.processes is not None), default=None)
+    most = greatest_processes(seen)
     if most is not None and processes is not None and most > processes:
         return f"another process was on the GPU: {most} where the engine has {processes}"
     return None

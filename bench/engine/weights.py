@@ -115,6 +115,8 @@ def _once(folder: Path, write: Writer) -> Path:
     with only_writer(folder):
         if folder.is_dir():
             return folder
+        for left in folder.parent.glob(f".{folder.name}.[0-9]*"):  # by one that was killed: 16 GB, perhaps
+            shutil.rmtree(left)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             temporary.mkdir(parents=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -26,11 +27,18 @@ from bench.model.serving import Mode
 
 FAULTS = "FAKE_ENGINE"
 OPENER = "tests.support.fake_engine:open_engine"
-STEP_S = {"none": 0.00005, "triton": 0.0001, "csgmv": 0.0002, "plugin": 0.0001}
+STEP_S = {"none": 0.0003, "triton": 0.0003, "csgmv": 0.0004, "plugin": 0.0003}  # much more than a busy host adds
 
 
 def kernel(name: str, start: float, took: float) -> dict[str, object]:
     return {"ph": "X", "cat": "kernel", "name": name, "ts": start, "dur": took, "args": {"stream": 7}}
+
+
+def spawned() -> None:
+    """What a scheduler would find: whether its process was made ready for it."""
+    waits = any(type(finder).__name__ == "_Finder" for finder in sys.meta_path)
+    if not waits or sys.modules["__mp_main__"].__spec__.name != "bench.engine.child":
+        os._exit(3)
 
 
 class FakeEngine:
@@ -45,6 +53,12 @@ class FakeEngine:
         self._trace: Path | None = None
         if ("start", None) in self.faults:
             raise RuntimeError("no kernel image is available")
+        if ("spawn", None) in self.faults:
+            process = multiprocessing.get_context("spawn").Process(target=spawned)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise RuntimeError("a spawned process is not made ready")
         self._prepare = preparation.timed(lambda: None, Path(job.scratch))
         self._prepare()
         (Path(job.scratch) / f"plugin-{os.getpid()}.json").write_text(

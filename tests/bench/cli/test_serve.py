@@ -122,6 +122,12 @@ def test_gate_and_history_say_that_they_do_not_take_it(run: Run, file: Path, tmp
         assert done.code == 2 and "engines have no gate and no history" in done.err
 
 
+def test_the_page_does_not_hold_it(run: Run, file: Path, tmp_path: Path) -> None:
+    done = run("report", file, "-o", tmp_path / "page.html")
+    assert done.code == 2 and "which the page does not hold; expected show or plot" in done.err
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_plot_draws_both_pictures(run: Run, file: Path, tmp_path: Path) -> None:
     done = run("plot", "all", file, "-o", tmp_path / "x.png")
     assert done.code == 0

@@ -28,7 +28,7 @@ TINY = {
 }  # fmt: skip
 LOADED = config.load()
 QUIET = LOADED.serving.__class__(
-    **{**msgspec.structs.asdict(LOADED.serving), "arrivals_s": 0.2, "load_timeout_s": 30.0, "long_tokens": 20}
+    **{**msgspec.structs.asdict(LOADED.serving), "arrivals_s": 0.2, "load_timeout_s": 30.0}
 )
 
 
@@ -43,7 +43,7 @@ class Quick(EngineChild):
 
     def begin(self, job: Job) -> None:
         if isinstance(job, PrepareJob):
-            environment = Environment({"gpu": None}, "here", {})
+            environment = Environment({"gpu": None}, "here", {"gpu_uuid": "GPU-1"})
             self.prepared = Prepared("model", ["a"] * job.setup.adapters, 1, 500, environment, 0.1)
         else:
             super().begin(job)
@@ -148,6 +148,14 @@ def test_an_engine_that_dies_is_a_row_with_its_last_words_and_the_others_go_on(
     assert triton.loads == []
 
 
+def test_what_an_engine_spawns_times_batch_preparation_and_without_lora_nothing_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "csgmv:spawn,none:spawn")
+    results, _ = ran(plan_of(tiny, "csgmv", "none"), tmp_path)
+    assert [item.status for item in results.processes] == ["ok", "crashed"]
+
+
 def test_a_load_that_hangs_is_killed_with_its_group(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +245,14 @@ def test_another_machine_does_not_go_on_with_a_file(tiny: Path, tmp_path: Path) 
     results = begun(plan)
     results.env = Environment({"gpu": "GPU Y"}, "other", {})
     with pytest.raises(ResultsError, match="not the one the file was begun on: .*gpu GPU Y -> None"):
+        [*serve(plan, results, tmp_path / "out.json", around(tmp_path))]
+
+
+def test_another_gpu_of_the_same_model_does_not_either(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "none")
+    results = begun(plan)
+    results.env = Environment({"gpu": None}, "here", {"gpu_uuid": "GPU-2"})
+    with pytest.raises(ResultsError, match="another one of the same model"):
         [*serve(plan, results, tmp_path / "out.json", around(tmp_path))]
 
 

@@ -62,6 +62,10 @@ def _name(made: ServeResults) -> None:
     made.processes[0].loads[1].samples["stride_us"] = [1.0]  # type: ignore[index]
 
 
+def _spans(made: ServeResults) -> None:
+    made.processes[0].loads[1].samples |= {"span_us": [1.0], "tokens": [1.0, 2.0]}
+
+
 def _kernel(made: ServeResults) -> None:
     made.processes[1].traces[0].kernels *= 2
 
@@ -79,6 +83,7 @@ def _kernel(made: ServeResults) -> None:
         (_load, r"loads\[2\] is the load of"),
         (_negative, "Expected `float` >= 1e-09"),
         (_name, "stride_us"),
+        (_spans, "samples.tokens has 2; expected 1, as span_us has"),
         (_kernel, "is the site and kernel of"),
     ],
 )
