@@ -86,6 +86,8 @@ def lora_shrink(
     planned = _planned(batch)
     check_axes("out", out, 2, "(tokens, slices * max_rank)")
     tile = _shrink_tile(x, a_table, batch)
+    if batch.tile_block > DECODE_BLOCK and x.shape[1] <= tiles.WIDE_FEATURES:
+        tile = tile._replace(splits=1)  # adding the parts of so many rows takes longer than it saves
     if tile.splits == 1:
         _shrink(x, a_table, out[:, None], batch, planned, slices, tile, False)()
         return out
@@ -364,7 +366,7 @@ def _prepare_expand(
         steps=tile.steps,
         stages=tile.stages,
         whole=all(size % span == 0 for size in widths),
-        ahead=decode,
+        ahead=decode and features <= tiles.WIDE_FEATURES,  # with more columns other programs hide what one waits for
     )
     grid = (sum(-(-size // span) for size in widths), _tiles(batch, tokens), 1)
     counts = (tokens, min(batch.slots, slots))
