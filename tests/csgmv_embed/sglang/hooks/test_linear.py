@@ -102,7 +102,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def batch_of(rng: np.random.Generator, mode: str) -> tuple[list[int], list[int], torch.Tensor]:
     """Tokens of each request, its slot, and the slot of each token."""
     requests = int(rng.integers(1, CAPACITY + 1))
-    lens = [1] * requests if mode == "DECODE" else rng.integers(1, 30, requests).tolist()
+    lens = [1] * requests if mode == "DECODE" else rng.integers(1, 12, requests).tolist()
     slots = rng.integers(0, SLOTS, requests)
     return lens, slots.tolist(), torch.from_numpy(slots.repeat(lens))
 
