@@ -24,7 +24,7 @@ SLOTS, MAX_RANK, CAPACITY = 4, 16, 12
 RANKS, SCALINGS = [0, 8, 16, 5], [0.0, 2.0, 0.75, 1.5]
 FEATURES = 64
 SITES = ("qkv", "gate_up", "column", "row")
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.once)], ids=str)
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("group_of_one", "loaded")]
 
 
