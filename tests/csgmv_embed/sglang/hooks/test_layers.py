@@ -535,7 +535,7 @@ def test_lm_head_of_a_prefill(
     if logprobs == "passes":
         for name in ("LOGPROB", "LOGITS_PROCESSER"):  # the second until 0.5.13
             monkeypatch.setenv(f"SGLANG_ENABLE_{name}_CHUNK", "1")
-            monkeypatch.setenv(f"SGLANG_{name}_CHUNK_SIZE", "10")
+            monkeypatch.setenv(f"SGLANG_{name}_CHUNK_SIZE", "20")
     on()
     ours = Pair(dtype).told()
     rng = np.random.default_rng(3)
@@ -553,7 +553,7 @@ def test_lm_head_of_a_prefill(
         assert found.dtype == dtype
         assert_rounded(found, expected)
         for at, info in enumerate(ours.backend.lm_head_pass_batch_infos or ()):
-            start = at * 10
+            start = at * 20
             part = hidden[start : start + info.expected_tokens]
             ours.head.set_lm_head_pass(at)
             passed = ours.head(part)
