@@ -59,7 +59,7 @@ def test_any_rank_and_hidden_size(device, hidden, max_rank, ranks):
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("tile", [(16, 16, 16, 4, 1), (64, 32, 16, 4, 2), (32, 64, 64, 4, 2)])
 def test_any_tile(device, tile, padding):
-    case = Case(padding=padding, chunk_size=2, storage="rank_major", device=device)
+    case = Case(padding=padding, chunk_size=2, storage="rank_major", hidden=40, device=device)
     with tiles.forced(layer=tiles.MatrixTile(*tile)):
         for words in (True, False):
             found, exact, _ = run(replace(case, words=words))

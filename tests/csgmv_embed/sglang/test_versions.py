@@ -2,9 +2,9 @@
 
 The wheels come from `make wheels`, in a CI three from `make wheels-in-turn`. A test without its wheel is skipped.
 
-A version can change what is hooked, how a batch is planned and what the layers hand on. It cannot change our kernels: the
-tests marked `once` are of those alone, or say in another dtype or tile what a test beside them says. They run on the
-installed SGLang. `make test-versions` runs them on every one all the same.
+A version can change what is hooked, how a batch is planned and what the layers hand on. It cannot change our kernels.
+The tests marked `once` are of those alone, or say in another dtype or tile what a test beside them says. They run on
+the installed SGLang. `make test-versions` runs them on every one all the same.
 """
 
 from __future__ import annotations
