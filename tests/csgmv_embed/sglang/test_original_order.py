@@ -18,7 +18,7 @@ RANKS = [0, 8, 16, 5]
 pytestmark = pytest.mark.usefixtures("on_the_cpu", "loaded")
 
 
-@pytest.mark.parametrize("mode", ["DECODE", "EXTEND", "MIXED"])
+@pytest.mark.parametrize("mode", [pytest.param("DECODE", marks=pytest.mark.once), "EXTEND", "MIXED"])
 def test_it_looks_up_what_ours_does(mode: str, plugin_on: Any, loaded: Any) -> None:
     stock, ours = support.backend(SLOTS), support.backend(SLOTS)
     weights = torch.randn(SLOTS, MAX_RANK, VOCAB, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)

@@ -115,7 +115,7 @@ def run(site: Site, rng: np.random.Generator, rows: int) -> tuple[torch.Tensor, 
 
 
 @DTYPES
-@pytest.mark.parametrize("mode", ["DECODE", "EXTEND"])
+@pytest.mark.parametrize("mode", [pytest.param("DECODE", marks=pytest.mark.once), "EXTEND"])
 @pytest.mark.parametrize("name", SITES)
 def test_a_linear_layer(name: str, mode: str, dtype: torch.dtype, on: Any, used: list[int]) -> None:
     on()
