@@ -101,7 +101,7 @@ wheels-in-turn: setup  ## three of them; one that cannot be fetched is no error,
 	  echo "sglang $$version cannot be fetched: its tests will be skipped" >&2; done
 
 test-versions: wheels  ## the plugin on every SGLang version it knows: before a change of the plugin is done
-	$(PYTEST) tests/csgmv_embed/sglang/test_versions.py
+	VERSIONS_WHOLE=1 $(PYTEST) tests/csgmv_embed/sglang/test_versions.py
 
 setup: $(VENV)/.ready
 

@@ -245,12 +245,12 @@ def verify_eager(contender: Contender, workload: Workload, launch: Launch, index
 
 def _poisoned(launch: Launch, index_set: int) -> torch.Tensor:
     """The output of a launch during which torch fills what it allocates uninitialised with NaN."""
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports all of torch's compiler: seconds
     try:
         return launch(index_set)
     finally:
-        torch.use_deterministic_algorithms(was_deterministic)
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _compare(contender: Contender, workload: Workload, outputs: list[torch.Tensor]) -> Check:

@@ -67,9 +67,9 @@ KNOWN = (
     Known(2, "3879be32525e143f", "the layer's kernels are asked for by both of their names"),
     Known(2, "51b17092a5c359a9", "kernels and the switch for host tensors are named where the library has them now"),
     Known(2, "a55c58c041e3366e", "the folders of today, of suite and plugin; methods that only handed on are gone"),
-    Known(2, "e5ba73b8e7e32ed2", "tables are made by the library's names for it; nothing else differs"),
-    Known(2, "81f26e1d988c3814", "adds the sites of linear layers; what has no site is made and timed as before"),
-    Known(2, "365d9d4de5785cca", "adds sites, their ops and tables; other cases keep keys, seeds, inputs and counts"),
+    Known(
+        2, "739e6bf1ff16b846", "adds sites, their ops and tables; others keep keys, seeds, inputs, poison and counts"
+    ),
 )
 
 

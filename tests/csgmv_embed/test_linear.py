@@ -91,11 +91,14 @@ class Site:
         return lora_linear(self.x, self.a, self.b, self.base.clone(), batch or self.batch(), self.starts)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-@pytest.mark.parametrize("padding", [0, 5], ids=["built", "static"])
+# A dtype changes no plan and no slice: all of them in float32, and each kind of batch in the others.
+CHECKED = [(padding, starts, torch.float32) for padding in (0, 5) for starts in STARTS]
+CHECKED += [(p, s, t) for p, s in ((0, "ragged"), (5, "qkv")) for t in (torch.float16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("padding", "starts", "dtype"), CHECKED)
 def test_it_is_within_the_roundings_of_the_oracle(padding, starts, dtype):
-    site = Site(padding=padding, starts=starts, dtype=dtype)
+    site = Site(padding=padding, starts=STARTS[starts], dtype=dtype)
     site.check(site.run())
 
 

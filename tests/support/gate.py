@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from math import exp
 from pathlib import Path
 
@@ -54,8 +56,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return call
 
 
+@cache
+def _pickled_aa() -> bytes:
+    return pickle.dumps(store.read(AA))
+
+
 def aa() -> Results:
-    return store.read(AA)
+    """A copy of its own, that a test may change: the file is read and examined once."""
+    found: Results = pickle.loads(_pickled_aa())
+    return found
 
 
 def scaled(results: Results, factor: float, chosen: Callable[[Point], bool] = lambda point: True) -> Results:

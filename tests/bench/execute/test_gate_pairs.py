@@ -354,15 +354,16 @@ def test_planted_work_is_in_the_times_of_side_b_alone(tmp_path: Path, monkeypatc
     assert median(item.log_ratio for item in point.rounds) > log(2.5), "a stall may take one round"
 
 
-def test_the_script_counts_what_was_found_by_share(tmp_path: Path) -> None:
+def test_the_script_counts_what_was_found_by_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "_points", lambda config, profile, contenders: planned(config)[::4])
     arguments = ["planted", "-o", str(tmp_path), "--share", "1", "--share", "5", "--share", "10", "--repeats", "2"]
     with pytest.raises(SystemExit) as end:
         selftest.main(arguments, FakeGpu().instrument())
     assert end.value.code == 0
     for repeat in json.loads((tmp_path / "planted.json").read_bytes()):
-        assert repeat["found"] == {"0.01": [0, 40], "0.05": [40, 40], "0.1": [40, 40]}
-        assert repeat["exit_code"] == 1 and repeat["points"] == 120
-        assert repeat["seconds_a_point"] == pytest.approx(repeat["duration_s"] / 120)
+        assert repeat["found"] == {"0.01": [0, 10], "0.05": [10, 10], "0.1": [10, 10]}
+        assert repeat["exit_code"] == 1 and repeat["points"] == 30
+        assert repeat["seconds_a_point"] == pytest.approx(repeat["duration_s"] / 30)
 
 
 def test_the_script_begins_nothing_that_may_not_end_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def test_a_time_that_is_none_is_an_error_with_its_reason(monkeypatch, impossible
 def test_memory_that_a_launch_leaves_unwritten_is_not_a_number():
     output = measure._poisoned(lambda _: torch.empty(3, 4), 0)
     assert output.isnan().all()
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_deterministic_debug_mode() == 0
 
 
 @pytest.mark.parametrize(

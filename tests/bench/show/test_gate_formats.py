@@ -108,9 +108,11 @@ def judged(*verdicts: Verdict, refusals: list[str] | None = None) -> Report:
     return Report("against", here, here, {}, list(verdicts), refusals=refusals or [])
 
 
+CASE = msgspec.to_builtins(ours(aa())[0].case)
+
+
 def verdict(status: str, **options: object) -> Verdict:
-    case = ours(aa())[0].case
-    return msgspec.convert({"case": msgspec.to_builtins(case), "contender": OURS, "clock": "graph", "status": status,
+    return msgspec.convert({"case": CASE, "contender": OURS, "clock": "graph", "status": status,
                             "reason": "because"} | options, Verdict)  # fmt: skip
 
 

@@ -18,14 +18,14 @@ RANKS = [0, 8, 16, 5]
 pytestmark = pytest.mark.usefixtures("on_the_cpu", "loaded")
 
 
-@pytest.mark.parametrize("mode", ["DECODE", "EXTEND", "MIXED"])
+@pytest.mark.parametrize("mode", [pytest.param("DECODE", marks=pytest.mark.once), "EXTEND", "MIXED"])
 def test_it_looks_up_what_ours_does(mode: str, plugin_on: Any, loaded: Any) -> None:
     stock, ours = support.backend(SLOTS), support.backend(SLOTS)
     weights = torch.randn(SLOTS, MAX_RANK, VOCAB, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     rng = np.random.default_rng(2)
-    for _ in range(4):
-        requests = int(rng.integers(1, 13))
-        lens = [1] * requests if mode == "DECODE" else rng.integers(1, 40, requests).tolist()
+    for _ in range(2):
+        requests = int(rng.integers(3, 8))
+        lens = [1] * requests if mode == "DECODE" else rng.integers(1, 24, requests).tolist()
         slots = rng.integers(0, SLOTS, requests)
         ids = torch.from_numpy(rng.integers(0, VOCAB, sum(lens)))
         batch, arguments = support.forward_batch(mode, lens), [slots.tolist(), RANKS, [1.0] * SLOTS, False]

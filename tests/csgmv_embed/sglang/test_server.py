@@ -149,7 +149,7 @@ def on(plugin_on: Any) -> Iterator[Any]:
         yield plugin_on
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.once)], ids=str)
 @pytest.mark.parametrize("storage", ["vocab_major", "rank_major"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_server_serves_adapters_of_both_modules(tied: bool, storage: Any, dtype: torch.dtype, on: Any) -> None:

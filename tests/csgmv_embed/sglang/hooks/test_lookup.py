@@ -26,7 +26,7 @@ def table(columns: int = VOCAB, dtype: torch.dtype = torch.float32) -> torch.Ten
 def batch_of(rng: np.random.Generator, mode: str) -> tuple[SimpleNamespace, list[Any], torch.Tensor, torch.Tensor]:
     """A batch, its arguments, its ids, and the slot of each token."""
     requests = int(rng.integers(1, CAPACITY + 1))
-    lens = [1] * requests if mode == "DECODE" else rng.integers(1, 40, requests).tolist()
+    lens = [1] * requests if mode == "DECODE" else rng.integers(1, 24, requests).tolist()
     slots = rng.integers(0, SLOTS, requests)
     ids = torch.from_numpy(rng.integers(0, VOCAB, sum(lens)))
     return (
@@ -37,22 +37,23 @@ def batch_of(rng: np.random.Generator, mode: str) -> tuple[SimpleNamespace, list
     )
 
 
-@pytest.mark.parametrize("storage", ["vocab_major", "rank_major"])
 @pytest.mark.parametrize("mode", ["DECODE", "EXTEND", "MIXED"])
-def test_eager_equals_sglangs_kernel(mode: str, storage: Any, plugin_on: Any) -> None:
+def test_eager_equals_sglangs_kernel(mode: str, plugin_on: Any) -> None:
+    """In either storage. SGLang's kernel is the slow one here, and runs once for both."""
     stock, ours = support.backend(SLOTS), support.backend(SLOTS)
     weights = table(dtype=torch.bfloat16)
     rng = np.random.default_rng(2)
-    for _ in range(4):
+    for _ in range(3):
         batch, arguments, ids, slots = batch_of(rng, mode)
         stock.prepare_lora_batch(batch, *arguments, False)
         expected = stock.run_lora_a_embedding(ids, weights, VOCAB)
-        plugin_on(storage=storage)
-        ours.prepare_lora_batch(batch, *arguments, False)
-        found = ours.run_lora_a_embedding(ids, to_storage(weights, storage), VOCAB)
-        assert found.shape == (len(ids), MAX_RANK) and found.dtype == weights.dtype
-        assert torch.equal(found, expected)
-        assert torch.equal(found, embedding_lora_a_reference(ids, weights, slots, torch.tensor(RANKS), VOCAB))
+        assert torch.equal(expected, embedding_lora_a_reference(ids, weights, slots, torch.tensor(RANKS), VOCAB))
+        for storage in ("vocab_major", "rank_major"):
+            plugin_on(storage=storage)
+            ours.prepare_lora_batch(batch, *arguments, False)
+            found = ours.run_lora_a_embedding(ids, to_storage(weights, storage), VOCAB)
+            assert found.shape == (len(ids), MAX_RANK) and found.dtype == weights.dtype
+            assert torch.equal(found, expected), storage
         runtime.activate(None)
 
 
