@@ -155,7 +155,9 @@ def lora_shrink_sum_kernel(tile_words, tile_rows, parts, out, num_tokens, num_sl
     SPLITS: tl.constexpr = c.splits
     n = tl.program_id(0) * c.block_n + tl.arange(0, c.block_n)
     if tl.program_id(0) * c.block_n < c.slices * rank:
-        column = (n // rank) * c.max_rank + n % rank
+        column = n
+        if c.slices > 1:
+            column = (n // rank) * c.max_rank + n % rank
         mask = live[:, None] & (n < c.slices * rank)[None, :]
         place = parts + (rows[:, None] * c.parts_stride_token + column[None, :])
         total = tl.load(place, mask=mask, other=0.0)
