@@ -38,6 +38,7 @@ RULES: tuple[tuple[str, Site | None, Part | None], ...] = (
     (r"lm_head_(shrink|expand)_kernel", "lm_head", None),
     (r"_chunked_lora_shrink|_sgemm_lora_a|\blora_shrink_kernel", None, "shrink"),
     (r"_chunked_lora_expand|_sgemm_lora_b|_qkv_lora_b|_gate_up_lora_b|\blora_expand_kernel", None, "expand"),
+    (r"norm", "rest", None),  # FlashInfer has norms beside its attention
     (r"_fwd_kernel|_fwd_grouped_kernel|flash|attention|merge_state", "attention", None),
     (r"gemm|nvjet|cutlass|cublas|gemv|splitk|xmma", "base", None),
     (r"^(memcpy|memset)", "copies", None),
