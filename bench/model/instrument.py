@@ -67,9 +67,7 @@ KNOWN = (
     Known(2, "3879be32525e143f", "the layer's kernels are asked for by both of their names"),
     Known(2, "51b17092a5c359a9", "kernels and the switch for host tensors are named where the library has them now"),
     Known(2, "a55c58c041e3366e", "the folders of today, of suite and plugin; methods that only handed on are gone"),
-    Known(
-        2, "739e6bf1ff16b846", "adds sites, their ops and tables; what others are made, fed and counted by stays"
-    ),
+    Known(2, "739e6bf1ff16b846", "adds sites, their ops and tables; what others are made, fed and counted by stays"),
 )
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bench.execute.tuning.subjects import ADAPTERS, ELEMENT_BYTES, SUBJECTS, VOCAB, Subject
-from bench.execute.tuning.timing import Screened, compare, in_fresh_process, log_ratio, screen
+from bench.execute.tuning.timing import Screened, compare, in_fresh_process, log_ratio, screen, verify_all
 from bench.judge import statistics
 from csgmv_embed.launch.tuned import TunedRow
 
@@ -46,6 +46,7 @@ def tune(subjects: Sequence[Subject] = SUBJECTS) -> Iterator[Tuned]:
     """A kernel after the other. Raises ResultsError if a tile gives wrong results."""
     for subject in subjects:
         cells = list(subject.cells())
+        verify_all(cells)
         screened = in_fresh_process(screen, cells)
         winners = [found for found in screened if found.best_us < found.rule_us * (1 - WORTH_PCT / 100)]
         pairs = [(found.cell, found.best) for found in winners]

@@ -1,10 +1,12 @@
 """Times of tiles, each in a process of its own: a fresh one has another memory layout, which moves a time too.
 
-Functions here run in a spawned process; what they take and return travels between the two.
+Functions here run in a spawned process; what they take and return travels between the two. Compiling takes longer than
+timing, so it is done before, by many processes at once, which check each tile's results; what they compile is on disk.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from math import log
@@ -18,6 +20,7 @@ import torch
 from bench import contenders
 from bench.clocks import graph
 from bench.clocks.graph import CapturedGraph
+from bench.contenders.base import Contender, Launch
 from bench.execute.measure import Bench, NotMeasured, index_sets, verify_eager
 from bench.execute.tuning.subjects import Cell, Tile
 from bench.model import config
@@ -25,7 +28,8 @@ from bench.model.records import ResultsError
 from bench.workload.tensors import Workload
 from csgmv_embed.launch import tiles
 
-NODES, BLOCKS, BLOCK_MS = 40, 5, 0.4
+NODES, BLOCKS, BLOCK_MS = 24, 5, 0.4
+MOST_LANES = 8  # processes that compile side by side
 TURNS = 4  # of either side in a proof: rule, tile, tile, rule
 T = TypeVar("T")
 
@@ -45,8 +49,29 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
+def verify_all(cells: Sequence[Cell]) -> None:
+    """Compile and check every tile of every cell, side by side. Raises ResultsError if one gives wrong results."""
+    lanes = min(MOST_LANES, os.cpu_count() or 1, len(cells))
+    with ProcessPoolExecutor(lanes, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(verify, cells):
+            pass
+
+
+def verify(cell: Cell) -> None:
+    """Check every tile of a cell. Raises ResultsError."""
+    bench = _bench()
+    workload = bench.workload(cell.case, 1)
+    for tile in cell.tiles:
+        contender, launch = _set_up(cell, workload, tile)
+        try:
+            with tiles.forced(**{cell.kernel: tile}):
+                verify_eager(contender, workload, launch)
+        except NotMeasured as error:
+            raise ResultsError(f"{cell.kernel} with {tile} at {cell.case.label}: {error}") from None
+
+
 def screen(cells: Sequence[Cell]) -> list[Screened]:
-    """Each cell's fastest tile by one graph each. Raises ResultsError if one gives wrong results."""
+    """Each cell's fastest tile by one graph each."""
     bench = _bench()
     found = []
     for cell in cells:
@@ -85,15 +110,16 @@ def _bench() -> Bench:
     return Bench(device, settings, process=0, l2_bytes=l2_bytes)
 
 
-def _captured(cell: Cell, workload: Workload, tile: Tile) -> CapturedGraph:
-    """A graph of launches that use this tile, after a check of the results."""
+def _set_up(cell: Cell, workload: Workload, tile: Tile) -> tuple[Contender, Launch]:
     contender = contenders.build(cell.contender, cell.case.op, cell.case.site)
     with tiles.forced(**{cell.kernel: tile}):
-        launch = contender.setup(workload, static=False)
-        try:
-            verify_eager(contender, workload, launch, index_sets=1)
-        except NotMeasured as error:
-            raise ResultsError(f"{cell.kernel} with {tile} at {cell.case.label}: {error}") from None
+        return contender, contender.setup(workload, static=False)
+
+
+def _captured(cell: Cell, workload: Workload, tile: Tile) -> CapturedGraph:
+    """A graph of launches that use this tile."""
+    _, launch = _set_up(cell, workload, tile)
+    with tiles.forced(**{cell.kernel: tile}):
         return graph.capture(launch, index_sets=len(workload.index_sets), nodes=NODES)
 
 

@@ -63,10 +63,13 @@ def test_only_what_was_faster_when_screened_is_put_to_the_proof(monkeypatch: pyt
         asked.append(argument)
         return [(1.0, 2.0), (1.5, 2.0)]
 
+    checked: list[object] = []
+    monkeypatch.setattr(run, "verify_all", checked.append)
     monkeypatch.setattr(run, "in_fresh_process", instead)
     subject = Subject(CELLS[0].kernel, SUBJECTS[0].axes, lambda: iter(CELLS))
     (found,) = run.tune([subject])
     assert asked == [[(CELLS[0], CELLS[0].tiles[1]), (CELLS[2], CELLS[2].tiles[1])]] * run.PROCESSES
+    assert checked == [CELLS], "before anything is timed"
     assert (found.cells, found.tried, [row.at for row in found.rows]) == (3, 2, [CELLS[0].at, CELLS[2].at])
 
 
