@@ -14,7 +14,7 @@ from csgmv_embed.reference import (
 )
 from csgmv_embed.storage import empty_a_table, storage_of, to_storage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CapacityError",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import csgmv_embed
 from bench.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,10 @@ def test_a_wrong_command_is_seen() -> None:
     assert unknown(BENCH + "history rum") == "rum"
     assert unknown(BENCH + "sweep -p full --profiles x") == "--profiles"
     assert unknown(BENCH + "gate --against origin/main  # a comment --nope") is None
+
+
+def test_the_version_has_its_part_of_the_changelog() -> None:
+    assert f"\n## {csgmv_embed.__version__} - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_is_short() -> None:
