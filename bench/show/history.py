@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bench.execute.bisect import BisectEvent, Compared, Comparing, Named
@@ -20,6 +19,7 @@ from bench.judge.series import TIME, Era, Series
 from bench.model.history import Commit, Entry
 from bench.model.paths import shown
 from bench.model.verdict import Verdict
+from bench.show.fit import Column, Fitted
 from bench.show.gate import progress_console
 from bench.show.tables import MARKS, case_label, microseconds, short_name
 
@@ -145,32 +145,33 @@ def _points(era: Era) -> list[list[Series]]:
     return list(groups.values())
 
 
-def _table(history: History, era: Era, group: Sequence[Series]) -> Table:
+def _table(history: History, era: Era, group: Sequence[Series]) -> Fitted:
     """One row a commit; of counts the columns that ever differ, or the first if none does."""
     timed = group[0].figure == TIME
-    columns = [series for series in group if timed or len({item.value for item in series.measured}) > 1] or group[:1]
+    shown = [series for series in group if timed or len({item.value for item in series.measured}) > 1] or group[:1]
     label = case_label(group[0].case, {series.case for series in era.series})
-    table = Table(title=f"{short_name(group[0].contender)}, {label}", title_justify="left", pad_edge=False)
-    for name in ("commit", "date", "subject"):
-        table.add_column(name, no_wrap=True)
-    for series in columns:
-        table.add_column("us a call" if timed else series.figure, justify="right")
+    commits = [item.commit for item in group[0].observations]
+    columns = [
+        Column("commit", [commit.short for commit in commits]),
+        Column("date", [(commit.time or "")[:10] for commit in commits], rank=len(shown) + 1),
+        Column("subject", [_shortened(commit.subject) for commit in commits], rank=len(shown) + 2, words=True),
+    ]
+    for place, series in enumerate(shown):
+        value, bounds, change = zip(*(_cells(history, series, row) for row in range(len(commits))), strict=True)
+        columns.append(Column("us a call" if timed else series.figure, value, right=True, rank=place))
         if timed:
-            table.add_column("95 %", justify="right")
-        table.add_column("change", justify="right", style="bold")
-    for row in range(len(group[0].observations)):
-        commit = group[0].observations[row].commit
-        cells = [cell for series in columns for cell in _cells(history, series, row)]
-        table.add_row(commit.short, (commit.time or "")[:10], _shortened(commit.subject), *cells)
-    return table
+            columns.append(Column("95 %", bounds, right=True, rank=len(shown)))
+        columns.append(Column("change", change, right=True, rank=place, style="bold"))
+    return Fitted(f"{short_name(group[0].contender)}, {label}", columns)
 
 
 def _cells(history: History, series: Series, row: int) -> list[str]:
+    """Value, its interval if it is a time, and the change there."""
     item = series.observations[row]
     here = [c for c in history.changes if c.series == series and c.commit.sha == item.commit.sha]
     mark = size(here[0]).removeprefix(f"{series.figure} ") if here else ""
     if series.figure != TIME:
-        return [f"{item.value.value:.0f}" if item.value else MARKS.get(item.status, item.status), mark]
+        return [f"{item.value.value:.0f}" if item.value else MARKS.get(item.status, item.status), "", mark]
     value = microseconds(item.value.value) if item.value else MARKS.get(item.status, item.status)
     bounds = ""
     if item.value and item.value.low is not None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bench.model.case import Case
+from bench.show.fit import Column, Fitted
 from bench.show.tables import case_label, microseconds, short_name
 from profiles import nsys
 from profiles.ncu import READER
@@ -66,21 +66,28 @@ def _file_line(path: Path) -> str:
     return str(path)
 
 
-def _table(title: str, names: Sequence[str], texts: int) -> Table:
-    """A table whose first `texts` columns are text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place < texts else "right", no_wrap=place < texts)
-    return table
+def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], texts: int, core: int) -> Fitted:
+    """A table whose first `texts` columns are text, the others numbers.
+
+    The texts and the first `core` numbers stay at any width; of the others the first come first.
+    """
+    cells = list(zip(*rows, strict=True)) or [()] * len(names)
+    kept = texts + core
+    return Fitted(
+        title,
+        [
+            Column(name, cells[place], rank=max(0, place + 1 - kept), right=place >= texts)
+            for place, name in enumerate(names)
+        ],
+    )
 
 
 def _ranges(body: NsysBody) -> RenderableType:
     if body.ranges is None:
         return Text(body.remark or "")
-    names = ("range", "phase", "entered", "eager", "in graphs", "kernels us", "gaps us", "captured in")
-    table = _table("GPU work by the innermost NVTX range around its launch", names, 2)
-    for item in body.ranges:
-        table.add_row(*_range_cells(item))
+    names = ("range", "phase", "kernels us", "gaps us", "entered", "eager", "in graphs", "captured in")
+    rows = [_range_cells(item) for item in body.ranges]
+    table = _table("GPU work by the innermost NVTX range around its launch", names, rows, 2, 0)
     remarks = [Text(f"{body.unattributed} kernels were launched outside our ranges")] if body.unattributed else []
     whole = sum(item.whole_graphs for item in body.ranges)
     if whole:
@@ -94,9 +101,9 @@ def _range_cells(item: RangeTime) -> list[str]:
     return [
         _point_label(item.path[0]),
         " / ".join(item.path[1:]),
-        *map(str, numbers),
         microseconds(item.busy_us),
         microseconds(item.gap_us),
+        *map(str, numbers),
         origins or "-",
     ]
 
@@ -130,14 +137,14 @@ EXECUTION = ("kernels", "DRAM %", "L2 %", "occupancy %", "issuing %", "registers
 def _counters(rows: Sequence[Counters]) -> RenderableType:
     """What moved, and how it was executed."""
     keys = ("case", "contender", "clock", "cache")
-    traffic = _table("ncu, traffic of one launch: sums over its kernels", (*keys, *TRAFFIC), len(keys))
-    execution = _table("ncu, execution: of the kernel that reads most", (*keys, *EXECUTION), len(keys))
     cases = {row.case for row in rows}
-    for row in rows:
-        key = (case_label(row.case, cases), short_name(row.contender), row.clock, row.cache)
-        traffic.add_row(*key, *_traffic_cells(row))
-        execution.add_row(*key, *_execution_cells(row))
-    return Group(traffic, execution)
+    named = [(case_label(row.case, cases), short_name(row.contender), row.clock, row.cache) for row in rows]
+    moved = [(*key, *_traffic_cells(row)) for key, row in zip(named, rows, strict=True)]
+    executed = [(*key, *_execution_cells(row)) for key, row in zip(named, rows, strict=True)]
+    return Group(
+        _table("ncu, traffic of one launch: sums over its kernels", (*keys, *TRAFFIC), moved, len(keys), 1),
+        _table("ncu, execution: of the kernel that reads most", (*keys, *EXECUTION), executed, len(keys), 1),
+    )
 
 
 def _traffic_cells(row: Counters) -> list[str]:
@@ -166,14 +173,20 @@ def _execution_cells(row: Counters) -> list[str]:
 def _agreements(rows: Sequence[Agreement]) -> RenderableType:
     if not rows:
         return Text("not compared with the work clock: no counts")
-    table = _table("the cold run beside the work clock's counts", ("case", "contender", "what", "ncu", "counted"), 3)
-    table.add_column("ncu / counted", justify="right")
     cases = {row.case for row in rows}
-    for row in rows:
-        ratio = "-" if row.ratio is None else f"{row.ratio:.3f}"
-        label, name = case_label(row.case, cases), short_name(row.contender)
-        table.add_row(label, name, row.what, _count(row.ncu), _count(row.counted), ratio)
-    return table
+    found = [
+        (
+            case_label(row.case, cases),
+            short_name(row.contender),
+            row.what,
+            _ratio(row.ratio),
+            _count(row.ncu),
+            _count(row.counted),
+        )
+        for row in rows
+    ]
+    names = ("case", "contender", "what", "ncu / counted", "ncu", "counted")
+    return _table("the cold run beside the work clock's counts", names, found, 3, 1)
 
 
 def _missing(names: Sequence[str]) -> RenderableType:
@@ -185,18 +198,17 @@ def _traced(rows: Sequence[DeviceTime], body: TraceBody) -> RenderableType:
         "case",
         "contender",
         "clock",
-        "kernels",
         "clock us",
-        "floor us",
         "device us",
         "/(clock-floor)",
+        "traced/untraced",
+        "kernels",
+        "floor us",
         "/(clock-gaps)",
     )
-    table = _table("torch profiler: device time of a call beside the suite's clock", names, 3)
-    table.add_column("traced/untraced", justify="right")
     cases = {row.point.case for row in rows}
-    for row in rows:
-        table.add_row(*_traced_cells(row, cases))
+    found = [_traced_cells(row, cases) for row in rows]
+    table = _table("torch profiler: device time of a call beside the suite's clock", names, found, 3, 2)
     lines = [f"device time over the clock's less the floor: calls in a graph of more than {COMPARED_US:g} us"]
     if body.floor_device_us is not None and "graph" in body.floor_us:
         gap_us = body.floor_us["graph"] - body.floor_device_us
@@ -215,13 +227,18 @@ def _traced_cells(row: DeviceTime, cases: set[Case]) -> list[str]:
         case_label(point.case, cases),
         short_name(point.contender),
         point.clock,
-        f"{sum(kernel.per_call for kernel in point.kernels):g}",
         microseconds(point.untraced_us),
-        microseconds(row.floor_us),
         microseconds(row.device_us),
-        *("-" if ratio is None else f"{ratio:.3f}" for ratio in (row.ratio, row.gap_ratio)),
+        _ratio(row.ratio),
         f"{row.slowed:.2f}{' !' if row.disturbed else ''}",
+        f"{sum(kernel.per_call for kernel in point.kernels):g}",
+        microseconds(row.floor_us),
+        _ratio(row.gap_ratio),
     ]
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _count(value: int | None) -> str:

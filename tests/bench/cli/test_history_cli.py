@@ -61,7 +61,7 @@ def test_show_names_the_commit_the_size_and_the_neighbours(call: Call, stored: P
     head, *_ = [line for line in out.splitlines() if line.startswith("000000008: ")]
     assert head.startswith("000000008: 1 worse; most: ours-vocab, decode 32 r64 +")
     assert "between 000000007 and 000000009: commit 8" in out
-    rows = [line for line in out.splitlines() if "│ 2026-01-" in line]
+    rows = [line for line in out.splitlines() if "  2026-01-" in line]
     assert len(rows) == 14
     assert ["%" in row for row in rows] == [False] * 8 + [True] + [False] * 5
 
