@@ -30,7 +30,7 @@ from bench.workload.tensors import sequence_lengths
 from plots import gate, heatmap, history, inputs, noise, rounds, scaling
 from plots.labels import case_name
 from plots.style import SLOWER
-from tests.support.gate import FakeGpu, fake_trees, work_results
+from tests.support.gate import QUICK_POINTS, FakeGpu, fake_trees, work_results
 from tests.support.history import HISTORY, OURS, PEER, entry, sha
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_the_noise_map_has_spread_offset_and_what_is_seen_of_every_point(pairs: 
 def test_the_gate_summary_draws_every_verdict_with_its_interval(pairs: PairRun) -> None:
     report = judge_pairs(pairs)
     bars = gate.data(report)
-    assert len(bars) == len(report.verdicts) == 40
+    assert len(bars) == len(report.verdicts) == QUICK_POINTS
     assert [bar.status for bar in bars[:2]] != ["pass", "pass"], "the worst comes first"
     axes = Figure().subplots()
     gate._draw_bars(axes, bars)
@@ -285,5 +285,5 @@ def test_a_report_of_the_gate_is_read_back(tmp_path: Path, pairs: PairRun) -> No
     path = tmp_path / "gate.json"
     path.write_text(plain_json(report), encoding="utf-8")
     found = inputs.load([path]).reports[0][1]
-    assert isinstance(found, Report) and len(found.verdicts) == 40
+    assert isinstance(found, Report) and len(found.verdicts) == QUICK_POINTS
     assert found.counts() == report.counts()

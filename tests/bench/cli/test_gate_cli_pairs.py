@@ -9,7 +9,7 @@ from bench.execute.protocol import Prepared
 from bench.model import pairs as records
 from bench.model.environment import collect_code
 from bench.model.records import Results
-from tests.support.gate import AA, GATE, FakeGpu, Outcome, aa, saved
+from tests.support.gate import AA, GATE, QUICK_POINTS, FakeGpu, Outcome, aa, saved
 
 Run = Callable[..., Outcome]
 QUICK = ("-a", "phase=decode", "-a", "batch_size=32", "-a", "rank=16,64", "-a", "cache=warm")
@@ -23,7 +23,7 @@ def test_a_quiet_self_check_passes_and_says_what_it_can_see(run: Run, tmp_path: 
     assert done.code == 0, done.out
     assert "every slowdown from +" in done.out and "on would be seen" in done.out
     record = records.read(tmp_path / "r.json")
-    assert len(record.points) == 40
+    assert len(record.points) == QUICK_POINTS
     assert all(
         len(point.rounds) == record.gate.screen_processes * record.gate.screen_layouts for point in record.points
     )

@@ -15,7 +15,7 @@ from csgmv_embed.sglang.hooks import graphs
 from csgmv_embed.sglang.targets import BASE_GRAPH_HOOKS, RUNNER
 from tests.support import real_sglang as support
 
-pytestmark = pytest.mark.usefixtures("loaded")
+pytestmark = pytest.mark.usefixtures("on_the_cpu", "loaded")
 Captured = list[tuple[int, str | None, list[bool]]]  # batch size, variant, which layers have LoRA
 
 
