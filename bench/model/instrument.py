@@ -68,6 +68,7 @@ KNOWN = (
     Known(2, "51b17092a5c359a9", "kernels and the switch for host tensors are named where the library has them now"),
     Known(2, "a55c58c041e3366e", "the folders of today, of suite and plugin; methods that only handed on are gone"),
     Known(2, "739e6bf1ff16b846", "adds sites, their ops and tables; what others are made, fed and counted by stays"),
+    Known(2, "b65a81af1b37b656", "the tables of all index sets of a site are listed in one place"),
 )
 
 

@@ -177,6 +177,10 @@ class Workload:
         a_table = self._site_table("site_a", number, a_shape, shape.features**-0.5)
         return a_table, self._site_table("site_b", number, b_shape, rank**-0.5)
 
+    def all_site_tables(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Those of every index set."""
+        return [self.site_tables(index) for index in range(len(self.index_sets))]
+
     def site_weight(self, index_set: int) -> torch.Tensor:
         """The weight (out_features, features) of the site itself."""
         shape = sites.shape_of(self.case)

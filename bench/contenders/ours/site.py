@@ -58,22 +58,18 @@ class CsgmvEmbedSite(ProductOp):
         return shrunk_rows.without_rest(workload, output) if self.part == "shrink" else output
 
 
-def _tables(workload: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [workload.site_tables(index) for index in range(len(workload.index_sets))]
-
-
 def _shrink(workload: Workload, batch: EmbeddingBatch) -> Launch:
-    x, tables, slices = workload.given("x"), _tables(workload), sites.shape_of(workload.case).slices
+    x, tables, slices = workload.given("x"), workload.all_site_tables(), sites.shape_of(workload.case).slices
     return lambda k: csgmv_embed.lora_shrink(x[k], tables[k][0], batch, slices)
 
 
 def _expand(workload: Workload, batch: EmbeddingBatch) -> Launch:
-    shrunk, base, tables = workload.given("shrunk"), workload.given("base"), _tables(workload)
+    shrunk, base, tables = workload.given("shrunk"), workload.given("base"), workload.all_site_tables()
     starts = sites.shape_of(workload.case).starts
     return lambda k: csgmv_embed.lora_expand(shrunk[k], tables[k][1], base[k], batch, starts)
 
 
 def _linear(workload: Workload, batch: EmbeddingBatch) -> Launch:
-    x, base, tables = workload.given("x"), workload.given("base"), _tables(workload)
+    x, base, tables = workload.given("x"), workload.given("base"), workload.all_site_tables()
     starts = sites.shape_of(workload.case).starts
     return lambda k: csgmv_embed.lora_linear(x[k], *tables[k], base[k], batch, starts)

@@ -59,7 +59,7 @@ class SglangTritonV2Site(SglangTritonV2):
     roundings = 3
 
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
-        x, base, tables = workload.given("x"), workload.given("base"), _tables(workload)
+        x, base, tables = workload.given("x"), workload.given("base"), workload.all_site_tables()
         bounds, starts = offsets(workload), sites.shape_of(workload.case).starts
 
         def launch(k: int) -> torch.Tensor:
@@ -72,10 +72,6 @@ class SglangTritonV2Site(SglangTritonV2):
         return SglangSite("linear", "triton").required_bytes(workload)
 
 
-def _tables(workload: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [workload.site_tables(index) for index in range(len(workload.index_sets))]
-
-
 def _bounds(workload: Workload) -> dict[str, torch.Tensor]:
     """The boundaries of the slices, on the device and for the versions that ask for it on the host."""
     on_device = offsets(workload)
@@ -83,7 +79,7 @@ def _bounds(workload: Workload) -> dict[str, torch.Tensor]:
 
 
 def _linear(backend: Any, workload: Workload) -> Launch:
-    x, base, tables = workload.given("x"), workload.given("base"), _tables(workload)
+    x, base, tables = workload.given("x"), workload.given("base"), workload.all_site_tables()
     bounds, shape, site = _bounds(workload), sites.shape_of(workload.case), workload.case.site
 
     def qkv(k: int) -> torch.Tensor:
@@ -110,13 +106,13 @@ def _linear(backend: Any, workload: Workload) -> Launch:
 
 
 def _shrink(backend: Any, workload: Workload) -> Launch:
-    x, tables, slices = workload.given("x"), _tables(workload), sites.shape_of(workload.case).slices
+    x, tables, slices = workload.given("x"), workload.all_site_tables(), sites.shape_of(workload.case).slices
     return lambda k: backend.run_lora_a_sgemm(x[k], tables[k][0], stack_num=slices)
 
 
 def _expand(backend: Any, workload: Workload) -> Launch:
     """The call of the backend's method, or for stacked layers the one inside it: they have no method of their own."""
-    base, tables, site = workload.given("base"), _tables(workload), workload.case.site
+    base, tables, site = workload.given("base"), workload.all_site_tables(), workload.case.site
     shrunk = [shrunk_rows.packed(workload, rows) for rows in workload.given("shrunk")]
     bounds, shape = _bounds(workload), sites.shape_of(workload.case)
     functions = importlib.import_module(type(backend).__module__)

@@ -44,7 +44,7 @@ class TorchSite(ProductOp):
     def setup(self, workload: Workload, *, static: bool) -> Launch:
         """`static` changes nothing: row numbers have fixed addresses and no padding."""
         case, shape = workload.case, sites.shape_of(workload.case)
-        tables = [workload.site_tables(index) for index in range(len(workload.index_sets))]
+        tables = workload.all_site_tables()
         groups, slices = list(_groups(workload)), list(pairwise(shape.starts))
 
         def shrunk_of(k: int, group: Group, rows: torch.Tensor) -> torch.Tensor:

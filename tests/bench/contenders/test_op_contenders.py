@@ -18,6 +18,7 @@ from bench.model.case import Case, Op
 from bench.workload import traffic
 from bench.workload.tensors import Workload, make_workload
 from tests.support.rounding import Exact, assert_errs_no_more
+from tests.support.verified import assert_verified_on_a_restored_output
 
 pytestmark = pytest.mark.numeric
 LADDER = Case("decode", 6, 1, 8, adapters=3, rank_mix="ladder", base_fraction=0.3, vocab=97, dtype="float32")
@@ -95,14 +96,7 @@ def test_ours_errs_no_more_than_sglang_does(case: Case) -> None:
 @needs_interpreter
 @pytest.mark.parametrize("case", [HEAD, EXPAND], ids=lambda case: case.op)
 def test_a_head_is_verified_once_on_restored_logits_however_often_it_ran_before(case: Case) -> None:
-    contender, workload = contenders.build("torch_gather", case.op), made(case)
-    launch = contender.setup(workload, static=False)
-    for _ in range(3):
-        launch(0)
-    assert contender.in_place
-    with pytest.raises(measure.NotMeasured, match="of the oracle's largest value"):
-        measure._compare(contender, workload, [launch(0)])
-    assert measure.verify_eager(contender, workload, launch).passed
+    assert_verified_on_a_restored_output(contenders.build("torch_gather", case.op), made(case))
 
 
 def test_a_scaling_that_is_left_out_is_wrong() -> None:

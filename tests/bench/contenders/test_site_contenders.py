@@ -21,6 +21,7 @@ from bench.model.case import Case, Op
 from bench.workload import traffic
 from bench.workload.tensors import Workload, make_workload
 from tests.support.small_sites import shrink_models
+from tests.support.verified import assert_verified_on_a_restored_output
 
 DECODE = Case("decode", 8, 1, 16, adapters=2, rank_mix="pairs", base_fraction=0.25, op="linear", site="qkv")
 DECODE = msgspec.structs.replace(DECODE, model="135m", cache="cold")
@@ -114,14 +115,7 @@ def test_what_is_computed_with_something_else_is_wrong(op: Op, spoiled: str, mon
 @pytest.mark.parametrize("op", ["linear", "expand"])
 def test_what_adds_in_place_is_verified_on_a_restored_output(op: Op) -> None:
     case = msgspec.structs.replace(DECODE, op=op)
-    contender, workload = contenders.build("torch_gather", op, case.site), made(case)
-    launch = contender.setup(workload, static=False)
-    for _ in range(3):
-        launch(0)
-    assert contender.in_place
-    with pytest.raises(measure.NotMeasured, match="of the oracle's largest value"):
-        measure._compare(contender, workload, [launch(0)])
-    assert measure.verify_eager(contender, workload, launch).passed
+    assert_verified_on_a_restored_output(contenders.build("torch_gather", op, case.site), made(case))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
