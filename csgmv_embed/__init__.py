@@ -4,12 +4,10 @@ from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.embedding import embedding_lora, embedding_lora_add
 from csgmv_embed.errors import CapacityError, CsgmvEmbedError, DeviceError, DtypeError, GradError, ShapeError, SlotError
 from csgmv_embed.linear import lora_expand, lora_linear, lora_shrink
-from csgmv_embed.lm_head import lm_head_expand, lm_head_lora, lm_head_shrink
 from csgmv_embed.lookup import embedding_lora_a
 from csgmv_embed.reference import (
     embedding_lora_a_reference,
     embedding_lora_reference,
-    lm_head_lora_reference,
     lora_linear_reference,
 )
 from csgmv_embed.storage import empty_a_table, storage_of, to_storage
@@ -31,10 +29,6 @@ __all__ = [
     "embedding_lora_add",
     "embedding_lora_reference",
     "empty_a_table",
-    "lm_head_expand",
-    "lm_head_lora",
-    "lm_head_lora_reference",
-    "lm_head_shrink",
     "lora_expand",
     "lora_linear",
     "lora_linear_reference",

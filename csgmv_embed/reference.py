@@ -62,30 +62,6 @@ def embedding_lora_reference(
     return base.double() + _expanded(looked_up, b_table, token_slots, ranks, scalings)
 
 
-def lm_head_lora_reference(
-    hidden_states: torch.Tensor,
-    a_table: torch.Tensor,
-    b_table: torch.Tensor,
-    logits: torch.Tensor,
-    token_slots: torch.Tensor,
-    ranks: torch.Tensor,
-    scalings: torch.Tensor,
-) -> torch.Tensor:
-    """LoRA on lm_head in float64: logits[t] + scaling * B[slot] @ (A[slot] @ hidden_states[t]), rounded nowhere.
-
-    Arguments as in `lm_head_lora`, with token_slots (tokens,), ranks and scalings (slots,) in place of the batch.
-    Returns (tokens, columns of logits) float64; logits are left as they are.
-    """
-    slots = token_slots.long()
-    shrunk = hidden_states.new_zeros(hidden_states.shape[0], a_table.shape[1], dtype=torch.float64)
-    for slot in slots.unique().tolist():
-        of_slot, rank = slots == slot, int(ranks[slot])
-        shrunk[of_slot, :rank] = hidden_states[of_slot].double() @ a_table[slot, :rank].double().T
-    out = logits.double()
-    out[:, : b_table.shape[1]] += _expanded(shrunk, b_table, token_slots, ranks, scalings)
-    return out
-
-
 def lora_linear_reference(
     x: torch.Tensor,
     a_table: torch.Tensor,

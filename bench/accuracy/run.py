@@ -30,7 +30,7 @@ PathName = Literal["triton", "csgmv", "plugin"]
 PATHS: tuple[PathName, ...] = ("triton", "csgmv", "plugin")  # the plugin last: before it SGLang is as it was installed
 STEPS = 32
 SHORT = 3  # steps where adapters come and go, and where faults are planted
-OPS = {"embedding_lora": "embedding", "lm_head_lora": "lm_head"}  # what the plugin's hooks of the two layers call
+OPS = {"embedding_lora": "embedding", "lora_linear": "lm_head"}  # what the plugin's hooks of the two layers call
 SLOTS = 4  # the base model's, two adapters', and one that stays empty
 WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloat16: torch.float32}
 

@@ -27,7 +27,7 @@ from bench.model.case import Case, Phase
 from bench.model.records import Code, Environment, ResultsError
 from bench.model.store import readable
 from bench.workload.tensors import Workload, make_workload
-from csgmv_embed.reference import embedding_lora_reference, lm_head_lora_reference
+from csgmv_embed.reference import embedding_lora_reference, lora_linear_reference
 
 HIDDEN, VOCAB, ADAPTERS, SEED = 4096, 128256, 8, 1
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # off: its keys forget the rank, and several are timed here
@@ -222,7 +222,7 @@ class Tables:
         """lm_head's LoRA in float64, on the product with the weight as both sides get it: rounded to its dtype."""
         slots = torch.from_numpy(self._workload.seq_slots).to(hidden.device)
         logits = torch.nn.functional.linear(hidden, self._layers.weight)
-        return lm_head_lora_reference(hidden, self.head_a, self.head_b, logits, slots, *self._factors)
+        return lora_linear_reference(hidden, self.head_a, self.head_b, logits, slots, *self._factors)
 
 
 class Layers:

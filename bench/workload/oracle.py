@@ -42,7 +42,7 @@ def exact(workload: Workload, index_set: int) -> torch.Tensor:
         rows = workload.given("shrunk")[index_set]
         a_table = torch.eye(case.rank, dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
     logits = workload.unadded(index_set)  # of its own: what the launch wrote is about to be compared
-    return reference.lm_head_lora_reference(rows, a_table, workload.weight("b"), logits, token_slots, ranks, scalings)
+    return reference.lora_linear_reference(rows, a_table, workload.weight("b"), logits, token_slots, ranks, scalings)
 
 
 def _site(

@@ -27,8 +27,7 @@ def walk(batch: EmbeddingBatch, tokens: int, block_m: int) -> Walk:
     used = batch.num_segments
     if batch.static and batch.permutation is not None:
         # Buffers hold more than so many tokens can need, grouped by slot. SGLang's chunks follow the number of
-        # tokens: those of a replay may be smaller than those of the capture. Else every segment has its tokens: rows of
-        # lm_head that stay in order have several runs of a slot.
+        # tokens: those of a replay may be smaller than those of the capture.
         used = min(used, tokens // min(chunk_size, SMALLEST_CHUNK) + min(batch.slots, tokens))
     tiles = 1 if segments > 1 else -(-min(chunk_size, tokens) // block_m)
     return Walk(segments, -(-used // segments), tiles)

@@ -22,8 +22,6 @@ Kernel = Literal[
     "lookup_segments_vocab_major",
     "lookup_segments_rank_major",
     "layer",
-    "lm_head_shrink",
-    "lm_head_expand",
     "lora_shrink",
     "lora_expand",
 ]
@@ -51,9 +49,9 @@ SCATTERED_TILE = LookupTile(block_m=32, block_n=16, num_warps=4)
 
 
 class MatrixTile(NamedTuple):
-    """Of the embedding layer and lm_head: a program takes block_m tokens by `steps` blocks of block_n columns.
+    """Of the embedding layer: a program takes block_m tokens by `steps` blocks of block_n columns.
 
-    Terms of the sum, ranks but for lm_head's shrink, are multiplied block_k at a time.
+    Ranks are multiplied block_k at a time.
     """
 
     block_m: int
@@ -64,9 +62,9 @@ class MatrixTile(NamedTuple):
 
 
 class ShrinkTile(NamedTuple):
-    """Of linear layers: a program takes a tile of tokens, block_n rows of A and one of `splits` parts of the long sum.
+    """Of linear layers and lm_head: a program takes a tile of tokens, block_n rows of A and one of `splits` parts.
 
-    block_k are input features. The rows of a tile are the batch's (batch/tile_plan.py).
+    These are parts of the long sum, block_k input features. The rows of a tile are the batch's (batch/tile_plan.py).
     """
 
     block_n: int
@@ -77,7 +75,7 @@ class ShrinkTile(NamedTuple):
 
 
 class ExpandTile(NamedTuple):
-    """Of linear layers: a program takes a tile of tokens and `steps` blocks of block_n columns; block_k are ranks."""
+    """The same: a program takes a tile of tokens and `steps` blocks of block_n columns; block_k are ranks."""
 
     block_n: int
     block_k: int
@@ -90,7 +88,6 @@ class ExpandTile(NamedTuple):
 # planned anew too; beyond, where bytes count and latency does not, the walk of its segments writes them.
 WORDS_MAX_TOKENS = 1024
 MIN_TILE = 16  # the smallest matrix product
-MAX_EXPAND_TILE = 32
 SMALL_RANK = 32  # up to here a row of A and its product are cheap
 LARGE_PREFILL = 8192  # tokens from which on reading B out of the L2 is what a prefill waits for
 
@@ -100,6 +97,7 @@ MOST_SPLITS = 16
 SHORTEST_SUM = 256  # of a part
 PREFILL_PROGRAMS = 264  # two for each multiprocessor of an H200
 WIDE_FEATURES = 8192  # from here on there are programs enough without the longest ones
+VOCABULARY = 1 << 16  # columns from which on a decode step has programs enough for long ones too: lm_head
 
 
 class Forced:
@@ -218,37 +216,6 @@ def layer_rule(num_tokens: int, max_rank: int, element_bytes: int) -> MatrixTile
     return MatrixTile(64, 128, 64, 4, 8)
 
 
-def choose_head_shrink(num_tokens: int, max_rank: int, element_bytes: int, gpu: str) -> MatrixTile:
-    """The tile of lm_head's shrink: block_n are ranks, block_k hidden states.
-
-    1024 bytes of each row: 8 us for 32 to 512 rows of 4096 bf16 on an NVIDIA H100, where the worst of 9 tiles takes 16,
-    and 96 KiB of shared memory, which every GPU from compute capability 8.0 on has.
-    """
-    return _choose("lm_head_shrink", head_shrink_rule(element_bytes), (max_rank, num_tokens), element_bytes, gpu)
-
-
-def head_shrink_rule(element_bytes: int) -> MatrixTile:
-    """What is used where no table knows better."""
-    return MatrixTile(MIN_TILE, MIN_TILE, 1024 // element_bytes, 4)
-
-
-def choose_head_expand(num_tokens: int, slots: int, max_rank: int, element_bytes: int, gpu: str) -> MatrixTile:
-    """The tile of lm_head's expand: as many tokens as a slot has on average, for B is read once for all of a tile.
-
-    Within 1.03 to 1.16 of what the bytes take on an NVIDIA H100 (32 to 512 rows, ranks 16 and 64).
-    """
-    rule = head_expand_rule(num_tokens, slots, max_rank, element_bytes)
-    return _choose("lm_head_expand", rule, (max_rank, num_tokens // max(1, slots)), element_bytes, gpu)
-
-
-def head_expand_rule(num_tokens: int, slots: int, max_rank: int, element_bytes: int) -> MatrixTile:
-    """What is used where no table knows better."""
-    if element_bytes > 2:
-        return MatrixTile(16, 64, 16, 4)
-    tokens = min(MAX_EXPAND_TILE, max(MIN_TILE, next_power_of_2(num_tokens // max(1, slots))))
-    return MatrixTile(tokens, 128, 64, 4, 4 if max_rank <= SMALL_RANK and num_tokens <= 64 else 1)
-
-
 def block_k(config: MatrixTile, max_rank: int) -> int:
     """Ranks multiplied at a time: 16 for tables of up to 16, else the tile's, which is 16 or 64 and never 32.
 
@@ -299,7 +266,10 @@ def linear_shrink_rule(
 
 
 def choose_linear_expand(decode: bool, out_features: int, max_rank: int, element_bytes: int, gpu: str) -> ExpandTile:
-    """The expand's, from 5 tiles each, timed as for the shrink; block_k is never 32, as `block_k` says."""
+    """The expand's, from 5 tiles each, timed as for the shrink; block_k is never 32, as `block_k` says.
+
+    Of a vocabulary from 25 tiles, timed for 32, 128 and 512 rows of ranks 16 and 64.
+    """
     rule = linear_expand_rule(decode, out_features, max_rank, element_bytes)
     return _choose("lora_expand", rule, (int(decode), max_rank, out_features), element_bytes, gpu)
 
@@ -310,5 +280,5 @@ def linear_expand_rule(decode: bool, out_features: int, max_rank: int, element_b
         return ExpandTile(64, MIN_TILE, 1, 1, 4)
     ranks = MIN_TILE if max_rank <= MIN_TILE else 64
     if decode:
-        return ExpandTile(128, ranks, 2, 2, 4)
+        return ExpandTile(128, ranks, 8, 3, 4) if out_features >= VOCABULARY else ExpandTile(128, ranks, 2, 2, 4)
     return ExpandTile(64, ranks, 16 if out_features <= WIDE_FEATURES else 8, 3, 4)

@@ -39,5 +39,5 @@ def state_of(backend: Any) -> State | None:
     if active is None or backend is None:
         return None
     if state is None and type(backend).__name__ == "ChunkedSgmvLoRABackend":
-        state = attach(backend, active.release, linear=any(map(serves, LINEAR_HOOKS)))
+        state = attach(backend, active.release, linear=any(map(serves, LINEAR_HOOKS)), head=serves("lm_head"))
     return state

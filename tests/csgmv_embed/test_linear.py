@@ -20,6 +20,7 @@ from csgmv_embed import (
     lora_linear_reference,
     lora_shrink,
 )
+from csgmv_embed.launch import tiles
 from csgmv_embed.launch.tiles import ExpandTile, ShrinkTile, forced
 from tests.support.rounding import HAS_GPU, Exact, assert_rounded
 
@@ -109,13 +110,38 @@ TILES = {
 }
 
 
-@pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
-def test_any_tiles_compute_the_same_and_the_same_every_time(tiles):
+@pytest.mark.parametrize("pair", TILES.values(), ids=TILES)
+def test_any_tiles_compute_the_same_and_the_same_every_time(pair):
     site = Site(starts=(0, 50, 113), features=104, dtype=torch.float16)
-    with forced(lora_shrink=tiles[0], lora_expand=tiles[1]):
+    with forced(lora_shrink=pair[0], lora_expand=pair[1]):
         first, second = site.run(), site.run()
     site.check(first)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_output_may_have_another_dtype(out_dtype):
+    """As lm_head's logits have: the shrunk row is rounded to the dtype of the tables, the sum to that of the output."""
+    site = Site(dtype=torch.float16, padding=3)
+    site.base = site.base.to(out_dtype)
+    found = site.run()
+    assert_rounded(found[: site.tokens], site.exact(), inner_dtype=torch.float16)
+
+
+def test_shards_of_the_columns_together_are_the_whole():
+    """As under tensor parallelism; but for roundings, for sums of another width are taken in another order."""
+    site = Site(starts=(0, 208), dtype=torch.float16)
+    batch, found = site.batch(), site.base.clone()
+    for first, end in ((0, 96), (96, 208)):
+        lora_linear(site.x, site.a, site.b[:, first:end], found[:, first:end], batch)
+    site.check(found)
+
+
+def test_columns_of_a_vocabulary(monkeypatch):
+    monkeypatch.setattr(tiles, "VOCABULARY", 2048)
+    assert tiles.linear_expand_rule(True, 2047, 24, 2) != tiles.linear_expand_rule(True, 2048, 24, 2)
+    site = Site(starts=(0, 2048 + 40), features=32, dtype=torch.float16)
+    site.check(site.run())
 
 
 def test_ranks_beyond_a_block_and_tiles_of_a_prefill():
@@ -261,3 +287,31 @@ def test_tables_past_two_to_the_31_elements():
     b.copy_(site.b)
     assert b.stride(0) * 3 > 2**31
     site.check(lora_linear(site.x, site.a, b, site.base.clone(), site.batch(), site.starts))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("max_rank", [16, 64, 256])
+@pytest.mark.parametrize("tokens", [1, 100, 600])
+def test_lm_head_of_real_sizes(tokens, max_rank, dtype):
+    rng = torch.Generator().manual_seed(tokens)
+    ranks = (max_rank, max_rank // 2, 0, max_rank, 1, max_rank - 1, max_rank, 8)
+    slots = tuple(torch.randint(0, 8, (tokens,), generator=rng).tolist())
+    shape = {"max_rank": max_rank, "starts": (0, 70001), "features": 4096, "dtype": dtype}
+    site = Site(lens=(1,) * tokens, slots=slots, ranks=ranks, padding=5, **shape)
+    site.a *= 4096**-0.5
+    site.check(site.run())
+
+
+@pytest.mark.gpu
+def test_logits_past_two_to_the_31_elements():
+    tokens, columns = 17000, 128256
+    assert tokens * columns > 2**31
+    b = torch.randn(1, columns, 16, device="cuda", dtype=torch.bfloat16)
+    shrunk = torch.randn(tokens, 16, device="cuda", dtype=torch.bfloat16)
+    out = torch.zeros(tokens, columns, device="cuda", dtype=torch.bfloat16)
+    batch = EmbeddingBatch.build([tokens], [0], [16], tiles=True, device="cuda")
+    lora_expand(shrunk, b, out, batch)
+    for row in (0, tokens - 1):
+        left, right = shrunk[row : row + 1].double(), b[0].double()
+        assert_rounded(out[row : row + 1], Exact(left @ right.T, left.abs() @ right.abs().T, terms=18))

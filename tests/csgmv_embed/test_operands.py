@@ -59,21 +59,15 @@ ROWS = {
     "embedding_lora_a": ("input_ids", "out"),
     "embedding_lora": ("input_ids", "out"),
     "embedding_lora_add": ("base_output", "input_ids"),
-    "lm_head_lora": ("hidden_states", "logits"),
-    "lm_head_shrink": ("hidden_states", "out"),
-    "lm_head_expand": ("shrunk", "logits"),
     "lora_linear": ("x", "out"),
     "lora_shrink": ("x", "out"),
     "lora_expand": ("shrunk", "out"),
 }
-ALLOCATES = ("embedding_lora_a", "embedding_lora", "lm_head_shrink", "lora_shrink")  # without an output of its own
+ALLOCATES = ("embedding_lora_a", "embedding_lora", "lora_shrink")  # without an output of its own
 OTHERS = {
     "embedding_lora_a": ("a_table", "extra_embeddings"),
     "embedding_lora": ("embedding", "a_table", "b_table", "extra_embeddings"),
     "embedding_lora_add": ("a_table", "b_table", "extra_embeddings"),
-    "lm_head_lora": ("a_table", "b_table"),
-    "lm_head_shrink": ("a_table",),
-    "lm_head_expand": ("b_table",),
     "lora_linear": ("a_table", "b_table"),
     "lora_shrink": ("a_table",),
     "lora_expand": ("b_table",),

@@ -1,4 +1,4 @@
-"""Batches, tables and oracles for the tests of the whole layer and of lm_head."""
+"""Batches, tables and oracles for the tests of the whole layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from csgmv_embed import EmbeddingBatch, embedding_lora_reference, lm_head_lora_reference, to_storage
+from csgmv_embed import EmbeddingBatch, embedding_lora_reference, to_storage
 from tests.support.rounding import Exact
 
 NAN = float("nan")
@@ -100,15 +100,6 @@ class Case:
             )
 
         return Exact(reference(torch.clone), reference(torch.abs), terms=self.max_rank + 2)  # scaled, base added
-
-    def expected_head(self, hidden: torch.Tensor, a: torch.Tensor, b: torch.Tensor, logits: torch.Tensor) -> Exact:
-        tables = hidden, _one_slot_more(a), _one_slot_more(b), logits
-
-        def reference(change: Any) -> torch.Tensor:
-            return lm_head_lora_reference(*map(change, tables), *self._per_slot())
-
-        terms = hidden.shape[1] + self.max_rank + 2
-        return Exact(reference(torch.clone), reference(torch.abs), terms, inner=1)  # what is shrunk is rounded
 
 
 def _one_slot_more(table: torch.Tensor) -> torch.Tensor:

@@ -12,20 +12,20 @@ from bench.workload.tensors import Workload
 
 
 class CsgmvEmbedHead(ProductOp):
-    """lm_head_lora. lm_head's tables have one storage; the name is that of the family's default."""
+    """lora_linear on lm_head. Its tables have one storage; the name is that of the family's default."""
 
     name = "csgmv_embed-vocab_major"
     in_place = True
     roundings = 2  # the shrunk rows, the sum
 
     def unavailable(self) -> str | None:
-        return None if hasattr(csgmv_embed, "lm_head_lora") else TOO_OLD.format("lm_head_lora")
+        return None if hasattr(csgmv_embed, "lora_linear") else TOO_OLD.format("lora_linear")
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        batch = batch_of(workload, static=static, segments=True, scalings=workload.scalings)
+        batch = batch_of(workload, static=static, tiles=True, scalings=workload.scalings)
         hidden, logits = workload.given("hidden_states"), workload.given("logits")
         a_table, b_table = workload.weight("head_a"), workload.weight("b")
-        return lambda k: csgmv_embed.lm_head_lora(hidden[k], a_table, b_table, logits[k], batch)
+        return lambda k: csgmv_embed.lora_linear(hidden[k], a_table, b_table, logits[k], batch)
 
     def required_bytes(self, workload: Workload) -> int:
         """The least, and the shrunk rows written and read."""
@@ -33,26 +33,26 @@ class CsgmvEmbedHead(ProductOp):
         return traffic.minimum(workload) + between
 
     def kernels(self) -> list[KernelRef]:
-        return [KernelRef(("csgmv_embed.lm_head", f"lm_head_{part}_kernel")) for part in ("shrink", "expand")]
+        return [KernelRef(("csgmv_embed.linear", f"lora_{part}_kernel")) for part in ("shrink", "expand")]
 
 
 class CsgmvEmbedExpand(ProductOp):
-    """lm_head_expand on given shrunk rows."""
+    """lora_expand on given shrunk rows."""
 
     name = "csgmv_embed-vocab_major"
     in_place = True
     roundings = 1
 
     def unavailable(self) -> str | None:
-        return None if hasattr(csgmv_embed, "lm_head_expand") else TOO_OLD.format("lm_head_expand")
+        return None if hasattr(csgmv_embed, "lora_expand") else TOO_OLD.format("lora_expand")
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        batch = batch_of(workload, static=static, segments=True, scalings=workload.scalings)
+        batch = batch_of(workload, static=static, tiles=True, scalings=workload.scalings)
         shrunk, logits, b_table = workload.given("shrunk"), workload.given("logits"), workload.weight("b")
-        return lambda k: csgmv_embed.lm_head_expand(shrunk[k], b_table, logits[k], batch)
+        return lambda k: csgmv_embed.lora_expand(shrunk[k], b_table, logits[k], batch)
 
     def required_bytes(self, workload: Workload) -> int:
         return traffic.minimum(workload)
 
     def kernels(self) -> list[KernelRef]:
-        return [KernelRef(("csgmv_embed.lm_head", "lm_head_expand_kernel"))]
+        return [KernelRef(("csgmv_embed.linear", "lora_expand_kernel"))]

@@ -60,7 +60,12 @@ class CsgmvEmbed(LookupOp):
 
 
 def batch_of(
-    workload: Workload, *, static: bool, segments: bool, tiles: bool = False, scalings: list[float] | None = None
+    workload: Workload,
+    *,
+    static: bool,
+    segments: bool = False,
+    tiles: bool = False,
+    scalings: list[float] | None = None,
 ) -> EmbeddingBatch:
     """The workload's batch, in exactly sized buffers or in static ones of the capacity that a server captures with.
 

@@ -20,7 +20,7 @@ RANKS = (8, 16, 64, 256)
 TOKENS = (1, 32, 256, 2048, 16384)
 PRODUCT_RANKS = (16, 64)
 LAYER_TOKENS = (8, 32, 256, 1024, 4096, 16384)
-HEAD_TOKENS = (32, 128, 512)  # rows of lm_head: one a request
+HEAD_TOKENS = 128  # rows of lm_head: one a request
 SITES: tuple[Site, ...] = ("qkv", "o", "gate_up", "down")  # of an 8B model, out of memory as in a server
 SITE_RANK = 64  # of the tables; half of the slots have 16
 SITE_BATCHES = {True: (32, 1), False: (8, 512)}  # decode, prefill: requests and their length
@@ -87,20 +87,6 @@ def layer_tiles(tokens: int, rank: int) -> list[Tile]:
     return _once(tiles.layer_rule(tokens, rank, ELEMENT_BYTES), found)
 
 
-def head_shrink_tiles() -> list[Tile]:
-    """No more than 96 KiB of shared memory each."""
-    shapes = [(256, 4), (512, 4), (512, 8), (1024, 8)]
-    return _once(tiles.head_shrink_rule(ELEMENT_BYTES), [MatrixTile(16, 16, k, warps) for k, warps in shapes])
-
-
-def head_expand_tiles(tokens: int, rank: int) -> list[Tile]:
-    """As many rows as a slot has, or half of that or twice as many."""
-    rule = tiles.head_expand_rule(tokens, ADAPTERS, rank, ELEMENT_BYTES)
-    rows = {max(tiles.MIN_TILE, rule.block_m // 2), rule.block_m, 2 * rule.block_m}
-    shapes = [(64, 4, 4), (128, 4, 1), (128, 4, 4), (128, 8, 2), (256, 8, 1)]
-    return _once(rule, [MatrixTile(m, n, 64, warps, steps) for m in sorted(rows) for n, warps, steps in shapes])
-
-
 def shrink_tiles(case: Case) -> list[Tile]:
     """The parts of the long sum twice as many and half as many, wider and narrower blocks, more loads on their way."""
     shape = sites.shape_of(case)
@@ -111,11 +97,10 @@ def shrink_tiles(case: Case) -> list[Tile]:
     return _once(rule, [tile for tile in found if shape.features >= tile.splits * tile.block_k])
 
 
-def expand_tiles(case: Case) -> list[Tile]:
+def expand_tiles(decode: bool, rank: int, columns: int) -> list[Tile]:
     """Blocks of columns a program, one after the other."""
-    decode = case.phase == "decode"
-    rule = tiles.linear_expand_rule(decode, sites.shape_of(case).out_features, case.rank, ELEMENT_BYTES)
-    shapes = [(64, 4), (64, 8), (64, 16), (128, 1), (128, 2), (128, 4), (256, 1)]
+    rule = tiles.linear_expand_rule(decode, columns, rank, ELEMENT_BYTES)
+    shapes = [(64, 4), (64, 8), (64, 16), (128, 1), (128, 2), (128, 4), (128, 8), (256, 1)]
     stages = (2,) if decode else (2, 3)
     return _once(rule, [ExpandTile(n, rule.block_k, steps, stage, 4) for n, steps in shapes for stage in stages])
 
@@ -151,21 +136,6 @@ def _layer() -> Iterator[Cell]:
             yield Cell("layer", (rank, tokens), case, "csgmv_embed-vocab_major", layer_tiles(tokens, rank))
 
 
-def _head_shrink() -> Iterator[Cell]:
-    for rank in PRODUCT_RANKS:
-        for tokens in HEAD_TOKENS:
-            case = batch_case(tokens, rank, "head", HIDDEN)
-            yield Cell("lm_head_shrink", (rank, tokens), case, "csgmv_embed-vocab_major", head_shrink_tiles())
-
-
-def _head_expand() -> Iterator[Cell]:
-    for rank in PRODUCT_RANKS:
-        for tokens in HEAD_TOKENS:
-            found = head_expand_tiles(tokens, rank)
-            case = batch_case(tokens, rank, "expand")
-            yield Cell("lm_head_expand", (rank, tokens // ADAPTERS), case, "csgmv_embed-vocab_major", found)
-
-
 def _site_cases() -> Iterator[Case]:
     for decode, (requests, length) in SITE_BATCHES.items():
         for site in SITES:
@@ -181,18 +151,18 @@ def _lora_shrink() -> Iterator[Cell]:
 
 
 def _lora_expand() -> Iterator[Cell]:
-    for case in _site_cases():
-        at = int(case.phase == "decode"), case.rank, sites.shape_of(case).out_features
+    head = batch_case(HEAD_TOKENS, SITE_RANK, "head", HIDDEN)
+    for case in [*_site_cases(), head]:
+        decode, columns = case.phase == "decode", VOCAB if case is head else sites.shape_of(case).out_features
         if case.site != "down":  # an expand like o's
-            yield Cell("lora_expand", at, case, "csgmv_embed-vocab_major", expand_tiles(case))
+            at, found = (int(decode), case.rank, columns), expand_tiles(decode, case.rank, columns)
+            yield Cell("lora_expand", at, case, "csgmv_embed-vocab_major", found)
 
 
 PLANS: dict[Plan, str] = {"tokens": "csgmv_embed", "segments": "csgmv_embed_segments"}  # to its contenders
 SUBJECTS: tuple[Subject, ...] = (
     *(_lookup(plan, family, storage) for plan, family in PLANS.items() for storage in ("vocab_major", "rank_major")),
     Subject("layer", ("max_rank", "tokens"), _layer),
-    Subject("lm_head_shrink", ("max_rank", "tokens"), _head_shrink),
-    Subject("lm_head_expand", ("max_rank", "tokens_a_slot"), _head_expand),
     Subject("lora_shrink", ("token_tiles", "stacked", "in_features"), _lora_shrink),
     Subject("lora_expand", ("decode", "max_rank", "out_features"), _lora_expand),
 )

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from csgmv_embed.launch.checks import FLOAT_DTYPES
-from csgmv_embed.lm_head import lm_head_lora
+from csgmv_embed.linear import lora_linear
 from csgmv_embed.sglang.hooks.common import Original, alike, batch_info_of, is_idle, planned_rows, serving_state
 from csgmv_embed.sglang.planner.state import State
-from csgmv_embed.sglang.planner.views import current_head
+from csgmv_embed.sglang.planner.views import HEAD
+
+NOT_PLANNED: Any = object()
 
 
 def apply(original: Original, layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,9 +37,12 @@ def _lm_head(state: State, layer: Any, base_output: torch.Tensor, hidden_states:
     a_table, b_table = layer.lm_head_A_buffer, layer.lm_head_B_buffer
     if not alike(hidden_states, a_table, b_table) or not _can_hold(base_output, b_table):
         return None
-    batch = current_head(info)
-    rows = planned_rows(batch, hidden_states.shape[0])
-    lm_head_lora(hidden_states[:rows], a_table, b_table, base_output[:rows], batch)
+    batch = getattr(info, HEAD, NOT_PLANNED)
+    if batch is NOT_PLANNED:
+        return None  # an info of SGLang's own
+    if batch is not None:
+        rows = planned_rows(batch, hidden_states.shape[0])
+        lora_linear(hidden_states[:rows], a_table, b_table, base_output[:rows], batch)
     return base_output
 
 

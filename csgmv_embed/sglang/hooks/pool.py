@@ -62,7 +62,7 @@ def load(
         for (module, side), table in _tables(pool).items():
             if (module, side) not in present:
                 table[buffer_id].zero_()
-    state.set_slot(buffer_id, (EMBEDDING, "A") in present)
+    state.set_slot(buffer_id, has_embedding=(EMBEDDING, "A") in present, has_head=(HEAD, "A") in present)
 
 
 def admit(

@@ -12,9 +12,19 @@ from csgmv_embed.batch.plan import group_sizes
 from csgmv_embed.batch.staging import Packing, Staging, packing_of
 from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.errors import CapacityError
-from csgmv_embed.sglang.planner.arrays import ARRAYS, Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
+from csgmv_embed.sglang.planner.arrays import (
+    ARRAYS,
+    Plan,
+    named,
+    sizes_of,
+    tile_sizes,
+    token_words,
+    write,
+    write_head_words,
+    write_tiles,
+)
 from csgmv_embed.sglang.planner.state import State
-from csgmv_embed.sglang.planner.views import BATCH, HEAD, LINEAR, head_batch, layer_batch, linear_batch
+from csgmv_embed.sglang.planner.views import BATCH, HEAD, LINEAR, layer_batch, tiled_batch
 
 STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belong to a captured graph
 
@@ -27,8 +37,8 @@ class StaticBatch:
     buffer: torch.Tensor
     staging: Staging
     layer: EmbeddingBatch
-    head: EmbeddingBatch
-    linear: EmbeddingBatch | None = None
+    linear: EmbeddingBatch | None  # of all tiles; None if neither linear layers nor lm_head are served
+    head: EmbeddingBatch | None  # the same tiles, by words of its own; None if lm_head is not served
 
 
 def pack(state: State, batch_info: Any) -> None:
@@ -41,22 +51,23 @@ def pack(state: State, batch_info: Any) -> None:
     segments, slots = batch_info.weight_indices.shape[0], batch_info.lora_ranks.shape[0]
     sizes = sizes_of(segments, tokens, requests, slots)
     block = block_for(tokens)
-    tiles = tile_sizes(tokens, min(slots, requests), block) if state.linear_wanted else (0, 0)
-    packing = packing_of((*sizes, tokens, slots, *tiles))
+    tiles = tile_sizes(tokens, min(slots, requests), block) if state.linear_wanted or state.head_wanted else (0, 0)
+    packing = packing_of((*sizes, tokens, slots, *tiles, tiles[0] if state.head_wanted else 0))
     device = batch_info.seg_indptr.device
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.zeros(packing.total, dtype=torch.int32, device=device)
-    *views, words, ranks, tile_words, tile_rows = packing.device(buffer)
+    *views, words, ranks, tile_words, tile_rows, head_words = packing.device(buffer)
     arrays = named(views)
     for name in ARRAYS if state.release.request_fields else ARRAYS[:3] + ARRAYS[5:]:
         setattr(batch_info, name, arrays[name])
     contents = Contents(0, 0)
     layer = layer_batch(batch_info, words, ranks, contents, max_tokens=tokens)
-    head = head_batch(batch_info, contents, max_tokens=tokens)
-    static = StaticBatch(packing, buffer, Staging(device, packing.total), layer, head)
-    if state.linear_wanted:
-        static.linear = linear_batch(batch_info, tile_words, tile_rows, block, contents, max_tokens=tokens)
-    setattr(batch_info, STATIC, static)
+    linear = head = None
+    if tile_words.shape[0]:
+        linear = tiled_batch(batch_info, tile_words, tile_rows, block, contents, max_tokens=tokens)
+    if head_words.shape[0]:
+        head = tiled_batch(batch_info, head_words, tile_rows, block, contents, max_tokens=tokens)
+    setattr(batch_info, STATIC, StaticBatch(packing, buffer, Staging(device, packing.total), layer, linear, head))
     state.last_step = None
 
 
@@ -81,7 +92,7 @@ def fill_captured(state: State, info: Any, plan: Plan) -> Any:
     static: StaticBatch = getattr(info, STATIC)
     host = static.staging.next(static.packing)
     host.words.fill(0)  # one call for the neutral tails of all arrays
-    *views, words, ranks, tile_words, tile_rows = host.views
+    *views, words, ranks, tile_words, tile_rows, head_words = host.views
     requests = len(plan.slots)
     segments = write(state, plan, views)
     word_by_slot = state.word_by_slot()
@@ -90,12 +101,15 @@ def fill_captured(state: State, info: Any, plan: Plan) -> Any:
         ranks[:] = state.layer_ranks
     if static.linear is not None:
         write_tiles(state, plan, views, static.linear.tile_block, tile_words, tile_rows)
+    if static.head is not None:
+        write_head_words(state, tile_words, head_words)
     static.staging.send(static.buffer)
-    contents = static.layer.contents  # the head's too
+    contents = static.layer.contents  # that of the others too
     contents.num_tokens, contents.max_rank = plan.tokens, state.ranks.largest
     info.bs, info.num_segments, info.max_len = requests, segments, plan.chunk_size
-    static.layer.chunk_size = static.head.chunk_size = plan.chunk_size
+    static.layer.chunk_size = plan.chunk_size
     setattr(info, BATCH, static.layer)
-    setattr(info, HEAD, static.head)
+    if static.head is not None:
+        setattr(info, HEAD, static.head)
     setattr(info, LINEAR, static.linear)
     return info

@@ -10,48 +10,68 @@ from csgmv_embed.batch import Contents
 from csgmv_embed.batch.plan import Ints
 from csgmv_embed.batch.staging import packing_of
 from csgmv_embed.batch.tile_plan import block_for
-from csgmv_embed.sglang.planner.arrays import ARRAYS, Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
-from csgmv_embed.sglang.planner.heads import HeadPlan, head_arrays
+from csgmv_embed.sglang.planner.arrays import (
+    ARRAYS,
+    Plan,
+    named,
+    sizes_of,
+    tile_sizes,
+    token_words,
+    write,
+    write_head_words,
+    write_tiles,
+)
+from csgmv_embed.sglang.planner.heads import HEAD_ARRAYS, HeadPlan, head_arrays
 from csgmv_embed.sglang.planner.sending import lora_utils, send_new, staging_of, write_all
 from csgmv_embed.sglang.planner.state import State
-from csgmv_embed.sglang.planner.views import BATCH, HEAD, LINEAR, head_batch, layer_batch, linear_batch
+from csgmv_embed.sglang.planner.views import BATCH, HEAD, LINEAR, layer_batch, tiled_batch
 
 
 def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
-    """Send the plan to new device arrays; returns the batch info, and slots and bounds of each lm_head pass."""
+    """Send the plan to new device arrays; returns the batch info, and the arrays of each lm_head pass."""
     slots, requests = state.backend.max_loras_per_batch, len(plan.slots)
     word_by_slot = state.word_by_slot()
     own: list[Ints] = []  # what is sent beside SGLang's arrays: nothing if no adapter has LoRA on the embedding layer
     if word_by_slot is not None:
         own = [token_words(word_by_slot, plan), state.layer_ranks]
     extras = own + head_arrays(heads)
+    head_served = state.head_wanted and state.lm_head_targeted is not False
+    some_head, all_heads = state.heads_of(plan.slots) if head_served else (False, True)
     block = block_for(plan.tokens)
-    tiles = tile_sizes(plan.tokens, min(slots, requests), block) if state.linear_wanted else ()
+    tiles: tuple[int, ...] = ()
+    if state.linear_wanted or some_head:
+        tiles = tile_sizes(plan.tokens, min(slots, requests), block)
+        if some_head and not all_heads:
+            tiles = (*tiles, tiles[0])  # lm_head's own words
     planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *tiles, *map(len, extras))
     packing = packing_of(planned, shrinking=2)
     views = staging_of(state).next(packing).views
     segments = write(state, plan, views[: len(ARRAYS)])
     first_extra = len(ARRAYS) + len(tiles)
     if tiles:
-        tile_words, tile_rows = views[len(ARRAYS) : first_extra]
+        tile_words, tile_rows, *head_words = views[len(ARRAYS) : first_extra]
         tile_words.fill(0)
         write_tiles(state, plan, views[: len(ARRAYS)], block, tile_words, tile_rows)
+        if head_words:
+            write_head_words(state, tile_words, *head_words)
     write_all(views[first_extra:], extras)
     found = send_new(state, packing, (segments + 1, segments))
 
     arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[first_extra:])
     info = _batch_info(state, plan, arrays, segments)
     contents = Contents(plan.tokens, state.ranks.largest)
+    if head_served:
+        setattr(info, HEAD, None)
     if tiles:
-        words, rows = found[len(ARRAYS) : first_extra]
-        setattr(info, LINEAR, linear_batch(info, words, rows, block, contents))
+        words, rows, *own_words = found[len(ARRAYS) : first_extra]
+        setattr(info, LINEAR, tiled_batch(info, words, rows, block, contents))
+        if some_head:
+            setattr(info, HEAD, tiled_batch(info, own_words[0] if own_words else words, rows, block, contents))
     if word_by_slot is None:
         setattr(info, BATCH, None)
     else:
         setattr(info, BATCH, layer_batch(info, next(extra_arrays), next(extra_arrays), contents))
-    if state.lm_head_targeted is not False:
-        setattr(info, HEAD, head_batch(info, contents))
-    return info, list(zip(extra_arrays, extra_arrays, strict=True))
+    return info, list(zip(*[extra_arrays] * HEAD_ARRAYS, strict=True))
 
 
 def _batch_info(state: State, plan: Plan, arrays: dict[str, torch.Tensor], segments: int) -> Any:

@@ -1,4 +1,4 @@
-"""lm_head's own batches: the rows that a prefill keeps, in runs of requests of one slot, cut into chunks."""
+"""lm_head's own batches: the rows that a prefill keeps, as SGLang's segments and as tiles of one slot each."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ import numpy as np
 import torch
 
 from csgmv_embed.batch import Contents
-from csgmv_embed.batch.plan import Int64Array, Ints, chunk_constants, counting
+from csgmv_embed.batch.plan import Int32Array, Int64Array, Ints, chunk_constants, counting, group_sizes
 from csgmv_embed.batch.staging import packing_of
-from csgmv_embed.sglang.planner.arrays import Plan
+from csgmv_embed.batch.tile_plan import block_for, plan_tiles
+from csgmv_embed.sglang.planner.arrays import Plan, tile_sizes
 from csgmv_embed.sglang.planner.sending import lora_utils, send_new, staging_of, write_all
 from csgmv_embed.sglang.planner.state import State
-from csgmv_embed.sglang.planner.views import HEAD, head_batch
+from csgmv_embed.sglang.planner.views import HEAD, tiled_batch
 
+HEAD_ARRAYS = 4  # of a HeadPlan that are sent, its first
 _ONE = np.array(1)
+_NOTHING = np.zeros(0, dtype=np.int32)
 
 
 class HeadPlan(NamedTuple):
-    """The segments of one pass of lm_head over the rows that sampling or log-probabilities keep."""
+    """One pass of lm_head over the rows that sampling or log-probabilities keep: SGLang's segments, and our tiles."""
 
     seg_slots: Int64Array
     seg_indptr: Int64Array
+    tile_words: Int32Array  # none if lm_head is not served, or nobody has LoRA there
+    tile_rows: Int32Array
     chunk_size: int
     tokens: int
 
@@ -58,17 +63,32 @@ def plan_heads(state: State, forward_batch: Any, weight_indices: list[int], plan
     batches = [(plan.slots, np.array(kept, dtype=np.int64))]
     passes = state.backend._get_lm_head_pass_segments(weight_indices, kept)
     batches += [(np.array(slots, dtype=np.int64), np.array(lens, dtype=np.int64)) for slots, lens in passes or ()]
-    heads = []
-    for slots, lens in batches:
-        tokens = int(lens.sum())
-        chunk_size = state.backend._determine_chunk_size_for_tokens(tokens)
-        heads.append(HeadPlan(*merged_chunks(slots, lens, chunk_size), chunk_size, tokens))
-    return heads
+    return [_planned(state, slots, lens) for slots, lens in batches]
+
+
+def _planned(state: State, slots: Int64Array, lens: Int64Array) -> HeadPlan:
+    """slots, lens (requests,): the rows that each keeps."""
+    tokens = int(lens.sum())
+    chunk_size = state.backend._determine_chunk_size_for_tokens(tokens)
+    segments = merged_chunks(slots, lens, chunk_size)
+    return HeadPlan(*segments, *_tiles(state, slots, lens, tokens), chunk_size, tokens)
+
+
+def _tiles(state: State, slots: Int64Array, lens: Int64Array, tokens: int) -> tuple[Int32Array, Int32Array]:
+    """Words and rows; empty without work."""
+    if not (state.head_wanted and state.heads_of(slots)[0]):
+        return _NOTHING, _NOTHING
+    ranks, block = state.head_ranks(), block_for(tokens)
+    sizes = tile_sizes(tokens, min(len(ranks), len(slots)), block)
+    words, rows = (np.zeros(size, dtype=np.int32) for size in sizes)
+    by_slot = slots.repeat(lens).argsort(kind="stable").astype(np.int32)
+    plan_tiles(by_slot, group_sizes(lens, slots, len(ranks)), ranks, state.scalings.words, block, words, rows)
+    return words, rows
 
 
 def head_arrays(heads: list[HeadPlan]) -> list[Ints]:
-    """Slots and bounds of each, as they are sent."""
-    return [array for head in heads for array in (head.seg_slots, head.seg_indptr)]
+    """The arrays of each, as they are sent."""
+    return [array for head in heads for array in (head.seg_slots, head.seg_indptr, head.tile_words, head.tile_rows)]
 
 
 def send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor, ...]]:
@@ -79,12 +99,12 @@ def send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor, 
     packing = packing_of(tuple(map(len, arrays)))
     write_all(staging_of(state).next(packing).views, arrays)
     found = iter(send_new(state, packing))
-    return list(zip(found, found, strict=True))
+    return list(zip(*[found] * HEAD_ARRAYS, strict=True))
 
 
 def head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:
-    """SGLang's LoRABatchInfo of one pass; arrays: its slots and bounds on the device."""
-    seg_slots, seg_indptr = arrays
+    """SGLang's LoRABatchInfo of one pass; arrays: the first HEAD_ARRAYS of the plan, on the device."""
+    seg_slots, seg_indptr, tile_words, tile_rows = arrays
     eager = {"use_cuda_graph": False} if state.release.lm_head_eager else {}
     info = dataclasses.replace(
         batch_info,
@@ -96,7 +116,10 @@ def head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torch
         expected_tokens=head.tokens,
         **eager,
     )
-    setattr(info, HEAD, head_batch(info, Contents(head.tokens, state.ranks.largest)))
+    if state.head_wanted:
+        contents, block = Contents(head.tokens, state.ranks.largest), block_for(head.tokens)
+        has_work = len(head.tile_words) > 0
+        setattr(info, HEAD, tiled_batch(info, tile_words, tile_rows, block, contents) if has_work else None)
     return info
 
 

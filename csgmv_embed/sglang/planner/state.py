@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from csgmv_embed.batch.plan import MAX_RANK, Int32Array, Ranks
+from csgmv_embed.batch.plan import MAX_RANK, Int32Array, Int64Array, Ranks
 from csgmv_embed.batch.staging import Staging
 from csgmv_embed.sglang.targets import Release
 
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 class State:
     """What the plugin keeps for one backend object.
 
-    None in the two flags and in slot_has_embedding means not told: then everything is prepared.
+    None in the two flags, in slot_has_embedding and slot_has_head means not told: then everything is prepared.
     """
 
     backend: Any
@@ -53,7 +53,9 @@ class State:
     lm_head_targeted: bool | None = None
     in_row_layer: bool = False  # whether a row-parallel linear layer is being run
     linear_wanted: bool = False  # whether linear layers are served by this plugin: their tiles are planned then
+    head_wanted: bool = False  # the same of lm_head
     slot_has_embedding: npt.NDArray[np.bool_] | None = None
+    slot_has_head: npt.NDArray[np.bool_] | None = None
     ranks: Ranks = field(default_factory=Ranks)
     scalings: Scalings = field(default_factory=Scalings)
     staging: Staging | None = None
@@ -64,12 +66,24 @@ class State:
     _words_known: tuple[Int32Array, Int32Array | None] | None = None
     words_version: int = 0
 
-    def set_slot(self, slot: int, has_embedding: bool) -> None:
-        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer."""
-        if self.slot_has_embedding is None:
+    def set_slot(self, slot: int, *, has_embedding: bool, has_head: bool) -> None:
+        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer, and of lm_head."""
+        if self.slot_has_embedding is None or self.slot_has_head is None:
             self.slot_has_embedding = np.zeros(self.backend.max_loras_per_batch, dtype=np.bool_)
-        self.slot_has_embedding[slot] = has_embedding
+            self.slot_has_head = self.slot_has_embedding.copy()
+        self.slot_has_embedding[slot], self.slot_has_head[slot] = has_embedding, has_head
         self._words_known = None
+        self.words_version += 1
+
+    def head_ranks(self) -> Int64Array:
+        """The rank of each slot on lm_head, 0 where its adapter has no LoRA there."""
+        ranks = self.ranks.values
+        return ranks if self.slot_has_head is None else np.where(self.slot_has_head, ranks, 0)
+
+    def heads_of(self, slots: Int64Array) -> tuple[bool, bool]:
+        """Whether an adapter among those of these slots has LoRA on lm_head, and whether all of them have."""
+        has_head = self.head_ranks()[slots] > 0
+        return bool(has_head.any()), bool((has_head == (self.ranks.values[slots] > 0)).all())
 
     def word_by_slot(self) -> Int32Array | None:
         """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer.
@@ -87,10 +101,10 @@ class State:
         return self._words_known[1]
 
 
-def attach(backend: Any, release: Release, *, linear: bool = False) -> State:
-    """The state of a backend object, made on first use."""
+def attach(backend: Any, release: Release, *, linear: bool = False, head: bool = False) -> State:
+    """The state of a backend object, made on first use. linear, head: whether the plugin serves them."""
     state: State | None = getattr(backend, STATE, None)
     if state is None:
-        state = State(backend, release, linear_wanted=linear)
+        state = State(backend, release, linear_wanted=linear, head_wanted=head)
         setattr(backend, STATE, state)
     return state

@@ -10,7 +10,7 @@ from csgmv_embed.batch import Contents, EmbeddingBatch
 
 # Attributes of a LoRABatchInfo
 BATCH = "csgmv_embed_batch"  # the embedding layer's batch, if this plugin planned it; None: nobody has LoRA there
-HEAD = "csgmv_embed_head"  # lm_head's
+HEAD = "csgmv_embed_head"  # lm_head's, absent if this plugin did not plan it; None: nobody has LoRA there
 LINEAR = "csgmv_embed_linear"  # that of the linear layers; absent or None if this plugin did not plan it
 
 
@@ -26,12 +26,7 @@ def layer_batch(
     return _view(info, words, ranks, contents, max_tokens)
 
 
-def head_batch(info: Any, contents: Contents, max_tokens: int | None = None) -> EmbeddingBatch:
-    """lm_head's batch of a LoRABatchInfo. An adapter without LoRA on lm_head has zeros in SGLang's tables."""
-    return _in_order(info, _view(info, None, info.lora_ranks, contents, max_tokens))
-
-
-def linear_batch(
+def tiled_batch(
     info: Any,
     tile_words: torch.Tensor,
     tile_rows: torch.Tensor,
@@ -39,20 +34,9 @@ def linear_batch(
     contents: Contents,
     max_tokens: int | None = None,
 ) -> EmbeddingBatch:
-    """The batch of the linear layers of a LoRABatchInfo, by its tiles of tile_block rows."""
+    """The batch of the linear layers, or of lm_head, of a LoRABatchInfo, by its tiles of tile_block rows."""
     batch = _view(info, None, info.lora_ranks, contents, max_tokens)
     batch.tile_words, batch.tile_rows, batch.tile_block = tile_words, tile_rows, tile_block
-    return batch
-
-
-def _in_order(info: Any, batch: EmbeddingBatch) -> EmbeddingBatch:
-    """The batch without the permutation, where that changes nothing.
-
-    The rows that a prefill leaves for lm_head stay in the order of the requests; their segments are runs of one slot,
-    of which a slot may have several. The info of such rows is the one that expects a number of them.
-    """
-    if info.expected_tokens is not None:
-        batch.permutation = None
     return batch
 
 
@@ -81,13 +65,3 @@ def current_batch(batch_info: Any) -> EmbeddingBatch | None:
     """
     batch: Any = getattr(batch_info, BATCH, BATCH)
     return EmbeddingBatch.from_sglang(batch_info) if batch is BATCH else batch
-
-
-def current_head(batch_info: Any) -> EmbeddingBatch:
-    """lm_head's batch of a batch info, whoever made it."""
-    batch: EmbeddingBatch | None = getattr(batch_info, HEAD, None)
-    if batch is None:
-        batch = _in_order(batch_info, EmbeddingBatch.from_sglang(batch_info))
-        if not batch.static:  # SGLang's own captured info changes without notice
-            setattr(batch_info, HEAD, batch)
-    return batch

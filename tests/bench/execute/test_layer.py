@@ -30,7 +30,7 @@ pytestmark = [
 VOCAB, HIDDEN = 64, 32
 HOOKS_OF = {
     "embedding_lora": "csgmv_embed.sglang.hooks.embedding",
-    "lm_head_lora": "csgmv_embed.sglang.hooks.lm_head",
+    "lora_linear": "csgmv_embed.sglang.hooks.lm_head",
 }
 OPTIONS: dict[str, Any] = {"adapters": 3, "rank_mix": "ladder", "base_fraction": 0.3, "vocab": VOCAB}
 # Of float16: in float32 both sides round alike, and which of them errs less is chance.
@@ -78,7 +78,7 @@ def _all_of(made: layer.Layers, workload: Any, side: layer.Side) -> None:
             pair.forwards[side](pair.inputs[0])
 
 
-@pytest.mark.parametrize("op", ["embedding_lora", "lm_head_lora"])
+@pytest.mark.parametrize("op", ["embedding_lora", "lora_linear"])
 def test_a_worse_result_is_an_error(op: str, layers: Any) -> None:
     """Wrong in one element, or no number."""
     workload = make_workload(CASES[0], seed=1, index_sets=1, device=torch.device("cpu"))

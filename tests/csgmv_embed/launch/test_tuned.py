@@ -76,8 +76,6 @@ def test_another_gpu_element_size_plan_or_storage_has_no_row_of_this_one() -> No
 MATRIX = MatrixTile(32, 64, 64, 2, 2)
 EVERY: dict[str, tuple[tuple[int, ...], tuple[Any, ...], Any]] = {  # kernel: sizes, tile, the call
     "layer": ((64, 32), MATRIX, lambda: tiles.choose_layer(20, 50, 4096, 2, GPU)),
-    "lm_head_shrink": ((64, 32), MATRIX, lambda: tiles.choose_head_shrink(20, 50, 2, GPU)),
-    "lm_head_expand": ((64, 4), MATRIX, lambda: tiles.choose_head_expand(32, 8, 50, 2, GPU)),
     "lora_shrink": (
         (0, 192, 4096),
         tiles.ShrinkTile(32, 64, 2, 2, 2),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,9 @@ import torch
 from torch.nn import functional
 
 from csgmv_embed import (
-    EmbeddingBatch,
     ShapeError,
     embedding_lora_reference,
-    lm_head_lora,
-    lm_head_lora_reference,
+    lora_linear_reference,
     to_storage,
 )
 from csgmv_embed.sglang import planner, runtime
@@ -29,10 +28,11 @@ from tests.support import real_sglang as support
 from tests.support.rounding import Exact, assert_errs_no_more, assert_rounded, distance
 
 SLOTS, MAX_RANK, VOCAB, HIDDEN, CAPACITY = 4, 16, support.VOCAB, 32, 12
-RANKS, SCALINGS, EMBEDDING = [0, 8, 16, 5], [0.0, 2.0, 0.75, 1.5], [False, True, True, False]
+RANKS, SCALINGS = [0, 8, 16, 5], [0.0, 2.0, 0.75, 1.5]
+EMBEDDING, HEADS = [False, True, True, False], [False, True, True, True]
 EMBEDDING_RANKS = [0, 8, 16, 0]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.once)], ids=str)
-OPS = ("embedding_lora", "embedding_lora_add", "lm_head_lora")
+OPS = ("embedding_lora", "embedding_lora_add", "lora_linear")
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("group_of_one", "loaded")]
 
 
@@ -64,11 +64,11 @@ class Pair:
         self.head.set_lora_info(self.head_a, self.head_b)
 
     def told(self) -> Pair:
-        """As the memory pool tells the plugin which adapters have LoRA on the embedding layer."""
+        """As the memory pool tells the plugin which adapters have LoRA on the two layers."""
         state = runtime.state_of(self.backend)
         assert state is not None
-        for slot, has in enumerate(EMBEDDING):
-            state.set_slot(slot, has)
+        for slot, (has_embedding, has_head) in enumerate(zip(EMBEDDING, HEADS, strict=True)):
+            state.set_slot(slot, has_embedding=has_embedding, has_head=has_head)
         for table in (self.embedding.embedding_A_buffer, self.b):
             table[3] = float("nan")
         return self
@@ -99,7 +99,7 @@ class Pair:
 
         def reference(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
             rows, weight, a, b = map(change, (hidden, self.base_head.weight, self.head_a, self.head_b))
-            return lm_head_lora_reference(rows, a, b, rows.double() @ weight.double().T, slots, *factors)
+            return lora_linear_reference(rows, a, b, rows.double() @ weight.double().T, slots, *factors)
 
         return Exact(reference(torch.clone), reference(torch.abs), terms=HIDDEN + MAX_RANK + 2, inner=1)
 
@@ -131,7 +131,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return lambda *args, **kwargs: (calls.append(name), op(*args, **kwargs))[1]
 
     for name in OPS:
-        hooks = head_hooks if name == "lm_head_lora" else embedding_hooks
+        hooks = head_hooks if name == "lora_linear" else embedding_hooks
         monkeypatch.setattr(hooks, name, counted(name, getattr(hooks, name)))
     return calls
 
@@ -198,7 +198,7 @@ def test_captured_decode_follows_every_refill(on: Any, used: list[str], loaded: 
         logits = ours.head(hidden)
         assert_rounded(logits[:rows], ours.expected_logits(hidden[:rows], token_slots))
         assert torch.equal(logits[rows:], functional.linear(hidden, ours.base_head.weight)[rows:])
-    assert used == ["embedding_lora", "lm_head_lora"] * 8
+    assert used == ["embedding_lora", "lora_linear"] * 8
 
 
 @pytest.mark.parametrize("chunk", [pytest.param(16, marks=pytest.mark.once), 128])
@@ -225,25 +225,13 @@ def test_a_replay_with_smaller_chunks_than_its_capture(on: Any, loaded: Any) -> 
     getattr(ours.backend, loaded[1].release.decode_graph)(64, 1)
     slots = [0, *[1] * 60, 2, 3]
     ours.prepare("DECODE", [1] * 63, slots, graph=True)
-    for batch in (getattr(ours.backend.batch_info, name) for name in (planner.BATCH, planner.HEAD)):
-        assert batch.chunk_size == 16
-        batch.chunk_size = 32  # of the capture, and so of its grid
+    batch = getattr(ours.backend.batch_info, planner.BATCH)
+    assert batch.chunk_size == 16
+    batch.chunk_size = 32  # of the capture, and so of its grid
     ids, hidden = torch.arange(64), torch.randn(64, HIDDEN)
     assert_rounded(ours.embedding(ids)[:63], ours.expected(ids[:63], torch.tensor(slots)))
     logits = ours.head(hidden)[:63]
     assert_rounded(logits, ours.expected_logits(hidden[:63], torch.tensor(slots)))
-
-
-def test_segments_of_a_pruned_lm_head_as_sglang_planned_them(on: Any) -> None:
-    """The op on SGLang's own batch info, whose permutation leaves the rows in order: a slot has several runs."""
-    ours = Pair()
-    slots = [1, 2, 1, 2, 1, 3, 2, 1]
-    ours.prepare("EXTEND", [2] * 8, slots)
-    hidden, weight = torch.randn(8, HIDDEN), ours.base_head.weight
-    logits = functional.linear(hidden, weight)
-    batch = EmbeddingBatch.from_sglang(ours.backend.lm_head_batch_info)
-    found = lm_head_lora(hidden, ours.head_a, ours.head_b, logits, batch)
-    assert_rounded(found, ours.expected_logits(hidden, torch.tensor(slots)))
 
 
 def test_captured_prefill_follows_every_refill(on: Any, used: list[str], loaded: Any) -> None:
@@ -266,7 +254,7 @@ def test_captured_prefill_follows_every_refill(on: Any, used: list[str], loaded:
         assert torch.equal(found[rows:], ours.base.weight[ids[rows:]])
         hidden = torch.randn(len(lens), HIDDEN)  # lm_head runs behind the graph, on the last token of each
         assert_rounded(ours.head(hidden), ours.expected_logits(hidden, torch.tensor(slots)))
-    assert used == ["embedding_lora", "lm_head_lora"] * 4
+    assert used == ["embedding_lora", "lora_linear"] * 4
 
 
 def test_a_batch_that_was_captured_again_keeps_no_adapter_of_the_last(on: Any, loaded: Any) -> None:
@@ -291,7 +279,7 @@ def test_an_adapter_that_comes_goes_and_comes_back(on: Any, loaded: Any) -> None
     ids, slots = torch.arange(4), [2, 1, 2, 0]
     for graph in (False, True):
         for has in (True, True, False, False, True):
-            state.set_slot(2, has)
+            state.set_slot(2, has_embedding=has, has_head=True)
             ours.prepare("DECODE", [1] * 4, slots, graph=graph)
             expected = ours.expected(ids, torch.tensor(slots), [0, 8, 16 if has else 0, 0])
             padded = torch.cat([ids, torch.zeros(CAPACITY - 4, dtype=torch.int64)]) if graph else ids
@@ -324,7 +312,7 @@ def test_rows_that_pad_an_eager_batch(on: Any, used: list[str]) -> None:
     logits = ours.head(hidden)
     assert_rounded(logits[:rows], ours.expected_logits(hidden[:rows], token_slots))
     assert torch.equal(logits[rows:], functional.linear(hidden, ours.base_head.weight)[rows:])
-    assert used == ["embedding_lora_add", "lm_head_lora"]
+    assert used == ["embedding_lora_add", "lora_linear"]
     with pytest.raises(ShapeError):
         ours.embedding(ids[: rows - 1])
     with pytest.raises(ShapeError):
@@ -563,41 +551,56 @@ def test_lm_head_of_a_prefill(
         with pytest.raises(RuntimeError, match="expects"):  # SGLang's own check
             ours.head(hidden[:-1] if len(hidden) > 1 else hidden.repeat(2, 1))
     assert (passes > 3) == (logprobs == "passes")
-    assert set(used) == {"lm_head_lora"} and len(used) == 3 + passes
+    assert set(used) == {"lora_linear"} and len(used) == 3 + passes
 
 
 def test_lm_head_takes_one_view_of_a_batch(on: Any, monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
-    """Made with the plan, also of a step that is not sent again; SGLang's own plans once, when they are asked for."""
+    """Made with the plan, also of a step that is not sent again."""
     on()
     ours = Pair().told()
-    seen: list[EmbeddingBatch] = []
-    op = head_hooks.lm_head_lora
-    monkeypatch.setattr(head_hooks, "lm_head_lora", lambda *args: (seen.append(args[-1]), op(*args))[1])
-    made: list[int] = []
-    from_sglang = EmbeddingBatch.from_sglang
-    monkeypatch.setattr(EmbeddingBatch, "from_sglang", lambda info: (made.append(1), from_sglang(info))[1])
+    seen: list[Any] = []
+    op = head_hooks.lora_linear
+    monkeypatch.setattr(head_hooks, "lora_linear", lambda *args: (seen.append(args[-1]), op(*args))[1])
     getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
     for graph in (False, True):
         for _ in range(2):
             ours.prepare("DECODE", [1] * CAPACITY, [1, 2] * (CAPACITY // 2), graph=graph)
             ours.head(torch.randn(CAPACITY, HIDDEN))
-    assert not made and seen[0] is seen[1] and seen[2] is seen[3]
+    assert seen[0] is seen[1] and seen[2] is seen[3]
 
-    runtime.activate(None)
-    foreign = Pair()
-    slots = [1, 2, 1, 0, 1, 2, 3, 1]  # more runs than slots
-    foreign.prepare("EXTEND", [3] * 8, slots)
+
+@pytest.mark.parametrize("mode", ["eager decode", "captured decode", "prefill"])
+def test_an_adapter_without_lora_on_lm_head_costs_nothing_there(
+    mode: str, on: Any, used: list[str], loaded: Any
+) -> None:
+    """Its tables are not read, and where no adapter of the batch has LoRA there nothing is launched."""
     on()
-    foreign.told()
-    hidden = torch.randn(8, HIDDEN)
-    for _ in range(2):
-        found = foreign.head(hidden)
-        assert_rounded(found, foreign.expected_logits(hidden, torch.tensor(slots)))
-    assert len(made) == 1
+    ours = Pair().told()
+    state = runtime.state_of(ours.backend)
+    assert state is not None
+    getattr(ours.backend, loaded[1].release.decode_graph)(CAPACITY, 1)
+    graph = mode == "captured decode"
+    base_of = partial(functional.linear, weight=ours.base_head.weight)
+    for has in (True, False, False, True):  # the same step again, with another adapter in slot 2
+        state.set_slot(2, has_embedding=True, has_head=has)
+        tables = [table.clone() for table in (ours.head_a, ours.head_b)]
+        for slots in ([0, 1, 2], [2, 2, 2]):
+            ours.prepare("EXTEND" if mode == "prefill" else "DECODE", [1] * 3, slots, graph=graph)
+            hidden = torch.randn(3, HIDDEN)
+            expected = ours.expected_logits(hidden, torch.tensor(slots))
+            if not has:
+                ours.head_a[2], ours.head_b[2] = float("nan"), float("nan")
+            used.clear()
+            found = ours.head(hidden)
+            ours.head_a.copy_(tables[0]), ours.head_b.copy_(tables[1])
+            with_lora = torch.tensor([slot == 1 or (slot == 2 and has) for slot in slots])
+            assert_rounded(found[with_lora], expected[with_lora])
+            assert torch.equal(found[~with_lora], base_of(hidden)[~with_lora])
+            assert used == (["lora_linear"] if graph or with_lora.any() else [])
 
 
 def test_a_plan_of_sglangs_own(on: Any, used: list[str]) -> None:
-    """Prepared while the plugin was off: read as it is."""
+    """Prepared while the plugin was off: the layer reads it as it is, lm_head is SGLang's."""
     ours = Pair()
     lens, slots, token_slots = batch_of(np.random.default_rng(6), "EXTEND")
     ours.prepare("EXTEND", lens, slots)
@@ -630,7 +633,7 @@ def test_a_switch_that_is_off_gives_sglangs_function_back(
     stock = _both(pair(), graph)
     on(**{switch: False}, storage="rank_major")
     found = _both(pair(), graph)
-    assert used == {"layer": ["lm_head_lora"], "lm_head": ["embedding_lora"]}[switch]
+    assert used == {"layer": ["lora_linear"], "lm_head": ["embedding_lora"]}[switch]
     for name, ours, theirs in zip(("layer", "lm_head"), found, stock, strict=True):
         if switch == name:
             assert torch.equal(ours, theirs), name
@@ -638,7 +641,7 @@ def test_a_switch_that_is_off_gives_sglangs_function_back(
 
 @pytest.mark.parametrize("absent", OPS)
 def test_without_one_of_the_hooks_the_others_work(absent: str, loaded: Any, on: Any, used: list[str]) -> None:
-    name = {"embedding_lora": "layer", "embedding_lora_add": "layer_add", "lm_head_lora": "lm_head"}[absent]
+    name = {"embedding_lora": "layer", "embedding_lora_add": "layer_add", "lora_linear": "lm_head"}[absent]
     on()
     active = runtime.active
     assert active is not None
@@ -688,12 +691,14 @@ def test_what_the_ops_do_not_take_is_sglangs(on: Any, used: list[str], monkeypat
 
 
 def test_planned_batches_carry_what_both_ops_need(on: Any) -> None:
-    """Ranks of 0 in the layer's batch where the words are 0, the server's ranks in lm_head's."""
+    """Ranks of 0 in the layer's batch where the words are 0; a tile for each slot that lm_head has work for."""
     on()
     ours = Pair().told()
     ours.prepare("EXTEND", [2, 3], [3, 2])
     batch = getattr(ours.backend.batch_info, planner.BATCH)
     head = getattr(ours.backend.lm_head_batch_info, planner.HEAD)
-    assert batch.ranks.tolist() == EMBEDDING_RANKS and head.ranks.tolist() == RANKS
-    assert batch.scalings.tolist() == head.scalings.tolist() == SCALINGS
+    assert batch.ranks.tolist() == EMBEDDING_RANKS and batch.scalings.tolist() == SCALINGS
+    words = head.tile_words.reshape(-1, 2)
+    assert words[:, 0].tolist() == [2 << 16 | RANKS[2], 3 << 16 | RANKS[3]]
+    assert words[:, 1].contiguous().view(torch.float32).tolist() == [SCALINGS[2], SCALINGS[3]]
     assert (batch.num_tokens, head.num_tokens) == (5, 2)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bench.contenders.ours.plugin import plug_layer
 from bench.execute import layer
-from csgmv_embed import embedding_lora_reference, lm_head_lora_reference, to_storage
+from csgmv_embed import embedding_lora_reference, lora_linear_reference, to_storage
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.settings import Settings
 from csgmv_embed.sglang.targets import release_for
@@ -80,7 +80,7 @@ class Tables:
 
         def reference(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
             rows, weight, a, b = map(change, (hidden, self.layers.weight, self.head_a, self.head_b))
-            return lm_head_lora_reference(rows, a, b, rows.double() @ weight.double().T, slots, *factors)
+            return lora_linear_reference(rows, a, b, rows.double() @ weight.double().T, slots, *factors)
 
         return Exact(reference(torch.clone), reference(torch.abs), terms=HIDDEN + MAX_RANK + 2, inner=2)
 
@@ -94,7 +94,7 @@ def ours_on(tables: Tables) -> SimpleNamespace:
     state = runtime.state_of(backend)
     assert state is not None
     for slot, has in enumerate(HAS_EMBEDDING):
-        state.set_slot(slot, has)
+        state.set_slot(slot, has_embedding=has, has_head=True)
     return SimpleNamespace(backend=backend, embedding=made["layer"], head=made["lm_head"])
 
 
@@ -223,7 +223,7 @@ def test_the_embedding_layer_is_one_kernel(active: Any) -> None:
     ours.backend.prepare_lora_batch(batch, [1, 2, 0, 4] * 8, RANKS, SCALINGS, False)
     assert kernels_of(lambda: ours.embedding(ids)) == ["embedding_lora_kernel"]
     names = kernels_of(lambda: ours.head(torch.zeros(32, HIDDEN, device=DEVICE, dtype=torch.bfloat16)))
-    assert [name for name in names if name.startswith("lm_head")] == ["lm_head_shrink_kernel", "lm_head_expand_kernel"]
+    assert [name for name in names if name.startswith("lora_")] == ["lora_shrink_kernel", "lora_expand_kernel"]
     # Without an adapter: what the base layer runs, nothing else.
     ours.backend.prepare_lora_batch(batch, [0] * 32, [0] * SLOTS, SCALINGS, False)
     base = kernels_of(lambda: ours.embedding.base_layer.forward(ids.masked_fill(ids > VOCAB - 1, 0)))

@@ -158,16 +158,16 @@ def test_what_is_not_needed_is_not_made(pair: Any, loaded: Any) -> None:
     planner.prepare(state, batch, *arguments)
     assert state.backend.lm_head_batch_info is None and state.backend.lm_head_pass_batch_infos is None
 
-    state.set_slot(2, has_embedding=True)  # slot 1 has none
+    state.set_slot(2, has_embedding=True, has_head=True)  # slot 1 has none
     planner.prepare(state, batch, *arguments)
     words = getattr(state.backend.batch_info, planner.BATCH).token_adapters
     assert words.tolist() == [0, 0, 0, *[2 << 16 | 8] * 4]
 
-    state.set_slot(2, has_embedding=False)
+    state.set_slot(2, has_embedding=False, has_head=True)
     planner.prepare(state, batch, *arguments)
     assert getattr(state.backend.batch_info, planner.BATCH) is None
 
-    state.set_slot(2, has_embedding=True)
+    state.set_slot(2, has_embedding=True, has_head=True)
     state.embedding_targeted = False
     planner.prepare(state, batch, *arguments)
     assert getattr(state.backend.batch_info, planner.BATCH) is None
@@ -181,7 +181,7 @@ def test_captured_words_become_neutral_and_stay_so(pair: Any, loaded: Any) -> No
     batch = support.forward_batch("DECODE", [1, 1])
     arguments = [[1, 1], [0, 8, 0, 0, 0], [1.0] * SLOTS]
     for flag, expected in ((True, [1 << 16 | 8] * 2), (False, [0, 0]), (False, [0, 0]), (True, [1 << 16 | 8] * 2)):
-        state.set_slot(1, flag)
+        state.set_slot(1, has_embedding=flag, has_head=True)
         planner.prepare(state, batch, *arguments, static_info=info)
         assert getattr(info, planner.BATCH).token_adapters.tolist() == [*expected, 0, 0]
         assert info.weight_indices.tolist()[:1] == [1]
@@ -226,7 +226,9 @@ def test_only_an_equal_decode_step_is_not_sent_again(
             values = arguments[("slots", "ranks", "scalings").index(what)]
             values[0] = (values[0] + 1) % SLOTS  # in place, as a caller may
         elif what == "adapter":
-            state.set_slot(int(rng.integers(SLOTS)), bool(rng.integers(2)))
+            state.set_slot(
+                int(rng.integers(SLOTS)), has_embedding=bool(rng.integers(2)), has_head=bool(rng.integers(2))
+            )
             last = None
         elif what == "verify":  # the same requests, in the same buffers
             verified = support.forward_batch("TARGET_VERIFY", [VERIFY] * batch.batch_size)
