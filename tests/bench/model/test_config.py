@@ -93,7 +93,7 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
         ("[measure]", "[profiles.bare]\nclocks=['work']\ncontenders=['torch_gather']\ngrids=[]\n[measure]", ("bare",)),
         ("skew = [0.0]", "skew = [inf]", ("axes.skew[0]:", "float >= 0 and <= 1e+09")),
         ("point_timeout_s = 60", "point_timeout_s = inf", ("measure.point_timeout_s:", "float > 0 and <= 1e+09")),
-        ("[measure]", "[measure", ("not TOML", "line 5")),
+        ("[measure]", "[measure", ("not TOML", "line 8")),
     ],
 )
 def test_a_fault_in_the_file_names_file_key_and_what_is_allowed(
