@@ -18,7 +18,6 @@ from bench.model.paths import ROOT, shown
 from bench.model.registry import sglang_of
 from bench.model.toml import ConfigError
 
-NEEDED = (".py", ".json", "METADATA")  # of a wheel: its code, and the tables that the code reads
 _VERSION = re.compile(r"^Version: (\S+)$", re.MULTILINE)
 
 
@@ -92,7 +91,7 @@ def import_paths(found: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 def _unpacked(wheel: Path, folder: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as files:
-            files.extractall(folder, [name for name in files.namelist() if name.endswith(NEEDED)])
+            files.extractall(folder)
     except (OSError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{shown(wheel)}: cannot be unpacked: {error}; expected a wheel of sglang") from error
     return folder
