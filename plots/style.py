@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.model.records import Results
+from bench.model.registry import sglang_of, without_version
 from bench.model.served import ServeResults
 from bench.model.store import write_bytes
 
@@ -56,7 +57,9 @@ SETTINGS: dict[Any, Any] = {
 
 def look(contender: str) -> dict[str, Any]:
     """Line colour and marker of a contender."""
-    color, marker = LOOKS.get(contender, OTHER)
+    color, marker = LOOKS.get(without_version(contender), OTHER)
+    if sglang_of(contender) is not None:
+        marker = "*"  # another version, beside the installed one's own marker
     return {"color": color, "marker": marker}
 
 

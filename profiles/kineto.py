@@ -118,7 +118,7 @@ def _untraced(bench: Bench, point: PlannedPoint) -> _Timed:
 
     settings = bench.settings
     contender = contenders.build(point.contender, point.case.op, point.case.site)
-    if reason := contender.unavailable():
+    if reason := contenders.unavailable(contender):
         raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     sets = measure.index_sets(bench, point.case)
     workload = bench.workload(point.case, sets)

@@ -63,9 +63,8 @@ def run(target: Target, device: torch.device) -> None:
     if device.type == "cuda":
         bench.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     for point in target.points:
-        if reason := contenders.build(
-            point.contender, point.case.op, point.case.site
-        ).unavailable():  # imports the peer outside the range
+        contender = contenders.build(point.contender, point.case.op, point.case.site)
+        if reason := contenders.unavailable(contender):  # imports the peer outside the range
             raise measure.NotMeasured("skipped", f"{point.contender}: {reason}")
     with capture_range(device):
         for index, point in enumerate(target.points):

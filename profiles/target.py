@@ -97,7 +97,7 @@ def make_target(
 
 def _case_axes(text: str) -> Axes:
     axes = configuration.parse_axis_overrides(text.split(","), "CASE")
-    for axis in ("storage", "chunk_size"):
+    for axis in ("storage", "chunk_size", "sglang"):
         if getattr(axes, axis) is not None:
             raise ConfigError(f"CASE {text}: {axis} belongs to a contender; choose it with --contender")
     return axes

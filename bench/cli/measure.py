@@ -18,8 +18,10 @@ from bench.cli.options import (
     ProcessesOption,
     ProfileOption,
     RoundsOption,
+    SglangOption,
 )
 from bench.cli.selection import DEFAULT_PROFILE, planned
+from bench.execute import installs
 from bench.model import config as configuration
 from bench.model import store
 from bench.model.config import Config, ConfigError, Plan
@@ -27,6 +29,7 @@ from bench.model.environment import collect_code, has_gpu
 from bench.model.locks import only_writer
 from bench.model.paths import results_path
 from bench.model.records import SCHEMA_VERSION, Point, Results, ResultsError, Selection
+from bench.model.registry import INSTALLED
 
 
 def sweep(
@@ -35,6 +38,7 @@ def sweep(
     clock: ClockOption = [],
     contender: ContenderOption = [],
     case: CaseOption = [],
+    sglang: SglangOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME.json.")
@@ -46,9 +50,14 @@ def sweep(
     """Verify and measure every point of a profile; without a GPU, count its work."""
     selection = Selection(profile or DEFAULT_PROFILE, axis, clock, contender, case, rounds, processes)
     if resume and (selection != Selection(DEFAULT_PROFILE) or output):
-        raise ConfigError(f"--resume {resume}: goes on with the file's own selection; expected no other option")
+        raise ConfigError(
+            f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang"
+        )
+    selection.axes = with_versions(selection.axes, sglang)
     results = store.read(resume) if resume else None  # bad input is named before anything is made
-    plan = plan_of(configuration.load(config), results.run.selection if results else selection)
+    loaded = configuration.load(config)
+    plan = plan_of(loaded, results.run.selection if results else selection)
+    others = installs.find(installs.wanted(point.contender for point in plan.points), sglang, loaded.sglang_files)
     path = resume or output or results_path(selection.profile)
     with only_writer(path):
         if resume:
@@ -56,7 +65,14 @@ def sweep(
             _check_resumable(results, plan, path)
         else:
             results = _begin(plan, selection, path)
-        _sweep(plan, results, path)
+        _sweep(plan, results, path, others)
+
+
+def with_versions(axes: list[str], given: list[Path]) -> list[str]:
+    """The axes with the versions of SGLang in what is given, beside the installed; as they are if they name some."""
+    if not given or any(text.startswith("sglang=") for text in axes):
+        return axes
+    return [*axes, ",".join([f"sglang={INSTALLED}", *map(installs.version_in, given)])]
 
 
 def plan_of(config: Config, selection: Selection) -> Plan:
@@ -67,13 +83,13 @@ def plan_of(config: Config, selection: Selection) -> Plan:
     return planned(config, selection, () if selection.clocks or has_gpu() else ["work"])
 
 
-def _sweep(plan: Plan, results: Results, path: Path) -> None:
+def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path]) -> None:
     from bench.show.tables import console, summary
 
     out = console()
     if all(point.clock == "work" for point in plan.points):
         out.print("Work clock: what follows are counts from Triton's interpreter, not times.")
-    _run(plan, results, path)
+    _run(plan, results, path, others)
     out.print(summary(results))
     out.print(f"written to {path}")
     if any(point.contender.startswith("csgmv_embed") and not _as_wanted(point) for point in results.points):
@@ -113,12 +129,12 @@ def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
     results.run.resumed += 1
 
 
-def _run(plan: Plan, results: Results, path: Path) -> None:
+def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path]) -> None:
     from bench.execute.sweep import sweep as run_sweep
     from bench.show.progress import follow
     from bench.show.tables import console
 
-    events = run_sweep(plan, results, path)
+    events = run_sweep(plan, results, path, others)
     try:
         follow(events, console())
     except KeyboardInterrupt:

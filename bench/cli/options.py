@@ -17,6 +17,14 @@ ClockOption = Annotated[
     list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
 ]
 ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
+SglangOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--sglang",
+        metavar="FOLDER_OR_WHEEL",
+        help="Measure SGLang's contenders of this version beside the installed one; may repeat.",
+    ),
+]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
 ]

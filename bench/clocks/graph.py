@@ -88,7 +88,7 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
         nodes = max(1, nodes // 3)
     graph = torch.cuda.CUDAGraph()
     outputs: dict[int, torch.Tensor] = {}
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # SGLang's triton_v2 keeps its scratch by stream
         for node in range(nodes):
             output = launch(node % index_sets)
             outputs.setdefault(node % index_sets, output)

@@ -6,20 +6,37 @@ import importlib
 from typing import TYPE_CHECKING, cast
 
 from bench.model.case import Op, Site
-from bench.model.registry import RECIPES, UnknownContenderError, asked_of, provides
+from bench.model.environment import package_version
+from bench.model.registry import UnknownContenderError, asked_of, recipes_of, sglang_of
 
 if TYPE_CHECKING:
     from bench.contenders.base import Contender
 
 
 def build(name: str, op: Op | None = None, site: Site = "none") -> Contender:
-    """The contender called `name`, a `family[-option]`, for an op, of a site if one is named; for its first without.
+    """The contender called `name`, a `family[-option][@version]`, for an op, of a site if one is named.
 
-    Imports its module only now. Raises UnknownContenderError for a name, or an op of it, that there is not.
+    Without an op: for its first. Imports its module only now. Raises UnknownContenderError for a name, or an op of it,
+    that there is not.
     """
-    if name not in RECIPES or (op is not None and not provides(name, op, site)):
-        raise UnknownContenderError(name, asked_of(op, site) if op is not None and name in RECIPES else None)
-    recipes = RECIPES[name]
-    module, class_name, options = recipes[asked_of(op, site)] if op is not None else next(iter(recipes.values()))
+    recipes = recipes_of(name)
+    asked = next(iter(recipes)) if op is None else asked_of(op, site)
+    if asked not in recipes:
+        raise UnknownContenderError(name, asked)
+    module, class_name, options = recipes[asked]
     contender_class = getattr(importlib.import_module(f"bench.contenders.{module}"), class_name)
-    return cast("Contender", contender_class(**options))
+    contender = cast("Contender", contender_class(**options))
+    if sglang_of(name) is not None:
+        contender.name = name
+    return contender
+
+
+def unavailable(contender: Contender) -> str | None:
+    """Why the contender cannot run in this process, and what would help; None if it can.
+
+    One of another SGLang runs in a process that finds that version first: bench/execute/installs.py.
+    """
+    wanted, found = sglang_of(contender.name), package_version("sglang")
+    if wanted is not None and wanted != found:
+        return f"this process has SGLang {found}, expected {wanted}: sweep takes one with --sglang FOLDER_OR_WHEEL"
+    return contender.unavailable()

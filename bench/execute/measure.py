@@ -75,7 +75,7 @@ def measure(bench: Bench, planned: PlannedPoint, index: int) -> Point:
     with markers.span(planned.name, payload=index):
         try:
             contender = contenders.build(planned.contender, planned.case.op, planned.case.site)
-            if reason := contender.unavailable():
+            if reason := contenders.unavailable(contender):
                 raise NotMeasured("skipped", reason)
             {"graph": _graph, "eager": _eager, "prepare": _prepare, "work": _work}[planned.clock](
                 bench, contender, point

@@ -41,7 +41,7 @@ def serve(receiver: Connection, sender: Connection) -> None:
     """Say hello, then run one measuring process after another until the runner closes the pipe."""
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     for name in start.contenders:
-        contenders.build(name).unavailable()  # imports what it needs
+        contenders.unavailable(contenders.build(name))  # imports what it needs
     gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     children = Children(start, receiver, sender)
@@ -174,7 +174,7 @@ class Sampler:
 
     def _prepare(self, ask: Prepare) -> Prepared:
         contender = contenders.build(ask.planned.contender, ask.planned.case.op, ask.planned.case.site)
-        if reason := contender.unavailable():
+        if reason := contenders.unavailable(contender):
             return Prepared("skipped", reason)
         prepare = self._graph if self.kind == "gpu" and ask.planned.clock == "graph" else self._calls
         return prepare(contender, ask)

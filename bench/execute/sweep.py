@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from hashlib import sha256
@@ -15,12 +15,14 @@ from threading import Event as ThreadEvent
 
 import msgspec
 
+from bench.execute import installs
 from bench.execute.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerKind, contender_names
 from bench.model import store
 from bench.model.case import shuffled_by_tables
 from bench.model.config import Plan, PlannedPoint
-from bench.model.environment import collect_code, command_line, suite_version, utc_now
-from bench.model.records import Point, Results, ResultsError, Run, Schema, Selection, worse
+from bench.model.environment import collect_code, command_line, suite_version, utc_now, with_installed_sglang
+from bench.model.records import OtherSglang, Point, Results, ResultsError, Run, Schema, Selection, worse
+from bench.model.registry import sglang_of
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -50,6 +52,7 @@ class Measured(msgspec.Struct, frozen=True):
 Event = Planned | WorkerStarted | Measured
 Task = tuple[int, PlannedPoint]  # index in the plan
 OpenWorker = Callable[[Start, dict[str, str]], Worker]
+Paths = Mapping[str, Path]  # version of SGLang -> the folder that its workers import it from
 
 
 def new_results(plan: Plan, selection: Selection) -> Results:
@@ -73,11 +76,17 @@ def plan_digest(plan: Plan) -> str:
     return sha256(msgspec.json.encode(plan, order="sorted")).hexdigest()
 
 
-def sweep(plan: Plan, results: Results, path: Path) -> Generator[Event, None, None]:
+def sweep(plan: Plan, results: Results, path: Path, other_sglang: Paths | None = None) -> Generator[Event, None, None]:
     """Measure what `results` lacks, writing `path` at the start and after every measurement.
 
-    Raises ResultsError if the machine is not the one the file was begun on.
+    other_sglang: a folder or wheel of each version that contenders name. A contender of another one is skipped.
+    Raises ResultsError if the machine, or such a version, is not the one the file was begun with.
     """
+    with installs.import_paths(other_sglang or {}) as paths:
+        yield from _sweep(plan, results, path, paths)
+
+
+def _sweep(plan: Plan, results: Results, path: Path, paths: Paths) -> Iterator[Event]:
     begun = time.monotonic()
     spent_s = results.run.duration_s
     if not path.exists():  # whenever the sweep ends, there is a file to go on with
@@ -86,7 +95,7 @@ def sweep(plan: Plan, results: Results, path: Path) -> Generator[Event, None, No
     for process in range(plan.measure.processes):
         left = [left_of(plan, results, later) for later in range(process, plan.measure.processes)]
         yield Planned(total, total - sum(map(len, left)))
-        for event in one_process(plan, results, process, left[0]):
+        for event in one_process(plan, results, process, left[0], paths=paths):
             results.run.duration_s = spent_s + time.monotonic() - begun
             if isinstance(event, Measured):
                 store.write(path, results)
@@ -113,34 +122,58 @@ def _covers(point: Point, process: int) -> bool:
 
 
 def one_process(
-    plan: Plan, results: Results, process: int, tasks: Sequence[Task], open_worker: OpenWorker | None = None
+    plan: Plan,
+    results: Results,
+    process: int,
+    tasks: Sequence[Task],
+    open_worker: OpenWorker | None = None,
+    *,
+    paths: Paths | None = None,
 ) -> Iterator[Event]:
     """All of one process's measurements: the timed ones one after another, the counted ones in lanes.
 
-    `open_worker` makes the workers that take times. Raises WorkerDied if one cannot start.
+    `open_worker` makes the workers that take times; each of `paths` has workers of its own. Raises WorkerDied if one
+    cannot start.
     """
+    paths = paths or {}
     timed = [task for task in tasks if task[1].clock != "work"]
-    counted = [task for task in tasks if task[1].clock == "work"]
-    yield from _timed(plan, results, process, timed, open_worker or Worker)
-    yield from _counted(plan, results, process, counted)
+    yield from _timed(plan, results, process, timed, open_worker or Worker, paths)
+    for version in (None, *paths):
+        counted = [task for task in tasks if task[1].clock == "work" and _worker_of(task, paths) == version]
+        yield from _counted(plan, results, process, counted, version, paths)
+
+
+def _worker_of(task: Task, paths: Paths) -> str | None:
+    """Which worker takes a task: that of the SGLang it names, or the ordinary one, which says why it cannot."""
+    version = sglang_of(task[1].contender)
+    return version if version in paths else None
 
 
 def _timed(
-    plan: Plan, results: Results, process: int, tasks: Sequence[Task], open_worker: OpenWorker
+    plan: Plan, results: Results, process: int, tasks: Sequence[Task], open_worker: OpenWorker, paths: Paths
 ) -> Iterator[Event]:
+    """In their order, each by the worker of its SGLang: one measures, the others wait."""
+    ways = {version: [task for task in tasks if _worker_of(task, paths) == version] for version in (None, *paths)}
     remaining = list(tasks)
-    while remaining:  # each turn is one worker's life
+    while remaining:  # each turn ends with a worker's life
         with ExitStack() as stack:
-            start = _start(plan, "gpu", process, tasks)
-            begun = time.monotonic()
-            worker = stack.enter_context(open_worker(start, plan.worker_env))
-            _adopt(results, worker.hello, process)
-            yield WorkerStarted("gpu", process, time.monotonic() - begun)
+            workers: dict[str | None, Worker] = {}
             alive = True
             while remaining and alive:
+                version = _worker_of(remaining[0], paths)
+                if version not in workers:
+                    start = _start(plan, "gpu", process, ways[version])
+                    begun = time.monotonic()
+                    workers[version] = stack.enter_context(open_worker(start, _environment(plan, version, paths)))
+                    _adopt(results, workers[version].hello, process, version)
+                    yield WorkerStarted("gpu", process, time.monotonic() - begun)
                 index, planned = remaining.pop(0)
-                point, alive = _ask(worker, planned, index, plan.measure.point_timeout_s)
+                point, alive = _ask(workers[version], planned, index, plan.measure.point_timeout_s)
                 yield Measured(_record(results, point))
+
+
+def _environment(plan: Plan, version: str | None, paths: Paths) -> dict[str, str]:
+    return plan.worker_env if version is None else installs.first_on_path(paths[version], plan.worker_env)
 
 
 def _ask(worker: Worker, planned: PlannedPoint, index: int, timeout_s: float) -> tuple[Point, bool]:
@@ -152,7 +185,9 @@ def _ask(worker: Worker, planned: PlannedPoint, index: int, timeout_s: float) ->
     return answer.point, not answer.lost
 
 
-def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) -> Iterator[Event]:
+def _counted(
+    plan: Plan, results: Results, process: int, tasks: Sequence[Task], version: str | None, paths: Paths
+) -> Iterator[Event]:
     """The work clock: interpreter workers side by side, one compiling worker between them."""
     if not tasks:
         return
@@ -165,10 +200,10 @@ def _counted(plan: Plan, results: Results, process: int, tasks: Sequence[Task]) 
 
         def begin(start: Start) -> Worker:
             # On the stack at once: whoever did start is closed should another fail.
-            return stack.enter_context(Worker(start, plan.worker_env))
+            return stack.enter_context(Worker(start, _environment(plan, version, paths)))
 
         workers = [future.result() for future in [pool.submit(begin, start) for start in starts]]
-        _adopt(results, workers[0].hello, process)
+        _adopt(results, workers[0].hello, process, version)
         yield WorkerStarted("interpret", process, time.monotonic() - begun)
         compiler = _Compiler(workers.pop(), compiling)
         lanes = _Lanes(tasks, plan.measure.point_timeout_s, compiler, lambda: begin(lane_start))
@@ -253,12 +288,19 @@ def _start(plan: Plan, kind: WorkerKind, process: int, tasks: Sequence[Task]) ->
     return Start(kind, plan.measure, process, contender_names([planned for _, planned in tasks]))
 
 
-def _adopt(results: Results, hello: Hello, process: int) -> None:
-    """Take the worker's environment, or check that it is the file's; keep the anchors of a process's first worker."""
+def _adopt(results: Results, hello: Hello, process: int, version: str | None = None) -> None:
+    """Take the worker's environment, or check that it is the file's; keep the anchors of a process's first worker.
+
+    version: of the SGLang that the worker has instead of the installed one.
+    """
+    env = hello.env
+    if version is not None:
+        _adopt_sglang(results, OtherSglang(version, str(env.volatile.get("sglang_lora_sha256"))))
+        env = with_installed_sglang(env)
     if results.env is None:
-        results.env = hello.env
-    elif results.env.env_key != hello.env.env_key:
-        ours, theirs = results.env.identity, hello.env.identity
+        results.env = env
+    elif results.env.env_key != env.env_key:
+        ours, theirs = results.env.identity, env.identity
         changed = [f"{name} {ours.get(name)} -> {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
         raise ResultsError(f"this machine is not the one the file was begun on: {', '.join(changed)}")
     known = {anchor.name: anchor for anchor in results.anchors}
@@ -267,6 +309,18 @@ def _adopt(results: Results, hello: Hello, process: int) -> None:
             results.anchors.append(anchor)
         elif len(known[anchor.name].values) <= process:
             known[anchor.name].values += anchor.values
+
+
+def _adopt_sglang(results: Results, found: OtherSglang) -> None:
+    """Take the files of a version, or check that they are the file's. Raises ResultsError."""
+    known = next((other for other in results.other_sglang if other.version == found.version), None)
+    if known is None:
+        results.other_sglang.append(found)
+    elif known != found:
+        raise ResultsError(
+            f"SGLang {found.version} has other LoRA files than those the file was begun with: sha256 "
+            f"{known.lora_sha256[:12]} -> {found.lora_sha256[:12]}"
+        )
 
 
 def _record(results: Results, new: Point) -> Point:

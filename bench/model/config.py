@@ -31,7 +31,7 @@ from bench.model.case import (
     point_name,
 )
 from bench.model.paths import ROOT
-from bench.model.registry import FAMILIES, Family, provides
+from bench.model.registry import FAMILIES, INSTALLED, Family, provides
 from bench.model.rules import Rules
 from bench.model.serving import ServeProfile, Serving
 from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
@@ -50,6 +50,12 @@ Mix = Annotated[
     ),
 ]
 ChunkSize = Literal[16, 32, 64, 128]
+SglangVersion = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(installed|[0-9]+\.[0-9]+\.[0-9]+[a-z0-9.+]*)$", description="installed, or a version: 0.5.23"
+    ),
+]
 T = TypeVar("T")
 Some = Annotated[tuple[T, ...], msgspec.Meta(min_length=1)]  # an empty list would plan nothing and call it a success
 
@@ -79,6 +85,7 @@ class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     model: Some[Model] | None = None
     storage: Some[Storage] | None = None
     chunk_size: Some[ChunkSize] | None = None
+    sglang: Some[SglangVersion] | None = None
 
     def over(self, base: Axes) -> Axes:
         """These axes, and those of `base` where this leaves one out."""
@@ -203,6 +210,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: History
     serving: Serving
     serve: dict[str, ServeProfile] = {}
+    sglang_files: tuple[
+        str, ...
+    ] = ()  # where axis sglang finds versions: folders and wheels, patterns below the checkout
     max_points: Positive = 100_000  # of one selection
 
 
@@ -351,12 +361,15 @@ def _variants(families: Sequence[Family], axes: Axes) -> list[str]:
     names: list[str] = []
     for family in families:
         options = [[_option(axis, value) for value in getattr(axes, axis)] for axis in FAMILIES[family]]
-        names += ["-".join((family, *chosen)) for chosen in itertools.product(*options)]
+        names += ["".join((family, *chosen)) for chosen in itertools.product(*options)]
     return names
 
 
 def _option(axis: str, value: object) -> str:
-    return f"chunk{value}" if axis == "chunk_size" else str(value)
+    """What a value adds to a contender's name."""
+    if axis == "sglang":
+        return "" if value == INSTALLED else f"@{value}"
+    return f"-chunk{value}" if axis == "chunk_size" else f"-{value}"
 
 
 def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -17,9 +18,11 @@ from bench.model import git, instrument
 from bench.model.config import ConfigError
 from bench.model.paths import ROOT as ROOT
 from bench.model.records import Code, Environment, Scalar
-from bench.model.sources import hash_library, hash_suite
+from bench.model.sources import LIBRARY_SUFFIXES, hash_library, hash_sources, hash_suite
 
 VERSION_PACKAGES = ("torch", "triton", "sglang")
+# What a peer's figures come from, relative to its package: only recorded, as is the version of one that is no identity.
+PEER_FILES = {"sglang": ("srt/lora", "kernels/ops/lora", "kernels/ops/gemm"), "vllm": ("lora",)}
 CODE_VARIABLES = ("CUDA_", "TRITON_", "TORCH_", "PYTORCH_", "SGLANG_", "CSGMV_")
 # What figures come from, as pathspecs; baselines are figures.
 MEASURED = ("csgmv_embed", "bench", "bench.toml", ":(exclude)bench/baselines")
@@ -69,14 +72,37 @@ def collect_environment(device_type: str) -> Environment:
         "python_full": platform.python_version(),
     }
     volatile |= {name: value for name, value in sorted(os.environ.items()) if name.startswith(CODE_VARIABLES)}
+    volatile["vllm"] = package_version("vllm")
+    volatile |= {f"{name}_lora_sha256": _peer_hash(name) for name in PEER_FILES}
     if device_type == "cuda":
         gpu_identity, gpu_volatile = _gpu()
         identity |= gpu_identity
         volatile |= gpu_volatile
     else:
         identity["gpu"] = None
+    return _keyed(identity, volatile)
+
+
+def with_installed_sglang(environment: Environment) -> Environment:
+    """Of a worker that has another SGLang first on its path: the environment as it is beside that."""
+    volatile = environment.volatile | {"sglang_lora_sha256": _peer_hash("sglang")}
+    return _keyed(environment.identity | {"sglang": package_version("sglang")}, volatile)
+
+
+def _keyed(identity: dict[str, Scalar], volatile: dict[str, Scalar]) -> Environment:
     digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
     return Environment(identity, digest[:16], volatile)
+
+
+def _peer_hash(package: str) -> str | None:
+    """Of a peer's LoRA code and tables; None where it is not installed."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        return None
+    root = Path(found.submodule_search_locations[0])
+    folders = [root / folder for folder in PEER_FILES[package]]
+    present = [folder for folder in folders if folder.is_dir()]
+    return hash_sources(*present, root=root, suffixes=LIBRARY_SUFFIXES)
 
 
 def _gpu() -> tuple[dict[str, Scalar], dict[str, Scalar]]:

@@ -69,6 +69,11 @@ KNOWN = (
     Known(2, "a55c58c041e3366e", "the folders of today, of suite and plugin; methods that only handed on are gone"),
     Known(2, "739e6bf1ff16b846", "adds sites, their ops and tables; what others are made, fed and counted by stays"),
     Known(2, "b65a81af1b37b656", "the tables of all index sets of a site are listed in one place"),
+    Known(
+        2,
+        "de2a622cd0c3e691",
+        "peers of today: versions of SGLang, vLLM's other ops; graphs are captured where they warmed up",
+    ),
 )
 
 

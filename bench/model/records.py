@@ -7,6 +7,7 @@ History of the format (semver: a reader refuses another major and ignores keys a
        the tuned tables; suite_source_sha256 is new
        counted work lists its kernel launches; a baseline has the rules that it was made under
 1.3.0  a case has a site and a model, none where it says nothing; ops shrink and linear; ranks in pairs
+1.4.0  contenders of another SGLang have its version behind their name, and `other_sglang` says which files those are
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -24,7 +25,7 @@ from bench.model.instrument import version_of
 from bench.model.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.3.0"
+SCHEMA_VERSION = "1.4.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
@@ -212,6 +213,13 @@ class Environment(msgspec.Struct):
     volatile: dict[str, Scalar]
 
 
+class OtherSglang(msgspec.Struct):
+    """A version of SGLang that contenders of a run name, beside the installed one of the environment."""
+
+    version: str
+    lora_sha256: str  # of its LoRA code and tables
+
+
 class Selection(msgspec.Struct):
     """What the command line chose; enough to make the plan again."""
 
@@ -249,3 +257,4 @@ class Results(msgspec.Struct):
     anchors: list[Anchor] = []
     points: list[Point] = []
     rules: Rules | None = None  # of a baseline; without: bench.model.rules.UNRECORDED
+    other_sglang: list[OtherSglang] = []  # since 1.4.0

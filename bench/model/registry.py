@@ -22,23 +22,27 @@ Family = Literal[
     "sglang_triton_v2",
     "sglang_tokens",
     "vllm",
+    "vllm_specialized",
     "torch_gather",
     "base",
 ]
-# family -> the axes whose values make its variants: `family-option...` is a contender's name, the same over all ops
+INSTALLED = "installed"  # on the axis sglang; its contenders are named without a version
+# family -> the axes whose values make its variants: a contender's name is `family-option...`, the same over all ops;
+# one of another SGLang than the installed has that version behind it: `sglang_csgmv-chunk16@0.5.23`
 FAMILIES: dict[Family, tuple[str, ...]] = {
     "csgmv_embed": ("storage",),
     "csgmv_embed_segments": ("storage",),
     "csgmv_embed_pdl": ("storage",),
     "csgmv_embed_add": ("storage",),
     "csgmv_embed_captured": ("storage",),
-    "csgmv_embed_plugin": ("chunk_size",),
-    "csgmv_embed_plugin_steady": ("chunk_size",),
-    "sglang_csgmv": ("chunk_size",),
-    "sglang_triton": (),
-    "sglang_triton_v2": (),
-    "sglang_tokens": (),
+    "csgmv_embed_plugin": ("chunk_size", "sglang"),
+    "csgmv_embed_plugin_steady": ("chunk_size", "sglang"),
+    "sglang_csgmv": ("chunk_size", "sglang"),
+    "sglang_triton": ("sglang",),
+    "sglang_triton_v2": ("sglang",),
+    "sglang_tokens": ("sglang",),
     "vllm": (),
+    "vllm_specialized": (),
     "torch_gather": (),
     "base": (),
 }
@@ -71,7 +75,9 @@ def _sglang() -> Iterator[tuple[Asked, str, Recipe]]:
         yield asked, "sglang_triton", (site, "SglangSite", {"part": part, "backend": "triton"})
     yield "layer", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Layer", {})
     yield "head", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Head", {})
-    yield "linear", "sglang_triton_v2", (site, "SglangTritonV2Site", {})
+    yield "expand", "sglang_triton_v2", ("sglang.triton_v2", "SglangTritonV2Expand", {})
+    for asked, part in SITE_PARTS:
+        yield asked, "sglang_triton_v2", ("sglang.triton_v2_site", "SglangTritonV2Site", {"part": part})
     yield "lookup", "sglang_tokens", ("sglang.tokens", "SglangTokens", {})
 
 
@@ -101,8 +107,14 @@ def _ours() -> Iterator[tuple[Asked, str, Recipe]]:
 
 
 def _vllm() -> Iterator[tuple[Asked, str, Recipe]]:
-    for asked, part in SITE_PARTS:
-        yield asked, "vllm", ("vllm.site", "VllmSite", {"part": part})
+    for name, grid in (("vllm", "all"), ("vllm_specialized", "specialized")):
+        options = {"grid": grid}
+        yield "layer", name, ("vllm.layer", "VllmLayer", options)
+        yield "head", name, ("vllm.head", "VllmHead", options)
+        yield "expand", name, ("vllm.head", "VllmExpand", options)
+        for asked, part in SITE_PARTS:
+            yield asked, name, ("vllm.site", "VllmSite", {"part": part, **options})
+    yield "lookup", "vllm", ("vllm.lookup", "VllmLookup", {})  # without a kernel of vLLM, so without a grid
 
 
 def _torch() -> Iterator[tuple[Asked, str, Recipe]]:
@@ -132,7 +144,11 @@ class UnknownContenderError(KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of its argument
         if self.op is not None:
-            return f"contender {self.name!r} has no op {self.op!r}; it has {', '.join(RECIPES[self.name])}"
+            known = ", ".join(RECIPES[without_version(self.name)])
+            return f"contender {self.name!r} has no op {self.op!r}; it has {known}"
+        if sglang_of(self.name) is not None and without_version(self.name) in RECIPES:
+            varied = [family for family, axes in FAMILIES.items() if "sglang" in axes]
+            return f"contender {self.name!r} has no SGLang whose version it could name; these have: {', '.join(varied)}"
         return f"unknown contender {self.name!r}; known: {', '.join(names())}"
 
 
@@ -146,6 +162,28 @@ def asked_of(op: Op, site: Site) -> Asked:
     return "expand of a site" if op == "expand" and site != "none" else op
 
 
+def without_version(name: str) -> str:
+    """A contender's name without the version of SGLang behind it."""
+    return name.partition("@")[0]
+
+
+def sglang_of(name: str) -> str | None:
+    """The version of SGLang that a contender's name asks for; None: whichever is installed, or none."""
+    return name.partition("@")[2] or None
+
+
+def recipes_of(name: str) -> dict[Asked, Recipe]:
+    """What builds the contender called `name`, by op. Raises UnknownContenderError."""
+    family = without_version(name).split("-")[0]
+    varied = sglang_of(name) is None or "sglang" in FAMILIES.get(family, ())  # type: ignore[call-overload]
+    if not varied or without_version(name) not in RECIPES:
+        raise UnknownContenderError(name)
+    return RECIPES[without_version(name)]
+
+
 def provides(name: str, op: Op, site: Site = "none") -> bool:
     """Whether the contender called `name` has this op; an expand without a site is lm_head's."""
-    return asked_of(op, site) in RECIPES.get(name, ())
+    try:
+        return asked_of(op, site) in recipes_of(name)
+    except UnknownContenderError:
+        return False

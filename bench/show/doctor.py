@@ -39,7 +39,7 @@ def _contender_lines() -> list[str]:
     from bench import contenders
     from bench.model import registry
 
-    reasons = {name: contenders.build(name).unavailable() for name in registry.names()}
+    reasons = {name: contenders.unavailable(contenders.build(name)) for name in registry.names()}
     return [f"{name:35} {'ready' if reason is None else f'skipped: {reason}'}" for name, reason in reasons.items()]
 
 

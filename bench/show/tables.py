@@ -13,6 +13,7 @@ from bench.judge.estimate import Floor, anchor_value, point_estimate, process_sp
 from bench.judge.figures import BASE, OURS, Figure, Standing, figures, pivoted, standings
 from bench.model.case import OPS, PHASES, Case, ClockName, Op
 from bench.model.records import Point, Results
+from bench.model.registry import sglang_of, without_version
 from bench.show.console import console as console
 from bench.show.fit import Column, Fitted
 
@@ -40,6 +41,7 @@ NAMES: dict[str, str] = {
     "csgmv_embed_captured-rank_major": "ours, prefill captured too, rank-major",
     "sglang_triton_v2": "SGLang triton_v2",
     "vllm": "vLLM",
+    "vllm_specialized": "vLLM, grid of the adapters in use",
     "base": "without LoRA",
 }
 MARKS = {"skipped": "skip", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR"}
@@ -54,7 +56,9 @@ def short_name(contender: str) -> str:
 
 def name_of(contender: str) -> str:
     """A contender's name in a sentence or a legend."""
-    return NAMES.get(contender, short_name(contender))
+    version = sglang_of(contender)
+    name = without_version(contender)
+    return NAMES.get(name, short_name(name)) + (f", {version}" if version else "")
 
 
 def microseconds(value: float | None) -> str:

@@ -45,6 +45,8 @@ class FakeWorker:
     script: dict[tuple[int, int], str] = {}
     stillborn: set[tuple[str, int]] = set()  # (kind, how many of the kind came before it)
     lives: list[tuple[str, int, list[int]]] = []  # kind, process, batch sizes it was asked for
+    paths: list[str] = []  # of each life: its PYTHONPATH
+    files = "1" * 64  # the hash of the SGLang that it imports
     running: list[FakeWorker] = []
     env_key = "key"
 
@@ -52,10 +54,14 @@ class FakeWorker:
         self.start, self.asked, self.dead = start, list[int](), False
         before = [kind for kind, _, _ in FakeWorker.lives].count(start.kind)
         FakeWorker.lives.append((start.kind, start.process, self.asked))
+        FakeWorker.paths.append(environment.get("PYTHONPATH", ""))
         if (start.kind, before) in self.stillborn:
             raise WorkerDied("worker ended with exit status 1")
         identity = {"gpu": None, "torch": "1" if self.env_key == "key" else "2"}
-        self.hello = Hello(Environment(identity, self.env_key, {}), [Anchor("copy", "B/us", [1.0 + start.process])])
+        volatile = {"sglang_lora_sha256": self.files}
+        self.hello = Hello(
+            Environment(identity, self.env_key, volatile), [Anchor("copy", "B/us", [1.0 + start.process])]
+        )
         FakeWorker.running.append(self)
 
     def __enter__(self) -> FakeWorker:
@@ -91,7 +97,14 @@ class FakeWorker:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
     monkeypatch.setattr(loop, "Worker", FakeWorker)
-    for name, value in (("script", {}), ("stillborn", set()), ("lives", []), ("running", []), ("env_key", "key")):
+    for name, value in (
+        ("script", {}),
+        ("stillborn", set()),
+        ("lives", []),
+        ("paths", []),
+        ("running", []),
+        ("env_key", "key"),
+    ):
         monkeypatch.setattr(FakeWorker, name, value)
     yield FakeWorker
     assert FakeWorker.running == [], "a worker was left open"

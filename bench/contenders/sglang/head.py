@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.contenders.base import Launch
-from bench.contenders.sglang.ops import SglangOp, offsets
+from bench.contenders.sglang.ops import SglangOp, boundaries
 from bench.model.case import ELEMENT_BYTES
 from bench.workload import traffic
 from bench.workload.tensors import Workload
@@ -27,13 +27,11 @@ class SglangHead(SglangOp):
 
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
         hidden, logits = workload.given("hidden_states"), workload.given("logits")
-        a_table, b_table, bounds = workload.weight("head_a"), workload.weight("b"), offsets(workload)
+        a_table, b_table, bounds = workload.weight("head_a"), workload.weight("b"), boundaries(workload)
 
         def launch(k: int) -> torch.Tensor:
             shrunk = backend.run_lora_a_sgemm(hidden[k], a_table)
-            out: torch.Tensor = backend.run_lora_b_sgemm(
-                x=shrunk, weights=b_table, output_offset=bounds, base_output=logits[k]
-            )
+            out: torch.Tensor = backend.run_lora_b_sgemm(x=shrunk, weights=b_table, base_output=logits[k], **bounds)
             return out
 
         return launch
@@ -52,9 +50,9 @@ class SglangExpand(SglangOp):
 
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
         shrunk, logits, b_table = workload.given("shrunk"), workload.given("logits"), workload.weight("b")
-        bounds = offsets(workload)
+        bounds = boundaries(workload)
         run = backend.run_lora_b_sgemm
-        return lambda k: run(x=shrunk[k], weights=b_table, output_offset=bounds, base_output=logits[k])
+        return lambda k: run(x=shrunk[k], weights=b_table, base_output=logits[k], **bounds)
 
     def required_bytes(self, workload: Workload) -> int:
         return traffic.minimum(workload)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from bench.contenders.base import Launch
-from bench.contenders.sglang.ops import SglangOp, offsets
+from bench.contenders.sglang.ops import SglangOp, boundaries
 from bench.contenders.sglang.peers import rank_major_bytes
 from bench.model.case import ELEMENT_BYTES
 from bench.workload import traffic
@@ -27,7 +27,7 @@ class SglangLayer(SglangOp):
 
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
         embedding, a_table, b_table = workload.weight("embedding"), workload.table("rank_major"), workload.weight("b")
-        ids, vocab, bounds = workload.index_sets, workload.case.vocab, offsets(workload)
+        ids, vocab, bounds = workload.index_sets, workload.case.vocab, boundaries(workload)
 
         def launch(k: int) -> torch.Tensor:
             added = ids[k] > vocab - 1
@@ -35,9 +35,7 @@ class SglangLayer(SglangOp):
             looked_up = backend.run_lora_a_embedding(
                 input_ids=ids[k], weights=a_table, vocab_size=vocab, extra_embeddings=None
             )
-            out: torch.Tensor = backend.run_lora_b_sgemm(
-                x=looked_up, weights=b_table, output_offset=bounds, base_output=base
-            )
+            out: torch.Tensor = backend.run_lora_b_sgemm(x=looked_up, weights=b_table, base_output=base, **bounds)
             return out
 
         return launch

@@ -86,6 +86,12 @@ def offsets(workload: Workload) -> torch.Tensor:
     return torch.tensor(bounds, dtype=torch.int32, device=workload.device)
 
 
+def boundaries(workload: Workload) -> dict[str, torch.Tensor]:
+    """The same as an expand takes them: on the device, and from 0.5.22 on for a grid of exact size, on the host."""
+    on_device = offsets(workload)
+    return {"output_offset": on_device, "output_offset_cpu": on_device.cpu()}
+
+
 def _without_gpu_name(launch: Launch, kernels: list[KernelRef]) -> Launch:
     """The launch where no GPU has a name, by which csgmv looks for tuned configurations: it finds none."""
     package = kernels[0][0].rpartition(".")[0]

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 
 from bench.contenders.base import KernelRef, Launch
-from bench.contenders.sglang.ops import Backend, SglangOp, offsets
+from bench.contenders.sglang.ops import Backend, SglangOp, boundaries
 from bench.contenders.sglang.peers import DEFAULT_CHUNK_SIZE
-from bench.contenders.sglang.triton_v2 import SglangTritonV2
 from bench.workload import shrunk_rows, sites, traffic
 from bench.workload.tensors import Workload
 
@@ -52,35 +51,9 @@ class SglangSite(SglangOp):
         return shrunk_rows.packed(workload, output, back=True) if self.part == "shrink" else output
 
 
-class SglangTritonV2Site(SglangTritonV2):
-    """`forward_with_base` on a given base output, in the place of the product that it would run beside the shrink."""
-
-    in_place = True
-    roundings = 3
-
-    def launch_on(self, backend: Any, workload: Workload) -> Launch:
-        x, base, tables = workload.given("x"), workload.given("base"), workload.all_site_tables()
-        bounds, starts = offsets(workload), sites.shape_of(workload.case).starts
-
-        def launch(k: int) -> torch.Tensor:
-            out: torch.Tensor = backend.forward_with_base(None, x[k], lambda: base[k], *tables[k], bounds, starts)
-            return out
-
-        return launch
-
-    def required_bytes(self, workload: Workload) -> int:
-        return SglangSite("linear", "triton").required_bytes(workload)
-
-
-def _bounds(workload: Workload) -> dict[str, torch.Tensor]:
-    """The boundaries of the slices, on the device and for the versions that ask for it on the host."""
-    on_device = offsets(workload)
-    return {"output_offset": on_device, "output_offset_cpu": on_device.cpu()}
-
-
 def _linear(backend: Any, workload: Workload) -> Launch:
     x, base, tables = workload.given("x"), workload.given("base"), workload.all_site_tables()
-    bounds, shape, site = _bounds(workload), sites.shape_of(workload.case), workload.case.site
+    bounds, shape, site = boundaries(workload), sites.shape_of(workload.case), workload.case.site
 
     def qkv(k: int) -> torch.Tensor:
         a, b = tables[k]
@@ -114,7 +87,7 @@ def _expand(backend: Any, workload: Workload) -> Launch:
     """The call of the backend's method, or for stacked layers the one inside it: they have no method of their own."""
     base, tables, site = workload.given("base"), workload.all_site_tables(), workload.case.site
     shrunk = [shrunk_rows.packed(workload, rows) for rows in workload.given("shrunk")]
-    bounds, shape = _bounds(workload), sites.shape_of(workload.case)
+    bounds, shape = boundaries(workload), sites.shape_of(workload.case)
     functions = importlib.import_module(type(backend).__module__)
 
     def one_slice(k: int) -> torch.Tensor:

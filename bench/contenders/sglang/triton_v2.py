@@ -1,4 +1,8 @@
-"""SGLang's newest backend, which runs base and LoRA of a module in one call of its own: `forward_with_base`."""
+"""SGLang's newest backend, which runs base and LoRA of a module in one call of its own: `forward_with_base`.
+
+Which tokens are of which adapter is sorted on the GPU, once in a forward pass for all modules: the first launch does it
+before a graph is captured, and no timed one does it again. The scratch is kept by stream.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from bench.contenders.base import KernelRef, Launch, ProductOp
-from bench.contenders.sglang.head import SglangHead
+from bench.contenders.sglang.head import SglangExpand, SglangHead
 from bench.contenders.sglang.layer import SglangLayer
 from bench.contenders.sglang.ops import offsets
 from bench.contenders.sglang.tokens import SglangTokens
@@ -47,7 +51,7 @@ class SglangTritonV2Layer(SglangTritonV2):
         embedding, a_table, b_table = workload.weight("embedding"), workload.table("rank_major"), workload.weight("b")
         ids, vocab, bounds = workload.index_sets, workload.case.vocab, offsets(workload)
         layer = SimpleNamespace(vocab_size=vocab, new_embeddings_buffer=None)
-        kind = _kinds().EMBEDDING
+        kind = kinds().EMBEDDING
 
         def launch(k: int) -> torch.Tensor:
             def base() -> torch.Tensor:
@@ -74,7 +78,7 @@ class SglangTritonV2Head(SglangTritonV2):
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
         hidden, logits = workload.given("hidden_states"), workload.given("logits")
         a_table, b_table, bounds = workload.weight("head_a"), workload.weight("b"), offsets(workload)
-        kind, slices = _kinds().LM_HEAD, (0, workload.out_features)
+        kind, slices = kinds().LM_HEAD, (0, workload.out_features)
 
         def launch(k: int) -> torch.Tensor:
             out: torch.Tensor = backend.forward_with_base(
@@ -88,5 +92,38 @@ class SglangTritonV2Head(SglangTritonV2):
         return SglangHead("triton").required_bytes(workload)
 
 
-def _kinds() -> Any:
+class SglangTritonV2Expand(SglangTritonV2):
+    """The second half of it, on given shrunk rows."""
+
+    in_place = True
+    roundings = 2
+
+    def launch_on(self, backend: Any, workload: Workload) -> Launch:
+        shrunk, logits = [bridge(rows) for rows in workload.given("shrunk")], workload.given("logits")
+        b_table, runner, kind = workload.weight("b"), backend.runner, kinds().LM_HEAD
+        slices = (0, workload.out_features)
+
+        def launch(k: int) -> torch.Tensor:
+            plan = plan_of(runner, kind, workload, 0)  # those of vocabulary modules depend on the phase alone
+            out: torch.Tensor = runner.run_b(shrunk[k], b_table, logits[k], offsets=slices, plan=plan)
+            return out
+
+        return launch
+
+    def required_bytes(self, workload: Workload) -> int:
+        return SglangExpand("triton").required_bytes(workload)
+
+
+def kinds() -> Any:
+    """The kinds of modules that plans are made for."""
     return importlib.import_module("sglang.srt.lora.dense.plan").DenseLoraKind
+
+
+def plan_of(runner: Any, kind: Any, workload: Workload, features: int) -> Any:
+    """The plan of a module as forward_with_base asks for it, in every call."""
+    return runner.plan_for(kind, workload.case.rank, features, workload.out_features, num_tokens=workload.num_tokens)
+
+
+def bridge(rows: torch.Tensor) -> Any:
+    """Shrunk rows as an expand takes them."""
+    return importlib.import_module("sglang.srt.lora.dense.runner").Bridge(rows)

@@ -40,6 +40,7 @@ def test_names_cover_every_variant() -> None:
         "sglang_triton_v2",
         "sglang_tokens",
         "vllm",
+        "vllm_specialized",
         "torch_gather",
         "base",
     }
@@ -63,13 +64,37 @@ def test_a_built_contender_carries_the_name_it_was_asked_for(name: str, op: Op, 
 def test_the_expand_of_a_site_is_not_lm_heads() -> None:
     built = [type(contenders.build("sglang_triton", "expand", site)).__name__ for site in SITES]
     assert built == ["SglangExpand", "SglangSite"]
-    assert registry.provides("vllm", "expand", "o") and not registry.provides("vllm", "expand")
+    assert registry.provides("sglang_tokens", "lookup") and not registry.provides("sglang_tokens", "expand", "o")
 
 
 def test_every_contender_has_an_op_and_is_built_for_its_first_if_none_is_named() -> None:
     assert {name for name, *_ in BUILT} == set(registry.names())
     assert type(contenders.build("csgmv_embed-vocab_major")).__name__ == "CsgmvEmbed"
     assert type(contenders.build("csgmv_embed_add-rank_major")).__name__ == "CsgmvEmbedLayer"
+
+
+def test_a_version_of_sglang_is_behind_the_name_of_those_that_have_one() -> None:
+    name = "sglang_csgmv-chunk128@0.5.23"
+    built = contenders.build(name, "head")
+    assert (built.name, type(built).__name__) == (name, "SglangHead")
+    assert registry.provides(name, "linear", "o") and not registry.provides("sglang_tokens@0.5.23", "layer")
+    assert (registry.without_version(name), registry.sglang_of(name)) == ("sglang_csgmv-chunk128", "0.5.23")
+    with pytest.raises(KeyError, match="'sglang_tokens@0.5.23' has no op 'layer'; it has lookup"):
+        contenders.build("sglang_tokens@0.5.23", "layer")
+
+
+def test_a_version_behind_the_name_of_one_without_sglang_is_an_error_that_lists_those_with_it() -> None:
+    assert not registry.provides("torch_gather@0.5.23", "lookup")
+    with pytest.raises(
+        KeyError, match="'torch_gather@0.5.23' has no SGLang .* these have: .*sglang_csgmv, sglang_triton"
+    ):
+        contenders.build("torch_gather@0.5.23", "lookup")
+
+
+def test_a_process_with_another_sglang_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.5.16")
+    reason = contenders.unavailable(contenders.build("sglang_triton@0.5.23", "lookup"))
+    assert reason == "this process has SGLang 0.5.16, expected 0.5.23: sweep takes one with --sglang FOLDER_OR_WHEEL"
 
 
 def test_families_name_the_variants() -> None:

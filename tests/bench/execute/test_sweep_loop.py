@@ -11,8 +11,9 @@ import pytest
 
 from bench.execute import sweep as loop
 from bench.model import store
-from bench.model.records import Anchor, Point, ResultsError, Round, Work
-from tests.support.sweep import COUNTS, FakeWorker, empty, plan_of, statuses, swept
+from bench.model.config import Plan
+from bench.model.records import Anchor, OtherSglang, Point, ResultsError, Round, Work
+from tests.support.sweep import COUNTS, SETTINGS, FakeWorker, empty, plan_of, planned, statuses, swept
 
 
 def test_the_rounds_of_two_processes_are_merged(fake: type[FakeWorker], tmp_path: Path) -> None:
@@ -145,3 +146,43 @@ def test_the_digest_is_of_what_is_measured_and_how() -> None:
     others = [plan_of([1, 3]), plan_of([1, 2], processes=2), plan_of([1, 2], clock="eager"), plan_of([2, 1])]
     digests = {loop.plan_digest(plan) for plan in (plan_of([1, 2]), *others)}
     assert len(digests) == 5
+
+
+def of_versions(contenders: list[str], clock: str = "graph") -> Plan:
+    points = tuple(planned(size, name, clock) for size, name in enumerate(contenders, 1))
+    return Plan("p", SETTINGS, points, False, {"PYTHONPATH": "behind"})
+
+
+def both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fingerprint of this process is the fakes' but for its SGLang."""
+    monkeypatch.setattr(loop, "with_installed_sglang", lambda env: env)
+
+
+@pytest.mark.parametrize("clock", ["graph", "work"])
+def test_each_version_of_sglang_has_a_worker_that_imports_it_and_a_line_in_the_file(
+    fake: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    both(monkeypatch)
+    plan = of_versions(["sglang_triton", "sglang_triton@0.5.23", "torch_gather", "sglang_tokens@0.5.23"], clock)
+    results, here = empty(), tmp_path / "here"
+    here.mkdir()
+    list(loop.sweep(plan, results, tmp_path / "r.json", {"0.5.23": here}))
+    kind = "gpu" if clock == "graph" else "interpret"
+    asked = {path: sizes for path, (of, _, sizes) in zip(fake.paths, fake.lives, strict=True) if of == kind}
+    assert asked == {"behind": [1, 3], f"{here}:behind": [2, 4]}
+    assert store.read(tmp_path / "r.json").other_sglang == [OtherSglang("0.5.23", "1" * 64)]
+
+
+def test_a_version_whose_files_are_others_than_those_of_the_file_is_refused(
+    fake: type[FakeWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both(monkeypatch)
+    results = empty()
+    results.other_sglang = [OtherSglang("0.5.23", "2" * 64)]
+    with pytest.raises(ResultsError, match="SGLang 0.5.23 has other LoRA files .* 222222222222 -> 111111111111"):
+        list(loop.sweep(of_versions(["sglang_triton@0.5.23"]), results, tmp_path / "r.json", {"0.5.23": tmp_path}))
+
+
+def test_a_version_that_is_nowhere_is_left_to_the_ordinary_worker(fake: type[FakeWorker], tmp_path: Path) -> None:
+    list(loop.sweep(of_versions(["sglang_triton@0.5.23"]), empty(), tmp_path / "r.json"))
+    assert fake.paths == ["behind"]

@@ -93,7 +93,7 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
         ("[measure]", "[profiles.bare]\nclocks=['work']\ncontenders=['torch_gather']\ngrids=[]\n[measure]", ("bare",)),
         ("skew = [0.0]", "skew = [inf]", ("axes.skew[0]:", "float >= 0 and <= 1e+09")),
         ("point_timeout_s = 60", "point_timeout_s = inf", ("measure.point_timeout_s:", "float > 0 and <= 1e+09")),
-        ("[measure]", "[measure", ("not TOML", "line 5")),
+        ("[measure]", "[measure", ("not TOML", "line 8")),
     ],
 )
 def test_a_fault_in_the_file_names_file_key_and_what_is_allowed(
@@ -271,3 +271,20 @@ def test_a_selection_of_too_many_points_is_refused_before_it_is_listed() -> None
     variants = parse_axis_overrides(["storage=" + ",".join(["vocab_major"] * 200_000)])
     with pytest.raises(ConfigError, match=r"up to \d+ contenders; expected at most 100000"):
         make_plan(config.load(), "quick", overrides=variants)
+
+
+def test_a_version_of_sglang_is_a_variant_of_its_contenders_alone() -> None:
+    axes = parse_axis_overrides(["sglang=installed,0.5.23", "chunk_size=16", "storage=vocab_major"])
+    names = {point.contender for point in make_plan(LOADED, "quick", overrides=axes).points}
+    assert names == {
+        "csgmv_embed-vocab_major",
+        "sglang_csgmv-chunk16",
+        "sglang_csgmv-chunk16@0.5.23",
+        "sglang_triton",
+        "sglang_triton@0.5.23",
+        "sglang_tokens",
+        "sglang_tokens@0.5.23",
+        "torch_gather",
+    }
+    with pytest.raises(ConfigError, match="installed, or a version: 0.5.23"):
+        parse_axis_overrides(["sglang=newest"])
