@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bench.engine import preparation
+from bench.engine import preparation, startup
 from bench.engine.messages import Begun, Done, Loaded, Message, ServeJob, Started, Traced
 from bench.engine.requests import Request, arrivals_s, requests
 from bench.engine.trace import TraceError, attributed, newest
@@ -63,10 +63,12 @@ Opener = Callable[[ServeJob], Engine]
 
 def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
     """Start an engine and ask it every load; a load that fails keeps nobody from the next."""
+    called_ns = monotonic_ns()
     engine = opener(job)
-    started_ns = monotonic_ns()
+    started_us = (monotonic_ns() - called_ns) / 1000
     tell(Started(engine.described))
-    driver = _Driver(job, engine, (started_ns - job.spawned_ns) / 1000)
+    start: Samples = {"start_us": [job.imported_us + started_us], "import_us": [job.imported_us]}
+    driver = _Driver(job, engine, start | startup.parts(Path(job.scratch), called_ns))
     try:
         for load in job.loads:
             driver.measured(load, tell)
@@ -79,11 +81,16 @@ def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
         engine.close()
 
 
+def agree(samples: Sequence[float], agreement: float) -> bool:
+    """Whether two or more samples differ by so little that another would tell nothing: a share of the smallest."""
+    return len(samples) > 1 and max(samples) - min(samples) <= agreement * min(samples)
+
+
 class _Driver:
     """Asks one engine."""
 
-    def __init__(self, job: ServeJob, engine: Engine, start_us: float) -> None:
-        self._job, self._engine, self._start_us = job, engine, start_us
+    def __init__(self, job: ServeJob, engine: Engine, start: Samples) -> None:
+        self._job, self._engine, self._started = job, engine, start
         self._serving = job.serving
         self._counted_ns = 0  # when the samples of a load began, after its warm-up
 
@@ -145,14 +152,14 @@ class _Driver:
         """Nothing was asked before: what the first request takes longer than the second goes into compilation."""
         asked = self._requests(load)
         first, second = (self._took_us(asked, self._serving.short_tokens) for _ in range(2))
-        return {"start_us": [self._start_us], "first_request_us": [first], "second_request_us": [second]}
+        return self._started | {"first_request_us": [first], "second_request_us": [second]}
 
     def _decode(self, load: Load) -> Samples:
         asked, short, long = self._requests(load), self._serving.short_tokens, self._serving.long_tokens
         self._engine.ask(asked, WARM_TOKENS)
         self._counted_ns = monotonic_ns()
-        found = []
-        for _ in range(self._serving.samples):
+        found: list[float] = []
+        while len(found) < self._serving.samples and not agree(found, self._serving.agreement):
             begun, whole = (self._took_us(asked, tokens) for tokens in (short, long))
             found.append((whole - begun) / (long - short))
         return {"step_us": found}

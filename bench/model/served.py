@@ -6,6 +6,7 @@ the judgement of answers are made by bench/judge/serving.py.
 
 History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
+1.1.0  parts of a start, time under a profiler, anchors, sites of a trace by pass
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ import msgspec
 from bench.model import store
 from bench.model.faults import twice
 from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some, Uuid
-from bench.model.records import Code, Environment, Scalar
+from bench.model.records import Anchor, Code, Environment, Scalar
 from bench.model.serving import Load, ModeName, Serving, Setup
 
-SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.0.0"
+SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.1.0"
 CLOCK = "engine"
 SampleName = Literal[
     "start_us",
+    "import_us",
+    "processes_us",
+    "weights_us",
+    "adapters_us",
+    "pools_us",
+    "graphs_us",
     "first_request_us",
     "second_request_us",
     "gpu_bytes",
@@ -37,6 +44,14 @@ SampleName = Literal[
     "tokens",
     "prepare_us",
 ]
+START_PARTS: tuple[SampleName, ...] = (
+    "import_us",
+    "processes_us",
+    "weights_us",
+    "adapters_us",
+    "pools_us",
+    "graphs_us",
+)
 Site = Literal["embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced", "base", "attention", "copies", "rest"]
 SITES: tuple[Site, ...] = get_args(Site)
 LoadStatus = Literal["ok", "void", "crashed", "error"]
@@ -75,6 +90,9 @@ class ServedLoad(msgspec.Struct):
     """One load in one process, in raw samples.
 
     start_us, first_request_us, second_request_us  start of the engine; its first requests; the same ones again
+    import_us, processes_us, weights_us, adapters_us, pools_us, graphs_us  parts of start_us: imports of the engine's
+                   process; spawning and imports of its scheduler's; loading of weights, of adapters; allocation of
+                   pools; capture of decode graphs
     gpu_bytes      memory of the GPU in use, most of what was seen, at any time of the process
     step_us        (long answers' time - short answers' time) / difference of their tokens
     prefill_us     prompts in, one token each out
@@ -136,6 +154,7 @@ class EngineProcess(msgspec.Struct):
     trace_notes: list[str] = []
     engine: dict[str, Scalar] = {}
     duration_s: Duration = 0.0
+    traced_s: Duration = 0.0  # of it, under the profiler
 
 
 class ServeRun(msgspec.Struct):
@@ -169,6 +188,7 @@ class ServeResults(msgspec.Struct):
     env: Environment | None = None  # filled in by the first process
     processes: list[EngineProcess] = []
     schema: ServeSchema = msgspec.field(default_factory=ServeSchema)
+    anchors: list[Anchor] = []  # of a run whose modes are traced: what floors are made of
 
 
 def write(path: Path, results: ServeResults) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -13,13 +13,15 @@ from bench.judge.serving import (
     MAIN,
     ServedComparison,
     ServedFigure,
+    Spent,
     Unit,
     Where,
     failures,
     figures,
+    spent,
     where,
 )
-from bench.model.served import SITES, ServeResults
+from bench.model.served import SITES, START_PARTS, ServeResults
 from bench.model.serving import Load, ServePlan, Setup
 from bench.show.fit import Column, Fitted
 
@@ -59,6 +61,7 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
         chosen = [figure for figure in found if figure.case.load.kind == kind]
         parts += [figures_table(results, kind, chosen, wide=wide), Text()]
     parts += [answers_table(answer_checks(results), wide=wide), Text()]
+    parts += [times_table(spent(results), wide=wide), Text()]
     for load in dict.fromkeys(item.load for item in where(results)):
         parts += [where_table([item for item in where(results) if item.load == load], wide=wide), Text()]
     parts.append(failed(results))
@@ -130,6 +133,35 @@ def _ratio(value: float | None) -> str:
 
 def _spread(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
+    """A row a process: what its start consists of, what its first request compiles, and how long it was measured."""
+
+    def cells(value: Callable[[Spent], float | None]) -> list[str]:
+        return [_seconds(value(item)) for item in of]
+
+    names = [name for name in START_PARTS if any(name in item.parts for item in of)]
+    columns = [
+        Column("mode", [item.mode for item in of]),
+        Column("repeat", [str(item.repeat) for item in of], rank=1, right=True),
+        Column("all", cells(lambda item: item.whole), right=True),
+        Column("start", cells(lambda item: item.start), right=True),
+        *(
+            Column(name.removesuffix("_us"), cells(lambda item, name=name: item.parts.get(name)), rank=2, right=True)  # type: ignore[misc]  # mypy knows no defaults of a lambda
+            for name in names
+        ),
+        *([Column("rest", cells(lambda item: item.rest), rank=2, right=True)] if names else []),
+        Column("compile", cells(lambda item: item.compiled), right=True),
+        Column("measured", cells(lambda item: item.measured), right=True),
+        Column("traced", cells(lambda item: item.traced), rank=1, right=True),
+    ]
+    title = "time of each process: its start, what the first request compiles, its figures; parts of a start beside it"
+    return Fitted(title, columns, wide=wide)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if not value else amount(value, "us")
 
 
 def answers_table(checks: Sequence[AnswerCheck], *, wide: bool = False) -> RenderableType:
