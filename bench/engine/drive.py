@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import msgspec
 
 from bench.engine import preparation, startup
+from bench.engine.floors import least_bytes
 from bench.engine.messages import Begun, Done, Loaded, Message, ServeJob, Started, Traced
 from bench.engine.requests import Request, arrivals_s, requests
 from bench.engine.trace import TraceError, attributed, newest
+from bench.engine.weights import model_config
 from bench.model.records import Scalar
 from bench.model.served import SampleName, ServedAnswer
 from bench.model.serving import Load, Mode
@@ -129,10 +131,15 @@ class _Driver:
         tell(Begun(load, monotonic_ns()))
         try:
             folder.mkdir(parents=True)
-            task = self._traced_decode(load, folder) if load.kind == "decode" else self._traced_prefill(load, folder)
-            self._engine.run(task)
+            asked = self._requests(load)
+            if load.kind == "decode":
+                self._engine.run(self._traced_decode(asked, folder))
+            else:
+                self._traced_prefill(asked, folder)
             prepared, setup = self._job.prepared, self._job.setup
-            found = attributed(newest(folder), load, targets=setup.targets, layers=prepared.layers)
+            config, _ = model_config(setup.model)
+            least = least_bytes(config, setup, load, asked, lora=Mode(self._job.mode).lora)
+            found = attributed(newest(folder), load, targets=setup.targets, layers=prepared.layers, least_bytes=least)
             tell(Traced(load, found))
         except (RequestFailed, TraceError) as error:
             tell(Traced(load, None, str(error)))
@@ -200,11 +207,11 @@ class _Driver:
         self._engine.run(all_arrivals())
         return watch.samples()
 
-    async def _traced_decode(self, load: Load, folder: Path) -> None:
+    async def _traced_decode(self, asked: list[Request], folder: Path) -> None:
         """A trace of steps alone: it begins when every request has had some."""
-        watches = [_Watch(self._engine) for _ in range(load.requests)]
-        asked = zip(watches, self._requests(load), strict=True)
-        running = [asyncio.ensure_future(watch.ask(request, TRACED_ANSWER)) for watch, request in asked]
+        watches = [_Watch(self._engine) for _ in asked]
+        pairs = zip(watches, asked, strict=True)
+        running = [asyncio.ensure_future(watch.ask(request, TRACED_ANSWER)) for watch, request in pairs]
         await _until(running, lambda: min(watch.last_tokens for watch in watches) >= SETTLED_TOKENS)
         await self._engine.begin_trace(folder)
         before = watches[0].last_tokens
@@ -212,11 +219,11 @@ class _Driver:
         await self._engine.end_trace()
         await asyncio.gather(*running)
 
-    async def _traced_prefill(self, load: Load, folder: Path) -> None:
-        asked = self._requests(load)
-        await self._engine.begin_trace(folder)
-        await asyncio.gather(*(_Watch(self._engine).ask(request, 1) for request in asked))
-        await self._engine.end_trace()
+    def _traced_prefill(self, asked: list[Request], folder: Path) -> None:
+        """All prompts in one call, as they are measured: one after another they would come in several passes."""
+        self._engine.run(self._engine.begin_trace(folder))
+        self._engine.ask(asked, 1)
+        self._engine.run(self._engine.end_trace())
 
 
 class _Watch:

@@ -130,11 +130,12 @@ class FakeEngine:
 
 
 def warm() -> None:
-    """Nothing is to be imported; FAKE_ENGINE_WARM_S: seconds that it takes, or `die`."""
+    """Nothing is to be imported; FAKE_ENGINE_WARM_S: seconds that it takes where the plugin serves, or `die`."""
     said = os.environ.get(WARM, "0")
     if said == "die":
         sys.exit("ImportError: no module named sgl_kernel")
-    time.sleep(float(said))
+    if os.environ["CSGMV_EMBED_DISABLE"] == "0":
+        time.sleep(float(said))
 
 
 def open_engine(job: ServeJob) -> FakeEngine:
