@@ -25,6 +25,7 @@ from bench.model.served import SITES, START_PARTS, ServeResults
 from bench.model.serving import Load, ServePlan, Setup
 from bench.show.fit import Column, Fitted
 
+NAMED, NAMED_SHARE, NAME_LENGTH = 6, 0.005, 70  # kernels that no site has: so many, from such a share on, so long
 MARKS = {"skipped": "-", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR", "void": "VOID"}
 
 
@@ -185,27 +186,40 @@ def _nats(value: float | None) -> str:
 
 
 def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
-    """A row a site, a column a mode: kernel time of a pass."""
-    sites = [site for site in SITES if any(item.by_site[site] for item in of)]
+    """A row a site; a column a mode and one of floors: kernel time of a pass."""
+    sites = [site for site in SITES if any(item.by_site[site] or site in item.floors for item in of)]
     columns = [Column("site", [*sites, "all kernels", "between kernels", "passes"])]
+    floors = {site: least for item in of for site, least in item.floors.items()}
     for place, item in enumerate(of):
         cells = [amount(item.by_site[site], "us") if item.by_site[site] else "-" for site in sites]
-        between = amount(item.between_us, "us") if item.between_us > 0 else "-"
+        between = amount(item.between_us, "us") if item.between_us and item.between_us > 0 else "-"
         columns.append(
             Column(item.mode, [*cells, amount(item.total_us, "us"), between, _passes(item)], rank=place, right=True)
         )
+    if floors:
+        cells = [amount(floors[site], "us") if site in floors else "-" for site in sites]
+        columns.insert(1, Column("floor", [*cells, "-", "-", "-"], rank=1, right=True))
     per = of[0].per if len({item.per for item in of}) == 1 else "pass or trace"
-    lines = [
-        f"{item.mode}: left out of the trace: {count} {what}"
-        for item in of
-        for what, count in sorted(item.trace.lacking.items())
-    ]
+    lines = [line for item in of for line in _where_lines(item)]
     title = f"where a {per} of {of[0].load.label} goes: kernel time under a profiler, shares and no figures"
     return Group(Fitted(title, columns, wide=wide), *map(Text, lines))
 
 
+def _where_lines(item: Where) -> Iterator[str]:
+    """What the table leaves out or does not name."""
+    if item.prepare is not None:
+        yield f"{item.mode}: batch preparation on the host, in no trace: {amount(item.prepare, 'us')} a step"
+    told = [(name, took) for name, took in item.unknown if took >= NAMED_SHARE * item.total_us][:NAMED]
+    for name, took in told:
+        yield f"{item.mode}: in rest or unplaced: {amount(took, 'us')} {name[:NAME_LENGTH]}"
+    if item.left_out:
+        yield f"{item.mode}: left out: {amount(item.left_out, 'us')} of kernels of other passes, a pass of these"
+    for what, count in sorted(item.trace.lacking.items()):
+        yield f"{item.mode}: left out of the trace: {count} {what}"
+
+
 def _passes(item: Where) -> str:
-    return f"{item.trace.passes:g}" if item.trace.passes else "-"
+    return f"{item.passes:g}" if item.passes else "-"
 
 
 def compared(before: str, after: str, found: ServedComparison) -> RenderableType:
