@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -43,13 +44,18 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         figure = Figure(figsize=(2.0 + 3.2 * len(panels), 3.8), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=True):
-            bottoms = [0.0] * len(panel)
+            stacks: list[Mapping[Site, float]] = [item.by_site for item in panel]
+            names = [item.mode for item in panel]
+            if least := {site: us for item in panel for site, us in item.floors.items()}:
+                stacks.append(least)
+                names.append("floor")
+            bottoms = [0.0] * len(stacks)
             for site in SITES:
-                heights = [item.by_site[site] / 1000 for item in panel]
+                heights = [stack.get(site, 0.0) / 1000 for stack in stacks]
                 if any(heights):
-                    axes.bar(range(len(panel)), heights, 0.7, bottom=bottoms, color=COLORS[site], label=NAMES[site])
+                    axes.bar(range(len(stacks)), heights, 0.7, bottom=bottoms, color=COLORS[site], label=NAMES[site])
                     bottoms = [below + height for below, height in zip(bottoms, heights, strict=True)]
-            axes.set_xticks(range(len(panel)), [item.mode for item in panel], rotation=20, ha="right")
+            axes.set_xticks(range(len(stacks)), names, rotation=20, ha="right")
             axes.set_title(panel[0].load.label, loc="left")
             axes.set_ylabel(f"ms of kernels a {panel[0].per}")
             axes.grid(axis="x", visible=False)

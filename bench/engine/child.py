@@ -10,13 +10,17 @@ import os
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import monotonic
+from time import monotonic, monotonic_ns
+from typing import Any
 
 import msgspec
 
-from bench.engine import preparation
+from bench.engine import preparation, startup
 from bench.engine.drive import Opener, drive
-from bench.engine.messages import Job, Message, Prepared, PrepareJob
+from bench.engine.messages import Job, Message, Prepared, PrepareJob, ServeJob, Warm, WarmJob
+from bench.model.records import Anchor
+
+NODES, BLOCK_MS = 100, 1.0  # of the graph of empty kernels
 
 if __name__ == "__mp_main__":  # a scheduler, say; none of what is hooked runs in the first process
     if os.environ.get("CSGMV_EMBED_DISABLE") == "0":
@@ -25,21 +29,33 @@ if __name__ == "__mp_main__":  # a scheduler, say; none of what is hooked runs i
 
         csgmv_embed.sglang.install()
     preparation.install()
+    startup.install()
 
 
 def work(receiver: Connection, sender: Connection) -> None:
-    """Do the one job that is asked for."""
-    job: Job = msgspec.json.decode(receiver.recv_bytes(), type=Job)
+    """Do the one job that is asked for; importing for it goes before, if that is asked for."""
+
+    def asked() -> Job:
+        job: Job = msgspec.json.decode(receiver.recv_bytes(), type=Job)
+        return job
 
     def tell(message: Message) -> None:
         sender.send_bytes(msgspec.json.encode(message))
 
+    job = asked()
+    if isinstance(job, WarmJob):
+        _module(job.opener).warm()
+        tell(Warm((monotonic_ns() - job.spawned_ns) / 1000))
+        job = asked()
     if isinstance(job, PrepareJob):
         tell(prepared(job))
-        return
-    module, _, name = job.opener.partition(":")
-    opener: Opener = getattr(importlib.import_module(module), name)
-    drive(job, opener, tell)
+    elif isinstance(job, ServeJob):
+        opener: Opener = getattr(_module(job.opener), job.opener.partition(":")[2])
+        drive(job, opener, tell)
+
+
+def _module(opener: str) -> Any:
+    return importlib.import_module(opener.partition(":")[0])
 
 
 def prepared(job: PrepareJob) -> Prepared:
@@ -51,15 +67,30 @@ def prepared(job: PrepareJob) -> Prepared:
 
     began = monotonic()
     model, adapters, config = weights.prepare(job.setup, Path(job.cache))
-    environment = collect_environment("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    environment = collect_environment("cuda" if on_gpu else "cpu")
+    written_s = monotonic() - began
+    anchors = _anchors() if job.anchors and on_gpu else []
     return Prepared(
         str(model),
         [str(folder) for folder in adapters],
         config["num_hidden_layers"],
         config["vocab_size"],
         environment,
-        monotonic() - began,
+        written_s,
+        anchors,
     )
+
+
+def _anchors() -> list[Anchor]:
+    """What floors are made of: an empty node of a graph, and the bandwidth of a copy."""
+    from bench.clocks import anchors
+
+    empty = anchors.empty_graph_us(anchors.capture_empty(NODES), BLOCK_MS)
+    return [
+        Anchor("empty_kernel_graph", "us", [empty]),
+        Anchor("copy_bandwidth", "bytes/us", [anchors.copy_bytes_per_us()]),
+    ]
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bench.engine import preparation
+from bench.engine import preparation, startup
+from bench.engine.floors import least_bytes
 from bench.engine.messages import Begun, Done, Loaded, Message, ServeJob, Started, Traced
 from bench.engine.requests import Request, arrivals_s, requests
 from bench.engine.trace import TraceError, attributed, newest
+from bench.engine.weights import model_config
 from bench.model.records import Scalar
 from bench.model.served import SampleName, ServedAnswer
 from bench.model.serving import Load, Mode
@@ -63,10 +65,12 @@ Opener = Callable[[ServeJob], Engine]
 
 def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
     """Start an engine and ask it every load; a load that fails keeps nobody from the next."""
+    called_ns = monotonic_ns()
     engine = opener(job)
-    started_ns = monotonic_ns()
+    started_us = (monotonic_ns() - called_ns) / 1000
     tell(Started(engine.described))
-    driver = _Driver(job, engine, (started_ns - job.spawned_ns) / 1000)
+    start: Samples = {"start_us": [job.imported_us + started_us], "import_us": [job.imported_us]}
+    driver = _Driver(job, engine, start | startup.parts(Path(job.scratch), called_ns))
     try:
         for load in job.loads:
             driver.measured(load, tell)
@@ -79,11 +83,16 @@ def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
         engine.close()
 
 
+def agree(samples: Sequence[float], agreement: float) -> bool:
+    """Whether two or more samples differ by so little that another would tell nothing: a share of the smallest."""
+    return len(samples) > 1 and max(samples) - min(samples) <= agreement * min(samples)
+
+
 class _Driver:
     """Asks one engine."""
 
-    def __init__(self, job: ServeJob, engine: Engine, start_us: float) -> None:
-        self._job, self._engine, self._start_us = job, engine, start_us
+    def __init__(self, job: ServeJob, engine: Engine, start: Samples) -> None:
+        self._job, self._engine, self._started = job, engine, start
         self._serving = job.serving
         self._counted_ns = 0  # when the samples of a load began, after its warm-up
 
@@ -122,10 +131,15 @@ class _Driver:
         tell(Begun(load, monotonic_ns()))
         try:
             folder.mkdir(parents=True)
-            task = self._traced_decode(load, folder) if load.kind == "decode" else self._traced_prefill(load, folder)
-            self._engine.run(task)
+            asked = self._requests(load)
+            if load.kind == "decode":
+                self._engine.run(self._traced_decode(asked, folder))
+            else:
+                self._traced_prefill(asked, folder)
             prepared, setup = self._job.prepared, self._job.setup
-            found = attributed(newest(folder), load, targets=setup.targets, layers=prepared.layers)
+            config, _ = model_config(setup.model)
+            least = least_bytes(config, setup, load, asked, lora=Mode(self._job.mode).lora)
+            found = attributed(newest(folder), load, targets=setup.targets, layers=prepared.layers, least_bytes=least)
             tell(Traced(load, found))
         except (RequestFailed, TraceError) as error:
             tell(Traced(load, None, str(error)))
@@ -145,14 +159,14 @@ class _Driver:
         """Nothing was asked before: what the first request takes longer than the second goes into compilation."""
         asked = self._requests(load)
         first, second = (self._took_us(asked, self._serving.short_tokens) for _ in range(2))
-        return {"start_us": [self._start_us], "first_request_us": [first], "second_request_us": [second]}
+        return self._started | {"first_request_us": [first], "second_request_us": [second]}
 
     def _decode(self, load: Load) -> Samples:
         asked, short, long = self._requests(load), self._serving.short_tokens, self._serving.long_tokens
         self._engine.ask(asked, WARM_TOKENS)
         self._counted_ns = monotonic_ns()
-        found = []
-        for _ in range(self._serving.samples):
+        found: list[float] = []
+        while len(found) < self._serving.samples and not agree(found, self._serving.agreement):
             begun, whole = (self._took_us(asked, tokens) for tokens in (short, long))
             found.append((whole - begun) / (long - short))
         return {"step_us": found}
@@ -193,11 +207,11 @@ class _Driver:
         self._engine.run(all_arrivals())
         return watch.samples()
 
-    async def _traced_decode(self, load: Load, folder: Path) -> None:
+    async def _traced_decode(self, asked: list[Request], folder: Path) -> None:
         """A trace of steps alone: it begins when every request has had some."""
-        watches = [_Watch(self._engine) for _ in range(load.requests)]
-        asked = zip(watches, self._requests(load), strict=True)
-        running = [asyncio.ensure_future(watch.ask(request, TRACED_ANSWER)) for watch, request in asked]
+        watches = [_Watch(self._engine) for _ in asked]
+        pairs = zip(watches, asked, strict=True)
+        running = [asyncio.ensure_future(watch.ask(request, TRACED_ANSWER)) for watch, request in pairs]
         await _until(running, lambda: min(watch.last_tokens for watch in watches) >= SETTLED_TOKENS)
         await self._engine.begin_trace(folder)
         before = watches[0].last_tokens
@@ -205,11 +219,11 @@ class _Driver:
         await self._engine.end_trace()
         await asyncio.gather(*running)
 
-    async def _traced_prefill(self, load: Load, folder: Path) -> None:
-        asked = self._requests(load)
-        await self._engine.begin_trace(folder)
-        await asyncio.gather(*(_Watch(self._engine).ask(request, 1) for request in asked))
-        await self._engine.end_trace()
+    def _traced_prefill(self, asked: list[Request], folder: Path) -> None:
+        """All prompts in one call, as they are measured: one after another they would come in several passes."""
+        self._engine.run(self._engine.begin_trace(folder))
+        self._engine.ask(asked, 1)
+        self._engine.run(self._engine.end_trace())
 
 
 class _Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bench.model.records import Environment, Scalar
+from bench.model.records import Anchor, Environment, Scalar
 from bench.model.served import SampleName, ServedAnswer, ServedTrace
 from bench.model.serving import Load, ModeName, Serving, Setup
 
@@ -14,10 +14,11 @@ class PrepareJob(msgspec.Struct, tag=True):
 
     setup: Setup
     cache: str
+    anchors: bool = False  # measure them too
 
 
 class Prepared(msgspec.Struct, tag=True):
-    """Where the model and each adapter lie, and how many layers the model has."""
+    """Where the model and each adapter lie, how many layers the model has, and what the machine can do at best."""
 
     model: str
     adapters: list[str]
@@ -25,6 +26,23 @@ class Prepared(msgspec.Struct, tag=True):
     vocab: int
     env: Environment
     written_s: float
+    anchors: list[Anchor] = []
+
+
+class WarmJob(msgspec.Struct, tag=True):
+    """Import what an engine needs, leaving the GPU alone, say so, and wait for the next job.
+
+    spawned_ns: when the process was started, on the clock that all processes share.
+    """
+
+    opener: str
+    spawned_ns: int
+
+
+class Warm(msgspec.Struct, tag=True):
+    """Everything is imported, so long after the process was started."""
+
+    imported_us: float
 
 
 class ServeJob(msgspec.Struct, tag=True):
@@ -37,7 +55,7 @@ class ServeJob(msgspec.Struct, tag=True):
     prepared: Prepared
     trace: tuple[Load, ...]
     opener: str
-    spawned_ns: int  # when its process was started, on the clock that all processes share
+    imported_us: float  # until its process had imported what it needs
     scratch: str  # folder for what other processes of the engine write
 
 
@@ -79,5 +97,5 @@ class Done(msgspec.Struct, tag=True):
     problem: str | None = None
 
 
-Job = PrepareJob | ServeJob
-Message = Prepared | Started | Begun | Loaded | Traced | Done
+Job = PrepareJob | WarmJob | ServeJob
+Message = Prepared | Warm | Started | Begun | Loaded | Traced | Done

@@ -8,18 +8,17 @@ its time is taken a write of 16 bytes.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import struct
 import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns
 from types import ModuleType
 from typing import Any
+
+from bench.engine.hooks import when_imported
 
 FOLDER = "BENCH_PREPARE_TIMES"  # the variable that names where to write
 MODULE, CLASS, METHOD = "sglang.srt.lora.lora_manager", "LoRAManager", "prepare_lora_batch"
@@ -29,46 +28,11 @@ RECORD = struct.Struct("<qq")  # began, took: ns
 def install() -> None:
     """Time batch preparation in this process, if the environment says where to."""
     folder = os.environ.get(FOLDER)
-    if not folder:
-        return
-    if MODULE in sys.modules:
-        _wrap(sys.modules[MODULE], Path(folder))
-    else:
-        sys.meta_path.insert(0, _Finder(Path(folder)))
+    if folder:
+        when_imported(MODULE, functools.partial(_wrap, Path(folder)))
 
 
-class _Finder(MetaPathFinder):
-    """Lets the module be found as ever, and wraps its method once it is loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Wrapping(spec.loader, self._folder)
-        return spec
-
-
-class _Wrapping(Loader):
-    def __init__(self, loader: Any, folder: Path) -> None:
-        self._loader, self._folder = loader, folder
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        _wrap(module, self._folder)
-
-
-def _wrap(module: ModuleType, folder: Path) -> None:
+def _wrap(folder: Path, module: ModuleType) -> None:
     kind = getattr(module, CLASS)
     setattr(kind, METHOD, timed(getattr(kind, METHOD), folder))
 

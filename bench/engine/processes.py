@@ -75,6 +75,11 @@ class EngineChild:
             raise EngineLost(f"answered what is no message ({error}): killed{self._words()}", crashed=False) from None
         raise EngineLost(f"no answer within {timeout_s:g} s: killed{self._words()}", crashed=False)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether `hear` need not wait."""
+        return self._receiver.poll(0)
+
     def leave(self) -> None:
         """Wait for its end, which it has said is near."""
         with suppress(subprocess.TimeoutExpired):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
+from bench.engine.ahead import Ahead, OpenChild, Waiting
 from bench.engine.messages import Begun, Done, Loaded, Message, Prepared, PrepareJob, ServeJob, Started, Traced
-from bench.engine.preparation import FOLDER
 from bench.engine.processes import EngineChild, EngineLost
 from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, look, occupied
 from bench.model import served
@@ -20,11 +19,10 @@ from bench.model.environment import collect_code, command_line, suite_version, u
 from bench.model.fields import LARGEST, SMALLEST
 from bench.model.records import ResultsError
 from bench.model.served import EngineProcess, ServedLoad, ServeResults, ServeRun
-from bench.model.serving import EngineRun, Load, Mode, ServePlan
+from bench.model.serving import EngineRun, Load, ServePlan
 
 OPENER = "bench.engine.sglang_engine:open_engine"
 FREE_S = 20.0  # for a GPU to be left by the engine before
-OpenChild = Callable[[Mapping[str, str]], EngineChild]
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -109,32 +107,35 @@ def serve(plan: ServePlan, results: ServeResults, path: Path, around: Surroundin
     yield Planned(len(plan.runs), len(plan.runs) - len(left))
     if not left:
         return
-    prepared = _prepare(plan, around)
-    yield CacheReady(prepared.written_s)
-    _adopt(results, prepared)
-    longest = max((item.duration_s for item in results.processes), default=0.0)
-    while left:
-        spent = time.monotonic() - began
-        if around.budget_s is not None and spent + longest > around.budget_s:
-            yield OutOfTime(len(left))
-            return
-        run = left.pop(0)
-        yield ProcessStarted(run)
-        with closing(_one(plan, run, prepared, around)) as events:
-            for event in events:
-                yield event
-                if isinstance(event, ProcessDone):
-                    results.processes.append(event.process)
-                    longest = max(longest, event.process.duration_s)
-        results.run.duration_s = before + time.monotonic() - began
-        served.write(path, results)
+    with closing(Ahead(around.opener, around.child)) as ahead:
+        ahead.start(left[0])  # it imports while weights are written
+        prepared = _prepare(plan, around)
+        yield CacheReady(prepared.written_s)
+        _adopt(results, prepared)
+        longest = max((item.duration_s for item in results.processes), default=0.0)
+        while left:
+            spent = time.monotonic() - began
+            if around.budget_s is not None and spent + longest > around.budget_s:
+                yield OutOfTime(len(left))
+                return
+            run = left.pop(0)
+            yield ProcessStarted(run)
+            engine = _Engine(plan, run, prepared, around)
+            with closing(engine.events(ahead, left[0] if left else None)) as events:
+                for event in events:
+                    yield event
+                    if isinstance(event, ProcessDone):
+                        results.processes.append(event.process)
+                        longest = max(longest, event.process.duration_s)
+            results.run.duration_s = before + time.monotonic() - began
+            served.write(path, results)
 
 
 def _prepare(plan: ServePlan, around: Surroundings) -> Prepared:
     """Weights, adapters and the fingerprint, made in a process that is gone before an engine starts."""
     with around.child({"CSGMV_EMBED_DISABLE": "1"}) as child:
         try:
-            child.begin(PrepareJob(plan.setup, str(around.cache.resolve())))
+            child.begin(PrepareJob(plan.setup, str(around.cache.resolve()), around.where))
             found = child.hear(plan.serving.start_timeout_s)
         except EngineLost as lost:
             raise ResultsError(f"the model and its adapters cannot be written below {around.cache}: {lost}") from None
@@ -144,6 +145,7 @@ def _prepare(plan: ServePlan, around: Surroundings) -> Prepared:
 
 
 def _adopt(results: ServeResults, prepared: Prepared) -> None:
+    results.anchors = results.anchors or prepared.anchors
     if results.env is None:
         results.env = prepared.env
     elif results.env.env_key != prepared.env.env_key:
@@ -155,34 +157,49 @@ def _adopt(results: ServeResults, prepared: Prepared) -> None:
         raise ResultsError("this GPU is another one of the same model than the file was begun on; expected a new file")
 
 
-def _one(plan: ServePlan, run: EngineRun, prepared: Prepared, around: Surroundings) -> Generator[Event, None, None]:
-    """One engine from start to end: its loads as they come, then its record. However it ends, there is one."""
-    began = time.monotonic()
-    process = EngineProcess(run.index, run.mode, run.repeat, "ok", utc_now())
-    mode = Mode(run.mode)
-    with tempfile.TemporaryDirectory(prefix="bench-serve-") as scratch:
-        environment = mode.environment | ({FOLDER: scratch} if mode.lora else {})
-        if reason := _until_free(around.look):
-            process.status, process.reason = "error", reason
+class _Engine:
+    """One engine from start to end."""
+
+    def __init__(self, plan: ServePlan, run: EngineRun, prepared: Prepared, around: Surroundings) -> None:
+        self._plan, self._run, self._prepared, self._around = plan, run, prepared, around
+
+    def events(self, ahead: Ahead, following: EngineRun | None) -> Generator[Event, None, None]:
+        """Its loads as they come, then its record: however it ends, there is one. `following`: whose turn is next."""
+        began = time.monotonic()
+        process = EngineProcess(self._run.index, self._run.mode, self._run.repeat, "ok", utc_now())
+        turn = _turn(self._run, ahead, self._around.look)
+        if isinstance(turn, str):
+            process.status, process.reason = "error", turn
         else:
-            with closing(Watcher(around.look)) as watcher, around.child(environment) as child:
-                listener = _Listener(process, watcher)
-                job = ServeJob(
-                    mode=run.mode,
-                    setup=plan.setup,
-                    serving=plan.serving,
-                    loads=plan.loads,
-                    prepared=prepared,
-                    trace=traced_loads(plan) if around.where and run.repeat == 0 else (),
-                    opener=around.opener,
-                    spawned_ns=child.spawned_ns,
-                    scratch=scratch,
-                )
-                for load in listener.listen(child, job):
-                    yield LoadDone(run, load)
-                _add_memory(process, watcher)
-    process.duration_s = time.monotonic() - began
-    yield ProcessDone(process)
+            with closing(turn):
+                yield from self._asked(process, turn, ahead, following)
+        process.duration_s = time.monotonic() - began
+        yield ProcessDone(process)
+
+    def _asked(
+        self, process: EngineProcess, waiting: Waiting, ahead: Ahead, following: EngineRun | None
+    ) -> Iterator[Event]:
+        with closing(Watcher(self._around.look)) as watcher:
+            listener = _Listener(process, watcher, ahead.quiet)
+            if following is not None:
+                ahead.start(following)
+            for load in listener.listen(waiting, self._job(waiting.scratch)):
+                yield LoadDone(self._run, load)
+            _add_memory(process, watcher)
+
+    def _job(self, scratch: str) -> ServeJob:
+        plan, run = self._plan, self._run
+        return ServeJob(
+            mode=run.mode,
+            setup=plan.setup,
+            serving=plan.serving,
+            loads=plan.loads,
+            prepared=self._prepared,
+            trace=traced_loads(plan) if self._around.where and run.repeat == 0 else (),
+            opener=self._around.opener,
+            imported_us=0.0,  # is told when it is known
+            scratch=scratch,
+        )
 
 
 def traced_loads(plan: ServePlan) -> tuple[Load, ...]:
@@ -190,6 +207,22 @@ def traced_loads(plan: ServePlan) -> tuple[Load, ...]:
     decodes = [load for load in plan.loads if load.kind == "decode" and not load.base_fraction]
     prefills = [load for load in plan.loads if load.kind == "prefill"]
     return (*sorted(decodes, key=lambda load: abs(load.requests - 32))[:1], *prefills[:1])
+
+
+def _turn(run: EngineRun, ahead: Ahead, look: Callable[[], Seen]) -> Waiting | str:
+    """The process of a run once the GPU is nobody's; why it is not."""
+    if not ahead.off:
+        waiting = ahead.take(run)
+        try:
+            reason = _until_free(look)
+        except BaseException:
+            waiting.close()
+            raise
+        if reason is None:
+            return waiting
+        waiting.close()
+        ahead.off = True  # in case its imports are what is on the GPU: none is started before its turn any more
+    return _until_free(look) or ahead.take(run)
 
 
 def _until_free(look: Callable[[], Seen]) -> str | None:
@@ -220,25 +253,25 @@ def _no_figure(message: Loaded) -> str | None:
 
 
 class _Listener:
-    """Hears one engine, and writes down what it says."""
+    """Hears one engine, and writes down what it says. `quiet` is called before the engine is first asked."""
 
-    def __init__(self, process: EngineProcess, watcher: Watcher) -> None:
-        self._process, self._watcher = process, watcher
-        self._begun: Load | None = None
+    def __init__(self, process: EngineProcess, watcher: Watcher, quiet: Callable[[], None]) -> None:
+        self._process, self._watcher, self._quiet = process, watcher, quiet
+        self._begun: Begun | None = None
         self._own: int | None = None
 
-    def listen(self, child: EngineChild, job: ServeJob) -> Iterator[ServedLoad]:
+    def listen(self, waiting: Waiting, job: ServeJob) -> Iterator[ServedLoad]:
         """Each load as it is done. What an engine leaves unsaid is the process's reason."""
         serving = job.serving
         timeout_s = serving.start_timeout_s
         try:
-            child.begin(job)
+            job.imported_us = waiting.imported_us(timeout_s)
+            waiting.child.begin(job)
             while True:
-                message = child.hear(timeout_s)
+                message = waiting.child.hear(timeout_s)
                 timeout_s = serving.load_timeout_s
-                if isinstance(message, Done):
+                if isinstance(message, Done):  # it has nothing left to say or to write: it is ended, not waited for
                     self._done(message)
-                    child.leave()
                     return
                 yield from self._heard(message)
         except EngineLost as lost:
@@ -249,14 +282,17 @@ class _Listener:
     def _heard(self, message: Message) -> Iterator[ServedLoad]:
         if isinstance(message, Started):
             self._process.engine = message.engine
+            self._quiet()
         elif isinstance(message, Begun):
-            self._begun = message.load
+            self._begun = message
         elif isinstance(message, Loaded):
             self._begun = None
             found = self._load(message)
             self._process.loads.append(found)
             yield found
         elif isinstance(message, Traced):
+            if self._begun is not None:
+                self._process.traced_s += (time.monotonic_ns() - self._begun.at_ns) / 1e9
             self._begun = None
             if message.trace is not None:
                 self._process.traces.append(message.trace)
@@ -297,7 +333,7 @@ class _Listener:
 
     def _unfinished(self, reason: str) -> Iterator[ServedLoad]:
         """The load during which an engine was lost; those after it were not asked, which the process's reason tells."""
-        if self._begun is not None and all(item.load != self._begun for item in self._process.loads):
-            found = ServedLoad(self._begun, "crashed", reason[:300])
+        if self._begun is not None and all(item.load != self._begun.load for item in self._process.loads):
+            found = ServedLoad(self._begun.load, "crashed", reason[:300])
             self._process.loads.append(found)
             yield found

@@ -18,7 +18,14 @@ from bench.model.records import Scalar
 from bench.model.served import ServedAnswer
 from bench.model.serving import Mode, prompt_lengths
 
-CAPTURED = (1, 2, 4, 8, 16, 32)  # decode graphs beside those of the loads' own sizes
+CAPTURED = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)  # decode graphs of loads whose requests come and go, beside those of the loads' own sizes
 MEMORY_FRACTION = 0.6
 PREFILL_TOKENS = 16384
 LEAST_CONTEXT = 4096
@@ -28,7 +35,9 @@ STOPS = {"ignore_eos": True, "temperature": 0.0}
 def options(job: ServeJob) -> dict[str, Any]:
     """What an engine of a mode is started with: the same in all modes, but for LoRA, its chunk and decode graphs."""
     mode, setup = Mode(job.mode), job.setup
-    sizes = [load.requests for load in job.loads]
+    sizes = {load.requests for load in job.loads}
+    if any(load.kind in ("stream", "arrivals") for load in job.loads):
+        sizes |= {*CAPTURED}
     longest = max(max(prompt_lengths(load)) for load in job.loads)
     tokens = max(job.serving.long_tokens, job.serving.stream_tokens, 256)
     found: dict[str, Any] = {
@@ -40,7 +49,7 @@ def options(job: ServeJob) -> dict[str, Any]:
         "disable_radix_cache": True,
         "disable_prefill_cuda_graph": True,
         "mem_fraction_static": MEMORY_FRACTION,
-        "max_running_requests": max(*sizes, *CAPTURED),
+        "max_running_requests": max(sizes),
         "chunked_prefill_size": PREFILL_TOKENS,
         "max_prefill_tokens": PREFILL_TOKENS,
         "context_length": max(LEAST_CONTEXT, longest + tokens + 8),
@@ -52,7 +61,7 @@ def options(job: ServeJob) -> dict[str, Any]:
     if mode.eager:
         found["disable_decode_cuda_graph"] = True
     else:
-        found["cuda_graph_bs_decode"] = sorted({*sizes, *CAPTURED})
+        found["cuda_graph_bs_decode"] = sorted(sizes)
     return found | (_lora(job, mode) if mode.lora else {})
 
 
@@ -73,6 +82,12 @@ def _lora(job: ServeJob, mode: Mode) -> dict[str, Any]:
 def adapter_name(index: int) -> str:
     """What an engine calls an adapter."""
     return f"a{index}"
+
+
+def warm() -> None:
+    """Import what an engine's process imports, and what its scheduler's will: this reads their files once."""
+    import sglang.srt.entrypoints.engine
+    import sglang.srt.models.registry  # noqa: F401 - a scheduler imports every model
 
 
 def open_engine(job: ServeJob) -> SglangEngine:

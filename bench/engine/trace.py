@@ -3,7 +3,9 @@
 A kernel's site follows from its name, and for those that several sites share from its place in the forward pass: a pass
 begins with the embedding (where that has adapters), and each shrink and the expands after it belong to the next site of
 the model in its order. A pass that does not have as many shrinks as the model has sites is not guessed at: its shared
-kernels are `unplaced`. An event that lacks a name, a time or an end is counted, and never computed with.
+kernels are `unplaced`. A name that no rule knows is `rest`, and stands in the record by itself. Whether a pass is one
+of decode or of prefill follows from its attention. An event that lacks a name, a time or an end is counted, and never
+computed with.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ import json
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.model.served import ServedTrace, Site, TracedKernel
+from bench.model.served import Phase, ServedTrace, Site, TracedKernel, TracedPass
 from bench.model.serving import LAYER_SITES, Load, Targets
 
 GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
@@ -37,6 +39,7 @@ RULES: tuple[tuple[str, Site | None, Part | None], ...] = (
     (r"embedding_lora_kernel|embedding_rows_kernel", "embedding", "start"),
     (r"lm_head_(shrink|expand)_kernel", "lm_head", None),
     (r"_chunked_lora_shrink|_sgemm_lora_a|\blora_shrink_kernel", None, "shrink"),
+    (r"\blora_shrink_sum_kernel", None, "expand"),  # parts of a shrink, summed: what follows it
     (r"_chunked_lora_expand|_sgemm_lora_b|_qkv_lora_b|_gate_up_lora_b|\blora_expand_kernel", None, "expand"),
     (r"norm", "rest", None),  # FlashInfer has norms beside its attention
     (r"_fwd_kernel|_fwd_grouped_kernel|flash|attention|merge_state", "attention", None),
@@ -45,7 +48,23 @@ RULES: tuple[tuple[str, Site | None, Part | None], ...] = (
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), site, part) for pattern, site, part in RULES)
 # One call of these is one layer of one pass.
-ATTENTION_ONCE = re.compile(r"_fwd_grouped_kernel_stage1|_fwd_kernel_stage1|^_fwd_kernel$")
+ATTENTION_ONCE: tuple[tuple[Phase, re.Pattern[str]], ...] = (
+    ("decode", re.compile(r"_fwd_grouped_kernel_stage1|_fwd_kernel_stage1")),
+    ("prefill", re.compile(r"^_fwd_kernel$")),
+)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass: its events with their sites, and of which phase it is by its attention, if that tells."""
+
+    events: Sequence[Event]
+    sites: Sequence[Site]
+    phase: Phase | None
+
+    @property
+    def took_us(self) -> float:
+        return sum(event.took_us for event in self.events)
 
 
 @dataclass(frozen=True)
@@ -66,24 +85,63 @@ def newest(folder: Path) -> Path:
     return first[-1]
 
 
-def attributed(path: Path, load: Load, *, targets: Targets, layers: int) -> ServedTrace:
+def attributed(
+    path: Path, load: Load, *, targets: Targets, layers: int, least_bytes: Mapping[Site, int] | None = None
+) -> ServedTrace:
     """Where the time of a trace went. Raises TraceError for a file that is none, and for one without GPU work."""
     lacking: Counter[str] = Counter()
     events = sorted(_usable(_events(path), lacking), key=lambda event: event.start_us)
     if not events:
         said = ", ".join(f"{count} {what}" for what, count in sorted(lacking.items())) or "nothing else either"
         raise TraceError(f"{path.name}: no kernel has a name, a time and an end; {said}")
-    sites = _placed(events, targets, layers, lacking)
-    sums: dict[tuple[Site, str], list[float]] = defaultdict(list)
-    for event, site in zip(events, sites, strict=True):
-        sums[site, event.name].append(event.took_us)
-    kernels = [TracedKernel(site, name, len(times), sum(times)) for (site, name), times in sums.items()]
-    kernels.sort(key=lambda kernel: -kernel.total_us)
     span = max(event.start_us + event.took_us for event in events) - events[0].start_us
     if span <= 0:
         raise TraceError(f"{path.name}: all kernels begin and end at one time")
-    once = sum(kernel.calls for kernel in kernels if ATTENTION_ONCE.search(kernel.name))
-    return ServedTrace(load, kernels, span, once / layers if once else None, dict(lacking))
+    passes = _placed(events, targets, layers, lacking)
+    once = sum(attends(event.name) is not None for event in events)
+    phases: Counter[Phase] = Counter()
+    for one in passes:
+        for event in one.events:
+            if one.phase is not None and attends(event.name) == one.phase:
+                phases[one.phase] += 1
+    return ServedTrace(
+        load,
+        _sums(passes),
+        span,
+        once / layers if once else None,
+        dict(lacking),
+        {phase: count / layers for phase, count in phases.items()},
+        _example(passes, load),
+        dict(least_bytes or {}),
+        layers,
+    )
+
+
+def _sums(passes: Sequence[Pass]) -> list[TracedKernel]:
+    """Of each kernel at each site in each phase, the one that took longest first."""
+    sums: dict[tuple[Site, Phase | None, str], list[float]] = defaultdict(list)
+    for one in passes:
+        for event, site in zip(one.events, one.sites, strict=True):
+            sums[site, one.phase, event.name].append(event.took_us)
+    kernels = [TracedKernel(site, name, len(times), sum(times), phase) for (site, phase, name), times in sums.items()]
+    return sorted(kernels, key=lambda kernel: -kernel.total_us)
+
+
+def _example(passes: Sequence[Pass], load: Load) -> TracedPass | None:
+    """The pass of the load's phase whose kernels take the median time, kernel by kernel."""
+    own = sorted((one for one in passes if one.phase == load.kind), key=lambda one: one.took_us)
+    if not own:
+        return None
+    chosen = own[len(own) // 2]
+    names = list(dict.fromkeys(event.name for event in chosen.events))
+    places = {name: place for place, name in enumerate(names)}
+    sequence = [places[event.name] for event in chosen.events]
+    return TracedPass(chosen.phase, names, sequence, [event.took_us for event in chosen.events])
+
+
+def attends(name: str) -> Phase | None:
+    """The phase of a pass that has this kernel; None for one that is not called once a layer."""
+    return next((phase for phase, pattern in ATTENTION_ONCE if pattern.search(name)), None)
 
 
 def _events(path: Path) -> list[Any]:
@@ -134,33 +192,61 @@ def rule_of(name: str) -> tuple[Site | None, Part | None]:
     return "rest", None
 
 
-def _placed(events: Sequence[Event], targets: Targets, layers: int, lacking: Counter[str]) -> list[Site]:
-    """The site of each event, in the events' order."""
+def _placed(events: Sequence[Event], targets: Targets, layers: int, lacking: Counter[str]) -> list[Pass]:
+    """The passes of a trace, each event in its place."""
     rules = {name: rule_of(name) for name in {event.name for event in events}}
     own_head = any(site == "lm_head" for site, _ in rules.values())
     names = [*LAYER_SITES[targets] * layers, *(["lm_head"] if targets != "attention" and not own_head else [])]
     order: list[Site] = [*names]  # type: ignore[list-item]  # LAYER_SITES holds sites
-    by_embedding = any(part == "start" for _, part in rules.values())
-    found: list[Site] = []
-    for begin, end in _passes([rules[event.name] for event in events], by_embedding, len(order)):
-        placed, whole = _in_pass([rules[event.name] for event in events[begin:end]], order)
-        found += placed
-        if not whole and "unplaced" in placed:
+    parts = [rules[event.name] for event in events]
+    found = []
+    for begin, end in _passes(events, parts, len(order), layers):
+        sites, whole = _in_pass(parts[begin:end], order)
+        if not whole and "unplaced" in sites:
             lacking["passes that do not have the model's sites"] += 1
+        inside = events[begin:end]
+        met = Counter(phase for event in inside if (phase := attends(event.name)) is not None)
+        phase = next(iter(met)) if len(met) == 1 else None
+        found.append(Pass(inside, sites, phase))
     return found
 
 
-def _passes(rules: Sequence[tuple[Site | None, Part | None]], by_embedding: bool, sites: int) -> list[tuple[int, int]]:
-    """Positions of each pass: from an embedding to the next, else as many shrinks as the model has sites."""
-    starts, shrinks, before = [0], 0, False
-    for place, (_, part) in enumerate(rules):
-        begins = part == "start" and not before if by_embedding else part == "shrink" and shrinks == sites
-        if begins and place:
-            starts.append(place)
-            shrinks = 0
-        shrinks += part == "shrink"
-        before = part == "start"
-    return list(zip(starts, [*starts[1:], len(rules)], strict=True))
+def _passes(
+    events: Sequence[Event], rules: Sequence[tuple[Site | None, Part | None]], sites: int, layers: int
+) -> list[tuple[int, int]]:
+    """Positions of each pass: from an embedding to the next; else as many shrinks as the model has sites; else, where
+    nothing is adapted, as many attentions as it has layers."""
+    parts = {part for _, part in rules}
+    if "start" in parts:
+        starts = _embedding_starts(rules)
+    elif "shrink" in parts and sites:
+        starts = _every([part == "shrink" for _, part in rules], sites)
+    else:
+        starts = _widest_gaps(events, layers)
+    return list(zip([0, *starts], [*starts, len(rules)], strict=True))
+
+
+def _embedding_starts(rules: Sequence[tuple[Site | None, Part | None]]) -> list[int]:
+    """Where an embedding begins, the first event's place aside."""
+    began = [part == "start" for _, part in rules]
+    return [place for place in range(1, len(began)) if began[place] and not began[place - 1]]
+
+
+def _every(wanted: Sequence[bool], count: int) -> list[int]:
+    """Where each `count` of what is wanted is full, and another comes."""
+    places = [place for place, is_one in enumerate(wanted) if is_one]
+    return places[count::count]
+
+
+def _widest_gaps(events: Sequence[Event], layers: int) -> list[int]:
+    """Between the last attention of a pass and the first of the next, where the GPU waits longest: for the host."""
+    attended = [place for place, event in enumerate(events) if attends(event.name) is not None]
+    found = []
+    for last, first in zip(attended[layers - 1 :: layers], attended[layers::layers], strict=False):
+        ends = [event.start_us + event.took_us for event in events[last:first]]
+        gaps = [events[last + 1 + place].start_us - end for place, end in enumerate(ends)]
+        found.append(last + 1 + gaps.index(max(gaps)))
+    return found
 
 
 def _in_pass(rules: Sequence[tuple[Site | None, Part | None]], order: Sequence[Site]) -> tuple[list[Site], bool]:

@@ -74,6 +74,7 @@ KNOWN = (
         "de2a622cd0c3e691",
         "peers of today: versions of SGLang, vLLM's other ops; graphs are captured where they warmed up",
     ),
+    Known(2, "d783f84e61fbd1a7", "our lm_head is a linear layer; what it is given and what it must give stay"),
 )
 
 

@@ -6,6 +6,7 @@ the judgement of answers are made by bench/judge/serving.py.
 
 History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
+1.1.0  parts of a start, time under a profiler, anchors, sites of a trace by pass
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ import msgspec
 from bench.model import store
 from bench.model.faults import twice
 from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some, Uuid
-from bench.model.records import Code, Environment, Scalar
+from bench.model.records import Anchor, Code, Environment, Scalar
 from bench.model.serving import Load, ModeName, Serving, Setup
 
-SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.0.0"
+SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.1.0"
 CLOCK = "engine"
 SampleName = Literal[
     "start_us",
+    "import_us",
+    "processes_us",
+    "weights_us",
+    "adapters_us",
+    "pools_us",
+    "graphs_us",
     "first_request_us",
     "second_request_us",
     "gpu_bytes",
@@ -37,8 +44,17 @@ SampleName = Literal[
     "tokens",
     "prepare_us",
 ]
+START_PARTS: tuple[SampleName, ...] = (
+    "import_us",
+    "processes_us",
+    "weights_us",
+    "adapters_us",
+    "pools_us",
+    "graphs_us",
+)
 Site = Literal["embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced", "base", "attention", "copies", "rest"]
 SITES: tuple[Site, ...] = get_args(Site)
+Phase = Literal["decode", "prefill"]
 LoadStatus = Literal["ok", "void", "crashed", "error"]
 # What each kind of load has to have if it went well.
 NEEDED: dict[str, tuple[SampleName, ...]] = {
@@ -75,6 +91,9 @@ class ServedLoad(msgspec.Struct):
     """One load in one process, in raw samples.
 
     start_us, first_request_us, second_request_us  start of the engine; its first requests; the same ones again
+    import_us, processes_us, weights_us, adapters_us, pools_us, graphs_us  parts of start_us: imports of the engine's
+                   process; spawning and imports of its scheduler's; loading of weights, of adapters; allocation of
+                   pools; capture of decode graphs
     gpu_bytes      memory of the GPU in use, most of what was seen, at any time of the process
     step_us        (long answers' time - short answers' time) / difference of their tokens
     prefill_us     prompts in, one token each out
@@ -95,20 +114,37 @@ class ServedLoad(msgspec.Struct):
 
 
 class TracedKernel(msgspec.Struct):
-    """A kernel in a trace of the engine's own profiler: where it belongs, calls, and the sum of their times."""
+    """A kernel in a trace of the engine's own profiler: where it belongs, calls, and the sum of their times.
+
+    phase   of the passes it is of, by their attention; None: not told
+    """
 
     site: Site
     name: str
     calls: AtLeastOne
     total_us: Duration
+    phase: Phase | None = None
+
+
+class TracedPass(msgspec.Struct):
+    """One pass of a trace, kernel by kernel in the order of their starts: enough to place them anew."""
+
+    phase: Phase | None
+    names: Some[str]
+    sequence: Some[Count]  # places in names
+    took_us: Some[Duration]
 
 
 class ServedTrace(msgspec.Struct):
     """A traced load. Times were taken under a profiler, so they are shares of a pass and no figures.
 
-    passes    forward passes, by its attention kernels; None if it has none
-    span_us   from the first kernel's start to the last one's end
-    lacking   events that were not used, by what they lack
+    passes       forward passes, by their attention kernels; None if it has none
+    span_us      from the first kernel's start to the last one's end
+    lacking      events that were not used, by what they lack
+    phases       passes of each phase, where passes are told apart
+    example      the pass of the load's own phase whose kernels take the median time
+    least_bytes  that each site has to move in a pass of the load's own phase
+    layers       of the model: a site in a block is called as often in a pass
     """
 
     load: Load
@@ -116,6 +152,10 @@ class ServedTrace(msgspec.Struct):
     span_us: Positive
     passes: Positive | None = None
     lacking: dict[str, AtLeastOne] = {}
+    phases: dict[Phase, Positive] = {}
+    example: TracedPass | None = None
+    least_bytes: dict[Site, AtLeastOne] = {}
+    layers: AtLeastOne | None = None
 
 
 class EngineProcess(msgspec.Struct):
@@ -136,6 +176,7 @@ class EngineProcess(msgspec.Struct):
     trace_notes: list[str] = []
     engine: dict[str, Scalar] = {}
     duration_s: Duration = 0.0
+    traced_s: Duration = 0.0  # of it, under the profiler
 
 
 class ServeRun(msgspec.Struct):
@@ -169,6 +210,7 @@ class ServeResults(msgspec.Struct):
     env: Environment | None = None  # filled in by the first process
     processes: list[EngineProcess] = []
     schema: ServeSchema = msgspec.field(default_factory=ServeSchema)
+    anchors: list[Anchor] = []  # of a run whose modes are traced: what floors are made of
 
 
 def write(path: Path, results: ServeResults) -> None:
@@ -202,8 +244,20 @@ def _process_faults(place: str, process: EngineProcess) -> Iterator[str]:
         yield from _load_faults(f"{place}.loads[{index}] ({item.load.label})", item)
     for index, trace in enumerate(process.traces):
         where = f"{place}.traces[{index}] ({trace.load.label})"
-        names = [(f"{where}.kernels[{i}]", (kernel.site, kernel.name)) for i, kernel in enumerate(trace.kernels)]
+        names = [
+            (f"{where}.kernels[{i}]", (kernel.site, kernel.phase, kernel.name))
+            for i, kernel in enumerate(trace.kernels)
+        ]
         yield from twice("the site and kernel", names)
+        if trace.example is not None:
+            yield from _pass_faults(f"{where}.example", trace.example)
+
+
+def _pass_faults(place: str, example: TracedPass) -> Iterator[str]:
+    if len(example.sequence) != len(example.took_us):
+        yield f"{place}.took_us has {len(example.took_us)}; expected {len(example.sequence)}, one a kernel"
+    if max(example.sequence) >= len(example.names):
+        yield f"{place}.sequence names kernel {max(example.sequence)}; expected less than {len(example.names)}"
 
 
 def _load_faults(place: str, item: ServedLoad) -> Iterator[str]:

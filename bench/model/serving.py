@@ -209,6 +209,7 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer_tokens: Whole
     mean_limit_nats: Seconds
     max_limit_nats: Seconds
+    agreement: Fraction = 0.0
 
 
 class EngineRun(msgspec.Struct, frozen=True):

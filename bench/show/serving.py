@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -13,16 +13,19 @@ from bench.judge.serving import (
     MAIN,
     ServedComparison,
     ServedFigure,
+    Spent,
     Unit,
     Where,
     failures,
     figures,
+    spent,
     where,
 )
-from bench.model.served import SITES, ServeResults
+from bench.model.served import SITES, START_PARTS, ServeResults
 from bench.model.serving import Load, ServePlan, Setup
 from bench.show.fit import Column, Fitted
 
+NAMED, NAMED_SHARE, NAME_LENGTH = 6, 0.005, 70  # kernels that no site has: so many, from such a share on, so long
 MARKS = {"skipped": "-", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR", "void": "VOID"}
 
 
@@ -59,6 +62,7 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
         chosen = [figure for figure in found if figure.case.load.kind == kind]
         parts += [figures_table(results, kind, chosen, wide=wide), Text()]
     parts += [answers_table(answer_checks(results), wide=wide), Text()]
+    parts += [times_table(spent(results), wide=wide), Text()]
     for load in dict.fromkeys(item.load for item in where(results)):
         parts += [where_table([item for item in where(results) if item.load == load], wide=wide), Text()]
     parts.append(failed(results))
@@ -132,6 +136,35 @@ def _spread(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
+    """A row a process: what its start consists of, what its first request compiles, and how long it was measured."""
+
+    def cells(value: Callable[[Spent], float | None]) -> list[str]:
+        return [_seconds(value(item)) for item in of]
+
+    names = [name for name in START_PARTS if any(name in item.parts for item in of)]
+    columns = [
+        Column("mode", [item.mode for item in of]),
+        Column("repeat", [str(item.repeat) for item in of], rank=1, right=True),
+        Column("all", cells(lambda item: item.whole), right=True),
+        Column("start", cells(lambda item: item.start), right=True),
+        *(
+            Column(name.removesuffix("_us"), cells(lambda item, name=name: item.parts.get(name)), rank=2, right=True)  # type: ignore[misc]  # mypy knows no defaults of a lambda
+            for name in names
+        ),
+        *([Column("rest", cells(lambda item: item.rest), rank=2, right=True)] if names else []),
+        Column("compile", cells(lambda item: item.compiled), right=True),
+        Column("measured", cells(lambda item: item.measured), right=True),
+        Column("traced", cells(lambda item: item.traced), rank=1, right=True),
+    ]
+    title = "time of each process: its start, what the first request compiles, its figures; parts of a start beside it"
+    return Fitted(title, columns, wide=wide)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if not value else amount(value, "us")
+
+
 def answers_table(checks: Sequence[AnswerCheck], *, wide: bool = False) -> RenderableType:
     """Whether modes answer alike, in nats."""
     verdicts = {"ok": "alike", "wrong": "WRONG", "unknown": "unknown", "other": "no LoRA"}
@@ -153,27 +186,40 @@ def _nats(value: float | None) -> str:
 
 
 def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
-    """A row a site, a column a mode: kernel time of a pass."""
-    sites = [site for site in SITES if any(item.by_site[site] for item in of)]
+    """A row a site; a column a mode and one of floors: kernel time of a pass."""
+    sites = [site for site in SITES if any(item.by_site[site] or site in item.floors for item in of)]
     columns = [Column("site", [*sites, "all kernels", "between kernels", "passes"])]
+    floors = {site: least for item in of for site, least in item.floors.items()}
     for place, item in enumerate(of):
         cells = [amount(item.by_site[site], "us") if item.by_site[site] else "-" for site in sites]
-        between = amount(item.between_us, "us") if item.between_us > 0 else "-"
+        between = amount(item.between_us, "us") if item.between_us and item.between_us > 0 else "-"
         columns.append(
             Column(item.mode, [*cells, amount(item.total_us, "us"), between, _passes(item)], rank=place, right=True)
         )
+    if floors:
+        cells = [amount(floors[site], "us") if site in floors else "-" for site in sites]
+        columns.insert(1, Column("floor", [*cells, "-", "-", "-"], rank=1, right=True))
     per = of[0].per if len({item.per for item in of}) == 1 else "pass or trace"
-    lines = [
-        f"{item.mode}: left out of the trace: {count} {what}"
-        for item in of
-        for what, count in sorted(item.trace.lacking.items())
-    ]
+    lines = [line for item in of for line in _where_lines(item)]
     title = f"where a {per} of {of[0].load.label} goes: kernel time under a profiler, shares and no figures"
     return Group(Fitted(title, columns, wide=wide), *map(Text, lines))
 
 
+def _where_lines(item: Where) -> Iterator[str]:
+    """What the table leaves out or does not name."""
+    if item.prepare is not None:
+        yield f"{item.mode}: batch preparation on the host, in no trace: {amount(item.prepare, 'us')} a step"
+    told = [(name, took) for name, took in item.unknown if took >= NAMED_SHARE * item.total_us][:NAMED]
+    for name, took in told:
+        yield f"{item.mode}: in rest or unplaced: {amount(took, 'us')} {name[:NAME_LENGTH]}"
+    if item.left_out:
+        yield f"{item.mode}: left out: {amount(item.left_out, 'us')} of kernels of other passes, a pass of these"
+    for what, count in sorted(item.trace.lacking.items()):
+        yield f"{item.mode}: left out of the trace: {count} {what}"
+
+
 def _passes(item: Where) -> str:
-    return f"{item.trace.passes:g}" if item.trace.passes else "-"
+    return f"{item.passes:g}" if item.passes else "-"
 
 
 def compared(before: str, after: str, found: ServedComparison) -> RenderableType:

@@ -18,15 +18,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bench.engine import preparation
+from bench.engine import preparation, startup
 from bench.engine.drive import RequestFailed
 from bench.engine.messages import ServeJob
 from bench.engine.requests import Request
 from bench.model.served import ServedAnswer
 from bench.model.serving import Mode
 
-FAULTS = "FAKE_ENGINE"
+FAULTS, WARM = "FAKE_ENGINE", "FAKE_ENGINE_WARM_S"
 OPENER = "tests.support.fake_engine:open_engine"
+SLOW_S = 1.5  # of a start
 STEP_S = {"none": 0.0003, "triton": 0.0003, "csgmv": 0.0004, "plugin": 0.0003}  # much more than a busy host adds
 
 
@@ -36,7 +37,7 @@ def kernel(name: str, start: float, took: float) -> dict[str, object]:
 
 def spawned() -> None:
     """What a scheduler would find: whether its process was made ready for it."""
-    waits = any(type(finder).__name__ == "_Finder" for finder in sys.meta_path)
+    waits = any(getattr(finder, "module", None) == preparation.MODULE for finder in sys.meta_path)
     if not waits or sys.modules["__mp_main__"].__spec__.name != "bench.engine.child":
         os._exit(3)
 
@@ -53,6 +54,12 @@ class FakeEngine:
         self._trace: Path | None = None
         if ("start", None) in self.faults:
             raise RuntimeError("no kernel image is available")
+        if ("slow", None) in self.faults:
+            time.sleep(SLOW_S)
+        if ("parts", None) in self.faults:
+            folder = Path(job.scratch)
+            for name, took in (("load_model", 0.02), ("init_cuda_graphs", 0.01), ("unknown", 0.01)):
+                startup.timed(time.sleep, name, folder)(took)
         if ("spawn", None) in self.faults:
             process = multiprocessing.get_context("spawn").Process(target=spawned)
             process.start()
@@ -120,6 +127,15 @@ class FakeEngine:
 
     def close(self) -> None:
         self._loop.close()
+
+
+def warm() -> None:
+    """Nothing is to be imported; FAKE_ENGINE_WARM_S: seconds that it takes where the plugin serves, or `die`."""
+    said = os.environ.get(WARM, "0")
+    if said == "die":
+        sys.exit("ImportError: no module named sgl_kernel")
+    if os.environ["CSGMV_EMBED_DISABLE"] == "0":
+        time.sleep(float(said))
 
 
 def open_engine(job: ServeJob) -> FakeEngine:

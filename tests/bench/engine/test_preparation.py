@@ -47,7 +47,7 @@ assert preparation.MODULE not in sys.modules
 import importlib
 manager = importlib.import_module(preparation.MODULE).LoRAManager()
 assert [manager.prepare_lora_batch(4), manager.prepare_lora_batch(5)] == [8, 10]
-assert not any(type(item).__name__ == "_Finder" for item in sys.meta_path)
+assert not any(type(item).__name__ == "ImportHook" for item in sys.meta_path)
 """
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic_ns
+from typing import ClassVar
 
 import msgspec
 import pytest
 
+from bench.engine import drive
 from bench.engine import run as running
-from bench.engine.messages import Job, Message, Prepared, PrepareJob
+from bench.engine.messages import Job, Loaded, Message, Prepared, PrepareJob, ServeJob, WarmJob
 from bench.engine.processes import EngineChild
 from bench.engine.run import Event, LoadDone, OutOfTime, Planned, ProcessDone, Surroundings, new_results, serve
 from bench.engine.watch import Seen
@@ -19,7 +22,7 @@ from bench.model import config, served
 from bench.model.paths import ROOT
 from bench.model.records import Environment, ResultsError
 from bench.model.served import ServeResults
-from bench.model.serving import LoadAxes, ServePlan, ServeProfile, make_serve_plan
+from bench.model.serving import Load, LoadAxes, ServePlan, ServeProfile, Setup, make_serve_plan
 from tests.support import fake_engine
 
 TINY = {
@@ -28,7 +31,7 @@ TINY = {
 }  # fmt: skip
 LOADED = config.load()
 QUIET = LOADED.serving.__class__(
-    **{**msgspec.structs.asdict(LOADED.serving), "arrivals_s": 0.2, "load_timeout_s": 30.0}
+    **{**msgspec.structs.asdict(LOADED.serving), "arrivals_s": 0.2, "load_timeout_s": 30.0, "agreement": 0.0}
 )
 
 
@@ -128,6 +131,125 @@ def test_a_step_is_the_difference_of_long_and_short_answers(tiny: Path, tmp_path
     results, _ = ran(plan, tmp_path)
     (step, *_) = [item for item in results.processes[0].loads if item.load.kind == "decode"]
     assert 0.8 < sorted(step.samples["step_us"])[1] / (1e6 * fake_engine.STEP_S["csgmv"]) < 2.5
+
+
+@pytest.mark.parametrize(
+    ("steps", "taken"), [((100.0, 100.9, 300.0), 2), ((100.0, 150.0, 100.5), 3), ((100.0, 100.0, 100.0), 2)]
+)
+def test_steps_that_agree_are_not_repeated(
+    steps: tuple[float, ...], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that only the engine moves."""
+    now, left = [0], [*steps]
+
+    class Exact:
+        def ask(self, asked: list[object], new_tokens: int) -> None:
+            if new_tokens == QUIET.long_tokens:
+                now[0] += round(1000 * left.pop(0) * (new_tokens - QUIET.short_tokens))
+
+    monkeypatch.setattr(drive, "monotonic_ns", lambda: now[0])
+    load = Load("decode", 2, 4)
+    serving = msgspec.structs.replace(QUIET, agreement=0.01)
+    prepared = Prepared("model", ["a"], 1, 500, Environment({}, "k", {}), 0.0)
+    job = ServeJob("none", Setup(), serving, (load,), prepared, (), "", 0.0, "")
+    told: list[Message] = []
+    drive._Driver(job, Exact(), {}).measured(load, told.append)  # type: ignore[arg-type]  # what a decode needs
+    done = told[-1]
+    assert isinstance(done, Loaded) and done.problem is None
+    assert done.samples["step_us"] == [*steps[:taken]]
+
+
+class Counted(Quick):
+    """Remembers the processes that were started, and which of them were ended."""
+
+    all: ClassVar[list[Counted]] = []
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__(environment)
+        self.jobs: list[Job] = []
+        self.closed = False
+        self.all.append(self)
+
+    def begin(self, job: Job) -> None:
+        self.jobs.append(job)
+        super().begin(job)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Counted]:
+    monkeypatch.setattr(Counted, "all", [])
+    return Counted.all
+
+
+def served_by(child: Counted) -> list[str]:
+    return [job.mode for job in child.jobs if isinstance(job, ServeJob)]
+
+
+def test_the_next_engine_imports_while_one_starts_and_waits_while_it_is_measured(
+    tiny: Path, tmp_path: Path, counted: list[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "none:slow,csgmv:slow")  # a start that takes longer than imports
+    results, _ = ran(plan_of(tiny, "none", "csgmv", "plugin"), tmp_path, child=Counted)
+    assert [item.status for item in results.processes] == ["ok"] * 3
+    children = [child for child in counted if child.prepared is None]
+    assert [served_by(child) for child in children] == [["none"], ["csgmv"], ["plugin"]], "none was started twice"
+    assert all(isinstance(child.jobs[0], WarmJob) for child in children) and all(child.closed for child in counted)
+    for process in results.processes:
+        (start,) = [item.samples for item in process.loads if item.load.kind == "start"]
+        slow = 0 if process.mode == "plugin" else 1e6 * fake_engine.SLOW_S
+        assert start["start_us"][0] > start["import_us"][0] + slow > 1e4
+    ends = [item.duration_s for item in results.processes]
+    assert sum(ends) < results.run.duration_s + 0.01, "what waits is not counted as its own"
+
+
+def test_an_engine_that_still_imports_when_another_is_to_be_measured_is_ended_and_started_again(
+    tiny: Path, tmp_path: Path, counted: list[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.WARM, "3")  # and the engine before it starts at once
+    results, _ = ran(plan_of(tiny, "none", "plugin"), tmp_path, child=Counted)
+    assert [item.status for item in results.processes] == ["ok", "ok"]
+    children = [child for child in counted if child.prepared is None]
+    assert [served_by(child) for child in children] == [["none"], [], ["plugin"]]
+    (start,) = [item.samples for item in results.processes[1].loads if item.load.kind == "start"]
+    assert 3e6 < start["import_us"][0] < start["start_us"][0]
+
+
+def test_an_engine_that_cannot_import_is_a_row(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fake_engine.WARM, "die")
+    results, _ = ran(plan_of(tiny, "none", "csgmv"), tmp_path)
+    for process in results.processes:
+        assert process.status == "crashed" and "ImportError: no module named sgl_kernel" in str(process.reason)
+
+
+def test_an_engine_whose_imports_take_a_place_on_the_gpu_is_started_in_its_turn_alone(
+    tiny: Path, tmp_path: Path, counted: list[Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "FREE_S", 0.0)
+
+    def looks() -> Seen:
+        alive = sum(not child.closed and child.prepared is None for child in counted)
+        return Seen(monotonic_ns(), 1980, (), 2**30, alive)
+
+    results, _ = ran(plan_of(tiny, "none", "csgmv"), tmp_path, child=Counted, look=looks)
+    assert [item.status for item in results.processes] == ["ok", "ok"]
+    children = [child for child in counted if child.prepared is None]
+    assert [served_by(child) for child in children] == [[], ["none"], ["csgmv"]]
+
+
+def test_what_a_start_consists_of_is_in_its_samples(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fake_engine.FAULTS, "csgmv:parts")
+    results, _ = ran(plan_of(tiny, "csgmv"), tmp_path)
+    (start,) = [item.samples for item in results.processes[0].loads if item.load.kind == "start"]
+    assert 2e4 < start["weights_us"][0] < 1e6 and 1e4 < start["graphs_us"][0] < 1e6
+    assert start["processes_us"][0] > 0 and "adapters_us" not in start
+    parts = ("import_us", "processes_us", "weights_us", "graphs_us")
+    assert sum(start[name][0] for name in parts) < start["start_us"][0]  # type: ignore[index]  # names of samples
 
 
 def test_an_engine_that_dies_is_a_row_with_its_last_words_and_the_others_go_on(

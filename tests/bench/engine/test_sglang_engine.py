@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench.engine import sglang_engine
@@ -22,7 +23,7 @@ def job(mode: str, profile: str = "8b", **setup: Any) -> ServeJob:
     plan = make_serve_plan(LOADED.serve, LOADED.serving, profile)
     prepared = Prepared("/model", ["/a", "/b"], 32, 128256, Environment({}, "k", {}), 0.0)
     given = Setup(**setup) if setup else plan.setup
-    return ServeJob(mode, given, plan.serving, plan.loads, prepared, (), "", 0, "")
+    return ServeJob(mode, given, plan.serving, plan.loads, prepared, (), "", 0.0, "")
 
 
 def test_modes_differ_in_what_they_say_and_in_nothing_else() -> None:
@@ -42,6 +43,11 @@ def test_modes_differ_in_what_they_say_and_in_nothing_else() -> None:
 def test_every_size_of_a_load_has_a_decode_graph_and_a_place() -> None:
     found = sglang_engine.options(job("csgmv"))
     assert {1, 32, 128, 256} <= {*found["cuda_graph_bs_decode"]} and found["max_running_requests"] == 256
+    assert found["cuda_graph_bs_decode"] == [1, 2, 4, 8, 16, 32, 128, 256], "requests of a stream come and go"
+    asked = job("csgmv")
+    steady = tuple(load for load in asked.loads if load.kind not in ("stream", "arrivals"))
+    alone = sglang_engine.options(msgspec.structs.replace(asked, loads=steady))
+    assert alone["cuda_graph_bs_decode"] == [1, 8, 16, 32, 128, 256], "only those that are measured"
     assert found["max_loras_per_batch"] == 9, "8 slots, and one for those without an adapter"
     assert sglang_engine.options(job("csgmv", "ends"))["max_loras_per_batch"] == 8
     assert sglang_engine.options(job("csgmv", "evict"))["max_loras_per_batch"] == 8

@@ -7,7 +7,8 @@ import pytest
 
 from bench.judge.answers import AnswerCheck, answer_checks
 from bench.judge.serving import ServedFigure, compare, failures, figures, where
-from bench.model.served import ServedAnswer, ServedLoad, ServeResults
+from bench.model.records import Anchor
+from bench.model.served import ServedAnswer, ServedLoad, ServedTrace, ServeResults, TracedKernel
 from tests.support.served import DECODE, PREFILL, STREAM, answer, answers, decode, process, results, trace, usual
 
 
@@ -171,3 +172,24 @@ def test_rows_say_what_a_reader_of_json_needs() -> None:
     assert fields["clock"] == "engine" and fields["contender"] == "plugin" and fields["unit"] == "us"
     assert fields["to_csgmv"] == pytest.approx(0.5, rel=0.01) and fields["processes"] == 2
     assert f"requests={DECODE.requests}" in fields["case"]
+
+
+def test_a_pass_of_the_loads_own_phase_is_told_with_floors_and_the_names_of_the_rest() -> None:
+    kernels = [
+        TracedKernel("qkv", "shrink", 64, 640.0, "prefill"),
+        TracedKernel("qkv", "shrink", 32, 96.0, "decode"),
+        TracedKernel("rest", "of tomorrow", 4, 60.0, "prefill"),
+        TracedKernel("rest", "small", 4, 2.0, "prefill"),
+    ]
+    trace = ServedTrace(
+        PREFILL, kernels, 2000.0, 3.0, phases={"prefill": 2.0, "decode": 1.0}, least_bytes={"qkv": 4000}, layers=32
+    )
+    load = ServedLoad(PREFILL, "ok", samples={"prefill_us": [500.0], "prepare_us": [30.0, 40.0, 50.0]})
+    made = results(process(0, "csgmv", 0, load, traces=[trace]), modes=["csgmv"])
+    assert where(made)[0].floors == {}, "no anchors in the file"
+    made.anchors = [Anchor("copy_bandwidth", "bytes/us", [4000.0]), Anchor("empty_kernel_graph", "us", [0.5])]
+    (found,) = where(made)
+    assert (found.by_site["qkv"], found.by_site["rest"], found.passes) == (320.0, 31.0, 2.0)
+    assert found.unknown == [("of tomorrow", 30.0), ("small", 1.0)]
+    assert (found.left_out, found.prepare, found.between_us) == (48.0, 40.0, None)
+    assert found.floors == {"qkv": 1.0 + 32 * 0.5}

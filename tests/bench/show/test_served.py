@@ -11,7 +11,8 @@ from rich.console import Console, RenderableType
 from bench.engine.run import CacheReady, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted
 from bench.judge.serving import compare
 from bench.model import config
-from bench.model.serving import EngineRun, make_serve_plan
+from bench.model.served import ServedLoad
+from bench.model.serving import EngineRun, Load, make_serve_plan
 from bench.show.serving import amount, compared, follow, planned, summary
 from tests.support.served import answer, answers, decode, process, results, usual
 
@@ -110,4 +111,28 @@ def test_progress_is_a_line_each() -> None:
         "  decode 32: void: thermal",
         "csgmv, repeat 0: error: no answer within 3 s: killed (1 s)",
         "the time given is over: 1 engines are left; go on with --resume",
+    ]
+
+
+def test_the_time_of_each_process_is_told_with_the_parts_of_its_start() -> None:
+    start = ServedLoad(
+        Load("start", 8, 16),
+        "ok",
+        samples={
+            "start_us": [60e6],
+            "import_us": [12e6],
+            "processes_us": [15e6],
+            "graphs_us": [20e6],
+            "first_request_us": [3.5e6],
+            "second_request_us": [0.5e6],
+        },
+        duration_s=4.0,
+    )
+    asked = msgspec.structs.replace(decode(1.0), duration_s=30.0)
+    made = results(process(0, "csgmv", 0, start, asked, duration_s=100.0, traced_s=5.0), process(1, "none", 0))
+    lines = [" ".join(line.split()) for line in rendered(summary(made)).splitlines()]
+    place = lines.index("mode repeat all start import processes graphs rest compile measured traced")
+    assert lines[place + 2 : place + 4] == [
+        "csgmv 0 100 s 60.0 s 12.0 s 15.0 s 20.0 s 13.0 s 3.00 s 30.0 s 5.00 s",
+        "none 0 1.00 s - - - - - - - -",
     ]

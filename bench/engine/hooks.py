@@ -1,0 +1,52 @@
+"""Wrap a module of SGLang when it is imported, and no sooner, so that the order of SGLang's imports stays."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+Wrap = Callable[[ModuleType], None]
+
+
+def when_imported(name: str, wrap: Wrap) -> None:
+    """Wrap a module as soon as it is loaded; now, if it is already."""
+    if name in sys.modules:
+        wrap(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, ImportHook(name, wrap))
+
+
+class ImportHook(MetaPathFinder):
+    """Lets one module be found as ever, and has it wrapped once it is loaded."""
+
+    def __init__(self, module: str, wrap: Wrap) -> None:
+        self.module, self._wrap = module, wrap
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Wrapping(spec.loader, self._wrap)
+        return spec
+
+
+class _Wrapping(Loader):
+    def __init__(self, loader: Any, wrap: Wrap) -> None:
+        self._loader, self._wrap = loader, wrap
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._wrap(module)

@@ -1,0 +1,88 @@
+"""What the start of an engine consists of, taken where it runs: in the scheduler's process, which writes it to a file.
+
+`install` is called in every process that an engine spawns. A method that SGLang does not have is left out, and so is
+its time: what no part tells is the start's rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic_ns
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from bench.engine.hooks import when_imported
+from bench.model.served import SampleName
+
+FOLDER = "BENCH_START_TIMES"  # the variable that names where to write
+MODULE, CLASS = "sglang.srt.model_executor.model_runner", "ModelRunner"
+PARTS: dict[str, SampleName] = {
+    "load_model": "weights_us",
+    "init_lora_manager": "adapters_us",
+    "alloc_memory_pool": "pools_us",
+    "init_cuda_graphs": "graphs_us",
+}
+FIRST = "load_model"  # what goes before it, from the engine's call on, is spawning and imports
+
+
+class Part(msgspec.Struct):
+    """A method that has run."""
+
+    method: str
+    began_ns: int
+    took_ns: int
+
+
+def install() -> None:
+    """Time the parts of a start in this process, if the environment says where to."""
+    folder = os.environ.get(FOLDER)
+    if folder:
+        when_imported(MODULE, functools.partial(_wrap, Path(folder)))
+
+
+def _wrap(folder: Path, module: ModuleType) -> None:
+    kind = getattr(module, CLASS, None)
+    for name in PARTS:
+        method = getattr(kind, name, None)
+        if method is not None:
+            setattr(kind, name, timed(method, name, folder))
+
+
+def timed(method: Callable[..., Any], name: str, folder: Path) -> Callable[..., Any]:
+    """The method, each of whose calls leaves a line in a file of this process."""
+
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        began = monotonic_ns()
+        found = method(*args, **kwargs)
+        part = Part(name, began, monotonic_ns() - began)
+        with (folder / f"start-{os.getpid()}").open("ab") as file:
+            file.write(msgspec.json.encode(part) + b"\n")
+        return found
+
+    return wrapper
+
+
+def parts(folder: Path, called_ns: int) -> dict[SampleName, list[float]]:
+    """The parts of a start, us, of the process that took longest over each. `called_ns`: when the engine was called."""
+    found: dict[SampleName, float] = {}
+    for file in sorted(folder.glob("start-*")):
+        sums: dict[SampleName, float] = {}
+        for line in file.read_bytes().splitlines():
+            try:
+                part = msgspec.json.decode(line, type=Part)
+            except msgspec.DecodeError:  # a line that was cut off
+                continue
+            if part.method == FIRST:
+                sums.setdefault("processes_us", (part.began_ns - called_ns) / 1000)
+            if part.method in PARTS:
+                name = PARTS[part.method]
+                sums[name] = sums.get(name, 0.0) + part.took_ns / 1000
+        for name, took in sums.items():
+            found[name] = max(took, found.get(name, 0.0))
+    return {name: [took] for name, took in found.items() if took > 0}
