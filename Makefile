@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
 .PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots
-.PHONY: wheels wheels-in-turn setup clean
+.PHONY: wheels wheels-between wheels-in-turn setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
 	$(BIN)/python -m bench sweep $(SWEEP_ARGS)
@@ -82,7 +82,10 @@ $(SMOLLM2): $(VENV)/.ready
 	touch $@
 
 # The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
-SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.18 0.5.20 0.5.23
+SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
+
+# Those in between, which their neighbours' rows fit: `make test-versions` holds their files against these.
+SGLANG_BETWEEN := 0.5.14 0.5.15 0.5.19 0.5.21
 
 # What a CI fetches: the oldest, the newest and one between that changes with the day, so that each has its turn.
 DAY := $(shell expr `date +%s` / 86400)
@@ -100,7 +103,10 @@ wheels-in-turn: setup  ## three of them; one that cannot be fetched is no error,
 	@for version in $(IN_TURN); do { $(FETCH); } >/dev/null 2>&1 || \
 	  echo "sglang $$version cannot be fetched: its tests will be skipped" >&2; done
 
-test-versions: wheels  ## the plugin on every SGLang version it knows: before a change of the plugin is done
+wheels-between: setup
+	for version in $(SGLANG_BETWEEN); do $(FETCH) || exit 1; done
+
+test-versions: wheels wheels-between  ## the plugin on every SGLang version it knows: before a change of the plugin is done
 	VERSIONS_WHOLE=1 $(PYTEST) tests/csgmv_embed/sglang/test_versions.py
 
 setup: $(VENV)/.ready

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from csgmv_embed.sglang.installer import NOT_LOADED, Status, install, status
-from csgmv_embed.sglang.targets import RELEASES
+from csgmv_embed.sglang.targets import known_versions
 
 GROUP = "sglang.srt.plugins"
 SELECT = "SGLANG_PLUGINS"  # SGLang's own list of plugins to load; empty means all
@@ -50,7 +50,7 @@ def _selected() -> str:
 def report(found: Status, way: str) -> Iterator[str]:
     """The lines of the doctor's answer."""
     yield f"sglang       {found.sglang or 'not installed'}"
-    yield f"known        {', '.join(release.version for release in RELEASES)}"
+    yield f"known        {', '.join(known_versions())}"
     yield f"loaded by    {way}"
     yield f"plugin       {'on' if found.active else 'off: ' + found.reason}"
     for hook in found.hooks:

@@ -7,7 +7,7 @@ that version's wheel (`make wheels`, tests/csgmv_embed/sglang/test_versions.py).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csgmv_embed.errors import CsgmvEmbedError
 
@@ -53,6 +53,7 @@ class Release:
     decode_graph_second: str = "num_tokens_per_req"
     stacked_slices: bool = True  # the backend takes a number of slices; replicated layers have LoRA
     graph_variant: tuple[str, ...] | None = ()  # further parameters of a capture; None: there are no graphs in variants
+    also: tuple[str, ...] = ()  # later versions whose wheels hold the same
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -166,11 +167,32 @@ RELEASES = (
         "0.5.11", OLDEST_KERNELS, True, False, (), False, decode_graph_second="num_tokens_per_bs", graph_variant=None
     ),
     Release(
-        "0.5.13", OLDEST_KERNELS, True, True, (), False, decode_graph_second="num_tokens_per_bs", graph_variant=None
+        "0.5.13",
+        OLDEST_KERNELS,
+        True,
+        True,
+        (),
+        False,
+        decode_graph_second="num_tokens_per_bs",
+        graph_variant=None,
+        also=("0.5.14", "0.5.15"),
     ),
     Release("0.5.16", MIDDLE_KERNELS, True, True, (), False),
-    Release("0.5.18", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True, graph_variant=("dsa_variant",)),
-    Release("0.5.20", MIDDLE_KERNELS, True, True, PREFILL_REQUESTS, True, graph_variant=("attention_variant",)),
+    Release("0.5.17", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True),
+    Release(
+        "0.5.18", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True, graph_variant=("dsa_variant",), also=("0.5.19",)
+    ),
+    Release(
+        "0.5.20",
+        MIDDLE_KERNELS,
+        True,
+        True,
+        PREFILL_REQUESTS,
+        True,
+        graph_variant=("attention_variant",),
+        also=("0.5.21",),
+    ),
+    Release("0.5.22", NEWEST_KERNELS, True, True, PREFILL_REQUESTS, True, graph_variant=("attention_variant",)),
     Release(
         "0.5.23",
         NEWEST_KERNELS,
@@ -191,16 +213,21 @@ def release_for(version: str, *, any_version: bool = False) -> Release:
     """
     exact = re.fullmatch(r"(\d+\.\d+\.\d+)(\.post\d+)?(\+.*)?", version)
     for release in RELEASES:
-        if exact and exact[1] == release.version:
-            return release
+        if exact and exact[1] in (release.version, *release.also):
+            return replace(release, version=exact[1])
     if not any_version:
         raise VersionError(
-            f"SGLang {version} is not one of {', '.join(release.version for release in RELEASES)}, which this plugin "
+            f"SGLang {version} is not one of {', '.join(known_versions())}, which this plugin "
             "was checked against; SGLang's own path stays. CSGMV_EMBED_ANY_VERSION=1 tries the nearest of them"
         )
     wanted = _numbers(version)
     older = [release for release in RELEASES if _numbers(release.version) <= wanted]
     return older[-1] if older else RELEASES[0]
+
+
+def known_versions() -> tuple[str, ...]:
+    """Every version that the plugin was checked against, oldest first."""
+    return tuple(version for release in RELEASES for version in (release.version, *release.also))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from csgmv_embed.sglang.targets import LAYERS, RELEASES, Hook, Release
+from csgmv_embed.sglang.targets import LAYERS, RELEASES, Hook, Release, known_versions
 from tests.support import real_sglang as support
 
 WHEELS = support.REPO / "build" / "wheels"
@@ -75,7 +75,8 @@ def parameters(definition: ast.FunctionDef) -> tuple[str, ...]:
     return (*names, *([arguments.kwarg.arg] if arguments.kwarg else []))
 
 
-CASES = [(release, hook) for release in RELEASES for hook in release.hooks]
+EVERY = [replace(release, version=version) for release in RELEASES for version in (release.version, *release.also)]
+CASES = [(release, hook) for release in EVERY for hook in release.hooks]
 
 
 @pytest.mark.parametrize(("release", "hook"), CASES, ids=[f"{r.version}-{h.name}" for r, h in CASES])
@@ -83,7 +84,7 @@ def test_every_target_is_in_the_wheel_with_this_signature(release: Release, hook
     assert parameters(function(release.version, hook.target)) == hook.parameters
 
 
-@pytest.mark.parametrize("release", RELEASES, ids=VERSIONS)
+@pytest.mark.parametrize("release", EVERY, ids=known_versions())
 def test_the_rows_say_what_the_wheel_does(release: Release) -> None:
     info = named(parsed(release.version, "sglang.srt.lora.utils").body, "LoRABatchInfo", ast.ClassDef)
     fields = {
@@ -115,12 +116,13 @@ BASE = "sglang.srt.layers.vocab_parallel_embedding.VocabParallelEmbedding"
 # What the hooks of the two layers do in its place, or rely on: the versions from which on it is written otherwise. Each
 # of these was read: the signature alone does not tell what a function does.
 WRITTEN_ANEW = {
-    # lora_active; then base and LoRA handed to the backend, whose csgmv one calls apply_lora on them
-    f"{LAYER}.forward": ["0.5.18", "0.5.23"],
+    # lora_active; the batch of a layout, csgmv's one; then base and LoRA handed to the backend, whose csgmv one calls
+    # apply_lora on them
+    f"{LAYER}.forward": ["0.5.17", "0.5.22", "0.5.23"],
     f"{LAYER}.apply_lora": ["0.5.13"],  # offsets on the host as well
     f"{LAYER}.run_lora_a_embedding": [],
     f"{HEAD}.apply_lora": ["0.5.13"],  # offsets on the host as well
-    f"{HEAD}._get_lm_head_batch_info": ["0.5.23"],  # words of its errors
+    f"{HEAD}._get_lm_head_batch_info": ["0.5.22", "0.5.23"],  # words of its errors
     f"{BASE}.forward": ["0.5.13", "0.5.16", "0.5.23"],  # probe of ids; a helper; an idle batch
     "sglang.srt.layers.quantization.unquant.UnquantizedEmbeddingMethod.embedding": [],
 }
@@ -139,6 +141,10 @@ def test_what_the_layer_hooks_replace_was_read_in_every_version(target: str) -> 
 def test_make_wheels_fetches_every_version() -> None:
     found = re.search(r"^SGLANG_VERSIONS := (.*)$", (support.REPO / "Makefile").read_text(encoding="utf-8"), re.M)
     assert found and found[1].split() == VERSIONS
+    between = re.search(r"^SGLANG_BETWEEN := (.*)$", (support.REPO / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert between and [*found[1].split(), *between[1].split()] == sorted(
+        known_versions(), key=lambda version: (version not in VERSIONS, version)
+    )
 
 
 @dataclass(frozen=True)
