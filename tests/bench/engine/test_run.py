@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic_ns
 from typing import ClassVar
@@ -167,7 +168,7 @@ class Counted(Quick):
     def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__(environment)
         self.jobs: list[Job] = []
-        self.closed = False
+        self.closed, self.closed_ns = False, 0
         self.all.append(self)
 
     def begin(self, job: Job) -> None:
@@ -175,7 +176,7 @@ class Counted(Quick):
         super().begin(job)
 
     def close(self) -> None:
-        self.closed = True
+        self.closed, self.closed_ns = True, monotonic_ns()
         super().close()
 
 
@@ -198,6 +199,8 @@ def test_the_next_engine_imports_while_one_starts_and_waits_while_it_is_measured
     children = [child for child in counted if child.prepared is None]
     assert [served_by(child) for child in children] == [["none"], ["csgmv"], ["plugin"]], "none was started twice"
     assert all(isinstance(child.jobs[0], WarmJob) for child in children) and all(child.closed for child in counted)
+    for one, following in pairwise(children):
+        assert following.spawned_ns < one.closed_ns, "it is there before the one before it is ended"
     for process in results.processes:
         (start,) = [item.samples for item in process.loads if item.load.kind == "start"]
         slow = 0 if process.mode == "plugin" else 1e6 * fake_engine.SLOW_S
