@@ -63,7 +63,7 @@ def load(
         for (module, side), table in _tables(pool).items():
             if (module, side) not in present:
                 table[buffer_id].zero_()
-    state.set_slot(buffer_id, (EMBEDDING, "A") in present)
+    state.set_slot(buffer_id, (EMBEDDING, "A") in present, (HEAD, "A") in present)
 
 
 def admit(

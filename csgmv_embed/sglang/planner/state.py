@@ -44,7 +44,7 @@ class Step(NamedTuple):
 class State:
     """What the plugin keeps for one backend object.
 
-    None in the two flags and in slot_has_embedding means not told: then everything is prepared.
+    None in the two flags and in the two arrays by slot means not told: then everything is prepared.
     """
 
     backend: Any
@@ -54,6 +54,7 @@ class State:
     in_row_layer: bool = False  # whether a row-parallel linear layer is being run
     linear_wanted: bool = False  # whether linear layers are served by this plugin: their tiles are planned then
     slot_has_embedding: npt.NDArray[np.bool_] | None = None
+    slot_has_head: npt.NDArray[np.bool_] | None = None
     ranks: Ranks = field(default_factory=Ranks)
     scalings: Scalings = field(default_factory=Scalings)
     staging: Staging | None = None
@@ -64,12 +65,15 @@ class State:
     _words_known: tuple[Int32Array, Int32Array | None] | None = None
     words_version: int = 0
 
-    def set_slot(self, slot: int, has_embedding: bool) -> None:
-        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer."""
-        if self.slot_has_embedding is None:
-            self.slot_has_embedding = np.zeros(self.backend.max_loras_per_batch, dtype=np.bool_)
-        self.slot_has_embedding[slot] = has_embedding
+    def set_slot(self, slot: int, has_embedding: bool, has_head: bool = True) -> None:
+        """Say whether the adapter now in `slot` has LoRA weights of the embedding layer, and of lm_head."""
+        if self.slot_has_embedding is None or self.slot_has_head is None:
+            self.slot_has_embedding, self.slot_has_head = np.zeros(
+                (2, self.backend.max_loras_per_batch), dtype=np.bool_
+            )
+        self.slot_has_embedding[slot], self.slot_has_head[slot] = has_embedding, has_head
         self._words_known = None
+        self.words_version += 1  # word_by_slot does not where the embedding layer is not targeted
 
     def word_by_slot(self) -> Int32Array | None:
         """The token word of each slot; None if no slot that was given a rank has LoRA on the embedding layer.
