@@ -173,6 +173,8 @@ def accuracy(setting: Setting) -> Iterator[Event]:
 def _begin(setting: Setting) -> _Run:
     model, tokenizer = models.load(setting.source, setting.dtype, str(setting.device))
     adapters = [models.adapter(folder) for folder in setting.adapters]
+    for adapter in adapters:
+        models.require_servable(adapter, model)
     names = (None, *(adapter.name for adapter in adapters))
     requests = [
         Request(prompt, name, tuple(tokenizer(prompt).input_ids))
