@@ -48,7 +48,7 @@ def convert(source: Path, target: Path) -> float:
         folder.mkdir()
         save_file(made, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(made_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        off = difference(source, folder, tensors)
+        off = difference(source, folder, tensors, tied=bool(config.get("ensure_weight_tying")))
         allowed = 8 * max(torch.finfo(tensor.dtype).eps for tensor in made.values())
         if not off <= allowed:
             raise AdapterError(f"{source}: the plain adapter differs from it by {off:.1e}, more than {allowed:.1e}")
@@ -92,10 +92,11 @@ def _targets(given: Any, tensors: Tensors) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in named} | found)
 
 
-def difference(first: Path, second: Path, tensors: Tensors) -> float:
+def difference(first: Path, second: Path, tensors: Tensors, *, tied: bool = False) -> float:
     """How far two adapters are from each other on random inputs, by PEFT, in parts of the largest value of a module.
 
-    The model around them has zeros where LoRA is added, of the shapes that `tensors` say. Raises AdapterError.
+    The model around them has zeros where LoRA is added, of the shapes that `tensors` say; `tied`: its lm_head
+    has the weight of its embedding. Raises AdapterError.
     """
     try:
         from peft import PeftModel
@@ -103,7 +104,7 @@ def difference(first: Path, second: Path, tensors: Tensors) -> float:
         raise AdapterError(NEEDS) from error
     outputs = []
     for folder in (first, second):
-        model = _Skeleton(tensors)
+        model = _Skeleton(tensors, tied=tied)
         found = PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval().base_model.model
         outputs.append(found.run())
     pairs = [(one, outputs[1][name]) for name, one in outputs[0].items()]
@@ -113,7 +114,7 @@ def difference(first: Path, second: Path, tensors: Tensors) -> float:
 class _Skeleton(nn.Module):
     """A model of nothing but the modules that LoRA is on, for PEFT to load an adapter into."""
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors, *, tied: bool) -> None:
         super().__init__()
         self.shapes: dict[str, dict[str, torch.Size]] = {}
         embeddings = set()
@@ -121,7 +122,7 @@ class _Skeleton(nn.Module):
             if found := rules.lora_tensor(name):
                 self.shapes.setdefault(found.module, {})[found.side] = tensor.shape
                 embeddings |= {found.module} if "lora_embedding" in name else set()
-        self.config = SimpleNamespace(tie_word_embeddings=False, model_type="skeleton", to_dict=dict)
+        self.config = SimpleNamespace(tie_word_embeddings=tied, model_type="skeleton", to_dict=dict)
         for module, shapes in self.shapes.items():
             inputs, outputs = shapes["A"][-1], shapes["B"][0]
             made: nn.Module = (
@@ -129,6 +130,13 @@ class _Skeleton(nn.Module):
             )
             nn.init.zeros_(made.weight)  # type: ignore[arg-type]
             self._place(module, made)
+        ends = {module.rpartition(".")[2]: module for module in self.shapes}
+        if tied and {"embed_tokens", "lm_head"} <= ends.keys():
+            # What PEFT asks a tied model for.
+            self._tied_weights_keys = {f"{ends['lm_head']}.weight": f"{ends['embed_tokens']}.weight"}
+            embedding = self.get_submodule(ends["embed_tokens"])
+            self.get_submodule(ends["lm_head"]).weight = embedding.weight
+            self.get_input_embeddings = lambda: self.get_submodule(ends["embed_tokens"])
 
     def _place(self, path: str, module: nn.Module) -> None:
         *parts, last = path.split(".")
@@ -149,5 +157,5 @@ class _Skeleton(nn.Module):
                 ids = torch.randint(0, inputs, (64,), generator=generator)
                 hidden = torch.randn(4, inputs, generator=generator)
                 embeds = isinstance(getattr(module, "base_layer", module), nn.Embedding)
-                found[path] = module(ids if embeds else hidden).float()
+                found[path] = module(ids if embeds else hidden).detach().float()
         return found
