@@ -83,7 +83,8 @@ def update(path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Req
 
 def weaker(adapter: Adapter) -> Adapter:
     """The adapter at half its scale: another one as far as serving goes."""
-    config = {**adapter.config, "lora_alpha": adapter.config["lora_alpha"] / 2}
+    halves = {key: alpha / 2 for key, alpha in (adapter.config.get("alpha_pattern") or {}).items()}
+    config = {**adapter.config, "lora_alpha": adapter.config["lora_alpha"] / 2, "alpha_pattern": halves}
     return dataclasses.replace(adapter, name=f"{adapter.name}-half", config=config)
 
 

@@ -16,6 +16,8 @@ import torch
 
 from bench.model.config import ConfigError
 from bench.model.environment import ROOT
+from csgmv_embed.adapters.reading import Reading, differs
+from csgmv_embed.adapters.rules import AdapterError, FullWeight
 
 SMALL = "small"
 SMOLLM2 = "smollm2"
@@ -100,6 +102,22 @@ def adapter(folder: Path) -> Adapter:
     if others:
         raise AccuracyError(f"adapter {folder}: has {others[0]}; expected LoRA on {' and '.join(MODULES)} alone")
     return Adapter(folder.name, folder, tensors, config)
+
+
+def require_servable(found: Adapter, model: Any) -> None:
+    """Raises AccuracyError, with the reason, for an adapter that cannot be served as PEFT means it."""
+    layers = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
+
+    def difference(weight: FullWeight, tensor: torch.Tensor) -> str:
+        return differs(tensor, layers[weight.last].weight.detach())
+
+    try:
+        reading = Reading(found.name, found.config, difference, tied=bool(model.config.tie_word_embeddings))
+        for name, tensor in found.tensors.items():
+            reading.take(name, tensor)
+        reading.finish()
+    except AdapterError as error:
+        raise AccuracyError(f"refused: {error}") from error
 
 
 @contextmanager

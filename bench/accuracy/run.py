@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -162,10 +162,10 @@ def accuracy(setting: Setting) -> Iterator[Event]:
         yield Reference(output.request.prompt, output.request.adapter, run.written(output))
     with hosted(setting.device):
         for path in PATHS:
-            with _plugin(on=path == "plugin"):
+            with plugin_on() if path == "plugin" else nullcontext():
                 yield from _path(run, path)
         for path in PATHS if setting.plant else ():
-            with _plugin(on=path == "plugin"):
+            with plugin_on() if path == "plugin" else nullcontext():
                 yield Stage(f"SGLang {path}: planted faults")
                 yield from _plant(run, path)
 
@@ -173,6 +173,8 @@ def accuracy(setting: Setting) -> Iterator[Event]:
 def _begin(setting: Setting) -> _Run:
     model, tokenizer = models.load(setting.source, setting.dtype, str(setting.device))
     adapters = [models.adapter(folder) for folder in setting.adapters]
+    for adapter in adapters:
+        models.require_servable(adapter, model)
     names = (None, *(adapter.name for adapter in adapters))
     requests = [
         Request(prompt, name, tuple(tokenizer(prompt).input_ids))
@@ -252,11 +254,8 @@ def _cut(output: Output, steps: int) -> Output:
 
 
 @contextmanager
-def _plugin(*, on: bool) -> Iterator[None]:
+def plugin_on() -> Iterator[None]:
     """The plugin's hooks in place and on, as `csgmv_embed.sglang.install` leaves them; off, and inert, outside."""
-    if not on:
-        yield
-        return
     plugin = importlib.import_module("csgmv_embed.sglang")
     runtime = importlib.import_module("csgmv_embed.sglang.runtime")
     found = plugin.install()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli.guards import refuse_unknown_format
 from bench.model import environment
 
 ModelOption = Annotated[
@@ -69,6 +70,26 @@ def accuracy(
         raise typer.Exit(1)
 
 
+def forms(
+    format: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+) -> None:
+    """Serve each form of adapter, by SGLang as installed and with the plugin. Exits 1 if the plugin is wrong."""
+    refuse_unknown_format(format)
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    from bench.accuracy.forms import forms as served
+    from bench.show.forms import rows, table
+    from bench.show.rows import FORMATS
+    from bench.show.tables import console
+
+    found = list(served())
+    if format == "table":
+        console().print(table(found))
+    else:
+        typer.echo(FORMATS[format](rows(found)), nl=False)
+    if not all(row.passed for row in found):
+        raise typer.Exit(1)
+
+
 def adapters(
     model: ModelOption = "smollm2",
     output: Annotated[
@@ -124,5 +145,5 @@ def _dtype(wanted: str | None, has_gpu: bool) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (accuracy, adapters, small_model):
+    for verb in (accuracy, forms, adapters, small_model):
         app.command()(verb)

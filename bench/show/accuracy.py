@@ -47,7 +47,13 @@ def trained(steps: Iterable[Step], console: Console) -> None:
 
 def summary(found: AccuracyFile) -> RenderableType:
     """Differences, texts, checks and planted faults of a run, and what they were judged by."""
-    parts: list[RenderableType] = [_heading(found), _differences(found), _texts(found), _checks(found)]
+    parts: list[RenderableType] = [
+        _heading(found),
+        _differences(found),
+        _verdicts(found),
+        _texts(found),
+        _checks(found),
+    ]
     if found.faults:
         parts.append(_faults(found))
     parts.append(Text("pass" if found.passed else "FAIL"))
@@ -83,6 +89,18 @@ def _cell(row: Row) -> str:
     largest = max(row.prefill_max, row.decode_max)
     mean = max(row.prefill_mean, row.decode_mean)
     return f"{largest:.1e} / {mean:.1e} {row.text}{'' if row.passed else ' FAIL'}"
+
+
+def _verdicts(found: AccuracyFile) -> Table:
+    """Each adapter on each path: right if all of its requests are. One that cannot be served is refused before that."""
+    paths = [path for path in PATHS if any(row.path == path for row in found.rows)]
+    table = Table("adapter", *paths, title="adapters", title_justify="left")
+    for name in found.adapters:
+        rows = [row for row in found.rows if row.adapter == name]
+        table.add_row(
+            name, *("right" if all(row.passed for row in rows if row.path == path) else "WRONG" for path in paths)
+        )
+    return table
 
 
 def _texts(found: AccuracyFile) -> Table:

@@ -14,6 +14,7 @@ from csgmv_embed.errors import CsgmvEmbedError
 BACKEND = "sglang.srt.lora.backend.chunked_backend.ChunkedSgmvLoRABackend"
 POOL = "sglang.srt.lora.mem_pool.LoRAMemoryPool"
 MANAGER = "sglang.srt.lora.lora_manager.LoRAManager"
+ADAPTER = "sglang.srt.lora.lora.LoRAAdapter"
 LAYERS = "sglang.srt.lora.layers"
 RUNNER = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 LINEAR_HOOKS = ("qkv", "gate_up", "column", "row", "replicated", "row_forward", "shrink", "expand")
@@ -84,6 +85,7 @@ class Release:
             Hook("modules", f"{MANAGER}.update_lora_info", ("self",)),
             Hook("weights", f"{MANAGER}.load_lora_weights", ("self", "lora_ref")),
             Hook("tensors", f"{MANAGER}.load_lora_weights_from_tensors", ("self", "lora_ref", "tensors")),
+            Hook("tensor", f"{ADAPTER}._process_weight", ("self", "name", "loaded_weight")),
             Hook(
                 "csgmv_launcher", f"{self.kernels}.chunked_embedding_lora_a.chunked_embedding_lora_a_forward", weights
             ),

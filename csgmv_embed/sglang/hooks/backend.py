@@ -6,6 +6,7 @@ from typing import Any
 
 from csgmv_embed.sglang import planner, runtime
 from csgmv_embed.sglang.hooks.common import Original
+from csgmv_embed.sglang.hooks.pool import check_adapter
 
 
 def prepare(
@@ -49,10 +50,15 @@ def prefill_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -
 
 
 def modules(original: Original, manager: Any) -> None:
-    """`update_lora_info`: which of the two modules the backend has to prepare for."""
+    """`update_lora_info`: which of the two modules the backend has to prepare for.
+
+    The adapters that a server starts with are read before there is a pool; here they are held against it.
+    """
     original(manager)
     state = runtime.state_of(manager.lora_backend)
     if state is not None:
+        for adapter in manager.loras.values():
+            check_adapter(manager.memory_pool, adapter)
         state.embedding_targeted = manager.embed_tokens_module is not None
         state.lm_head_targeted = manager.lm_head_module is not None
         state.last_step = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from csgmv_embed.adapters.rules import AdapterError
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.hooks.common import Original
@@ -83,26 +84,9 @@ def admit(
     original(pool, cur_uids, lora_adapters, lora_modules, lora_refs, lora_embed_tokens_module, lora_lm_head_module)
 
 
-def read_weights(original: Original, manager: Any, lora_ref: Any, *args: Any, **kwargs: Any) -> None:
-    """`load_lora_weights` and `..._from_tensors`: an adapter that does not fit is forgotten, not left half loaded."""
-    if runtime.state_of(manager.lora_backend) is None:
-        original(manager, lora_ref, *args, **kwargs)
-        return
-    known = lora_ref.lora_id in manager.loras
-    try:
-        original(manager, lora_ref, *args, **kwargs)
-        pool = getattr(manager, "memory_pool", None)
-        if pool is not None:
-            check_adapter(pool, manager.loras[lora_ref.lora_id])
-    except Exception:
-        if not known:
-            manager.loras.pop(lora_ref.lora_id, None)
-            manager.configs.pop(lora_ref.lora_id, None)
-        raise
-
-
 def check_adapter(pool: Any, adapter: Any) -> None:
-    """Raises ShapeError if an adapter's weights of the embedding layer or lm_head do not fit the pool's buffers.
+    """Raises ShapeError if an adapter's weights of the embedding layer or lm_head do not fit the pool's buffers,
+    AdapterError if the pool has none for them.
 
     A is (rank, vocab + added) for the embedding layer, (rank, hidden) for lm_head; B is (hidden, rank) and
     (vocab, rank); rank is the one in the adapter's configuration.
@@ -115,7 +99,10 @@ def check_adapter(pool: Any, adapter: Any) -> None:
     for module, side, weight in _weights(adapter):
         table = tables.get((module, side))
         if table is None:
-            continue
+            raise AdapterError(
+                f"adapter {adapter.uid} has LoRA on {module}, which this server does not target; expected {module} "
+                "among --lora-target-modules"
+            )
         columns = vocab + added if module == EMBEDDING else table.shape[2]
         rows = table.shape[1] if module == EMBEDDING else vocab + added
         expected = (rank, columns) if side == "A" else (rows, rank)

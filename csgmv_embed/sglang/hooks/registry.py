@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from csgmv_embed.sglang.hooks import backend, embedding, graphs, linear, lm_head, lookup, pool
+from csgmv_embed.sglang.hooks import backend, embedding, graphs, linear, lm_head, lookup, pool, reading
 
 HOOKS: dict[str, Callable[..., Any]] = {
     "lookup": lookup.lookup,
@@ -16,8 +16,9 @@ HOOKS: dict[str, Callable[..., Any]] = {
     "storage": pool.init_buffers,
     "load": pool.load,
     "admit": pool.admit,
-    "weights": pool.read_weights,
-    "tensors": pool.read_weights,
+    "weights": reading.read_weights,
+    "tensors": reading.read_weights,
+    "tensor": reading.read_tensor,
     "csgmv_launcher": pool.demand_rank_major,
     "fallback_launcher": pool.demand_rank_major,
     "layer": embedding.forward,

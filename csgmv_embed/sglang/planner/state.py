@@ -73,7 +73,7 @@ class State:
             self.slot_has_head = self.slot_has_embedding.copy()
         self.slot_has_embedding[slot], self.slot_has_head[slot] = has_embedding, has_head
         self._words_known = None
-        self.words_version += 1
+        self.words_version += 1  # word_by_slot does not where the embedding layer is not targeted
 
     def head_ranks(self) -> Int64Array:
         """The rank of each slot on lm_head, 0 where its adapter has no LoRA there."""

@@ -191,6 +191,12 @@ def test_a_slot_keeps_nothing_of_the_adapter_it_held_before(on: Any) -> None:
     state = runtime.state_of(server.manager.lora_backend)
     assert state is not None and state.slot_has_embedding is not None and not state.slot_has_embedding.any()
     assert getattr(server.manager.lora_backend.batch_info, planner.BATCH) is None
+    assert state.slot_has_head is not None
+    slot_of = server.pool.uid_to_buffer_id
+    assert state.slot_has_head.tolist() == [slot_of[server.refs["head"].lora_id] == slot for slot in range(2)]
+    version = state.words_version
+    server.forward(["embed", None], [4, 2])
+    assert not state.slot_has_head.any() and state.words_version > version  # a decode step is not the last one again
 
 
 def test_memory_equals_sglangs_to_the_byte(on: Any) -> None:

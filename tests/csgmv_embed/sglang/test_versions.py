@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from csgmv_embed.sglang.targets import LAYERS, RELEASES, Hook, Release, known_versions
+from csgmv_embed.sglang.targets import ADAPTER, LAYERS, RELEASES, Hook, Release, known_versions
 from tests.support import real_sglang as support
 
 WHEELS = support.REPO / "build" / "wheels"
@@ -113,7 +113,7 @@ def test_no_two_versions_could_share_a_row_unnoticed() -> None:
 
 LAYER, HEAD = f"{LAYERS}.VocabParallelEmbeddingWithLoRA", f"{LAYERS}.ParallelLMHeadWithLoRA"
 BASE = "sglang.srt.layers.vocab_parallel_embedding.VocabParallelEmbedding"
-# What the hooks of the two layers do in its place, or rely on: the versions from which on it is written otherwise. Each
+# What the hooks do in its place, or rely on: the versions from which on it is written otherwise. Each
 # of these was read: the signature alone does not tell what a function does.
 WRITTEN_ANEW = {
     # lora_active; the batch of a layout, csgmv's one; then base and LoRA handed to the backend, whose csgmv one calls
@@ -122,7 +122,7 @@ WRITTEN_ANEW = {
     f"{LAYER}.apply_lora": ["0.5.13"],  # offsets on the host as well
     f"{LAYER}.run_lora_a_embedding": [],
     f"{HEAD}.apply_lora": ["0.5.13"],  # offsets on the host as well
-    f"{HEAD}._get_lm_head_batch_info": ["0.5.22", "0.5.23"],  # words of its errors
+from csgmv_embed.sglang.targets import ADAPTER, LAYERS, RELEASES, Hook, Release, known_versions
     f"{BASE}.forward": ["0.5.13", "0.5.16", "0.5.23"],  # probe of ids; a helper; an idle batch
     "sglang.srt.layers.quantization.unquant.UnquantizedEmbeddingMethod.embedding": [],
 }
@@ -208,7 +208,7 @@ def test_the_plugin_works_on_the_wheel(version: str, tmp_path: Path) -> None:
     folder = tmp_path / "wheel"
     with zipfile.ZipFile(wheel(version)) as files:
         files.extractall(folder)
-    files = ("planner", "hooks", "test_original_order.py", "test_server.py")
+    files = ("planner", "hooks", "test_original_order.py", "test_server.py", "test_adapters.py")
     run = run_on(folder, tmp_path / "report.xml", *files)
     if run.not_here and version not in MUST_IMPORT:
         pytest.skip(f"{version}: {run.not_here}")

@@ -269,7 +269,7 @@ def test_another_target_set_plans_an_equal_step_again(pair: Any) -> None:
     planner.prepare(state, batch, *arguments)
     assert getattr(state.backend.batch_info, planner.BATCH) is not None
     setattr(state.backend, planner.STATE, state)
-    manager = SimpleNamespace(lora_backend=state.backend, embed_tokens_module=None, lm_head_module=None)
+    manager = SimpleNamespace(lora_backend=state.backend, embed_tokens_module=None, lm_head_module=None, loras={})
     runtime.activate(runtime.Active(state.release, Settings()))
     try:
         backend_hooks.modules(lambda _: None, manager)
