@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from bench.engine import trace
 from bench.judge.serving import Where, where
 from bench.model.served import SITES, ServeResults, Site
 from bench.show.serving import setup_words
@@ -33,7 +34,7 @@ NAMES |= {"base": "base products", "attention": "attention", "copies": "copies",
 
 def data(results: ServeResults) -> list[list[Where]]:
     """The traces of each load, a mode each."""
-    found = where(results)
+    found = where(trace.anew(results))
     return [[item for item in found if item.load == load] for load in dict.fromkeys(item.load for item in found)]
 
 

@@ -17,15 +17,19 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.model.served import Phase, ServedTrace, Site, TracedKernel, TracedPass
+import msgspec
+
+from bench.model.served import Phase, ServedTrace, ServeResults, Site, TracedKernel, TracedPass
 from bench.model.serving import LAYER_SITES, Load, Targets
 
 GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 COMPLETE, BEGIN = "X", "B"
+NOT_THE_MODELS = "passes that do not have the model's sites"
 Part = Literal["start", "shrink", "expand"]
 
 
@@ -37,11 +41,11 @@ class TraceError(Exception):
 RULES: tuple[tuple[str, Site | None, Part | None], ...] = (
     (r"embedding_lora_a", "embedding", "start"),
     (r"embedding_lora_kernel|embedding_rows_kernel", "embedding", "start"),
-    (r"lm_head_(shrink|expand)_kernel", "lm_head", None),
     (r"_chunked_lora_shrink|_sgemm_lora_a|\blora_shrink_kernel", None, "shrink"),
     (r"\blora_shrink_sum_kernel", None, "expand"),  # parts of a shrink, summed: what follows it
     (r"_chunked_lora_expand|_sgemm_lora_b|_qkv_lora_b|_gate_up_lora_b|\blora_expand_kernel", None, "expand"),
-    (r"norm", "rest", None),  # FlashInfer has norms beside its attention
+    # FlashInfer has norms beside its attention; what attention reads is prepared between two passes.
+    (r"norm|kv_indices|kv_splits", "rest", None),
     (r"_fwd_kernel|_fwd_grouped_kernel|flash|attention|merge_state", "attention", None),
     (r"gemm|nvjet|cutlass|cublas|gemv|splitk|xmma", "base", None),
     (r"^(memcpy|memset)", "copies", None),
@@ -115,6 +119,49 @@ def attributed(
         dict(least_bytes or {}),
         layers,
     )
+
+
+def anew(results: ServeResults) -> ServeResults:
+    """The record with every trace placed by the rules of today."""
+    targets = results.setup.targets
+    processes = [
+        msgspec.structs.replace(process, traces=[placed_anew(trace, targets) for trace in process.traces])
+        for process in results.processes
+    ]
+    return msgspec.structs.replace(results, processes=processes)
+
+
+def placed_anew(trace: ServedTrace, targets: Targets) -> ServedTrace:
+    """A recorded trace, its unplaced kernels where today's rules put those of its example.
+
+    A kernel of that name in a pass of the example's phase is shared out over the sites as the example's calls and times
+    are. The trace is as it was if the example is not placed either.
+    """
+    example = trace.example
+    if example is None or trace.layers is None or all(kernel.site != "unplaced" for kernel in trace.kernels):
+        return trace
+    starts = accumulate(example.took_us, initial=0.0)
+    taken = zip(example.sequence, starts, example.took_us, strict=False)
+    events = [Event(example.names[place], start, took) for place, start, took in taken]
+    lacking: Counter[str] = Counter()
+    placed = _sums(_placed(events, targets, trace.layers, lacking))
+    if lacking:
+        return trace
+    kernels = []
+    for kernel in trace.kernels:
+        # The embedding's own were placed without the order of the sites.
+        same = [one for one in placed if one.name == kernel.name and one.site != "embedding"]
+        if kernel.site != "unplaced" or kernel.phase != example.phase or not same:
+            kernels.append(kernel)
+            continue
+        calls, total = sum(one.calls for one in same), sum(one.total_us for one in same)
+        for one in same:
+            count = max(1, round(kernel.calls * one.calls / calls))
+            took = kernel.total_us * one.total_us / total
+            kernels.append(TracedKernel(one.site, kernel.name, count, took, kernel.phase))
+    unplaced = any(kernel.site == "unplaced" for kernel in kernels)
+    left = trace.lacking if unplaced else {what: n for what, n in trace.lacking.items() if what != NOT_THE_MODELS}
+    return msgspec.structs.replace(trace, kernels=kernels, lacking=left)
 
 
 def _sums(passes: Sequence[Pass]) -> list[TracedKernel]:
@@ -195,15 +242,14 @@ def rule_of(name: str) -> tuple[Site | None, Part | None]:
 def _placed(events: Sequence[Event], targets: Targets, layers: int, lacking: Counter[str]) -> list[Pass]:
     """The passes of a trace, each event in its place."""
     rules = {name: rule_of(name) for name in {event.name for event in events}}
-    own_head = any(site == "lm_head" for site, _ in rules.values())
-    names = [*LAYER_SITES[targets] * layers, *(["lm_head"] if targets != "attention" and not own_head else [])]
+    names = [*LAYER_SITES[targets] * layers, *(["lm_head"] if targets != "attention" else [])]
     order: list[Site] = [*names]  # type: ignore[list-item]  # LAYER_SITES holds sites
     parts = [rules[event.name] for event in events]
     found = []
     for begin, end in _passes(events, parts, len(order), layers):
         sites, whole = _in_pass(parts[begin:end], order)
         if not whole and "unplaced" in sites:
-            lacking["passes that do not have the model's sites"] += 1
+            lacking[NOT_THE_MODELS] += 1
         inside = events[begin:end]
         met = Counter(phase for event in inside if (phase := attends(event.name)) is not None)
         phase = next(iter(met)) if len(met) == 1 else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bench.engine import trace
 from bench.engine.run import CacheReady, Event, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted, traced_loads
 from bench.judge.answers import AnswerCheck, answer_checks
 from bench.judge.serving import (
@@ -63,8 +64,9 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
         parts += [figures_table(results, kind, chosen, wide=wide), Text()]
     parts += [answers_table(answer_checks(results), wide=wide), Text()]
     parts += [times_table(spent(results), wide=wide), Text()]
-    for load in dict.fromkeys(item.load for item in where(results)):
-        parts += [where_table([item for item in where(results) if item.load == load], wide=wide), Text()]
+    traced = where(trace.anew(results))
+    for load in dict.fromkeys(item.load for item in traced):
+        parts += [where_table([item for item in traced if item.load == load], wide=wide), Text()]
     parts.append(failed(results))
     return Group(*parts)
 

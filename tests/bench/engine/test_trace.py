@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from bench.engine.trace import TraceError, attributed, newest, rule_of
+from bench.engine.trace import NOT_THE_MODELS, TraceError, attributed, newest, placed_anew, rule_of
 from bench.model import served
 from bench.model.paths import ROOT
 from bench.model.served import ServedTrace
@@ -23,7 +24,7 @@ ATTENTION = "_fwd_grouped_kernel_stage1"
 NORM = "void flashinfer::norm::FusedAddRMSNormKernel<8u, __nv_bfloat16>(...)"  # of the library of an attention
 
 
-def csgmv_pass(names: tuple[str, str, str] = CSGMV, *, head: bool = True) -> list[tuple[str, float]]:
+def csgmv_pass(names: tuple[str, str, str] = CSGMV) -> list[tuple[str, float]]:
     """(name, us) of a forward pass of two layers; each site's shrink takes another time."""
     embedding, shrink, expand = names
     found = [("Memcpy HtoD (Pinned -> Device)", 1.0), (embedding, 2.0), (expand, 3.0)]
@@ -32,7 +33,7 @@ def csgmv_pass(names: tuple[str, str, str] = CSGMV, *, head: bool = True) -> lis
         found += [("nvjet_tst", 9.0), (shrink, 20.0), (expand, 21.0)]
         found += [("nvjet_tst", 9.0), (shrink, 30.0), (expand, 31.0), ("act_and_mul", 0.5)]
         found += [("nvjet_tst", 9.0), (shrink, 40.0), (expand, 41.0)]
-    return [*found, ("nvjet_tst", 9.0), *([(shrink, 50.0), (expand, 51.0)] if head else [])]
+    return [*found, ("nvjet_tst", 9.0), (shrink, 50.0), (expand, 51.0)]
 
 
 def event(name: Any, start: Any, took: Any, **more: Any) -> dict[str, Any]:
@@ -79,12 +80,27 @@ def test_each_shrink_and_its_expands_belong_to_the_next_site(names: tuple[str, s
     assert calls["embedding", names[2]] == 3
 
 
-def test_a_head_with_kernels_of_its_own_takes_no_place_among_the_shared_ones(tmp_path: Path) -> None:
-    ours = csgmv_pass(("embedding_lora_kernel", "lora_shrink_kernel", "lora_expand_kernel"), head=False)
-    ours = [item for place, item in enumerate(ours) if place != 2]  # the embedding is one kernel
-    own = [("lm_head_shrink_kernel", 4.0), ("lm_head_expand_kernel", 6.0)]
-    found = by_site(read(tmp_path, events([*ours, *own], [*ours, *own])))
-    assert found == pytest.approx({site: 2 * us for site, us in (PLACED | {"embedding": 2.0, "lm_head": 10.0}).items()})
+def test_what_is_prepared_for_attention_is_none_of_it(tmp_path: Path) -> None:
+    """FlashInfer's indices come behind lm_head: a pass with attention there would not be the model's."""
+    one = [*csgmv_pass(), ("create_flashinfer_kv_indices_triton", 1.0), ("get_num_kv_splits_triton", 2.0)]
+    trace = read(tmp_path, events(one, one))
+    assert by_site(trace) == pytest.approx({site: 2 * us for site, us in (PLACED | {"rest": 5.0}).items()})
+    assert trace.lacking == {}
+
+
+def test_a_record_is_placed_anew_by_its_example(tmp_path: Path) -> None:
+    trace = read(tmp_path, events(csgmv_pass(), csgmv_pass(), csgmv_pass()))
+    before = by_site(trace)
+    shared = [msgspec.structs.replace(kernel) for kernel in trace.kernels]
+    for kernel in shared:
+        if "_lora_" in kernel.name and kernel.site != "embedding":
+            kernel.site = "unplaced"
+    lost = msgspec.structs.replace(trace, kernels=shared, lacking={NOT_THE_MODELS: 3, "without an end": 1})
+    found = placed_anew(lost, "all")
+    assert found.lacking == {"without an end": 1}
+    assert by_site(found) == pytest.approx(before)
+    assert placed_anew(lost, "attention") is lost, "the example is not placed either"
+    assert placed_anew(msgspec.structs.replace(lost, example=None), "all").lacking == lost.lacking
 
 
 def test_a_part_of_a_pass_is_not_guessed_at(tmp_path: Path) -> None:
@@ -206,11 +222,11 @@ def test_passes_without_adapters_are_cut_where_the_gpu_waits(tmp_path: Path) -> 
 
 def test_the_parts_of_our_split_shrink_stay_with_their_site_and_an_unknown_name_is_rest(tmp_path: Path) -> None:
     one = []
-    for name, took in csgmv_pass(("embedding_lora_kernel", "lora_shrink_kernel", "lora_expand_kernel"), head=False):
+    for name, took in csgmv_pass(("embedding_lora_kernel", "lora_shrink_kernel", "lora_expand_kernel")):
         one.append((name, took))
         if name == "lora_shrink_kernel":
             one.append(("lora_shrink_sum_kernel", 1.0))
-    trace = read(tmp_path, events([*one, ("a_kernel_of_tomorrow", 5.0), ("lm_head_shrink_kernel", 1.0)]))
+    trace = read(tmp_path, events([*one, ("a_kernel_of_tomorrow", 5.0)]))
     found = by_site(trace)
     assert (found["qkv"], found["down"]) == (42.0 + LAYERS, 162.0 + LAYERS)
     assert found["rest"] == PLACED["rest"] + 5.0

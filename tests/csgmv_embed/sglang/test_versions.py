@@ -122,7 +122,8 @@ WRITTEN_ANEW = {
     f"{LAYER}.apply_lora": ["0.5.13"],  # offsets on the host as well
     f"{LAYER}.run_lora_a_embedding": [],
     f"{HEAD}.apply_lora": ["0.5.13"],  # offsets on the host as well
-from csgmv_embed.sglang.targets import ADAPTER, LAYERS, RELEASES, Hook, Release, known_versions
+    f"{HEAD}._get_lm_head_batch_info": ["0.5.22", "0.5.23"],  # words of its errors
+    f"{ADAPTER}._process_weight": [],
     f"{BASE}.forward": ["0.5.13", "0.5.16", "0.5.23"],  # probe of ids; a helper; an idle batch
     "sglang.srt.layers.quantization.unquant.UnquantizedEmbeddingMethod.embedding": [],
 }
