@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.accuracy.generation import LeftPadded, Request
-from bench.accuracy.models import Adapter, quiet
+from bench.accuracy.models import AccuracyError, Adapter, quiet
 
 
 @dataclass
@@ -29,7 +29,11 @@ class HuggingFace:
     def __init__(self, model: Any, adapters: Sequence[Adapter], dtype: torch.dtype) -> None:
         from peft import PeftModel
 
-        first, *others = adapters
+        # PEFT 0.21 ties lm_head's LoRA for the first adapter of a model alone.
+        tied = [adapter.name for adapter in adapters if adapter.config.get("ensure_weight_tying")]
+        if len(tied) > 1:
+            raise AccuracyError(f"adapters {', '.join(tied)}: both have ensure_weight_tying; expected one at a time")
+        first, *others = sorted(adapters, key=lambda adapter: adapter.name not in tied)
         options: dict[str, Any] = {"autocast_adapter_dtype": False}
         with quiet():
             self._model = PeftModel.from_pretrained(

@@ -262,6 +262,20 @@ def test_only_an_equal_decode_step_is_not_sent_again(
     assert repeats > 20
 
 
+def test_another_adapter_in_a_slot_plans_an_equal_step_again(pair: Any) -> None:
+    """Where the embedding layer is not targeted too: lm_head's weights may have come or gone."""
+    _, state = pair(16)
+    state.embedding_targeted = False
+    batch, arguments = support.forward_batch("DECODE", [1, 1]), [[1, 1], [0, 8, 0, 0, 0], [1.0] * SLOTS]
+    planner.prepare(state, batch, *arguments)
+    before = state.last_step
+    planner.prepare(state, batch, *arguments)
+    assert before is not None and state.last_step is before
+    state.set_slot(1, has_embedding=False, has_head=False)
+    planner.prepare(state, batch, *arguments)
+    assert state.last_step is not before
+
+
 def test_another_target_set_plans_an_equal_step_again(pair: Any) -> None:
     """`update_lora_info` may take the embedding out of the targets."""
     _, state = pair(16)
