@@ -31,10 +31,8 @@ KERNELS: dict[str, tuple[tuple[str, int, int], int]] = {
     "prefill of rank 256": (("layer", 4096, 256), 0),
     "large prefill": (("layer", 16384, 64), 32),
     "large prefill of rank 256": (("layer", 16384, 256), 64),
-    "a site": (("linear", 128, 64), 0),
     "a site of odd ranks": (("linear", 128, 24), 0),
     "a site in a prefill": (("linear", 4096, 64), 0),
-    "lm_head": (("head", 128, 16), 0),
     "lm_head of rank 64": (("head", 512, 64), 0),
 }
 
