@@ -8,7 +8,7 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from bench.judge.estimate import Estimate, Floor, anchor_value, floor, point_estimate
-from bench.model.case import Case
+from bench.model.case import Case, Op
 from bench.model.records import Point, Results
 
 OURS = "csgmv_embed-vocab_major"
@@ -63,6 +63,11 @@ class Figure:
         }
 
 
+def with_lora(op: Op, to_base: float) -> float:
+    """The time with LoRA, in times of the product without. Of all ops only a layer's own time has the product in it."""
+    return to_base if op == "layer" else 1 + to_base
+
+
 @dataclass(frozen=True)
 class Standing:
     """One case on one clock: ours, the fastest competitor, and every contender's figure by name."""
@@ -92,11 +97,11 @@ class Standing:
 
     @property
     def cost_of_lora(self) -> float | None:
-        """Our time over that of the product without LoRA."""
+        """The time with LoRA over that of the product without."""
         base, ours = self.by_name.get(BASE), self.ours
         if base is None or ours is None or base.time_us is None or ours.time_us is None:
             return None
-        return ours.time_us / base.time_us
+        return with_lora(self.case.op, ours.time_us / base.time_us)
 
     @property
     def floor(self) -> Floor | None:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.judge.estimate import Floor, anchor_value, point_estimate, process_spread
-from bench.judge.figures import BASE, OURS, Figure, Standing, figures, pivoted, standings
+from bench.judge.figures import BASE, OURS, Figure, Standing, figures, pivoted, standings, with_lora
 from bench.model.case import OPS, PHASES, Case, ClockName, Op
 from bench.model.records import Point, Results
 from bench.model.registry import sglang_of, without_version
@@ -257,7 +257,7 @@ def _ratios(clock: ClockName, op: Op, points: Sequence[Point]) -> Iterator[str]:
     for name in _columns(points):
         values = [_value(row[name]) / _value(row[OURS]) for row in by_case.values() if name in row and OURS in row]
         if name == BASE and values:
-            costs = [1 / value for value in values]
+            costs = [with_lora(op, 1 / value) for value in values]
             low, high = _cost(min(costs)), _cost(max(costs))
             yield f"{what}: LoRA costs {_cost(geometric_mean(costs))} ({low} to {high}, {len(costs)} cases)"
         elif name != OURS and values:

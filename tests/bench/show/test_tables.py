@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 
+import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
@@ -87,10 +88,13 @@ def test_a_time_below_its_bound_is_marked_and_explained():
     assert "*" not in text([point(CASES[0], OURS, 0.6, 0)])
 
 
-def test_the_product_without_lora_competes_with_nobody():
-    output = text([point(CASES[0], OURS, 3.0, 0), point(CASES[0], "base", 2.0, 1), point(CASES[0], CSGMV, 6.0, 2)])
-    assert row(output, "decode 32 r16")[:5] == ["3.00", "6.00", "2.00", "6.00", "csgmv-chunk16"]
-    assert "+50 %" in output and "LoRA costs +50 % (+50 % to +50 %, 1 cases)" in output
+@pytest.mark.parametrize(("op", "cost"), [("layer", "+50 %"), ("head", "+150 %")])
+def test_the_product_without_lora_competes_with_nobody(op, cost):
+    """A layer's time has the product in it; what adds to given logits comes on top of it."""
+    case = msgspec.structs.replace(CASES[0], op=op, hidden=64)
+    output = text([point(case, OURS, 3.0, 0), point(case, "base", 2.0, 1), point(case, CSGMV, 6.0, 2)])
+    assert "csgmv-chunk16 takes 2.00 times ours" in output
+    assert cost in output and f"LoRA costs {cost} ({cost} to {cost}, 1 cases)" in output
     assert "base takes" not in output and "without LoRA takes" not in output
 
 
