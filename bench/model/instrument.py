@@ -75,6 +75,7 @@ KNOWN = (
         "peers of today: versions of SGLang, vLLM's other ops; graphs are captured where they warmed up",
     ),
     Known(2, "d783f84e61fbd1a7", "our lm_head is a linear layer; what it is given and what it must give stay"),
+    Known(2, "7f5e5d42e641da28", "the plugin of a plan or layer serves lm_head too, as in a server"),
 )
 
 

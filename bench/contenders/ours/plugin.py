@@ -93,7 +93,7 @@ def plugged(backend: Any) -> Iterator[None]:
     from csgmv_embed.sglang.targets import release_for
 
     release = release_for(importlib.metadata.version("sglang"), any_version=True)
-    state = planner.attach(backend, release)
+    state = planner.attach(backend, release, head=True)
     for name in ("cuda_graph_batch_info", "prefill_cuda_graph_batch_info"):
         if getattr(backend, name, None) is not None:
             planner.pack(state, getattr(backend, name))

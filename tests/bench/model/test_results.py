@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from bench.model import store
+from bench.model import served, store
 from bench.model.case import Case
 from bench.model.paths import ROOT
 from bench.model.records import Check, Code, Point, Results, ResultsError, Round, Run, Schema, Selection
@@ -172,6 +172,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda file: file.name)
 def test_the_published_files_are_read_and_fit_the_schema(file):
+    if file.stem.endswith("engine"):  # a record of bench serve
+        assert served.read(file).processes
+        return
     assert store.read(file).points
     jsonschema.validate(json.loads(file.read_bytes()), json.loads(SCHEMA_FILE.read_bytes()))
 
