@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.engine import trace
-from bench.judge.serving import Where, where
+from bench.judge.where import Where, where
 from bench.model.served import SITES, ServeResults, Site
 from bench.show.serving import setup_words
 from plots.style import caption, provenance, save, styled

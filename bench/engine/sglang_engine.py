@@ -18,14 +18,8 @@ from bench.model.records import Scalar
 from bench.model.served import ServedAnswer
 from bench.model.serving import Mode, prompt_lengths
 
-CAPTURED = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-)  # decode graphs of loads whose requests come and go, beside those of the loads' own sizes
+# Decode graphs of loads whose requests come and go, beside those of the loads' own sizes.
+CAPTURED = (1, 2, 4, 8, 16, 32)
 MEMORY_FRACTION = 0.6
 PREFILL_TOKENS = 16384
 LEAST_CONTEXT = 4096

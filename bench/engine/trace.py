@@ -17,6 +17,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
@@ -186,6 +187,7 @@ def _example(passes: Sequence[Pass], load: Load) -> TracedPass | None:
     return TracedPass(chosen.phase, names, sequence, [event.took_us for event in chosen.events])
 
 
+@cache
 def attends(name: str) -> Phase | None:
     """The phase of a pass that has this kernel; None for one that is not called once a layer."""
     return next((phase for phase, pattern in ATTENTION_ONCE if pattern.search(name)), None)

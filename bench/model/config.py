@@ -210,9 +210,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: History
     serving: Serving
     serve: dict[str, ServeProfile] = {}
-    sglang_files: tuple[
-        str, ...
-    ] = ()  # where axis sglang finds versions: folders and wheels, patterns below the checkout
+    # Where the axis sglang finds versions: folders and wheels, patterns below the checkout.
+    sglang_files: tuple[str, ...] = ()
     max_points: Positive = 100_000  # of one selection
 
 

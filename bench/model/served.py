@@ -25,14 +25,11 @@ from bench.model.serving import Load, ModeName, Serving, Setup
 
 SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.1.0"
 CLOCK = "engine"
+StartPart = Literal["import_us", "processes_us", "weights_us", "adapters_us", "pools_us", "graphs_us"]
+START_PARTS: tuple[StartPart, ...] = get_args(StartPart)
 SampleName = Literal[
+    StartPart,
     "start_us",
-    "import_us",
-    "processes_us",
-    "weights_us",
-    "adapters_us",
-    "pools_us",
-    "graphs_us",
     "first_request_us",
     "second_request_us",
     "gpu_bytes",
@@ -44,14 +41,6 @@ SampleName = Literal[
     "tokens",
     "prepare_us",
 ]
-START_PARTS: tuple[SampleName, ...] = (
-    "import_us",
-    "processes_us",
-    "weights_us",
-    "adapters_us",
-    "pools_us",
-    "graphs_us",
-)
 Site = Literal["embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced", "base", "attention", "copies", "rest"]
 SITES: tuple[Site, ...] = get_args(Site)
 Phase = Literal["decode", "prefill"]

@@ -14,14 +14,12 @@ from bench.judge.serving import (
     MAIN,
     ServedComparison,
     ServedFigure,
-    Spent,
     Unit,
-    Where,
     failures,
     figures,
-    spent,
-    where,
 )
+from bench.judge.spent import Spent, spent
+from bench.judge.where import Where, where
 from bench.model.served import SITES, START_PARTS, ServeResults
 from bench.model.serving import Load, ServePlan, Setup
 from bench.show.fit import Column, Fitted

@@ -131,12 +131,12 @@ class _Skeleton(nn.Module):
             nn.init.zeros_(made.weight)  # type: ignore[arg-type]
             self._place(module, made)
         ends = {module.rpartition(".")[2]: module for module in self.shapes}
-        if tied and {"embed_tokens", "lm_head"} <= ends.keys():
+        if tied and {rules.EMBEDDING, rules.HEAD} <= ends.keys():
+            embedding, head = ends[rules.EMBEDDING], ends[rules.HEAD]
             # What PEFT asks a tied model for.
-            self._tied_weights_keys = {f"{ends['lm_head']}.weight": f"{ends['embed_tokens']}.weight"}
-            embedding = self.get_submodule(ends["embed_tokens"])
-            self.get_submodule(ends["lm_head"]).weight = embedding.weight
-            self.get_input_embeddings = lambda: self.get_submodule(ends["embed_tokens"])
+            self._tied_weights_keys = {f"{head}.weight": f"{embedding}.weight"}
+            self.get_submodule(head).weight = self.get_submodule(embedding).weight
+            self.get_input_embeddings = lambda: self.get_submodule(embedding)
 
     def _place(self, path: str, module: nn.Module) -> None:
         *parts, last = path.split(".")

@@ -47,8 +47,9 @@ class Reading:
             if rules.partner(name) not in self._names:
                 raise self.error(f"has {name} and no {rules.partner(name)}; save or download it again")
         modules = {found.last for found in map(rules.lora_tensor, self._names) if found}
-        if self._tied and self.config.get("ensure_weight_tying") and modules & {"embed_tokens", "lm_head"}:
-            for missing in sorted({"embed_tokens", "lm_head"} - modules):
+        ends = {rules.EMBEDDING, rules.HEAD}
+        if self._tied and self.config.get("ensure_weight_tying") and modules & ends:
+            for missing in sorted(ends - modules):
                 raise self.error(f"ties lm_head's LoRA to embed_tokens' and has no tensor of {missing}; save it again")
 
     def error(self, what: str) -> AdapterError:

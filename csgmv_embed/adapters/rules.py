@@ -15,6 +15,7 @@ from csgmv_embed.errors import CsgmvEmbedError
 
 Config = Mapping[str, Any]  # adapter_config.json
 
+EMBEDDING, HEAD = "embed_tokens", "lm_head"  # the two modules beside the linear layers
 MERGE = "merge it into the model, or train plain LoRA"
 CONVERT = "python -m csgmv_embed convert makes a plain adapter of it"
 # Initial values of A and B that leave the model's own weights as they are. The others (PiSSA, OLoRA, CorDA, LoftQ,
@@ -36,7 +37,7 @@ _LORA = re.compile(
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.weight)?"  # some trainers leave the name of the adapter in
 )
 _FULL = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.*?(?P<last>embed_tokens|lm_head))(?P<base>\.base_layer)?\.weight"
+    rf"(?:base_model\.model\.)?(?P<module>.*?(?P<last>{EMBEDDING}|{HEAD}))(?P<base>\.base_layer)?\.weight"
 )
 _SIDE = re.compile(r"(\.lora_(?:embedding_)?)([AB])(?=\.|$)")
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from csgmv_embed.adapters.rules import AdapterError
+from csgmv_embed.adapters.rules import EMBEDDING, HEAD, AdapterError
 from csgmv_embed.errors import ShapeError
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.hooks.common import Original
 from csgmv_embed.sglang.planner.state import State
 
-EMBEDDING = "embed_tokens"
-HEAD = "lm_head"
 SIDES = {"A": ("lora_embedding_A", "lora_A"), "B": ("lora_embedding_B", "lora_B")}  # as SGLang tells them apart
 
 

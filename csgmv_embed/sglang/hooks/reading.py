@@ -18,7 +18,6 @@ from csgmv_embed.sglang.hooks.common import Original
 from csgmv_embed.sglang.hooks.pool import check_adapter
 
 READING = "csgmv_embed_reading"  # attribute of a LoRAConfig while its adapter is being read
-MODULES = ("embed_tokens", "lm_head")
 
 
 def read_weights(original: Original, manager: Any, lora_ref: Any, *args: Any, **kwargs: Any) -> None:
@@ -76,7 +75,7 @@ def _target_tied_partner(config: Any, name: str) -> None:
     """PEFT's ensure_weight_tying trains both modules and names one of them; SGLang would drop the other."""
     found = rules.lora_tensor(name)
     targets = config.target_modules
-    if found is None or found.last not in MODULES or isinstance(targets, str):
+    if found is None or found.last not in (rules.EMBEDDING, rules.HEAD) or isinstance(targets, str):
         return
     if config.hf_config.get("ensure_weight_tying") and found.last not in {key.rpartition(".")[2] for key in targets}:
         config.target_modules = [*targets, found.last]

@@ -79,20 +79,26 @@ def tile_sizes(tokens: int, slots: int, block: int) -> tuple[int, int]:
 
 
 def write_tiles(
-    state: State, plan: Plan, views: list[Int32Array], block: int, words: Int32Array, rows: Int32Array
+    state: State,
+    plan: Plan,
+    views: list[Int32Array],
+    block: int,
+    words: Int32Array,
+    rows: Int32Array,
+    head_words: Int32Array | None,
 ) -> None:
-    """Write the tiles of all slots with LoRA; views are ARRAYS as `write` left them, words are zeros."""
+    """Write the tiles of all slots with LoRA; views are ARRAYS as `write` left them, words are zeros.
+
+    head_words: the words of the same tiles for lm_head, no work where the adapter of a slot has no LoRA there.
+    """
     ranks = state.ranks.values
     group_tokens = group_sizes(plan.lens, plan.slots, len(ranks))
     plan_tiles(views[2][: plan.tokens], group_tokens, ranks, state.scalings.words, block, words, rows)
-
-
-def write_head_words(state: State, words: Int32Array, out: Int32Array) -> None:
-    """The words of the same tiles for lm_head: no work where the adapter of a slot has no LoRA there."""
-    out[:] = words
-    if state.slot_has_head is not None:
-        pairs = out.reshape(-1, 2)
-        pairs[~state.slot_has_head[pairs[:, 0] >> 16], 0] = 0
+    if head_words is not None:
+        head_words[:] = words
+        if state.slot_has_head is not None:
+            pairs = head_words.reshape(-1, 2)
+            pairs[~state.slot_has_head[pairs[:, 0] >> 16], 0] = 0
 
 
 def token_words(word_by_slot: Int32Array, plan: Plan) -> Int32Array:

@@ -12,17 +12,7 @@ from csgmv_embed.batch.plan import group_sizes
 from csgmv_embed.batch.staging import Packing, Staging, packing_of
 from csgmv_embed.batch.tile_plan import block_for
 from csgmv_embed.errors import CapacityError
-from csgmv_embed.sglang.planner.arrays import (
-    ARRAYS,
-    Plan,
-    named,
-    sizes_of,
-    tile_sizes,
-    token_words,
-    write,
-    write_head_words,
-    write_tiles,
-)
+from csgmv_embed.sglang.planner.arrays import ARRAYS, Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
 from csgmv_embed.sglang.planner.state import State
 from csgmv_embed.sglang.planner.views import BATCH, HEAD, LINEAR, layer_batch, tiled_batch
 
@@ -100,9 +90,8 @@ def fill_captured(state: State, info: Any, plan: Plan) -> Any:
         words[: plan.tokens] = token_words(word_by_slot, plan)
         ranks[:] = state.layer_ranks
     if static.linear is not None:
-        write_tiles(state, plan, views, static.linear.tile_block, tile_words, tile_rows)
-    if static.head is not None:
-        write_head_words(state, tile_words, head_words)
+        wanted = head_words if static.head is not None else None
+        write_tiles(state, plan, views, static.linear.tile_block, tile_words, tile_rows, wanted)
     static.staging.send(static.buffer)
     contents = static.layer.contents  # that of the others too
     contents.num_tokens, contents.max_rank = plan.tokens, state.ranks.largest

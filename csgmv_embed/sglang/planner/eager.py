@@ -10,17 +10,7 @@ from csgmv_embed.batch import Contents
 from csgmv_embed.batch.plan import Ints
 from csgmv_embed.batch.staging import packing_of
 from csgmv_embed.batch.tile_plan import block_for
-from csgmv_embed.sglang.planner.arrays import (
-    ARRAYS,
-    Plan,
-    named,
-    sizes_of,
-    tile_sizes,
-    token_words,
-    write,
-    write_head_words,
-    write_tiles,
-)
+from csgmv_embed.sglang.planner.arrays import ARRAYS, Plan, named, sizes_of, tile_sizes, token_words, write, write_tiles
 from csgmv_embed.sglang.planner.heads import HEAD_ARRAYS, HeadPlan, head_arrays
 from csgmv_embed.sglang.planner.sending import lora_utils, send_new, staging_of, write_all
 from csgmv_embed.sglang.planner.state import State
@@ -51,9 +41,9 @@ def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list
     if tiles:
         tile_words, tile_rows, *head_words = views[len(ARRAYS) : first_extra]
         tile_words.fill(0)
-        write_tiles(state, plan, views[: len(ARRAYS)], block, tile_words, tile_rows)
-        if head_words:
-            write_head_words(state, tile_words, *head_words)
+        write_tiles(
+            state, plan, views[: len(ARRAYS)], block, tile_words, tile_rows, head_words[0] if head_words else None
+        )
     write_all(views[first_extra:], extras)
     found = send_new(state, packing, (segments + 1, segments))
 

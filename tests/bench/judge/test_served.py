@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from bench.judge.answers import AnswerCheck, answer_checks
-from bench.judge.serving import ServedFigure, compare, failures, figures, where
+from bench.judge.serving import ServedFigure, compare, failures, figures
+from bench.judge.where import where
 from bench.model.records import Anchor
 from bench.model.served import ServedAnswer, ServedLoad, ServedTrace, ServeResults, TracedKernel
 from tests.support.served import DECODE, PREFILL, STREAM, answer, answers, decode, process, results, trace, usual

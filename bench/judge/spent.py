@@ -1,0 +1,56 @@
+"""Where the time of each process of a file of `bench serve` went. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.model.served import START_PARTS, SampleName, ServeResults, StartPart
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Where the time of one process went, us; None: its record does not say.
+
+    parts     of its start, by the sample's name
+    rest      of its start, which no part tells
+    compiled  what its first request took longer than the same request again
+    measured  loads, the first request's aside; traced: under the profiler
+    """
+
+    mode: str
+    repeat: int
+    start: float | None
+    parts: dict[StartPart, float]
+    rest: float | None
+    compiled: float | None
+    measured: float
+    traced: float
+    whole: float
+
+
+def spent(results: ServeResults) -> list[Spent]:
+    """Every process, in the file's order."""
+    found = []
+    for process in results.processes:
+        samples = next((item.samples for item in process.loads if item.load.kind == "start"), {})
+        start, first, second = (_only(samples, name) for name in ("start_us", "first_request_us", "second_request_us"))
+        parts = {name: value for name in START_PARTS if (value := _only(samples, name)) is not None}
+        found.append(
+            Spent(
+                process.mode,
+                process.repeat,
+                start,
+                parts,
+                max(0.0, start - sum(parts.values())) if start is not None and parts else None,
+                max(0.0, first - second) if first is not None and second is not None else None,
+                1e6 * sum(item.duration_s for item in process.loads if item.load.kind != "start"),
+                1e6 * process.traced_s,
+                1e6 * process.duration_s,
+            )
+        )
+    return found
+
+
+def _only(samples: dict[SampleName, list[float]], name: SampleName) -> float | None:
+    values = samples.get(name)
+    return values[0] if values else None
