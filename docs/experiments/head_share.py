@@ -3,9 +3,9 @@
     python docs/experiments/head_share.py OUT.json        (an NVIDIA GPU; about half a minute)
 
 The base product of an 8B model's lm_head (hidden 4096, vocabulary 128256, bf16) alone, and with LoRA in place behind
-it, both in a CUDA graph of their own. Eight adapters take turns among the rows. A slot without LoRA at lm_head has rank 0
-in the batch, as the plugin plans it. What LoRA costs is a difference of two medians, us; the product reads 1 GB of
-weights, so nothing of the tables of one call is in the L2 at the next.
+it, both in a CUDA graph of their own. Eight adapters take turns among the rows. A slot without LoRA at lm_head has
+rank 0 in the batch, as the plugin plans it. What LoRA costs is a difference of two medians, us; the product reads 1 GB
+of weights, so nothing of the tables of one call is in the L2 at the next.
 """
 
 from __future__ import annotations
