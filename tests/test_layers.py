@@ -96,6 +96,7 @@ def test_only_programs_read_their_arguments() -> None:
     assert reads <= {
         "bench.engine.child",
         "bench.engine.peer_client",  # sets them, for bench_serving
+        "bench.engine.session",
         "bench.execute.pair_start",
         "bench.execute.worker",
         "bench.model.environment",

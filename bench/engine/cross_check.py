@@ -50,11 +50,11 @@ class CrossError(Exception):
 def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
     """Start server and client, and tell what is said of every load; one that fails keeps nobody from the next."""
     tokenizer = weights.tokenizer(job.setup.model, Path(job.prepared.model), Path(job.cache))
-    given = arguments_of_server(job, str(tokenizer), _free_port())
+    given = arguments_of_server(job, str(tokenizer), free_port())
     with ExitStack() as stack:
         client = stack.enter_context(_client(job))  # it imports while the server starts
         server = stack.enter_context(_server(job, given))
-        _until_ready(server, given["port"], job.serving.start_timeout_s)
+        until_ready(server, given["port"], job.serving.start_timeout_s)
         tell(Started({"port": given["port"], "tokenizer": "own" if str(tokenizer) == job.prepared.model else "words"}))
         for load in job.asked:
             began = monotonic_ns()
@@ -164,30 +164,32 @@ def _warm(port: int, load: Load, mode: Mode, adapters: int) -> None:
         f"http://{HOST}:{port}/generate", msgspec.json.encode(body), {"Content-Type": "application/json"}
     )
     try:
-        with _opener().open(request, timeout=600) as answer:
+        with opener().open(request, timeout=600) as answer:
             answer.read()
     except (OSError, urllib.error.URLError) as error:
         raise CrossError(f"a request failed: {error}") from None
 
 
-def _until_ready(server: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
+def until_ready(server: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
+    """Wait for a server to be healthy. Raises RuntimeError if it ends before, or is not in time."""
     end = monotonic() + timeout_s
     while monotonic() < end:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with exit status {server.returncode} before it answered")
-        with suppress(OSError), _opener().open(f"http://{HOST}:{port}/health", timeout=5) as answer:
+        with suppress(OSError), opener().open(f"http://{HOST}:{port}/health", timeout=5) as answer:
             if answer.status == 200:
                 return
         sleep(POLL_S)
     raise RuntimeError(f"the server did not answer within {timeout_s:g} s")
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def opener() -> urllib.request.OpenerDirector:
     """Asks this machine, whatever proxies the environment names."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket() as taken:
         taken.bind((HOST, 0))
         return int(taken.getsockname()[1])

@@ -20,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with Path(os.environ["FAKE_HTTP_SAW"]).open("a") as file:
-            file.write(json.dumps(body) + "\n")
+            file.write(json.dumps(body | {"path": self.path}) + "\n")
         self._say(b"[]")
 
     def _say(self, body: bytes) -> None:
