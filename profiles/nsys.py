@@ -40,6 +40,7 @@ class Flag:
     mentions: str = ""
 
 
+ONE_DOMAIN = "--nvtx-domain-include"
 # Without a capture range the whole process is traced, imports and compilation too.
 TRACING = (
     Flag("--trace", "cuda,nvtx", "everything", needed=True),
@@ -47,7 +48,7 @@ TRACING = (
     Flag("--cpuctxsw", "none", "nothing: the file is larger"),
     Flag("--cuda-graph-trace", "node", "kernels in a CUDA graph are one row a replay, or none", mentions="node"),
     Flag("--cuda-event-trace", "false", "nothing, unless that version traces events unasked and slows the program"),
-    Flag("--nvtx-domain-include", DOMAIN, "nothing: ranges of other libraries are in the file too"),
+    Flag(ONE_DOMAIN, DOMAIN, "nothing: ranges of other libraries are in the file too"),
     Flag("--force-overwrite", "true", "nothing"),
 )
 CAPTURING = (
@@ -119,14 +120,17 @@ def _expanded(name: str) -> list[str]:
     return [stem + choice for choice in choices.rstrip("]").split("|")] if bracket else [name]
 
 
-def profile_command(nsys: Nsys | None, program: Sequence[str], output: Path, *, whole: bool = False) -> Command:
-    """`nsys profile` of a program that opens a capture range, or of a `whole` process.
+def profile_command(
+    nsys: Nsys | None, program: Sequence[str], output: Path, *, whole: bool = False, any_domain: bool = False
+) -> Command:
+    """`nsys profile` of a program that opens a capture range, or of a `whole` process; of ranges of `any_domain`.
 
     Flags that the installed version lacks are left out; with no installation (a dry run) none is.
     Raises ProfileError if it lacks one that is needed.
     """
     kept, dropped = [], []
-    for flag in TRACING + (() if whole else CAPTURING):
+    flags = [flag for flag in TRACING if not (any_domain and flag.name == ONE_DOMAIN)]
+    for flag in (*flags, *(() if whole else CAPTURING)):
         if nsys is None or _knows(nsys, flag):
             kept.append(f"{flag.name}={flag.value}")
         elif flag.needed:

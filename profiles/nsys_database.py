@@ -9,54 +9,30 @@ which capture   kernel.graphNodeId -> originalGraphNodeId of its instantiation -
 
 from __future__ import annotations
 
-import sqlite3
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.clocks.markers import DOMAIN
 from profiles.capture import CaptureFailed
-from profiles.records import RangeTime
+from profiles.nsys_tables import PROCESS_MASK, Range, Tables, Work, opened
+from profiles.records import KernelTime, RangeTime
 
-# ENUM_NSYS_EVENT_TYPE has had these numbers in every schema seen (2022.4 on); the table is asked where it is there.
-EVENT_TYPES = {"NvtxPushPopRange": 59, "NvtxStartEndRange": 60, "NvtxDomainCreate": 75}
-PROCESS_MASK = 0xFFFFFFFFFF000000  # of a globalTid: what is left names the process, as globalPid does
-GPU_TABLES = ("CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_MEMCPY", "CUPTI_ACTIVITY_KIND_MEMSET")
-RUNTIME, NODES, GRAPHS = "CUPTI_ACTIVITY_KIND_RUNTIME", "CUDA_GRAPH_NODE_EVENTS", "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
+SERVERS = "csgmv_embed."  # what names of the plugin's ranges begin with
 Nest = tuple[str, ...]  # a range and those around it, outermost first
-
-
-@dataclass(frozen=True)
-class Range:
-    """One NVTX range of a thread, ns."""
-
-    thread: int
-    start: int
-    end: int
-    name: str
-
-
-@dataclass(frozen=True)
-class Work:
-    """A kernel, copy or fill on the GPU, ns; `graph` is a whole graph in one row."""
-
-    start: int
-    end: int
-    process: int
-    correlation: int
-    node: int | None = None
-    whole_graph: bool = False
 
 
 @dataclass
 class Attribution:
-    """The rows of a report, and how much GPU work no range encloses."""
+    """The rows of a report, how much GPU work no range encloses, kernels by name, and what the file lacks."""
 
     ranges: list[RangeTime]
     unattributed: int
+    kernels: list[KernelTime] = field(default_factory=list)
+    lacking: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,22 +46,55 @@ class _Share:
 
 def count_ranges(database: Path, domain: str = DOMAIN) -> int:
     """How many ranges of the domain the capture holds."""
-    with closing(_open(database)) as connection:
-        return len(_ranges(connection, domain))
+    with closing(opened(database)) as tables:
+        return len(tables.ranges(domain))
 
 
-def attribute(database: Path, domain: str = DOMAIN) -> Attribution:
-    """The GPU work by range. Raises CaptureFailed if the file is no export, or holds neither ranges nor GPU work."""
-    with closing(_open(database)) as connection:
-        ranges, work = _ranges(connection, domain), _gpu_work(connection)
+def is_of_a_server(database: Path) -> bool:
+    """Whether a hook of the plugin has a range in the capture."""
+    with closing(opened(database)) as tables:
+        return any(item.name.startswith(SERVERS) for item in tables.ranges(None))
+
+
+def attribute(database: Path, domain: str | None = DOMAIN) -> Attribution:
+    """The GPU work by range; domain None: by ranges that name no domain, of which there may be none.
+
+    Raises CaptureFailed if the file is no export, or holds neither ranges nor GPU work, and says what it lacks.
+    """
+    with closing(opened(database)) as tables:
+        ranges, work = tables.ranges(domain), tables.work()
         if not work:
-            raise CaptureFailed(f"{database}: the capture holds no GPU work; was the capture range opened?")
-        if not ranges:
             raise CaptureFailed(
-                f"{database}: the capture holds no NVTX range of the domain {domain}; `python -m bench doctor` says why"
+                f"{database}: the capture holds no GPU work; was the capture range opened?{_left_out(tables)}"
             )
-        calls, captures = _calls(connection), _captures(connection)
-    return _attribute(_Lanes(ranges), work, calls, captures)
+        if not ranges and domain is not None:
+            raise CaptureFailed(
+                f"{database}: the capture holds no NVTX range of the domain {domain}; `python -m bench doctor` says "
+                f"why{_left_out(tables)}"
+            )
+        calls = tables.calls()
+        captures = _Captures(tables.nodes() if any(item.node is not None for item in work) else [])
+        found = _attribute(_Lanes(ranges), work, calls, captures)
+        found.kernels = _by_name(work, tables)
+        found.lacking = {what: count for what, count in sorted(tables.lacking.items()) if count}
+    return found
+
+
+def _left_out(tables: Tables) -> str:
+    said = ", ".join(f"{count} {what}" for what, count in sorted(tables.lacking.items()) if count)
+    return f"; left out: {said}" if said else ""
+
+
+def _by_name(work: Sequence[Work], tables: Tables) -> list[KernelTime]:
+    """Calls and time of each kernel, the one that took longest first. Copies and fills have no name."""
+    times: dict[str, list[int]] = defaultdict(list)
+    for item in work:
+        if item.name is not None:
+            times[item.name].append(item.end - item.start)
+        elif item.kernel:
+            tables.lacking["kernels without a name, which are in no row by name"] += 1
+    found = [KernelTime(name, len(taken), sum(taken) / 1000) for name, taken in times.items()]
+    return sorted(found, key=lambda kernel: -kernel.total_us)
 
 
 def _attribute(
@@ -172,79 +181,6 @@ def _edge(edge: tuple[int, int, Range]) -> tuple[int, int, int]:
     return moment, opens, -item.end if opens else 0
 
 
-def _open(database: Path) -> sqlite3.Connection:
-    if not database.exists():
-        raise CaptureFailed(f"{database}: does not exist; expected an SQLite export of nsys")
-    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-    try:
-        known = _tables(connection)
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise CaptureFailed(f"{database}: no SQLite file: {error}; expected an export of nsys") from error
-    if "StringIds" not in known:
-        connection.close()
-        raise CaptureFailed(f"{database}: has no table StringIds; expected an SQLite export of nsys")
-    return connection
-
-
-def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-
-
-def _event_types(connection: sqlite3.Connection) -> dict[str, int]:
-    if "ENUM_NSYS_EVENT_TYPE" not in _tables(connection):
-        return EVENT_TYPES
-    told = dict(connection.execute("SELECT name, id FROM ENUM_NSYS_EVENT_TYPE"))
-    return EVENT_TYPES | {name: told[name] for name in EVENT_TYPES if name in told}
-
-
-def _ranges(connection: sqlite3.Connection, domain: str) -> list[Range]:
-    """Push/pop and start/end ranges of the domain; a registered string is in StringIds, a plain one in the row."""
-    if "NVTX_EVENTS" not in _tables(connection):
-        return []
-    types = _event_types(connection)
-    domains = {  # numbered anew in each process
-        (thread & PROCESS_MASK, number)
-        for thread, number in connection.execute(
-            "SELECT globalTid, domainId FROM NVTX_EVENTS LEFT JOIN StringIds ON textId = StringIds.id "
-            "WHERE eventType = ? AND COALESCE(text, value) = ?",
-            (types["NvtxDomainCreate"], domain),
-        )
-    }
-    rows = connection.execute(
-        'SELECT globalTid, start, "end", COALESCE(text, value), domainId FROM NVTX_EVENTS '
-        'LEFT JOIN StringIds ON textId = StringIds.id WHERE eventType IN (?, ?) AND "end" IS NOT NULL',
-        (types["NvtxPushPopRange"], types["NvtxStartEndRange"]),
-    )
-    return [Range(*row[:4]) for row in rows if (row[0] & PROCESS_MASK, row[4]) in domains and row[3] is not None]
-
-
-def _gpu_work(connection: sqlite3.Connection) -> list[Work]:
-    tables = _tables(connection)
-    found: list[Work] = []
-    for table in GPU_TABLES:
-        if table in tables:
-            node = "graphNodeId" if "graphNodeId" in _columns(connection, table) else "NULL"
-            rows = connection.execute(f'SELECT start, "end", globalPid, correlationId, {node} FROM {table}')
-            found += [Work(*row) for row in rows]
-    if GRAPHS in tables:
-        rows = connection.execute(f'SELECT start, "end", globalPid, correlationId, NULL, 1 FROM {GRAPHS}')
-        found += [Work(*row) for row in rows]
-    return found
-
-
-def _calls(connection: sqlite3.Connection) -> dict[tuple[int, int], tuple[int, int]]:
-    """(process, correlation) -> (thread, start) of the runtime call."""
-    if RUNTIME not in _tables(connection):
-        return {}
-    rows: Iterator[tuple[int, int, int]] = connection.execute(f"SELECT globalTid, correlationId, start FROM {RUNTIME}")
-    return {(thread & PROCESS_MASK, correlation): (thread, start) for thread, correlation, start in rows}
-
-
 class _Captures:
     """Where graph nodes were made: instantiation copies a node under a new id, and a copy may be copied."""
 
@@ -265,10 +201,3 @@ class _Captures:
             seen.add(node)
             node = self._original[(process, node)]
         return self._made.get((process, node))
-
-
-def _captures(connection: sqlite3.Connection) -> _Captures:
-    if NODES not in _tables(connection):
-        return _Captures([])
-    rows = connection.execute(f"SELECT globalTid, start, graphNodeId, originalGraphNodeId FROM {NODES}").fetchall()
-    return _Captures(rows)

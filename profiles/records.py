@@ -2,6 +2,7 @@
 
 History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
+1.1.0  nsys: kernels by name, what the file lacks
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bench.model.faults import case_faults, counts_faults
 from bench.model.fields import Count, Duration, Positive
 from bench.model.records import Code, Environment, WorkCounts
 
-PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.0.0"
+PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.1.0"
 CacheControl = Literal["cold", "warm"]
 
 
@@ -51,12 +52,25 @@ class RangeTime(msgspec.Struct):
     whole_graphs: Count = 0
 
 
+class KernelTime(msgspec.Struct):
+    """A kernel in a capture: calls, and the sum of their times."""
+
+    kernel: str
+    calls: Count
+    total_us: Duration
+
+
 class NsysBody(msgspec.Struct, tag="nsys"):
-    """What nsys recorded; without its importer the ranges are None and the raw file is all there is."""
+    """What nsys recorded; without its importer the ranges are None and the raw file is all there is.
+
+    lacking   rows of the file that were left out, by what they lack, and tables that are not there
+    """
 
     ranges: list[RangeTime] | None
     unattributed: Count = 0  # kernels whose launch no range of ours encloses
     remark: str | None = None
+    kernels: list[KernelTime] = []
+    lacking: dict[str, Count] = {}
 
 
 class KernelCounters(msgspec.Struct):
@@ -164,6 +178,7 @@ def faults(profile: ProfileRecord) -> Iterator[str]:
     body: Any = profile.body
     for part in ("points", "kernels", "useful", "counted"):
         for index, item in enumerate(getattr(body, part, ())):
-            yield from case_faults(f"body.{part}[{index}]", item.case)
+            if not isinstance(item, KernelTime):
+                yield from case_faults(f"body.{part}[{index}]", item.case)
     for index, item in enumerate(getattr(body, "counted", ())):
         yield from counts_faults(f"body.counted[{index}].counts", item.counts)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.clocks.markers import DOMAIN
 from bench.model.case import Case
 from bench.model.config import Config, Measure, Plan, PlannedPoint
 from bench.model.environment import (
@@ -99,14 +100,19 @@ def sweep_program(profile: str, options: Sequence[str], results: Path) -> list[s
     return [sys.executable, "-m", "bench", "sweep", "-p", profile, "--processes", "1", *options, "-o", str(results)]
 
 
-def run_nsys(request: Request, program: Callable[[Path], list[str]], statuses: Sequence[int] = (0,)) -> ProfileRecord:
-    """Capture the program that `program` names for a scratch folder. Raises ProfileError, CaptureFailed."""
+def run_nsys(
+    request: Request, program: Callable[[Path], list[str]], statuses: Sequence[int] = (0,), domain: str | None = DOMAIN
+) -> ProfileRecord:
+    """Capture the program that `program` names for a scratch folder; `domain` None: a server, whose ranges have none.
+
+    Raises ProfileError, CaptureFailed.
+    """
     tool = nsys.require()
     with capture.scratch(request.stem) as folder:
         output = folder / request.stem.name
-        command = nsys.profile_command(tool, program(folder), output)
+        command = nsys.profile_command(tool, program(folder), output, any_domain=domain is None)
         raw = nsys.collect(command, output, statuses)
-        body, files = read_nsys(tool, raw)
+        body, files = read_nsys(tool, raw, domain)
         profile = request.profile(f"nsys {tool.version}", body, [_relative(command.arguments, folder)])
         profile.dropped_flags = command.dropped
         return request.keep(profile, files)
@@ -117,7 +123,7 @@ def _relative(arguments: Sequence[str], folder: Path) -> list[str]:
     return [argument.replace(f"{folder}/", "") for argument in arguments]
 
 
-def read_nsys(tool: nsys.Nsys, raw: Path) -> tuple[NsysBody, list[Path]]:
+def read_nsys(tool: nsys.Nsys, raw: Path, domain: str | None = DOMAIN) -> tuple[NsysBody, list[Path]]:
     """What a capture holds, as far as this installation can tell, and the files worth keeping."""
     report = nsys.to_report(tool, raw)
     if report is None:
@@ -125,12 +131,15 @@ def read_nsys(tool: nsys.Nsys, raw: Path) -> tuple[NsysBody, list[Path]]:
     database = nsys.to_database(tool, report)
     if database is None:
         return NsysBody(None, remark=NO_EXPORT), [report]
-    return read_database(database), [report, database]
+    return read_database(database, domain), [report, database]
 
 
-def read_database(database: Path) -> NsysBody:
-    found = nsys_database.attribute(database)
-    return NsysBody(found.ranges, found.unattributed)
+def read_database(database: Path, domain: str | None = DOMAIN) -> NsysBody:
+    """What a capture's export says; a file without ranges of the domain is one of a server. Raises CaptureFailed."""
+    if domain is not None and not nsys_database.count_ranges(database, domain):
+        domain = None if nsys_database.is_of_a_server(database) else domain
+    found = nsys_database.attribute(database, domain)
+    return NsysBody(found.ranges, found.unattributed, kernels=found.kernels, lacking=found.lacking)
 
 
 def run_ncu(request: Request, caches: Sequence[CacheControl]) -> ProfileRecord:

@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from bench.cli import guards
 from bench.cli.exit_codes import CAPTURE_FAILED, INTERRUPTED
 from bench.cli.options import ClockOption, ConfigOption, ContenderOption
+from bench.cli.serve import CACHE
 from bench.model import config as configuration
 from bench.model import store
 from bench.model.case import Case
@@ -100,6 +102,49 @@ def nsys_verb(
     with _failures():
         # A sweep ends with 1 when points of ours have no time, and under a profiler none has.
         _finish(workflow.run_nsys(Request(target, stem), program, (0, 1) if sweep else (0,)), stem)
+
+
+@app.command(name="server")
+def server_verb(
+    profile: Annotated[str, typer.Option("--profile", "-p", help="Serve profile of bench.toml.")] = "quick",
+    mode: Annotated[str, typer.Option("--mode", "-m", help="How the server serves; docs/serve.md has the modes.")] = (
+        "plugin"
+    ),
+    load: Annotated[str, typer.Option("--load", "-l", help="The first load of this kind.")] = "decode",
+    model: Annotated[str | None, typer.Option("--model", help="8b, 1b, a config.json, a checkpoint.")] = None,
+    after: Annotated[int, typer.Option("--after", min=1, help="Requests that are answered before the capture.")] = 64,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Requests within the capture.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens of each.")] = 16,
+    cache: Annotated[Path, typer.Option("--cache", help="Folder of random weights and adapters.")] = CACHE,
+    output: OutputOption = None,
+    dry_run: DryRunOption = False,
+    config: ConfigOption = configuration.DEFAULT_PATH,
+) -> None:
+    """A timeline of a running server: so many requests, with the ranges of the plugin's hooks."""
+    from bench.engine.session import Session
+    from bench.model.serving import make_serve_plan
+
+    loaded = configuration.load(config)
+    plan = make_serve_plan(loaded.serve, loaded.serving, profile, modes=[mode], kinds=[load], model=model)
+    asked = next(item for item in plan.loads if item.kind == load)
+    session = Session(mode, plan.setup, plan.serving, asked, str(cache.resolve()), after, requests, tokens)
+    target = Target(f"server-{mode}", (), requests, 1, plan.serving.seed)
+
+    def program(folder: Path) -> list[str]:
+        (folder / "session.json").write_bytes(msgspec.json.encode(session))
+        return [sys.executable, "-m", "bench.engine.session", str(folder / "session.json")]
+
+    stem = _stem(output, target, "nsys")
+    if dry_run:
+        found = nsys.find()
+        command = nsys.profile_command(
+            found, [sys.executable, "-m", "bench.engine.session", "session.json"], stem, any_domain=True
+        )
+        _print_command(command.arguments, command.dropped, found is None)
+        return
+    guards.require_gpu("profile server")
+    with _failures():
+        _finish(workflow.run_nsys(Request(target, stem), program, domain=None), stem)
 
 
 @app.command(name="ncu")

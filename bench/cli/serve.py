@@ -34,6 +34,7 @@ class Chosen(msgspec.Struct, frozen=True):
     repeats: int | None = None
     model: str | None = None
     where: bool = False
+    cross_check: bool = False
 
 
 def serve(
@@ -51,6 +52,10 @@ def serve(
     where: Annotated[
         bool, typer.Option("--where", help="Trace each mode once, after its figures: where the GPU's time goes.")
     ] = False,
+    cross_check: Annotated[
+        bool,
+        typer.Option("--cross-check", help="Then a server a mode, asked the same by SGLang's own bench_serving."),
+    ] = False,
     cache: Annotated[Path, typer.Option("--cache", help="Folder of random weights and adapters.")] = CACHE,
     config: ConfigOption = configuration.DEFAULT_PATH,
     output: Annotated[
@@ -63,7 +68,7 @@ def serve(
     ] = None,
 ) -> None:
     """Measure a real SGLang engine in each mode; without a GPU, check the case and say what would run."""
-    chosen = Chosen(profile or DEFAULT_PROFILE, tuple(mode), tuple(load), repeats, model, where)
+    chosen = Chosen(profile or DEFAULT_PROFILE, tuple(mode), tuple(load), repeats, model, where, cross_check)
     if resume and (chosen != Chosen() or output):
         raise ConfigError(f"--resume {resume}: goes on with the file's own choice; expected no other than --budget")
     results = served.read(resume) if resume else None
@@ -101,12 +106,14 @@ def _say_plan(plan: ServePlan, chosen: Chosen) -> None:
     from bench.show.serving import planned
     from bench.show.tables import console
 
-    console().print(planned(plan, where=chosen.where))
+    console().print(planned(plan, where=chosen.where, cross_check=chosen.cross_check))
 
 
 def _chosen_of(results: ServeResults) -> Chosen:
     run = results.run
-    return Chosen(run.profile, tuple(run.chosen_modes), tuple(run.kinds), run.repeats, run.model, run.where)
+    return Chosen(
+        run.profile, tuple(run.chosen_modes), tuple(run.kinds), run.repeats, run.model, run.where, run.cross_check
+    )
 
 
 def _begun(path: Path, plan: ServePlan, chosen: Chosen) -> ServeResults:
@@ -114,7 +121,14 @@ def _begun(path: Path, plan: ServePlan, chosen: Chosen) -> ServeResults:
 
     if path.exists():
         raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
-    return new_results(plan, kinds=[*chosen.kinds], modes=[*chosen.modes], model=chosen.model, where=chosen.where)
+    return new_results(
+        plan,
+        kinds=[*chosen.kinds],
+        modes=[*chosen.modes],
+        model=chosen.model,
+        where=chosen.where,
+        cross_check=chosen.cross_check,
+    )
 
 
 def _resumed(path: Path, plan: ServePlan) -> ServeResults:

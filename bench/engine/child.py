@@ -6,7 +6,6 @@ The processes that an engine spawns import this module too, before all else: wha
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,21 +14,15 @@ from typing import Any
 
 import msgspec
 
-from bench.engine import preparation, startup
+from bench.engine import cross_check, spawned
 from bench.engine.drive import Opener, drive
-from bench.engine.messages import Job, Message, Prepared, PrepareJob, ServeJob, Warm, WarmJob
+from bench.engine.messages import CrossJob, Job, Message, Prepared, PrepareJob, ServeJob, Warm, WarmJob
 from bench.model.records import Anchor
 
 NODES, BLOCK_MS = 100, 1.0  # of the graph of empty kernels
 
 if __name__ == "__mp_main__":  # a scheduler, say; none of what is hooked runs in the first process
-    if os.environ.get("CSGMV_EMBED_DISABLE") == "0":
-        # By hand: an installed distribution's entry point does the same, and a checkout has none.
-        import csgmv_embed.sglang
-
-        csgmv_embed.sglang.install()
-    preparation.install()
-    startup.install()
+    spawned.ready()
 
 
 def work(receiver: Connection, sender: Connection) -> None:
@@ -52,6 +45,8 @@ def work(receiver: Connection, sender: Connection) -> None:
     elif isinstance(job, ServeJob):
         opener: Opener = getattr(_module(job.opener), job.opener.partition(":")[2])
         drive(job, opener, tell)
+    elif isinstance(job, CrossJob):
+        cross_check.run(job, tell)
 
 
 def _module(opener: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.model.records import Anchor, Environment, Scalar
-from bench.model.served import SampleName, ServedAnswer, ServedTrace
+from bench.model.served import CrossName, SampleName, ServedAnswer, ServedTrace
 from bench.model.serving import Load, ModeName, Serving, Setup
 
 
@@ -59,6 +59,34 @@ class ServeJob(msgspec.Struct, tag=True):
     scratch: str  # folder for what other processes of the engine write
 
 
+class CrossJob(msgspec.Struct, tag=True):
+    """Start a server in a mode, as an engine of the same loads is started, and have SGLang's bench_serving ask it some.
+
+    server, client: modules that are run; other ones in tests
+    """
+
+    mode: ModeName
+    setup: Setup
+    serving: Serving
+    loads: tuple[Load, ...]
+    prepared: Prepared
+    asked: tuple[Load, ...]
+    cache: str
+    scratch: str
+    server: str
+    client: str
+
+
+class Crossed(msgspec.Struct, tag=True):
+    """What bench_serving says of a load, or why it says nothing."""
+
+    load: Load
+    began_ns: int
+    ended_ns: int
+    said: dict[CrossName, float] = {}
+    problem: str | None = None
+
+
 class Begun(msgspec.Struct, tag=True):
     """A load begins; times are of the clock that all processes share, ns."""
 
@@ -97,5 +125,5 @@ class Done(msgspec.Struct, tag=True):
     problem: str | None = None
 
 
-Job = PrepareJob | WarmJob | ServeJob
-Message = Prepared | Warm | Started | Begun | Loaded | Traced | Done
+Job = PrepareJob | WarmJob | ServeJob | CrossJob
+Message = Prepared | Warm | Started | Begun | Loaded | Traced | Crossed | Done

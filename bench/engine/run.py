@@ -11,9 +11,11 @@ from pathlib import Path
 import msgspec
 
 from bench.engine.ahead import Ahead, OpenChild, Waiting
+from bench.engine.cross_check import CLIENT, SERVER
+from bench.engine.crossing import CrossDone, CrossEvent, Crossing, of_plan
 from bench.engine.messages import Begun, Done, Loaded, Message, Prepared, PrepareJob, ServeJob, Started, Traced
 from bench.engine.processes import EngineChild, EngineLost
-from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, look, occupied
+from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, look, until_free
 from bench.model import served
 from bench.model.environment import collect_code, command_line, suite_version, utc_now
 from bench.model.fields import LARGEST, SMALLEST
@@ -22,7 +24,6 @@ from bench.model.served import EngineProcess, ServedLoad, ServeResults, ServeRun
 from bench.model.serving import EngineRun, Load, ServePlan
 
 OPENER = "bench.engine.sglang_engine:open_engine"
-FREE_S = 20.0  # for a GPU to be left by the engine before
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class OutOfTime(msgspec.Struct, frozen=True):
     left: int
 
 
-Event = Planned | CacheReady | ProcessStarted | LoadDone | ProcessDone | OutOfTime
+Event = Planned | CacheReady | ProcessStarted | LoadDone | ProcessDone | CrossEvent | OutOfTime
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -75,9 +76,19 @@ class Surroundings(msgspec.Struct, frozen=True):
     opener: str = OPENER
     child: OpenChild = EngineChild
     look: Callable[[], Seen] = look
+    server: str = SERVER
+    client: str = CLIENT
 
 
-def new_results(plan: ServePlan, *, kinds: list[str], modes: list[str], model: str | None, where: bool) -> ServeResults:
+def new_results(
+    plan: ServePlan,
+    *,
+    kinds: list[str],
+    modes: list[str],
+    model: str | None,
+    where: bool,
+    cross_check: bool = False,
+) -> ServeResults:
     """An empty file of a plan."""
     run = ServeRun(
         id=str(uuid.uuid4()),
@@ -95,28 +106,29 @@ def new_results(plan: ServePlan, *, kinds: list[str], modes: list[str], model: s
         model=model,
         chosen_modes=modes,
         where=where,
+        cross_check=cross_check,
     )
     return ServeResults(run, plan.setup, plan.serving, collect_code())
 
 
 def serve(plan: ServePlan, results: ServeResults, path: Path, around: Surroundings) -> Generator[Event, None, None]:
     """Run the processes that the file lacks, in the plan's order. Raises ResultsError for another machine's file."""
-    began, before = time.monotonic(), results.run.duration_s
     known = {(item.mode, item.repeat) for item in results.processes}
     left = [run for run in plan.runs if (run.mode, run.repeat) not in known]
+    crossing = of_plan(plan, {item.mode for item in results.cross_checks}) if results.run.cross_check else []
     yield Planned(len(plan.runs), len(plan.runs) - len(left))
-    if not left:
+    if not left and not crossing:
         return
+    clock = _Clock(results, around.budget_s)
     with closing(Ahead(around.opener, around.child)) as ahead:
-        ahead.start(left[0])  # it imports while weights are written
+        if left:
+            ahead.start(left[0])  # it imports while weights are written
         prepared = _prepare(plan, around)
         yield CacheReady(prepared.written_s)
         _adopt(results, prepared)
-        longest = max((item.duration_s for item in results.processes), default=0.0)
         while left:
-            spent = time.monotonic() - began
-            if around.budget_s is not None and spent + longest > around.budget_s:
-                yield OutOfTime(len(left))
+            if clock.over:
+                yield OutOfTime(len(left) + len(crossing))
                 return
             run = left.pop(0)
             yield ProcessStarted(run)
@@ -126,9 +138,42 @@ def serve(plan: ServePlan, results: ServeResults, path: Path, around: Surroundin
                     yield event
                     if isinstance(event, ProcessDone):
                         results.processes.append(event.process)
-                        longest = max(longest, event.process.duration_s)
-            results.run.duration_s = before + time.monotonic() - began
+            clock.read()
             served.write(path, results)
+    cross = Crossing(
+        plan, prepared, str(around.cache.resolve()), around.child, around.look, around.server, around.client
+    )
+    while crossing:
+        if clock.over:
+            yield OutOfTime(len(crossing))
+            return
+        with closing(cross.events(crossing.pop(0))) as of_server:
+            for said in of_server:
+                yield said
+                if isinstance(said, CrossDone):
+                    results.cross_checks.append(said.process)
+        clock.read()
+        served.write(path, results)
+
+
+class _Clock:
+    """How long a run has taken, before it was interrupted too, and whether another process would end in time."""
+
+    def __init__(self, results: ServeResults, budget_s: float | None) -> None:
+        self._results, self._budget_s = results, budget_s
+        self._began, self._before = time.monotonic(), results.run.duration_s
+
+    @property
+    def over(self) -> bool:
+        """Whether a process that takes as long as the longest would end too late."""
+        ended = [item.duration_s for item in self._results.processes]
+        ended += [item.duration_s for item in self._results.cross_checks]
+        longest = max(ended, default=0.0)
+        return self._budget_s is not None and time.monotonic() - self._began + longest > self._budget_s
+
+    def read(self) -> None:
+        """Write the time down."""
+        self._results.run.duration_s = self._before + time.monotonic() - self._began
 
 
 def _prepare(plan: ServePlan, around: Surroundings) -> Prepared:
@@ -214,7 +259,7 @@ def _turn(run: EngineRun, ahead: Ahead, look: Callable[[], Seen]) -> Waiting | s
     if not ahead.off:
         waiting = ahead.take(run)
         try:
-            reason = _until_free(look)
+            reason = until_free(look)
         except BaseException:
             waiting.close()
             raise
@@ -222,17 +267,7 @@ def _turn(run: EngineRun, ahead: Ahead, look: Callable[[], Seen]) -> Waiting | s
             return waiting
         waiting.close()
         ahead.off = True  # in case its imports are what is on the GPU: none is started before its turn any more
-    return _until_free(look) or ahead.take(run)
-
-
-def _until_free(look: Callable[[], Seen]) -> str | None:
-    """Wait for the GPU to be nobody's; why it is not."""
-    end = time.monotonic() + FREE_S
-    while reason := occupied(look()):
-        if time.monotonic() > end:
-            return reason
-        time.sleep(0.5)
-    return None
+    return until_free(look) or ahead.take(run)
 
 
 def _add_memory(process: EngineProcess, watcher: Watcher) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine.drive import RequestFailed
-from bench.engine.messages import ServeJob
+from bench.engine.messages import CrossJob, ServeJob
 from bench.engine.requests import Request
 from bench.engine.weights import MODULES
 from bench.model.records import Scalar
@@ -26,7 +26,7 @@ LEAST_CONTEXT = 4096
 STOPS = {"ignore_eos": True, "temperature": 0.0}
 
 
-def options(job: ServeJob) -> dict[str, Any]:
+def options(job: ServeJob | CrossJob) -> dict[str, Any]:
     """What an engine of a mode is started with: the same in all modes, but for LoRA, its chunk and decode graphs."""
     mode, setup = Mode(job.mode), job.setup
     sizes = {load.requests for load in job.loads}
@@ -59,7 +59,7 @@ def options(job: ServeJob) -> dict[str, Any]:
     return found | (_lora(job, mode) if mode.lora else {})
 
 
-def _lora(job: ServeJob, mode: Mode) -> dict[str, Any]:
+def _lora(job: ServeJob | CrossJob, mode: Mode) -> dict[str, Any]:
     setup = job.setup
     base = any(load.base_fraction for load in job.loads)  # a request without an adapter takes a slot of its own
     found: dict[str, Any] = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic_ns
+from time import monotonic, monotonic_ns, sleep
 
 PERIOD_S = 0.2
+FREE_S = 20.0  # for a GPU to be left by the engine before
 HARMLESS = {"power_cap"}  # how a GPU at full load runs: kept in the record, voids nothing
 # Memory that is in use before an engine starts and belongs to nobody that NVML names: the driver's own.
 DRIVERS_BYTES = 2 * 2**30
@@ -96,4 +97,14 @@ def occupied(seen: Seen) -> str | None:
         return f"another process is on the GPU: {seen.processes} before the engine was started"
     if seen.used_bytes is not None and seen.used_bytes > DRIVERS_BYTES:
         return f"another process is on the GPU: {seen.used_bytes / 2**30:.1f} GiB in use before the engine was started"
+    return None
+
+
+def until_free(look: Callable[[], Seen]) -> str | None:
+    """Wait for the GPU to be nobody's; why it is not."""
+    end = monotonic() + FREE_S
+    while reason := occupied(look()):
+        if monotonic() > end:
+            return reason
+        sleep(0.5)
     return None

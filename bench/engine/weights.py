@@ -106,6 +106,28 @@ def prepare(setup: Setup, cache: Path) -> tuple[Path, list[Path], dict[str, Any]
     return folder, adapters, config
 
 
+def tokenizer(name: str, folder: Path, cache: Path) -> Path:
+    """A folder with a tokenizer: the checkpoint's own if it has one, else one of a word an id, made below the cache."""
+    config, _ = model_config(name)
+    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+        return folder
+    vocab = int(config["vocab_size"])
+    return _once(cache / f"tokenizer-{_digest(MAKER, vocab)}", partial(_write_tokenizer, config))
+
+
+def _write_tokenizer(config: dict[str, Any], folder: Path) -> None:
+    """Words t0, t1, ..., of which no two are one text: SGLang decodes every id to something, and it is cheap."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {f"t{index}": index for index in range(config["vocab_size"])}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="t0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(folder / "tokenizer.json"), pretty=False)
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")  # by which a library knows its kind
+
+
 def _digest(*parts: object) -> str:
     return sha256(repr(parts).encode()).hexdigest()[:12]
 

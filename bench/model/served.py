@@ -7,6 +7,7 @@ the judgement of answers are made by bench/judge/serving.py.
 History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
 1.1.0  parts of a start, time under a profiler, anchors, sites of a trace by pass
+1.2.0  what SGLang's bench_serving says of a server
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some, Uuid
 from bench.model.records import Anchor, Code, Environment, Scalar
 from bench.model.serving import Load, ModeName, Serving, Setup
 
-SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.1.0"
+SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.2.0"
 CLOCK = "engine"
 StartPart = Literal["import_us", "processes_us", "weights_us", "adapters_us", "pools_us", "graphs_us"]
 START_PARTS: tuple[StartPart, ...] = get_args(StartPart)
@@ -45,6 +46,7 @@ Site = Literal["embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced"
 SITES: tuple[Site, ...] = get_args(Site)
 Phase = Literal["decode", "prefill"]
 LoadStatus = Literal["ok", "void", "crashed", "error"]
+CrossName = Literal["ttft_us", "ttft_p99_us", "itl_us", "itl_p99_us", "tpot_us", "output_rate_per_s"]
 # What each kind of load has to have if it went well.
 NEEDED: dict[str, tuple[SampleName, ...]] = {
     "start": ("start_us", "first_request_us", "second_request_us"),
@@ -168,6 +170,34 @@ class EngineProcess(msgspec.Struct):
     traced_s: Duration = 0.0  # of it, under the profiler
 
 
+class CrossLoad(msgspec.Struct):
+    """A load as SGLang's bench_serving asked it of a server, and what it says: medians, 99th percentiles, a rate.
+
+    ttft, itl   to the first token, and between two tokens
+    tpot        of a request: from its first token to its last, over the tokens but one
+    """
+
+    load: Load
+    status: LoadStatus
+    reason: str | None = None
+    said: dict[CrossName, Positive] = {}
+    sm_mhz: list[Count] = []  # least and most seen
+    throttle: list[str] = []
+    duration_s: Duration = 0.0
+
+
+class CrossProcess(msgspec.Struct):
+    """One HTTP server in a mode, and every load that bench_serving asked it. status, reason: as of an engine."""
+
+    mode: ModeName
+    status: Literal["ok", "crashed", "error"]
+    started_utc: str
+    reason: str | None = None
+    loads: list[CrossLoad] = []
+    server: dict[str, Scalar] = {}
+    duration_s: Duration = 0.0
+
+
 class ServeRun(msgspec.Struct):
     """One invocation of `bench serve`; a resumed run keeps its id."""
 
@@ -187,6 +217,7 @@ class ServeRun(msgspec.Struct):
     chosen_modes: list[ModeName] = []
     where: bool = False
     resumed: Count = 0
+    cross_check: bool = False
 
 
 class ServeResults(msgspec.Struct):
@@ -200,6 +231,7 @@ class ServeResults(msgspec.Struct):
     processes: list[EngineProcess] = []
     schema: ServeSchema = msgspec.field(default_factory=ServeSchema)
     anchors: list[Anchor] = []  # of a run whose modes are traced: what floors are made of
+    cross_checks: list[CrossProcess] = []
 
 
 def write(path: Path, results: ServeResults) -> None:
@@ -222,6 +254,10 @@ def faults(results: ServeResults) -> Iterator[str]:
         if process.mode not in results.run.modes:
             yield f"{where}.mode is none of run.modes; expected one of {', '.join(results.run.modes)}"
     yield from twice("the mode and repeat", keys)
+    crossed = [(f"cross_checks[{index}]", item.mode) for index, item in enumerate(results.cross_checks)]
+    yield from twice("the mode", crossed)
+    for place, item in zip((place for place, _ in crossed), results.cross_checks, strict=True):
+        yield from _cross_faults(f"{place} ({item.mode})", item)
 
 
 def _process_faults(place: str, process: EngineProcess) -> Iterator[str]:
@@ -240,6 +276,19 @@ def _process_faults(place: str, process: EngineProcess) -> Iterator[str]:
         yield from twice("the site and kernel", names)
         if trace.example is not None:
             yield from _pass_faults(f"{where}.example", trace.example)
+
+
+def _cross_faults(place: str, process: CrossProcess) -> Iterator[str]:
+    if (process.status == "ok") != (process.reason is None):
+        yield f"{place}.reason is {process.reason!r}; expected one if, and only if, its status is not ok"
+    yield from twice("the load", [(f"{place}.loads[{i}]", item.load) for i, item in enumerate(process.loads)])
+    for index, item in enumerate(process.loads):
+        where = f"{place}.loads[{index}] ({item.load.label})"
+        if (item.status == "ok") != (item.reason is None):
+            yield f"{where}.reason is {item.reason!r}; expected one if, and only if, its status is not ok"
+        missing = [name for name in get_args(CrossName) if name not in item.said]
+        if item.status == "ok" and missing:
+            yield f"{where}.said lacks {', '.join(missing)}; expected them, for its status is ok"
 
 
 def _pass_faults(place: str, example: TracedPass) -> Iterator[str]:

@@ -152,6 +152,19 @@ class Load(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
         return " ".join(parts)
 
 
+def not_crossed(load: Load) -> str | None:
+    """Why SGLang's bench_serving cannot ask a load; None if it can."""
+    if load.kind not in ("decode", "stream", "arrivals"):
+        return f"it has no {load.kind}"
+    if load.skew:
+        return "its prompts have no such lengths"
+    if load.mix not in ("one", "uniform"):
+        return "it has no such popularity of adapters"
+    if 0 < load.base_fraction < 1:
+        return "it gives all requests an adapter, or none"
+    return None
+
+
 class ServeCase(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """A setup under a load: the key of a point, with the mode that serves."""
 

@@ -18,6 +18,7 @@ from profiles.summaries import COMPARED_US, Agreement, Counters, DeviceTime, agr
 from profiles.target import load_recipe, parse_point, recipe_names
 
 SHOWN_STALLS = 2
+MOST_KERNELS = 15  # rows of a table
 
 
 def shown(profile: ProfileRecord, folder: Path) -> RenderableType:
@@ -92,7 +93,26 @@ def _ranges(body: NsysBody) -> RenderableType:
     whole = sum(item.whole_graphs for item in body.ranges)
     if whole:
         remarks.append(Text(f"{whole} graphs are one row each: --cuda-graph-trace=node shows their kernels"))
-    return Group(table, *remarks)
+    remarks += [Text(f"left out of the capture: {count} {what}") for what, count in sorted(body.lacking.items())]
+    return Group(table, *_kernels(body), *remarks)
+
+
+def _kernels(body: NsysBody) -> list[RenderableType]:
+    """The kernels that took longest."""
+    if not body.kernels:
+        return []
+    whole = sum(item.total_us for item in body.kernels)
+    rows = [
+        [
+            item.kernel,
+            str(item.calls),
+            microseconds(item.total_us),
+            f"{100 * item.total_us / whole:.1f}" if whole else "-",
+        ]
+        for item in body.kernels[:MOST_KERNELS]
+    ]
+    title = f"kernels by name, {min(len(body.kernels), MOST_KERNELS)} of {len(body.kernels)}"
+    return [_table(title, ("kernel", "calls", "us", "% of all"), rows, 1, 3)]
 
 
 def _range_cells(item: RangeTime) -> list[str]:

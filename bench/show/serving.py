@@ -8,42 +8,26 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.engine import trace
+from bench.engine.crossing import CrossDone, CrossLoadDone, CrossStarted
 from bench.engine.run import CacheReady, Event, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted, traced_loads
 from bench.judge.answers import AnswerCheck, answer_checks
+from bench.judge.crossing import crossed
 from bench.judge.serving import (
     MAIN,
     ServedComparison,
     ServedFigure,
-    Unit,
     failures,
     figures,
 )
 from bench.judge.spent import Spent, spent
 from bench.judge.where import Where, where
 from bench.model.served import SITES, START_PARTS, ServeResults
-from bench.model.serving import Load, ServePlan, Setup
+from bench.model.serving import Load, ServePlan, Setup, not_crossed
+from bench.show.amounts import MARKS, amount
+from bench.show.crossing import cross_table, follow_line
 from bench.show.fit import Column, Fitted
 
 NAMED, NAMED_SHARE, NAME_LENGTH = 6, 0.005, 70  # kernels that no site has: so many, from such a share on, so long
-MARKS = {"skipped": "-", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR", "void": "VOID"}
-
-
-def amount(value: float | None, unit: Unit) -> str:
-    """A figure with its unit: times in ms or s, memory in GiB, to three digits."""
-    if value is None:
-        return "-"
-    if unit == "bytes":
-        return f"{value / 2**30:.1f} GiB"
-    if unit == "tokens/s":
-        return f"{value:.0f} /s" if value >= 100 else f"{value:.3g} /s"
-    for scale, name in ((1e6, "s"), (1e3, "ms")):
-        if value >= scale * 0.9995:
-            return f"{_digits(value / scale)} {name}"
-    return f"{_digits(value)} us"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def shown(figure: ServedFigure | None) -> str:
@@ -65,6 +49,8 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
     traced = where(trace.anew(results))
     for load in dict.fromkeys(item.load for item in traced):
         parts += [where_table([item for item in traced if item.load == load], wide=wide), Text()]
+    if results.cross_checks:
+        parts += [cross_table(results, crossed(results), wide=wide), Text()]
     parts.append(failed(results))
     return Group(*parts)
 
@@ -248,7 +234,7 @@ def failed(results: ServeResults) -> RenderableType:
     return Text("\n".join(lines))
 
 
-def planned(plan: ServePlan, *, where: bool) -> RenderableType:
+def planned(plan: ServePlan, *, where: bool, cross_check: bool = False) -> RenderableType:
     """What a run would do."""
     order = " ".join(run.mode for run in plan.runs)
     lines = [
@@ -260,6 +246,11 @@ def planned(plan: ServePlan, *, where: bool) -> RenderableType:
     if where:
         traced = ", ".join(load.label for load in traced_loads(plan))
         lines.append(f"the first of each mode is then traced: {traced}")
+    if cross_check:
+        asked = ", ".join(load.label for load in plan.loads if not_crossed(load) is None)
+        lines.append(
+            f"then a server of each mode is asked by bench_serving: {asked or 'nothing, it has no such loads'}"
+        )
     return Text("\n".join(lines))
 
 
@@ -277,6 +268,8 @@ def follow(events: Iterable[Event]) -> Iterator[str]:
         elif isinstance(event, ProcessDone):
             ending = "done" if event.process.status == "ok" else f"{event.process.status}: {event.process.reason}"
             yield f"{event.process.mode}, repeat {event.process.repeat}: {ending} ({event.process.duration_s:.0f} s)"
+        elif isinstance(event, CrossStarted | CrossLoadDone | CrossDone):
+            yield follow_line(event)
         elif isinstance(event, OutOfTime):
             yield f"the time given is over: {event.left} engines are left; go on with --resume"
 

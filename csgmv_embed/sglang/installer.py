@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csgmv_embed.errors import CsgmvEmbedError
-from csgmv_embed.sglang import chain, runtime
+from csgmv_embed.sglang import chain, ranges, runtime
 from csgmv_embed.sglang.hooks.registry import HOOKS, NEVER_INERT
 from csgmv_embed.sglang.settings import DISABLE, SettingError, Settings
 from csgmv_embed.sglang.targets import Hook, Release, release_for
@@ -32,7 +32,13 @@ def _inert(function: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-FUNCTIONS = {name: function if name in NEVER_INERT else _inert(function) for name, function in HOOKS.items()}
+def _functions(*, with_ranges: bool) -> dict[str, Callable[..., Any]]:
+    """What is put around SGLang's functions, by the hook's name."""
+    found = {name: function if name in NEVER_INERT else _inert(function) for name, function in HOOKS.items()}
+    return {name: ranges.ranged(name, function) for name, function in found.items()} if with_ranges else found
+
+
+FUNCTIONS = _functions(with_ranges=ranges.wanted())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ LAYER = "CSGMV_EMBED_LAYER"
 LM_HEAD = "CSGMV_EMBED_LM_HEAD"
 LINEAR = "CSGMV_EMBED_LINEAR"
 BASE_GRAPH = "CSGMV_EMBED_BASE_GRAPH"
+NVTX = "CSGMV_EMBED_NVTX"
 _VALUES = {
     DISABLE: ("0", "1"),
     ANY_VERSION: ("0", "1"),
@@ -26,6 +27,7 @@ _VALUES = {
     LM_HEAD: ("1", "0"),
     LINEAR: ("1", "0"),
     BASE_GRAPH: ("1", "0"),
+    NVTX: ("", "0", "1"),  # read by ranges.py before anything is hooked; unset: where a profiler is attached
 }
 
 
@@ -67,7 +69,7 @@ class Settings:
         found = {name: environment.get(name) or values[0] for name, values in _VALUES.items()}
         for name, value in found.items():
             if value not in _VALUES[name]:
-                raise SettingError(f"{name} is {value!r}; expected {' or '.join(_VALUES[name])}")
+                raise SettingError(f"{name} is {value!r}; expected {' or '.join(filter(None, _VALUES[name]))}")
         unknown = {name for name in environment if name.startswith("CSGMV_EMBED_")} - _VALUES.keys()
         if unknown:
             raise SettingError(f"{', '.join(sorted(unknown))} is unknown; expected {', '.join(_VALUES)}")

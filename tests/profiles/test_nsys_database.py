@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from profiles import nsys_database
+from profiles import nsys_database, workflow
 from profiles.capture import CaptureFailed
 from tests.support import nsys_schema
 
@@ -123,3 +123,36 @@ def change(database, *statements):
         for statement in statements:
             connection.execute(statement)
     connection.close()
+
+
+def of_a_server(database):
+    """Ranges of the default domain, one of which a hook of the plugin has."""
+    change(
+        database,
+        "UPDATE NVTX_EVENTS SET domainId = 0 WHERE domainId = 1 AND eventType != 75",
+        "UPDATE NVTX_EVENTS SET text = 'csgmv_embed.qkv' WHERE text = 'B'",
+    )
+    return database
+
+
+def test_a_servers_ranges_are_of_no_domain(database):
+    assert not nsys_database.is_of_a_server(database) and nsys_database.is_of_a_server(of_a_server(database))
+    found = nsys_database.attribute(database, None)
+    assert {tuple(row.path) for row in found.ranges} == {("A", "sample"), ("csgmv_embed.qkv", "sample")}
+    assert workflow.read_database(database).ranges == found.ranges, "it is told from a capture of our own"
+    change(database, "DELETE FROM NVTX_EVENTS")
+    bare = nsys_database.attribute(database, None)
+    assert bare.ranges == [] and bare.unattributed == 8, "a server without the plugin has none"
+
+
+def test_kernels_are_summed_by_name_and_what_has_none_is_counted(database):
+    change(
+        database,
+        "INSERT INTO StringIds VALUES (50, 'lora_shrink_kernel')",
+        "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET shortName = 50 WHERE graphNodeId = 21",
+    )
+    found = nsys_database.attribute(database)
+    assert [(item.kernel, item.calls, item.total_us) for item in found.kernels] == [
+        ("lora_shrink_kernel", 2, pytest.approx(0.8))
+    ]
+    assert found.lacking["kernels without a name, which are in no row by name"] == 6

@@ -34,6 +34,8 @@ def test_without_a_gpu_the_plan_is_told_and_the_status_is_that_of_other_verbs(
     for module in (serve, guards):
         monkeypatch.setattr(module, "has_gpu", lambda: False)
     done = run("serve", "-p", "8b", "-m", "csgmv", "-m", "plugin-lookup", "-l", "decode", "--repeats", "2", "--where")
+    crossed = run("serve", "-p", "cross", "--cross-check").out
+    assert "then a server of each mode is asked by bench_serving: decode 32, stream 32x128, arrivals 8/sx128" in crossed
     assert done.code == 2 and done.err == "bench: serve: needs an NVIDIA GPU and none was found\n"
     assert "4 engines, one after another: csgmv plugin-lookup plugin-lookup csgmv" in done.out
     assert "  decode 256\n" in done.out and "prefill" not in done.out and "then traced: decode 32" in done.out
@@ -42,7 +44,7 @@ def test_without_a_gpu_the_plan_is_told_and_the_status_is_that_of_other_verbs(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-p", "nope"), "serve profile 'nope' is unknown; expected one of 8b, ends, evict, quick, switches"),
+        (("-p", "nope"), "serve profile 'nope' is unknown; expected one of 8b, cross, ends, evict, quick, switches"),
         (("-m", "flash"), "--mode flash: expected none, triton, csgmv, plugin"),
         (("-l", "stream"), "--load stream: serve profile quick has none; expected one of decode, prefill"),
         (("--model", "70b"), "model 70b: "),

@@ -13,8 +13,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from bench.engine import drive
-from bench.engine import run as running
+from bench.engine import drive, watch
 from bench.engine.messages import Job, Loaded, Message, Prepared, PrepareJob, ServeJob, WarmJob
 from bench.engine.processes import EngineChild
 from bench.engine.run import Event, LoadDone, OutOfTime, Planned, ProcessDone, Surroundings, new_results, serve
@@ -231,7 +230,7 @@ def test_an_engine_that_cannot_import_is_a_row(tiny: Path, tmp_path: Path, monke
 def test_an_engine_whose_imports_take_a_place_on_the_gpu_is_started_in_its_turn_alone(
     tiny: Path, tmp_path: Path, counted: list[Counted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "FREE_S", 0.0)
+    monkeypatch.setattr(watch, "FREE_S", 0.0)
 
     def looks() -> Seen:
         alive = sum(not child.closed and child.prepared is None for child in counted)
@@ -330,7 +329,7 @@ def test_a_lowered_clock_or_another_process_voids_what_it_met(tiny: Path, tmp_pa
 def test_no_engine_starts_on_a_gpu_that_is_anothers(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "FREE_S", 0.1)
+    monkeypatch.setattr(watch, "FREE_S", 0.1)
     results, _ = ran(plan_of(tiny, "csgmv"), tmp_path, look=lambda: Seen(monotonic_ns(), 1980, (), 2**35, 0))
     (process,) = results.processes
     assert process.status == "error" and "32.0 GiB in use before the engine was started" in str(process.reason)

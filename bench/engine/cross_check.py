@@ -1,0 +1,218 @@
+"""SGLang's own bench_serving against SGLang's own HTTP server, with what an engine of the same mode is asked.
+
+Both are processes of their own: the server takes the arguments of the engine and a tokenizer, without which it streams
+nothing that bench_serving counts; the client sends prompts of random ids. bench_serving states medians and quantiles,
+so these are kept as it says them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from math import inf
+from pathlib import Path
+from socket import socket
+from time import monotonic, monotonic_ns, sleep
+from typing import IO, Any
+
+import msgspec
+
+from bench.engine import preparation, weights
+from bench.engine.drive import WARM_TOKENS, WAVES
+from bench.engine.messages import Begun, Crossed, CrossJob, Done, Message, Started
+from bench.engine.requests import arrivals_s
+from bench.engine.sglang_engine import STOPS, adapter_name, options
+from bench.model.served import CrossName
+from bench.model.serving import Load, Mode, Serving
+
+SERVER, CLIENT = "bench.engine.http_server", "bench.engine.peer_client"
+HOST, POLL_S = "127.0.0.1", 0.2
+# What it says, by our names; the factor makes microseconds of milliseconds.
+SAID: dict[CrossName, tuple[str, float]] = {
+    "ttft_us": ("median_ttft_ms", 1000.0),
+    "ttft_p99_us": ("p99_ttft_ms", 1000.0),
+    "itl_us": ("median_itl_ms", 1000.0),
+    "itl_p99_us": ("p99_itl_ms", 1000.0),
+    "tpot_us": ("median_tpot_ms", 1000.0),
+    "output_rate_per_s": ("output_throughput", 1.0),
+}
+
+
+class CrossError(Exception):
+    """A load is worth nothing; the message says why."""
+
+
+def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
+    """Start server and client, and tell what is said of every load; one that fails keeps nobody from the next."""
+    tokenizer = weights.tokenizer(job.setup.model, Path(job.prepared.model), Path(job.cache))
+    given = arguments_of_server(job, str(tokenizer), free_port())
+    with ExitStack() as stack:
+        client = stack.enter_context(_client(job))  # it imports while the server starts
+        server = stack.enter_context(_server(job, given))
+        until_ready(server, given["port"], job.serving.start_timeout_s)
+        tell(Started({"port": given["port"], "tokenizer": "own" if str(tokenizer) == job.prepared.model else "words"}))
+        for load in job.asked:
+            began = monotonic_ns()
+            tell(Begun(load, began))
+            said: dict[CrossName, float] = {}
+            problem = None
+            try:
+                said = _asked(job, load, client, given["port"], tokenizer)
+            except CrossError as error:
+                problem = str(error)
+            tell(Crossed(load, began, monotonic_ns(), said, problem))
+        mode = Mode(job.mode)
+        tell(Done(preparation.plugin_problem(Path(job.scratch), wanted=mode.plugin) if mode.lora else None))
+
+
+def arguments_of_server(job: CrossJob, tokenizer: str, port: int) -> dict[str, Any]:
+    """What an engine of the mode is started with, and what a server needs beside it."""
+    given = options(job)
+    return given | {"skip_tokenizer_init": False, "tokenizer_path": tokenizer, "host": HOST, "port": port}
+
+
+def arguments_of_client(load: Load, mode: Mode, adapters: int, serving: Serving, output: Path) -> list[str]:
+    """Those of bench_serving that ask what the load says; of a decode, all at once and long answers."""
+    tokens = serving.long_tokens if load.kind == "decode" else serving.stream_tokens
+    found = ["--backend", "sglang", "--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1.0"]
+    found += ["--random-input-len", str(load.prompt_tokens), "--random-output-len", str(tokens)]
+    found += ["--num-prompts", str(prompts_of(load, serving)), "--seed", str(serving.seed), "--disable-tqdm"]
+    found += ["--warmup-requests", "1", "--output-file", str(output)]
+    if load.kind == "arrivals":
+        found += ["--request-rate", f"{load.rate_rps:g}"]
+    else:
+        found += ["--max-concurrency", str(load.requests)]
+    names = [adapter_name(index) for index in range(1 if load.mix == "one" else adapters)]
+    if mode.lora and load.base_fraction < 1:
+        found += ["--lora-name", *names]
+        found += ["--lora-request-distribution", "distinct"] if len(names) > 1 else []
+    return found
+
+
+def prompts_of(load: Load, serving: Serving) -> int:
+    """How many prompts are sent: as many as an engine is asked."""
+    if load.kind == "arrivals":
+        return len(arrivals_s(load, seed=serving.seed, duration_s=serving.arrivals_s))
+    return load.requests * (WAVES if load.kind == "stream" else 1)
+
+
+def said_of(line: bytes, *, prompts: int, tokens: int) -> dict[CrossName, float]:
+    """What bench_serving wrote of a run. Raises CrossError for less than was asked, and for what is no record of it."""
+    try:
+        record = json.loads(line)  # it writes Infinity for a rate, which is no JSON
+    except ValueError as error:
+        raise CrossError(f"bench_serving wrote no record: {error}") from None
+    if not isinstance(record, dict):
+        raise CrossError("bench_serving wrote no record: it is no object")
+    done, got = record.get("completed"), record.get("total_output_tokens")
+    if done != prompts:
+        raise CrossError(f"a request failed: bench_serving has answers to {done} of {prompts}")
+    if got != prompts * tokens:
+        raise CrossError(f"a request failed: {got} tokens of {prompts * tokens} came")
+    found: dict[CrossName, float] = {}
+    for name, (theirs, factor) in SAID.items():
+        value = record.get(theirs)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
+            raise CrossError(f"bench_serving's record has {theirs}: {value!r}; expected a number above 0")
+        found[name] = value * factor
+    return found
+
+
+def _asked(
+    job: CrossJob, load: Load, client: subprocess.Popen[bytes], port: int, tokenizer: Path
+) -> dict[CrossName, float]:
+    mode, output = Mode(job.mode), Path(job.scratch) / f"cross-{job.asked.index(load)}.jsonl"
+    _warm(port, load, mode, job.setup.adapters)
+    asked = arguments_of_client(load, mode, job.setup.adapters, job.serving, output)
+    where = ["--host", HOST, "--port", str(port), "--model", str(tokenizer), "--tokenizer", str(tokenizer)]
+    assert client.stdin is not None and client.stdout is not None
+    try:
+        client.stdin.write(msgspec.json.encode([*asked, *where]) + b"\n")
+        client.stdin.flush()
+    except OSError:
+        raise CrossError("bench_serving's process has ended") from None
+    answer = client.stdout.readline()
+    if not answer:
+        raise CrossError("bench_serving's process has ended")
+    problem = msgspec.json.decode(answer)
+    if problem is not None:
+        raise CrossError(str(problem))
+    tokens = job.serving.long_tokens if load.kind == "decode" else job.serving.stream_tokens
+    try:
+        lines = output.read_bytes().splitlines()
+    except OSError as error:
+        raise CrossError(f"bench_serving wrote no file: {error.strerror}") from None
+    if not lines:
+        raise CrossError("bench_serving wrote an empty file")
+    return said_of(lines[-1], prompts=prompts_of(load, job.serving), tokens=tokens)
+
+
+def _warm(port: int, load: Load, mode: Mode, adapters: int) -> None:
+    """An answer of each adapter, all at once: none is put on the GPU for the first time while it is measured."""
+    names: Sequence[str | None] = [None]
+    if mode.lora and load.base_fraction < 1:
+        names = [adapter_name(index) for index in range(1 if load.mix == "one" else adapters)]
+    ids = [[3] * load.prompt_tokens for _ in names]
+    body: dict[str, Any] = {"input_ids": ids, "sampling_params": {"max_new_tokens": WARM_TOKENS, **STOPS}}
+    body |= {"lora_path": names} if names != [None] else {}
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}/generate", msgspec.json.encode(body), {"Content-Type": "application/json"}
+    )
+    try:
+        with opener().open(request, timeout=600) as answer:
+            answer.read()
+    except (OSError, urllib.error.URLError) as error:
+        raise CrossError(f"a request failed: {error}") from None
+
+
+def until_ready(server: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
+    """Wait for a server to be healthy. Raises RuntimeError if it ends before, or is not in time."""
+    end = monotonic() + timeout_s
+    while monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server ended with exit status {server.returncode} before it answered")
+        with suppress(OSError), opener().open(f"http://{HOST}:{port}/health", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        sleep(POLL_S)
+    raise RuntimeError(f"the server did not answer within {timeout_s:g} s")
+
+
+def opener() -> urllib.request.OpenerDirector:
+    """Asks this machine, whatever proxies the environment names."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket() as taken:
+        taken.bind((HOST, 0))
+        return int(taken.getsockname()[1])
+
+
+def _server(job: CrossJob, given: Mapping[str, Any]) -> _Closing:
+    process = _Closing(job.server, stdout=sys.stderr.fileno())
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(given) + b"\n")
+    process.stdin.close()
+    return process
+
+
+def _client(job: CrossJob) -> _Closing:
+    return _Closing(job.client, stdout=subprocess.PIPE)
+
+
+class _Closing(subprocess.Popen[bytes]):
+    """A module that runs in the group of this process, whose end ends it; what it says beside goes to the log."""
+
+    def __init__(self, module: str, *, stdout: int | IO[bytes]) -> None:
+        super().__init__([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=stdout)
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait()

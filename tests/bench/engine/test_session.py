@@ -1,0 +1,57 @@
+"""A server under a profiler: what is asked before the capture range, within it, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.engine.messages import Prepared
+from bench.engine.session import Session, SessionError, batches, run
+from bench.model import config
+from bench.model.records import Environment
+from bench.model.serving import Load, Setup
+from tests.bench.engine.test_run import tiny
+
+__all__ = ["tiny"]
+SERVER = "tests.support.fake_http"
+
+
+@pytest.fixture
+def session(tiny: Path, tmp_path: Path) -> Session:
+    setup, serving = Setup(str(tiny), adapters=2), config.load().serving
+    return Session("csgmv", setup, serving, Load("decode", 4, 16), str(tmp_path), 6, 4, 5, SERVER)
+
+
+@pytest.fixture
+def prepared() -> Prepared:
+    return Prepared("model", ["a", "b"], 1, 500, Environment({}, "here", {}), 0.0)
+
+
+def test_so_many_requests_are_captured_and_so_many_go_before(
+    session: Session, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_HTTP_SAW", str(tmp_path / "saw"))
+    run(session, prepared)
+    given, *asked = map(json.loads, (tmp_path / "saw").read_text().splitlines())
+    assert given["lora_backend"] == "csgmv"
+    counts = [(item["path"], len(item.get("input_ids", []))) for item in asked]
+    assert counts == [("/generate", 4), ("/generate", 2), ("/start_profile", 0), ("/generate", 4), ("/stop_profile", 0)]
+    assert asked[2]["activities"] == ["CUDA_PROFILER"] and asked[3]["sampling_params"]["max_new_tokens"] == 5
+    assert asked[3]["lora_path"] == ["a0", "a1", "a0", "a1"] and asked[0]["input_ids"] != asked[3]["input_ids"]
+
+
+def test_a_server_that_dies_is_no_capture(
+    session: Session, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_HTTP_SAW", str(tmp_path / "saw"))
+    monkeypatch.setenv("FAKE_HTTP", "die")
+    with pytest.raises(SessionError, match="the server ended with exit status 1 before it answered"):
+        run(session, prepared)
+
+
+def test_a_session_travels_as_json(session: Session) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(session), type=Session) == session
+    assert sum(map(len, batches(session, 500, 9, "x"))) == 9
