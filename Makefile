@@ -42,7 +42,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gate: setup  ## counted work against bench/baselines/work.json: no GPU needed
+gate: setup  ## counted work against this Triton's of bench/baselines: no GPU needed
 	$(BIN)/python -m bench gate --clock work
 
 # Every picture of docs/plots from the committed results.

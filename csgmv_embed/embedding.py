@@ -19,6 +19,7 @@ from csgmv_embed.kernels.embedding import (
 )
 from csgmv_embed.launch import checks, direct, tiles
 from csgmv_embed.launch.direct import NOTHING, Launch, Nothing, launches, seen, width
+from csgmv_embed.launch.launchers import Grid
 from csgmv_embed.launch.tables import a_table_constants
 
 NO_ROW = -1  # ids outside the embedding read zeros
@@ -278,7 +279,7 @@ def _rows_launch(
 
 def _grid(
     batch: EmbeddingBatch, tokens: int, hidden: int, tile: tiles.MatrixTile, *, add: bool
-) -> tuple[direct.Grid, dict[str, Any]]:
+) -> tuple[Grid, dict[str, Any]]:
     """The grid, and the constants that say which rows its programs take."""
     steps = walk(batch, tokens, tile.block_m)
     copy_bare, copy_padding = (False, False) if add else _copied(batch, tokens)

@@ -46,8 +46,9 @@ def embedding_lora_a(
     out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
                       element is written. Allocated if None.
     pdl               programmatic dependent launch: set up while the kernel before still runs, which it waits for
-                      before it reads. Ignored before compute capability 9.0. Pays where the neighbours are launched
-                      so too; between ordinary kernels it costs (docs/measured.md).
+                      before it reads. Without effect before compute capability 9.0 and on AMD GPUs, which a warning
+                      says once. Pays where the neighbours are launched so too; between ordinary kernels it costs
+                      (docs/measured.md).
 
     Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
     static batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
@@ -69,7 +70,7 @@ def _launched(
     pdl: bool,
 ) -> torch.Tensor:
     """The op where nothing traces: launch what an equal call launched, or check and prepare it."""
-    pdl = pdl and direct.overlaps_launches(a_table.device)  # part of the key: a stand-in driver has many targets
+    pdl = pdl and direct.overlaps_or_warns(a_table.device)  # part of the key: a stand-in driver has many targets
     tokens, shape = input_ids.numel(), a_table.shape
     out_seen = None
     if out is not None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import guards, served_file
-from bench.cli.gate import measured
+from bench.cli.gate import measured, work_name
 from bench.cli.options import (
     AxisOption,
     CaseOption,
@@ -109,10 +109,11 @@ def _measure_baseline(chosen: Choice) -> Results:
 
 
 def baseline_name(results: Results) -> str:
-    """`work` for counts, else the GPU model: `nvidia-h100-80gb-hbm3`."""
+    """`work-triton-3.6` for counts, else the GPU model: `nvidia-h100-80gb-hbm3`."""
+    identity = results.env.identity if results.env else {}
     if all(point.clock == "work" for point in results.points):
-        return "work"
-    gpu = results.env.identity.get("gpu") if results.env else None
+        return work_name(identity.get("triton"))
+    gpu = identity.get("gpu")
     return re.sub(r"[^a-z0-9]+", "-", str(gpu or "unknown-gpu").lower()).strip("-")
 
 

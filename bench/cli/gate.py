@@ -32,14 +32,13 @@ from bench.model import config as configuration
 from bench.model import pairs as pair_store
 from bench.model import store
 from bench.model.config import ConfigError, Plan, PlannedPoint
-from bench.model.environment import collect_code
+from bench.model.environment import collect_code, package_version
 from bench.model.locks import only_writer
 from bench.model.pairs import PairPoint
 from bench.model.paths import BASELINES, results_path, shown
 from bench.model.records import Point, Results
 from bench.model.verdict import CannotJudge, Exit, GateError, Report, Subject, Use
 
-WORK_BASELINE = BASELINES / "work.json"
 RENEW_WORK = "python -m bench baseline --clock work"
 
 
@@ -167,20 +166,37 @@ def _follow_pairs(chosen: Choice, run: pair_store.PairRun, events: Iterable[Pair
 
 
 def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
-    path = baseline or WORK_BASELINE
-    if baseline is None and not path.exists():
-        raise CannotJudge(f"{shown(path)}: no baseline of counts; make one with: {RENEW_WORK}")
-    before = store.read(path)
+    given = store.read(result) if result else None
+    before = store.read(baseline or _work_baseline(given))
     profile = chosen.config.gate.work_profile
     wanted, was_wanted = chosen.of_baseline(before, profile, work=True)
     changed = keeping.changes(
         chosen.rules, keeping.rules_of(before), ["work"], keeping.left_out(before.points, was_wanted, wanted)
     )
-    after = store.read(result) if result else measured(chosen, chosen.plan(profile, ["work"]), profile)
+    after = given or measured(chosen, chosen.plan(profile, ["work"]), profile)
     match = comparable.match(before.points, after.points, wanted)
     report = judge_work(before, after, chosen.config.gate, match, counts_only=chosen.counts_only, renew=RENEW_WORK)
     report.selection = chosen.options(profile)
     return keeping.hold(report, changed, allowed=chosen.allow_changed_rules)
+
+
+def work_name(triton: object) -> str:
+    """Of the baseline of counts: one for each minor version of Triton, whose compilers make other binaries."""
+    return f"work-triton-{'.'.join(str(triton or 'unknown').split('.')[:2])}"
+
+
+def _work_baseline(given: Results | None) -> Path:
+    """The one of the Triton that counted `given`, or of the installed one."""
+    environment = given.env if given else None
+    triton = environment.identity.get("triton") if environment else package_version("triton")
+    path = BASELINES / f"{work_name(triton)}.json"
+    if path.exists():
+        return path
+    others = ", ".join(shown(other) for other in sorted(BASELINES.glob("work-*.json"))) or "there is none"
+    raise CannotJudge(
+        f"{shown(path)}: no baseline of counts under Triton {triton}; make one with: {RENEW_WORK}; "
+        f"or compare the counts alone: --counts-only --baseline with that of another Triton ({others})"
+    )
 
 
 def _baseline(chosen: Choice, path: Path, result: Path | None) -> Report:

@@ -15,7 +15,6 @@ PARTS = {
     "torch": ("torch", "everything that runs", "pip install -e '.[bench]'"),
     "triton": ("triton", "the kernels", "pip install -e '.[bench]'"),
     "sglang": ("sglang", "the SGLang contenders", "pip install 'sglang==0.5.16'"),
-    "triton-viz": ("triton_viz", "the work clock", "pip install -e '.[bench]'"),
     "nvtx": ("nvtx", "ranges for Nsight; silent without", "pip install nvtx"),
     "nvidia-ml-py": ("pynvml", "GPU clocks and fingerprint", "pip install nvidia-ml-py"),
 }

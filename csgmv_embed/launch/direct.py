@@ -13,6 +13,7 @@ leaves out are the addresses. A key that forgot one thing would run another call
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, reduce
 from operator import or_
@@ -24,18 +25,19 @@ from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-# The versions whose launcher takes what `_direct` passes; others go through the JIT front, which is slower.
-DIRECT_VERSIONS = ("3.6",)
-DIRECT = ".".join(triton.__version__.split(".")[:2]) in DIRECT_VERSIONS
+from csgmv_embed.launch import launchers
+from csgmv_embed.launch.launchers import Grid
+
 ALIGNMENT = 16  # bytes: what Triton specialises pointers on, and the widest load of one thread
 MAX_KEPT = 4096  # a serving process has a few hundred; beyond this something varies that should not, and memory counts
 
-Grid = tuple[int, int, int]
 Tensors = tuple[torch.Tensor, ...]
 Key = tuple[object, ...]
 
 launches: dict[Key, Launch | Nothing] = {}  # of all ops; the first part of a key is the op's name or a kernel's id
-_variants: dict[Key, Callable[..., None]] = {}  # what Triton compiled, which launches of other grids share
+# What Triton compiled, which launches of other grids share: the kernel, whose id is in the key, and what launches it;
+# None if only the front of Triton can.
+_variants: dict[Key, tuple[Any, launchers.Run | None]] = {}
 
 
 @lru_cache
@@ -84,7 +86,7 @@ class Launch:
         self.num_warps = num_warps
         self.pdl = pdl
         self.plan = plan  # the op's own mark: which tensors the kernel takes
-        self._bound: tuple[Callable[..., None], Any, int] | None = None  # what runs it, driver, device
+        self._bound: tuple[launchers.Run, Any, int] | None = None  # what runs it, driver, device
 
     def __call__(self, tensors: Tensors, pointers: Sequence[int]) -> None:
         """Launch on these tensors, which the key of this launch describes and which are at these addresses."""
@@ -98,7 +100,7 @@ class Launch:
     def _first(self, tensors: Tensors, pointers: Sequence[int]) -> None:
         """A launch whose binary is not known yet, or on whose device another stands, or that someone wants to see."""
         device = tensors[0].device
-        if not DIRECT or device.type != "cuda" or _hooked():
+        if device.type != "cuda" or _hooked():
             self._front(tensors)
             return
         current = driver.active.get_current_device()
@@ -107,17 +109,20 @@ class Launch:
                 self(tensors, pointers)
             return
         key = variant_key(self.kernel, tensors, self.constant, self.num_warps, device.index)
-        known = _variants.get(key)
-        if known is not None:
+        if key in _variants:
+            _, known = _variants[key]
+            if known is None:
+                self._front(tensors)
+                return
             self._bound = known, driver.active, device.index
             self(tensors, pointers)
             return
         # The first call of a variant goes through the front, which launches it and hands over what it compiled.
         compiled = self._front(tensors)
         if isinstance(self.kernel, JITFunction) and isinstance(current, int):
-            run = _direct(self.kernel, compiled, self.constant)
+            run = launchers.straight(compiled, self.constant, len(tensors) + len(self.counts) + 1)
+            _kept(_variants, key, (self.kernel, run))
             if run is not None:
-                _kept(_variants, key, run)
                 self._bound = run, driver.active, device.index
 
     def _front(self, tensors: Tensors) -> Any:
@@ -188,16 +193,47 @@ def overlaps_launches(device: torch.device) -> bool:
 
     On the CPU, where kernels are interpreted or only compiled, the driver's target decides.
     """
-    if not DIRECT:
-        return False
+    return why_no_overlap(device) is None
+
+
+def why_no_overlap(device: torch.device) -> str | None:
+    """What programmatic dependent launch (`pdl`) lacks on this device; None where it can be had."""
     if device.type == "cuda":
-        return _capability(device.index) >= 9
-    return not knobs.runtime.interpret and bool(driver.active.get_current_target().arch >= 90)
+        return _why_no_overlap(device.index)
+    if knobs.runtime.interpret:
+        return "interpreted programs run one after another"
+    return None if driver.active.get_current_target().arch >= 90 else _TOO_OLD
+
+
+_TOO_OLD = "it needs compute capability 9.0"
 
 
 @lru_cache
-def _capability(device: int) -> int:
-    return torch.cuda.get_device_capability(device)[0]
+def _why_no_overlap(device: int) -> str | None:
+    if torch.version.hip is not None:
+        return "AMD GPUs have none"
+    if not _triton_has_pdl():
+        return f"Triton {triton.__version__} has no option launch_pdl"
+    return None if torch.cuda.get_device_capability(device)[0] >= 9 else _TOO_OLD
+
+
+def overlaps_or_warns(device: torch.device) -> bool:
+    """The same for a caller who asked for it: on a GPU that has none, a warning says once a process why."""
+    reason = why_no_overlap(device)
+    if reason is not None and device.type == "cuda":
+        _warn_once(f"pdl=True has no effect: {reason}")
+    return reason is None
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=5)  # at the call of the op
+
+
+def _triton_has_pdl() -> bool:
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    return "launch_pdl" in CUDAOptions.__dataclass_fields__
 
 
 def variant_key(kernel: Any, tensors: Tensors, constant: object, num_warps: int, device: int) -> Key:
@@ -206,25 +242,6 @@ def variant_key(kernel: Any, tensors: Tensors, constant: object, num_warps: int,
     for tensor in tensors:
         misaligned = misaligned << 1 | (tensor.data_ptr() % ALIGNMENT != 0)
     return (id(kernel), misaligned, num_warps, device, constant, *[tensor.dtype for tensor in tensors])
-
-
-def _direct(kernel: Any, compiled: Any, constant: object) -> Callable[..., None] | None:
-    """Launches `compiled` with what its variant fixes; keeps `kernel` alive, whose id is in the key.
-
-    None if the binary wants scratch memory, an instrumented one for example: the front provides it.
-    """
-    launcher = compiled.run
-    if launcher.global_scratch_size or launcher.profile_scratch_size:
-        return None
-    run, function, metadata = launcher.launch, compiled.function, compiled.packed_metadata
-    fixed = (function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None, metadata, None, None, None)
-
-    def launch_compiled(
-        grid: Grid, stream: int, pointers: Sequence[int], counts: tuple[int, ...], _kept: Any = kernel
-    ) -> None:
-        run(*grid, stream, *fixed, *pointers, *counts, constant)
-
-    return launch_compiled
 
 
 def _hooked() -> bool:

@@ -259,9 +259,9 @@ def test_show_writes_the_record_that_it_showed(bench, tmp_path):
 
 
 def test_counts_of_other_workloads_are_refused(bench):
-    status, _, _ = bench("show", COUNTERS, "--counts", ROOT / "bench" / "baselines" / "work.json")
+    status, _, _ = bench("show", COUNTERS, "--counts", ROOT / "bench" / "baselines" / "work-triton-3.6.json")
     assert status == 0, "the baseline's seed is the profile's; it has other cases"
-    profile, results = records.read(COUNTERS), store.read(ROOT / "bench" / "baselines" / "work.json")
+    profile, results = records.read(COUNTERS), store.read(ROOT / "bench" / "baselines" / "work-triton-3.6.json")
     results.run.seed += 1
     with pytest.raises(ProfileError, match="the counts are of seed 2, the profile of 1"):
         workflow.add_counts(profile, results)
@@ -269,7 +269,7 @@ def test_counts_of_other_workloads_are_refused(bench):
 
 def test_only_counters_are_compared_with_counts(bench):
     trace = ROOT / "docs" / "experiments" / "h100-trace.json"
-    status, _, err = bench("show", trace, "--counts", ROOT / "bench" / "baselines" / "work.json")
+    status, _, err = bench("show", trace, "--counts", ROOT / "bench" / "baselines" / "work-triton-3.6.json")
     assert status == 2 and "holds no counters of ncu" in err
 
 

@@ -27,7 +27,7 @@ def fill(root: Path) -> None:
     write(root, "csgmv_embed/__init__.py", "A = 1\n")
     write(root, TABLE, '{"num_warps": 4}\n')
     write(root, "bench/measure.py", "B = 1\n")
-    write(root, "bench/baselines/work.json", "{}\n")
+    write(root, "bench/baselines/work-triton-3.6.json", "{}\n")
     write(root, "bench.toml", "[measure]\n")
     write(root, ".gitignore", "__pycache__/\n*.local.py\n*.log\n")
 

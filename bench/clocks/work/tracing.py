@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
-from types import ModuleType
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -19,14 +18,11 @@ from bench.model.records import WorkCounts, WorkLaunch
 
 SECTOR_BYTES = 32
 MAX_PROGRAMS = 8192  # of a launch: with large tiles a minute of the interpreter
-_REFUSED = ("atomic_rmw", "atomic_cas")
-_LISTENED = ("load", "store", *_REFUSED)  # names of triton-viz's operations
 _LOAD, _STORE = np.uint8(1), np.uint8(2)
 
 _NEEDS_INTERPRETER = (
     "counting work needs Triton's interpreter: set TRITON_INTERPRET=1 before triton and the kernels are imported"
 )
-_NEEDS_TRITON_VIZ = "counting work needs triton-viz: pip install triton-viz"
 
 
 class TooManyPrograms(Exception):
@@ -50,59 +46,62 @@ def count(launch: Callable[[], object]) -> Counted:
     host put the tensors. Tensors must be on the CPU. The memory needed is one byte per 32 bytes of tensor that is
     touched.
 
-    Raises RuntimeError if the interpreter or triton-viz is missing, for a launch that is not interpreted (of a kernel
-    made before TRITON_INTERPRET was set, or compiled) or tries several configurations (an autotuned one), if a live
-    lane leaves the storages of the kernels' tensor arguments, and for atomics, which are neither loads nor stores; the
-    interpreter may wrap the last two in its InterpreterError.
+    Raises RuntimeError if the interpreter is missing, for a launch that is not interpreted (of a kernel made before
+    TRITON_INTERPRET was set, or compiled) or tries several configurations (an autotuned one), if a live lane leaves the
+    storages of the kernels' tensor arguments, and for atomics, which are neither loads nor stores. What a kernel raises
+    comes out as it is, without the interpreter's InterpreterError around it.
     """
-    triton_viz = _load_triton_viz()
+    if not importlib.import_module("triton.knobs").runtime.interpret:
+        raise RuntimeError(_NEEDS_INTERPRETER)
     counter = _Counter()
-    with _traced(triton_viz, counter):
+    with _traced(counter):
         launch()
     return Counted(counter.counts(), counter.launches())
 
 
-def _load_triton_viz() -> ModuleType:
-    knobs = importlib.import_module("triton.knobs")
-    if not knobs.runtime.interpret:
-        raise RuntimeError(_NEEDS_INTERPRETER)
-    try:
-        triton_viz = importlib.import_module("triton_viz")
-    except ImportError as error:
-        raise RuntimeError(_NEEDS_TRITON_VIZ) from error
-    if triton_viz.config.num_sms != 1:
-        raise RuntimeError("programs must be interpreted one after the other: unset TRITON_VIZ_NUM_SMS")
-    importlib.import_module("triton_viz.core.client").Client.register(_Counter)
-    return triton_viz
-
-
 @contextmanager
-def _traced(triton_viz: ModuleType, counter: _Counter) -> Iterator[None]:
+def _traced(counter: _Counter) -> Iterator[None]:
     """Within, every interpreted launch is told to `counter` and every other one refused."""
-    executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
-    client = importlib.import_module("triton_viz.core.client")
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    builder, executor = interpreter.interpreter_builder, interpreter.GridExecutor  # the builder is the one there is
+    call = executor.__call__
+
+    def counted(grid: Any, *arguments: Any, **options: Any) -> Any:
+        counter.begin(grid.fn.__name__, (*arguments, *options.values()))
+        try:
+            returned = call(grid, *arguments, **options)
+        except interpreter.InterpreterError as wrapped:
+            raise _inmost(wrapped) from wrapped
+        counter.end()
+        return returned
+
     with ExitStack() as stack:
-        stack.callback(triton_viz.clear)
         stack.enter_context(faithful())
-        # Of what triton-viz would wrap, only this: it wraps tl.trans such that kernels which call others lose it.
-        namespaces = importlib.import_module("triton_viz.frontends.triton").TRITON_NAMESPACES
-        wrapped = {space: _listened(operations) for space, operations in namespaces.items()}
-        stack.enter_context(patch.dict(namespaces, wrapped))
-        # triton-viz 3.0 never takes back its rewriting of loops, which breaks kernels interpreted later without it.
-        stack.enter_context(_replaced(client, "patch_for_loop", lambda callbacks: None))
-
-        def counted(grid: Any, *arguments: Any, **options: Any) -> Any:
-            counter.begin(grid.fn.__name__)
-            manager = client.ClientManager([counter])
-            with manager.patch_run(grid.fn, backend="triton"):  # puts triton-viz's own call in the place of this one
-                return grid(*arguments, client_manager=manager, jit_fn=None, **options)
-
         stack.enter_context(_replaced(executor, "__call__", counted))
+        for name, tell in counter.operations().items():
+            stack.enter_context(patch.object(builder, name, _told(getattr(builder, name), tell)))
         for module, kind, what in _UNCOUNTED:
             owner, refuse = getattr(importlib.import_module(module), kind), _uncounted(what)
             value = property(refuse) if isinstance(vars(owner)["run"], property) else refuse
             stack.enter_context(_replaced(owner, "run", value))
         yield
+
+
+def _inmost(error: BaseException) -> BaseException:
+    """What the interpreter wrapped, once for every function that a kernel called."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _told(operation: Callable[..., Any], tell: Callable[..., None]) -> Callable[..., Any]:
+    """An operation of the interpreter that first tells its arguments."""
+
+    def with_telling(*arguments: Any, **options: Any) -> Any:
+        tell(*arguments, **options)
+        return operation(*arguments, **options)
+
+    return with_telling
 
 
 # Ways to launch that the interpreter does not see, or not as a GPU does, and what one of them is.
@@ -120,11 +119,6 @@ def _uncounted(what: str) -> Callable[..., NoReturn]:
         raise RuntimeError(f"the kernel {name} was launched and not counted: it is {what}; {_NEEDS_INTERPRETER}")
 
     return refuse
-
-
-def _listened(operations: dict[str, type]) -> dict[str, type]:
-    """Those of triton-viz's operations that are counted or refused."""
-    return {name: kind for name, kind in operations.items() if getattr(kind, "name", "") in _LISTENED}
 
 
 @contextmanager
@@ -180,9 +174,7 @@ class _Launched:
 
 
 class _Counter:
-    """A client of triton-viz: its interface is `triton_viz.core.client.Client`, registered as such when first used."""
-
-    NAME = "work_counter"
+    """Is told of each launch, of each of its programs and of what they load and store."""
 
     def __init__(self) -> None:
         self._sectors = _Sectors()
@@ -190,7 +182,7 @@ class _Counter:
         self._load_bytes = self._store_bytes = 0
         self._busiest = (0, 0)
         self._loads = self._stores = 0  # of the program that is running
-        self._stored = False
+        self._stored = self._running = False
 
     def counts(self) -> WorkCounts:
         return WorkCounts(
@@ -208,61 +200,63 @@ class _Counter:
     def launches(self) -> list[WorkLaunch]:
         return [WorkLaunch(item.kernel, item.programs, item.active_programs) for item in self._launched]
 
-    def begin(self, kernel: str) -> None:
-        """A launch of this kernel follows."""
+    def operations(self) -> dict[str, Callable[..., None]]:
+        """Methods of the interpreter's builder, each with what is to be told of its calls.
+
+        Every load and store is one of the masked ones in the end, through a descriptor too.
+        """
+        return {
+            "set_grid_dim": self._grid,
+            "set_grid_idx": self._program,
+            "create_masked_load": self._load,
+            "create_masked_store": self._store,
+            "create_atomic_rmw": _refuse_atomic,
+            "create_atomic_cas": _refuse_atomic,
+        }
+
+    def begin(self, kernel: str, arguments: tuple[Any, ...]) -> None:
+        """A launch of this kernel on these arguments follows."""
         self._launched.append(_Launched(kernel))
+        self._running = False
+        self._hold(arguments)
 
-    def arg_callback(self, name: str, arg: Any, arg_cvt: Any) -> None:
-        if isinstance(arg, tuple):
-            for item in arg:
-                self.arg_callback(name, item, None)
-        tensor = getattr(arg, "base", arg)  # tensor descriptors and reinterpreted tensors wrap one
-        if hasattr(tensor, "untyped_storage"):
-            self._sectors.add(tensor)
+    def end(self) -> None:
+        """The launch is done."""
+        self._close()
 
-    def grid_callback(self, grid: tuple[int, ...]) -> None:
+    def _hold(self, arguments: tuple[Any, ...]) -> None:
+        for argument in arguments:
+            if isinstance(argument, tuple):
+                self._hold(argument)
+            tensor = getattr(argument, "base", argument)  # tensor descriptors and reinterpreted tensors wrap one
+            if hasattr(tensor, "untyped_storage"):
+                self._sectors.add(tensor)
+
+    def _grid(self, *grid: int) -> None:
         if prod(grid) > MAX_PROGRAMS:
             raise TooManyPrograms(
                 f"a launch of {prod(grid)} programs; the work clock interprets at most {MAX_PROGRAMS}"
             )
 
-    def grid_idx_callback(self, grid_idx: tuple[int, ...]) -> None:
+    def _program(self, *index: int) -> None:
+        """The next program begins, which ends the one before it."""
+        self._close()
         self._launched[-1].programs += 1
         self._loads = self._stores = 0
-        self._stored = False
+        self._stored, self._running = False, True
 
-    def pre_run_callback(self, fn: Callable[..., object]) -> bool:
-        return True
+    def _close(self) -> None:
+        if self._running:
+            self._launched[-1].active_programs += self._stored
+            operations = (self._loads, self._stores)
+            self._busiest = max(self._busiest, operations, key=lambda pair: (sum(pair), pair))
+        self._running = False
 
-    def post_run_callback(self, fn: Callable[..., object]) -> bool:
-        self._launched[-1].active_programs += self._stored
-        operations = (self._loads, self._stores)
-        self._busiest = max(self._busiest, operations, key=lambda pair: (sum(pair), pair))
-        return True
-
-    def register_op_callback(self, op_type: type) -> Any:
-        callbacks = importlib.import_module("triton_viz.core.callbacks").OpCallbacks
-        # Unmasked, block-pointer and descriptor accesses reach the interpreter's masked load and store, too.
-        refused = dict.fromkeys(_REFUSED, _refuse_atomic)
-        handlers: dict[str, Callable[..., None]] = {"load": self._load, "store": self._store, **refused}
-        return callbacks(before_callback=handlers.get(getattr(op_type, "name", "")))
-
-    def register_for_loop_callback(self) -> Any:
-        return importlib.import_module("triton_viz.core.callbacks").ForLoopCallbacks()
-
-    def pre_warmup_callback(self, jit_fn: object, *args: object, **kwargs: object) -> bool:
-        return False
-
-    def post_warmup_callback(self, jit_fn: object, ret: object) -> None: ...
-
-    def finalize(self) -> list[object]:
-        return []
-
-    def _load(self, pointers: Any, mask: Any, keys: object) -> None:
+    def _load(self, pointers: Any, mask: Any, *others: object, **options: object) -> None:
         self._loads += 1
         self._load_bytes += self._live_bytes(pointers, mask, _LOAD)
 
-    def _store(self, pointers: Any, mask: Any, keys: object) -> None:
+    def _store(self, pointers: Any, value: object, mask: Any, *others: object, **options: object) -> None:
         live_bytes = self._live_bytes(pointers, mask, _STORE)
         self._stores += 1
         self._store_bytes += live_bytes

@@ -97,6 +97,23 @@ def test_another_triton_compiles_otherwise_but_counts_alike(run: Run, tmp_path: 
     assert work_gate(run, tmp_path, work_results(), worse, "--counts-only").code == 1
 
 
+def test_each_triton_has_a_baseline_of_its_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the results at hand is taken; a Triton without one is told of the others."""
+    monkeypatch.setattr("bench.cli.gate.BASELINES", tmp_path)
+    before, counted, older = work_results(registers=30), work_results(registers=30), work_results(registers=20)
+    for results in (before, counted):
+        identity(triton="3.8.1")(results)
+    saved(tmp_path / "work-triton-3.8.json", before)
+    saved(tmp_path / "work-triton-3.6.json", older)
+    assert run("gate", "--clock", "work", saved(tmp_path / "b.json", counted)).code == 0
+    identity(triton="3.9.0")(counted)
+    done = run("gate", "--clock", "work", saved(tmp_path / "c.json", counted))
+    assert done.code == 3
+    said = " ".join((done.out + done.err).split())
+    assert "no baseline of counts under Triton 3.9.0" in said and "work-triton-3.6.json" in said
+    assert "--counts-only" in said
+
+
 def test_counts_do_not_care_on_which_machine_they_were_made(run: Run, tmp_path: Path) -> None:
     after = work_results()
     identity(gpu=None, driver="1.2", python="3.13")(after)

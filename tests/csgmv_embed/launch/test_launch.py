@@ -23,7 +23,6 @@ from csgmv_embed.launch import checks, direct, tiles
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 INTEGERS = [0, 1, 2, 7, 8, 16, 17, 64, 128256, 2**31 - 1, 2**31, 2**32 + 16]
-pytestmark = pytest.mark.skipif(not direct.DIRECT, reason="this version of Triton is launched through its front")
 
 
 def compiled_form(kernel) -> JITFunction:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bench.clocks.work import tracing
 from bench.model.paths import ROOT
@@ -49,8 +49,19 @@ def copy_ragged(starts, source, out):
 
 
 @triton.jit
-def add_atomically(out):
+def copy_described(source, out, R: tl.constexpr, B: tl.constexpr):
+    place = [tl.program_id(0) * B, 0]
+    out.store(place, source.load(place))
+
+
+@triton.jit
+def add_one(out):
     tl.atomic_add(out, 1)
+
+
+@triton.jit
+def add_atomically(out):
+    add_one(out)
 
 
 @triton.jit
@@ -58,7 +69,7 @@ def store_far(out):
     tl.store(out + (1 << 40), 1)
 
 
-KERNELS = ("gather", "copy_ragged", "add_atomically", "store_far")
+KERNELS = ("gather", "copy_ragged", "copy_described", "add_atomically", "store_far")
 copy_under_another_name, run_kept_for_later = copy_ragged, copy_ragged.run
 copy_with_a_heuristic = triton.heuristics({})(copy_ragged)
 copy_autotuned = triton.autotune([triton.Config({}, num_warps=warps) for warps in (1, 2)], key=[])(copy_ragged)
@@ -108,6 +119,15 @@ def ragged_launch(start: Callable[..., object] = copy_ragged.run) -> object:
     return out
 
 
+def described_launch() -> torch.Tensor:
+    source = torch.arange(TOKENS * RANK, dtype=torch.int16).view(TOKENS, RANK)
+    out = torch.zeros_like(source)
+    described = [TensorDescriptor.from_tensor(tensor, [BLOCK, RANK]) for tensor in (source, out)]
+    copy_described[GRID](*described, RANK, BLOCK)
+    assert torch.equal(out, source)
+    return out
+
+
 def rows_then_ragged() -> None:
     gather_launch()()
     ragged_launch()
@@ -132,6 +152,8 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "twice": gather_launch(times=2),
     "shifted": gather_launch(shift=8),
     "ragged": ragged_launch,
+    "described": described_launch,
+    "too_many": lambda: copy_ragged[(tracing.MAX_PROGRAMS // 2, 3)](*[torch.zeros(1)] * 3),
     "torch_only": lambda: torch.zeros(1000),
     "atomic": lambda: add_atomically[(1,)](torch.zeros(1)),
     "far": lambda: store_far[(1,)](torch.zeros(1)),
@@ -143,22 +165,21 @@ SCENARIOS |= {name: partial(ragged_launch, way) for name, way in (COUNTED_WAYS |
 def attempt(launch: Callable[[], object]) -> Any:
     try:
         return tracing.count(launch)
-    except RuntimeError as error:
-        return str(error)
+    except (RuntimeError, tracing.TooManyPrograms) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def left_behind(originals: dict[str, object]) -> dict[str, bool]:
     from triton.compiler.compiler import CompiledKernel
     from triton.runtime.autotuner import Autotuner
-    from triton.runtime.interpreter import ASTTransformer, GridExecutor
+    from triton.runtime.interpreter import GridExecutor, interpreter_builder
 
     ways = {kind.__name__: vars(kind)["run"] for kind in (JITFunction, Autotuner)}
     return {
         "ways": any(way.__name__ != "run" or way.__qualname__ != f"{kind}.run" for kind, way in ways.items())
         or vars(CompiledKernel)["run"].fget.__qualname__ != "CompiledKernel.run",
         "kernels": any(globals()[name] is not kernel for name, kernel in originals.items()),
-        "records": bool(sys.modules["triton_viz.core.trace"].launches),
-        "loop_rewriting": "visit_For" in vars(ASTTransformer),
+        "builder": any(callable(value) for value in vars(interpreter_builder).values()),
         "grid_executor": GridExecutor.__call__.__module__ != GridExecutor.__module__,
     }
 
@@ -174,8 +195,6 @@ def work() -> None:
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    if importlib.util.find_spec("triton_viz") is None:
-        pytest.skip("needs triton-viz")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     worker = [sys.executable, "-m", __name__]
     done = subprocess.run(worker, env=environment, capture_output=True, check=False, text=True, timeout=120)
@@ -235,6 +254,24 @@ def test_busiest_program_of_a_loop(results: dict[str, Any]) -> None:
     }
 
 
+def test_accesses_through_a_descriptor_are_counted(results: dict[str, Any]) -> None:
+    sizes = {"load_bytes": TOKENS * RANK * 2, "store_bytes": TOKENS * RANK * 2}
+    assert results["described"] == {
+        "launches": 1,
+        "programs": 4,
+        "active_programs": 3,  # of the third's block two rows are inside, of the fourth's none
+        "busiest_loads": 1,
+        "busiest_stores": 1,
+        "load_sectors": TOKENS,
+        "store_sectors": TOKENS,
+        **sizes,
+    }
+
+
+def test_a_launch_that_would_take_too_long_is_not_begun(results: dict[str, Any]) -> None:
+    assert results["too_many"].startswith(f"TooManyPrograms: a launch of {tracing.MAX_PROGRAMS // 2 * 3} programs")
+
+
 def test_torch_kernels_are_not_counted(results: dict[str, Any]) -> None:
     assert set(results["torch_only"].values()) == {0}
 
@@ -257,7 +294,7 @@ def test_launches_are_listed_in_order_with_their_programs(results: dict[str, Any
 
 
 def test_uncountable_work_is_refused(results: dict[str, Any]) -> None:
-    assert "atomic" in results["atomic"]
+    assert results["atomic"].startswith("RuntimeError: a kernel used an atomic")  # in a function that it calls
     assert "outside its tensor arguments" in results["far"]
 
 
@@ -268,13 +305,6 @@ def test_nothing_is_left_behind(results: dict[str, Any]) -> None:
 def test_missing_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        tracing.count(lambda: None)
-
-
-def test_missing_triton_viz_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setitem(sys.modules, "triton_viz", None)
-    with pytest.raises(RuntimeError, match="pip install triton-viz"):
         tracing.count(lambda: None)
 
 
