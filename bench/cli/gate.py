@@ -16,6 +16,7 @@ from bench.cli.options import (
     CaseOption,
     ClockOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     FormatOption,
     ProfileOption,
@@ -29,8 +30,8 @@ from bench.execute.sweep import new_results
 from bench.judge import comparable, keeping, times
 from bench.judge.work import judge_work
 from bench.model import config as configuration
+from bench.model import outside, store
 from bench.model import pairs as pair_store
-from bench.model import store
 from bench.model.config import ConfigError, Plan, PlannedPoint
 from bench.model.environment import collect_code
 from bench.model.locks import only_writer
@@ -53,6 +54,7 @@ def gate(
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     format: FormatOption = [],
@@ -208,7 +210,7 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     if code.instrument != before.code.instrument:
         raise CannotJudge(comparable.version_refusal(before.code, code))
     machine.require_gpu()
-    planned = [comparable.planned(point) for point in points if point.status == "ok"]
+    planned = [_present(comparable.planned(point)) for point in points if point.status == "ok"]
     if not planned:
         raise CannotJudge("the baseline has no point that this gate judges")
     plan = interleaved.baseline_plan(chosen.config, before, planned, fresh=False)
@@ -217,14 +219,19 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     flagged = times.flagged_points(before, after, gate, match)
     if not flagged or times.refusals(before, after, gate, match):
         return times.judge_baseline(before, after, gate, match)
-    again = [comparable.planned(point) for point in flagged]
-    if machine.knows_commit(before.code.sha):
+    again = [_present(comparable.planned(point)) for point in flagged]
+    if machine.knows_commit(before.code.sha) and not any(outside.is_outside(point.contender) for point in again):
         report = times.judge_baseline(before, after, gate, match)
         times.merge_pairs(report, _interleaved(chosen, before, again))
         return report
     fresh_plan = interleaved.baseline_plan(chosen.config, before, again, fresh=True)
     fresh = measured(chosen, fresh_plan, before.run.selection.profile)
     return times.judge_baseline(before, after, gate, match, fresh)
+
+
+def _present(planned: PlannedPoint) -> PlannedPoint:
+    """A point of a baseline as it is measured now: a contender of a file has what the file holds today."""
+    return msgspec.structs.replace(planned, contender=outside.present(planned.contender))
 
 
 def _interleaved(chosen: Choice, before: Results, points: Sequence[PlannedPoint]) -> Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +43,7 @@ from bench.model.history import Commit, Entry
 from bench.model.locks import only_writer
 from bench.model.paths import ROOT, shown
 from bench.model.records import Results, ResultsError, Selection
+from bench.model.registry import fits
 from bench.model.verdict import Exit, GateError
 
 STORE = ROOT / "history"
@@ -325,7 +325,7 @@ def _has(entry: Entry, clock: ClockName) -> bool:
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    return any(fits(name, pattern) for pattern in patterns)
 
 
 def register(root: typer.Typer) -> None:

@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from bench.model import outside
+
+
+def _made_known(files: list[Path]) -> list[Path]:
+    """Contenders of files are known by name from here on."""
+    if files:
+        outside.register(files)
+    return files
+
+
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="Profile of bench.toml; default: quick, or the verb's own.")
 ]
@@ -17,6 +27,15 @@ ClockOption = Annotated[
     list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
 ]
 ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
+ContenderFileOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--contender-file",
+        metavar="FILE",
+        callback=_made_known,
+        help="Measure the contenders of this Python file too: docs/add-a-contender.md; may repeat.",
+    ),
+]
 SglangOption = Annotated[
     list[Path],
     typer.Option(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 from bench.model.case import Op, Site
 from bench.model.environment import package_version
+from bench.model.outside import is_outside
 from bench.model.registry import UnknownContenderError, asked_of, recipes_of, sglang_of
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ def build(name: str, op: Op | None = None, site: Site = "none") -> Contender:
     if sglang_of(name) is not None:
         contender.name = name
     return contender
+
+
+def load(names: Iterable[str]) -> None:
+    """Import what these need, so that it is nobody's wall time; a file's own code runs at its points alone."""
+    for name in names:
+        if not is_outside(name):
+            unavailable(build(name))
 
 
 def unavailable(contender: Contender) -> str | None:

@@ -40,8 +40,7 @@ Sample = Callable[[int], list[float]]  # blocks -> time of one call, us, by bloc
 def serve(receiver: Connection, sender: Connection) -> None:
     """Say hello, then run one measuring process after another until the runner closes the pipe."""
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
-    for name in start.contenders:
-        contenders.unavailable(contenders.build(name))  # imports what it needs
+    contenders.load(start.contenders)
     gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     children = Children(start, receiver, sender)

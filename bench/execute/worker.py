@@ -30,8 +30,7 @@ def serve(receiver: Connection, sender: Connection) -> None:
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     on_gpu = start.kind == "gpu"
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    for name in start.contenders:
-        contenders.unavailable(contenders.build(name))  # imports the peer now: import time is nobody's wall time
+    contenders.load(start.contenders)
     gc.freeze()  # half a million objects of the imports, which a collection between points need not walk
     if start.kind == "compile":
         _accept_host_tensors()
