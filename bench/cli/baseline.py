@@ -20,6 +20,7 @@ from bench.cli.options import (
     ContenderOption,
     ProfileOption,
     RowsFormatOption,
+    SubjectOption,
 )
 from bench.cli.selection import GATED, Choice, of_files, replicated
 from bench.execute.interleaved import Machine
@@ -27,6 +28,7 @@ from bench.execute.provenance import refuse_unproven
 from bench.judge import comparable, fitness
 from bench.model import config as configuration
 from bench.model import store
+from bench.model.config import ConfigError
 from bench.model.paths import BASELINES, shown
 from bench.model.records import Results
 from bench.model.text import for_log
@@ -39,6 +41,7 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="B", help="Results file.")],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     format: RowsFormatOption = "table",
 ) -> None:
@@ -48,10 +51,14 @@ def compare(
 
     guards.refuse_unknown_format(format)
     if served_file.is_one(before) or served_file.is_one(after):
-        served_file.compare(before, after, case, contender, clock, format)
+        served_file.compare(before, after, case, [*contender, *subject], clock, format)
         return
     old, new = store.read(before), store.read(after)
-    wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, contender, case)
+    wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, [*contender, *subject], case)
+    if subject and not any(map(wanted, [*old.points, *new.points])):
+        raise ConfigError(
+            f"--subject {' '.join(subject)}: neither file has a point of it; expected a contender of them"
+        )
     comparison = compare_files(old, new, comparable.match(old.points, new.points, wanted))
     if format == "table":
         show_comparison(comparison)

@@ -21,8 +21,9 @@ from bench.cli.options import (
     FormatOption,
     ProfileOption,
     SeedOption,
+    SubjectOption,
 )
-from bench.cli.selection import GATED, Choice
+from bench.cli.selection import GATED, Choice, judging
 from bench.execute import interleaved
 from bench.execute.interleaved import Machine
 from bench.execute.pairs import PairEvent
@@ -55,6 +56,7 @@ def gate(
     clock: ClockOption = [],
     contender: ContenderOption = [],
     contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     format: FormatOption = [],
@@ -71,7 +73,7 @@ def gate(
     formats = parse_formats(format)
     use = _use(baseline, against, self_check, clock, result)
     chosen = Choice(
-        configuration.load(config),
+        judging(configuration.load(config), subject),
         context.obj or Machine(),
         profile,
         axis,
@@ -82,6 +84,7 @@ def gate(
         counts_only,
         seed,
         allow_changed_rules,
+        subject,
     )
     with only_writer(output):
         report = _report(chosen, use, baseline, against, result)

@@ -18,6 +18,7 @@ from bench.cli.options import (
     ClockOption,
     CommitsOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     GpuOption,
     LineOption,
@@ -25,8 +26,9 @@ from bench.cli.options import (
     ProfileOption,
     RoundsOption,
     SeedOption,
+    SubjectOption,
 )
-from bench.cli.selection import of_files, planned
+from bench.cli.selection import judging, of_files, planned
 from bench.execute import interleaved
 from bench.execute.commits import ExportedSource, GitSource, Libraries, Source, export
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
@@ -66,6 +68,8 @@ def run(
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     processes: ProcessesOption = None,
@@ -79,7 +83,7 @@ def run(
     from bench.show.history import follow
     from bench.show.tables import console
 
-    loaded, source = configuration.load(config), source_of(exported)
+    loaded, source = judging(configuration.load(config), subject), source_of(exported)
     line = source.line(commits)
     counted = _counted(clock)
     selection = Selection(
@@ -92,9 +96,10 @@ def run(
         processes,
     )
     plan = _plan(loaded, selection, counted)
-    followed = [point for point in plan.points if _any(point.contender, contender or loaded.history.contenders)]
+    patterns = subject or contender or loaded.history.contenders
+    followed = [point for point in plan.points if _any(point.contender, patterns)]
     if not followed:
-        raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(loaded.history.contenders)}")
+        raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(patterns)}")
     others = tuple(point for point in plan.points if point not in followed)
     job = running.Session(
         source=source,
@@ -136,6 +141,7 @@ def show(
     commits: LineOption = None,
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     gpu: GpuOption = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
@@ -146,7 +152,7 @@ def show(
     from bench.show.history import tables
     from bench.show.tables import console
 
-    console().print(tables(view(folder, commits, clock, contender, case, gpu, config, exported)))
+    console().print(tables(view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)))
 
 
 @app.command()
@@ -156,6 +162,8 @@ def bisect(
     profile: ProfileOption = None,
     axis: AxisOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
@@ -168,13 +176,15 @@ def bisect(
     from bench.execute.bisect import bisect as search
     from bench.show.history import follow_bisection
 
-    loaded, source = configuration.load(config), source_of(exported)
+    loaded, source = judging(configuration.load(config), subject), source_of(exported)
     machine: Machine = context.obj or Machine()
     if processes is not None:
         loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
     line = _with_start(source, commits)
     plan = _plan(loaded, Selection(profile or loaded.history.profile, axis, ["graph"], contender, case), False)
-    points = [point for point in plan.points if _any(point.contender, contender or loaded.history.contenders)]
+    points = [
+        point for point in plan.points if _any(point.contender, subject or contender or loaded.history.contenders)
+    ]
     machine.require_gpu()
     with Libraries(source) as libraries:
         chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)

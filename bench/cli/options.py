@@ -44,6 +44,14 @@ SglangOption = Annotated[
         help="Measure SGLang's contenders of this version beside the installed one; may repeat.",
     ),
 ]
+SubjectOption = Annotated[
+    list[str],
+    typer.Option(
+        "--subject",
+        metavar="NAME",
+        help="Judge this contender, a name or glob pattern, instead of bench.toml's; may repeat.",
+    ),
+]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
 ]
