@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bench.cli import guards, served_file
-from bench.cli.gate import measured
+from bench.cli.gate_steps import measured
 from bench.cli.options import (
     AxisOption,
     CaseOption,

@@ -52,6 +52,18 @@ SubjectOption = Annotated[
         help="Judge this contender, a name or glob pattern, instead of bench.toml's; may repeat.",
     ),
 ]
+SglangLineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sglang",
+        metavar="V,V,...",
+        help="SGLang's own kernels instead of ours: versions or wheels joined by commas, or FIRST..LAST.",
+    ),
+]
+SglangCheckoutOption = Annotated[
+    Path | None,
+    typer.Option("--sglang-checkout", metavar="FOLDER", help="The same of the commits of a git checkout of SGLang."),
+]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
 ]
@@ -75,6 +87,10 @@ FilesArgument = Annotated[
 ]
 CommitsOption = Annotated[
     str, typer.Option("--commits", metavar="A..B", help="After A up to B along first parents; or names, with commas.")
+]
+MaybeCommitsOption = Annotated[
+    str | None,
+    typer.Option("--commits", metavar="A..B", help="The same; not needed with --sglang, all of which it is."),
 ]
 LineOption = Annotated[
     str | None,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.model import git
 from bench.model.config import Config, ConfigError, as_before
-from bench.model.environment import ROOT, collect_code
+from bench.model.environment import ROOT, VARIED_SGLANG, collect_code
+from bench.model.records import Environment
 from bench.model.sources import SourceHashes, hash_library, source_hashes
 from bench.model.verdict import CannotJudge, GateError, Subject
 
@@ -23,10 +24,14 @@ LIBRARY = "csgmv_embed"
 
 @dataclass(frozen=True)
 class Tree:
-    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH."""
+    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH.
+
+    sglang: the folder of the SGLang that this side has instead of the installed one; it is what the subject names.
+    """
 
     subject: Subject
     path: Path
+    sglang: Path | None = None
 
     @property
     def library(self) -> Path:
@@ -35,11 +40,16 @@ class Tree:
 
     def environment(self) -> dict[str, str]:
         """For a worker: this side's library and this checkout's suite, before all that is installed or on the path."""
-        known = os.environ.get("PYTHONPATH")
+        parts = (self.path, self.sglang, os.environ.get("PYTHONPATH"))
         return {
-            "PYTHONPATH": f"{self.path}{os.pathsep}{known}" if known else str(self.path),
+            "PYTHONPATH": os.pathsep.join(str(part) for part in parts if part),
             "PYTHONSAFEPATH": "1",  # the cwd may hold another library
-        }
+        } | ({VARIED_SGLANG: "1"} if self.sglang else {})
+
+    def is_in(self, env: Environment | None) -> bool:
+        """Whether a worker with this environment imported what the subject names."""
+        name = "sglang_lora_sha256" if self.sglang else "library_sha256"
+        return env is not None and env.volatile.get(name) == self.subject.kernel_source_sha256
 
 
 @contextmanager

@@ -198,6 +198,7 @@ class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     penalty: PositiveFloat
     alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
     least_pct: Percent
+    sglang_profile: str = "sglang"  # instead of both profiles where SGLang is what varies
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
