@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.execute import installs
 from bench.execute.commits import GitSource, nonempty
-from bench.execute.trees import Tree, link
+from bench.execute.trees import Tree, link_suite
 from bench.model import git
 from bench.model.environment import PEER_FILES, ROOT, package_version
 from bench.model.history import Commit
@@ -36,7 +36,7 @@ def tree_of(folder: Path, commit: Commit, root: Path) -> Tree:
     """A side whose worker imports SGLang from `root`; `folder` is made for its path. Raises CannotJudge."""
     if not (root / PACKAGE).is_dir():
         raise CannotJudge(f"{commit.short}: has no {PACKAGE}/, so there is nothing to measure on that side")
-    link(folder, ROOT, "this checkout")
+    link_suite(folder, ROOT)
     return Tree(Subject(commit.short, commit.sha, False, lora_hash(root)), folder, sglang=root)
 
 

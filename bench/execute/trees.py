@@ -95,13 +95,18 @@ def link(folder: Path, root: Path, label: str) -> str:
 
     Raises CannotJudge if there is no library.
     """
-    library = root / LIBRARY
-    if not (library / "__init__.py").is_file():
+    if not (root / LIBRARY / "__init__.py").is_file():
         raise CannotJudge(f"{label}: has no {LIBRARY}/__init__.py, so there is nothing to measure on that side")
-    folder.mkdir()
-    (folder / LIBRARY).symlink_to(library, target_is_directory=True)
-    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    link_suite(folder, root)
     return hash_library(root)
+
+
+def link_suite(folder: Path, root: Path) -> None:
+    """Make the folder for PYTHONPATH: this checkout's suite, and the library below `root` if it has one."""
+    folder.mkdir()
+    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    if (root / LIBRARY).is_dir():
+        (folder / LIBRARY).symlink_to(root / LIBRARY, target_is_directory=True)
 
 
 def commit_of(name: str) -> str:

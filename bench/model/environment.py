@@ -38,7 +38,10 @@ def package_version(name: str) -> str | None:
 
 def suite_version() -> str:
     """The version of this checkout, which stands in csgmv_embed/__init__.py; read there, for an import takes torch."""
-    text = (ROOT / "csgmv_embed" / "__init__.py").read_text(encoding="utf-8")
+    file = ROOT / "csgmv_embed" / "__init__.py"
+    if not file.exists():  # the suite stands without the library
+        return "0"
+    text = file.read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     assert found is not None
     return found[1]
