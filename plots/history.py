@@ -66,7 +66,8 @@ class Panel:
 def data(history: History) -> list[Panel]:
     """The numbers of the figure: every observation of every series of its figures."""
     places, starts = _places(history)
-    names = tuple((x, sha[:9]) for (_, sha), x in places.items())
+    shorts = {commit.sha: commit.short for commit in history.line}
+    names = tuple((x, shorts[sha]) for (_, sha), x in places.items())
     panels: list[Panel] = []
     cases = sorted({series.case for era in history.eras for series in era.series})
     for case in cases:

@@ -10,15 +10,18 @@ from typing import Annotated
 import typer
 
 from bench.cli import guards, served_file
-from bench.cli.gate import measured, work_name
+from bench.cli.gate import work_name
+from bench.cli.gate_steps import measured
 from bench.cli.options import (
     AxisOption,
     CaseOption,
     ClockOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     ProfileOption,
     RowsFormatOption,
+    SubjectOption,
 )
 from bench.cli.selection import GATED, Choice, of_files, replicated
 from bench.execute.interleaved import Machine
@@ -26,6 +29,7 @@ from bench.execute.provenance import refuse_unproven
 from bench.judge import comparable, fitness
 from bench.model import config as configuration
 from bench.model import store
+from bench.model.config import ConfigError
 from bench.model.paths import BASELINES, shown
 from bench.model.records import Results
 from bench.model.text import for_log
@@ -38,6 +42,7 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="B", help="Results file.")],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     format: RowsFormatOption = "table",
 ) -> None:
@@ -47,10 +52,14 @@ def compare(
 
     guards.refuse_unknown_format(format)
     if served_file.is_one(before) or served_file.is_one(after):
-        served_file.compare(before, after, case, contender, clock, format)
+        served_file.compare(before, after, case, [*contender, *subject], clock, format)
         return
     old, new = store.read(before), store.read(after)
-    wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, contender, case)
+    wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, [*contender, *subject], case)
+    if subject and not any(map(wanted, [*old.points, *new.points])):
+        raise ConfigError(
+            f"--subject {' '.join(subject)}: neither file has a point of it; expected a contender of them"
+        )
     comparison = compare_files(old, new, comparable.match(old.points, new.points, wanted))
     if format == "table":
         show_comparison(comparison)
@@ -65,6 +74,7 @@ def baseline(
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: bench/baselines/NAME.json.")] = None,

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from bench.cli import guards
+from bench.cli import gate_sglang, guards
+from bench.cli.gate_steps import follow_pairs, measured, refused
 from bench.cli.options import (
     AxisOption,
     CaseOption,
     ClockOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     FormatOption,
     ProfileOption,
     SeedOption,
+    SubjectOption,
 )
-from bench.cli.selection import GATED, Choice
+from bench.cli.selection import GATED, Choice, judging
 from bench.execute import interleaved
 from bench.execute.interleaved import Machine
-from bench.execute.pairs import PairEvent
-from bench.execute.sweep import new_results
 from bench.judge import comparable, keeping, times
 from bench.judge.work import judge_work
 from bench.model import config as configuration
-from bench.model import pairs as pair_store
-from bench.model import store
-from bench.model.config import ConfigError, Plan, PlannedPoint
+from bench.model import outside, store
+from bench.model.config import ConfigError, PlannedPoint
 from bench.model.environment import collect_code, package_version
 from bench.model.locks import only_writer
 from bench.model.pairs import PairPoint
-from bench.model.paths import BASELINES, results_path, shown
+from bench.model.paths import BASELINES, shown
 from bench.model.records import Point, Results
-from bench.model.verdict import CannotJudge, Exit, GateError, Report, Subject, Use
+from bench.model.verdict import CannotJudge, Exit, GateError, Report, Use
 
 RENEW_WORK = "python -m bench baseline --clock work"
 
@@ -47,11 +46,21 @@ def gate(
     result: Annotated[Path | None, typer.Argument(help="Results to judge; default: measure now.")] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against this stored baseline.")] = None,
     against: Annotated[str | None, typer.Option("--against", metavar="REV", help="Interleave with a revision.")] = None,
+    against_sglang: Annotated[
+        str | None,
+        typer.Option("--against-sglang", metavar="V", help="Judge SGLang's kernels against those of this version."),
+    ] = None,
+    sglang: Annotated[
+        str | None,
+        typer.Option("--sglang", metavar="V", help="With --against-sglang: this one instead of the installed."),
+    ] = None,
     self_check: Annotated[bool, typer.Option("--self-check", help="Interleave this tree with itself.")] = False,
     profile: ProfileOption = None,
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     format: FormatOption = [],
@@ -66,9 +75,14 @@ def gate(
     from bench.show.gate import emit, parse_formats
 
     formats = parse_formats(format)
-    use = _use(baseline, against, self_check, clock, result)
+    if against_sglang is None and sglang is not None:
+        raise GateError(f"--sglang {sglang}: expected --against-sglang V, which it is judged against")
+    if against_sglang is not None and (baseline or against or self_check or result):
+        raise GateError("--against-sglang excludes RESULT, --baseline, --against and --self-check")
+    use: Use = "against-sglang" if against_sglang else _use(baseline, against, self_check, clock, result)
+    subject = subject or (list(gate_sglang.CONTENDERS) if against_sglang else [])
     chosen = Choice(
-        configuration.load(config),
+        judging(configuration.load(config), subject),
         context.obj or Machine(),
         profile,
         axis,
@@ -79,9 +93,14 @@ def gate(
         counts_only,
         seed,
         allow_changed_rules,
+        subject,
     )
     with only_writer(output):
-        report = _report(chosen, use, baseline, against, result)
+        report = (
+            gate_sglang.report(chosen, against_sglang, sglang)
+            if against_sglang
+            else _report(chosen, use, baseline, against, result)
+        )
     emit(report, formats)
     if report.exit_code is not Exit.PASS:
         raise typer.Exit(int(report.exit_code))
@@ -96,7 +115,7 @@ def _report(chosen: Choice, use: Use, baseline: Path | None, against: str | None
             return _baseline(chosen, baseline, result)
         return _pairs(chosen, use, against)
     except CannotJudge as reason:
-        return _refused(use, against, str(reason))
+        return refused(use, against, str(reason))
 
 
 def _use(
@@ -118,24 +137,17 @@ def _use(
     return "baseline" if baseline is not None else "against" if against is not None else "self-check"
 
 
-def _refused(use: Use, against: str | None, *reasons: str) -> Report:
-    code = collect_code()
-    here = times.subject(code, "this tree")
-    before = Subject(against, None, None, "") if against else here
-    return Report(use, before, here, {}, [], refusals=list(reasons))
-
-
 def _pairs(chosen: Choice, use: Use, against: str | None) -> Report:
     profile = chosen.config.gate.profile
     points = interleaved.pair_points(chosen.plan(profile, chosen.gated_clocks).points)
     changed = _changed_since(chosen, chosen.machine.commit_of(against), points) if against is not None else []
     if changed and not chosen.allow_changed_rules:
-        return keeping.hold(_refused(use, against), changed, allowed=False)
+        return keeping.hold(refused(use, against), changed, allowed=False)
     chosen.machine.require_gpu()
     with chosen.machine.open_trees(against, None) as sides:
         seed = chosen.seed or chosen.machine.layout_seed()
         run = interleaved.pair_run(chosen.config, use, sides, points, seed, chosen.options(profile))
-        _follow_pairs(chosen, run, interleaved.run_pairs(run, sides, chosen.machine.open_side))
+        follow_pairs(chosen, run, interleaved.run_pairs(run, sides, chosen.machine.open_side))
     return keeping.hold(times.judge_pairs(run), changed, allowed=True)
 
 
@@ -152,17 +164,6 @@ def _changed_since(chosen: Choice, sha: str, points: Sequence[PairPoint]) -> lis
     kept = {(point.case, point.contender, point.clock) for point in points}
     lost = sum((point.case, point.contender, point.clock) not in kept for point in planned)
     return keeping.changes(chosen.rules, then.rules, chosen.gated_clocks, lost)
-
-
-def _follow_pairs(chosen: Choice, run: pair_store.PairRun, events: Iterable[PairEvent]) -> None:
-    from bench.show.gate import follow_pairs
-
-    path = chosen.record or results_path("pairs")
-    try:
-        follow_pairs(events)
-    finally:  # what was measured is kept, whatever became of the run
-        if any(point.rounds for point in run.points):
-            pair_store.write(path, run)
 
 
 def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
@@ -211,7 +212,7 @@ def _baseline(chosen: Choice, path: Path, result: Path | None) -> Report:
         match = comparable.match(before.points, after.points, wanted)
         report = times.judge_baseline(before, after, chosen.config.gate, match)
     elif changed and not chosen.allow_changed_rules:
-        report = _refused("baseline", None)
+        report = refused("baseline", None)
     else:
         report = _measured_against(chosen, before, [point for point in before.points if wanted(point)], wanted)
     return keeping.hold(report, changed, allowed=chosen.allow_changed_rules)
@@ -224,7 +225,7 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     if code.instrument != before.code.instrument:
         raise CannotJudge(comparable.version_refusal(before.code, code))
     machine.require_gpu()
-    planned = [comparable.planned(point) for point in points if point.status == "ok"]
+    planned = [_present(comparable.planned(point)) for point in points if point.status == "ok"]
     if not planned:
         raise CannotJudge("the baseline has no point that this gate judges")
     plan = interleaved.baseline_plan(chosen.config, before, planned, fresh=False)
@@ -233,8 +234,8 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     flagged = times.flagged_points(before, after, gate, match)
     if not flagged or times.refusals(before, after, gate, match):
         return times.judge_baseline(before, after, gate, match)
-    again = [comparable.planned(point) for point in flagged]
-    if machine.knows_commit(before.code.sha):
+    again = [_present(comparable.planned(point)) for point in flagged]
+    if machine.knows_commit(before.code.sha) and not any(outside.is_outside(point.contender) for point in again):
         report = times.judge_baseline(before, after, gate, match)
         times.merge_pairs(report, _interleaved(chosen, before, again))
         return report
@@ -243,28 +244,19 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     return times.judge_baseline(before, after, gate, match, fresh)
 
 
+def _present(planned: PlannedPoint) -> PlannedPoint:
+    """A point of a baseline as it is measured now: a contender of a file has what the file holds today."""
+    return msgspec.structs.replace(planned, contender=outside.present(planned.contender))
+
+
 def _interleaved(chosen: Choice, before: Results, points: Sequence[PlannedPoint]) -> Report:
     with chosen.machine.open_trees(before.code.sha, None) as sides:
         seed = chosen.seed or chosen.machine.layout_seed()
         options = times.selection_options(before)
         run = interleaved.pair_run(chosen.config, "baseline", sides, interleaved.pair_points(points), seed, options)
         events = interleaved.run_pairs(run, sides, chosen.machine.open_side, screen=False)
-        _follow_pairs(chosen, run, events)
+        follow_pairs(chosen, run, events)
     return times.judge_pairs(run)
-
-
-def measured(chosen: Choice, plan: Plan, profile: str) -> Results:
-    """A sweep of the plan, followed on standard error."""
-    from bench.show.gate import progress_console
-    from bench.show.progress import follow
-
-    counts = all(point.clock == "work" for point in plan.points)
-    results = new_results(plan, msgspec.structs.replace(chosen.selection(profile), profile=profile))
-    with tempfile.TemporaryDirectory(prefix="bench-gate-") as folder:
-        keep = Path(folder) / "counts.json" if counts and chosen.record is None else chosen.record
-        path = keep or results_path("gate")
-        follow(chosen.machine.sweep(plan, results, path), progress_console())
-    return results
 
 
 def register(app: typer.Typer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -19,18 +18,24 @@ from bench.cli.options import (
     ClockOption,
     CommitsOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     GpuOption,
     LineOption,
+    MaybeCommitsOption,
     ProcessesOption,
     ProfileOption,
     RoundsOption,
     SeedOption,
+    SglangCheckoutOption,
+    SglangLineOption,
+    SubjectOption,
 )
-from bench.cli.selection import of_files, planned
+from bench.cli.selection import judging, of_files, planned
 from bench.execute import interleaved
 from bench.execute.commits import ExportedSource, GitSource, Libraries, Source, export
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
+from bench.execute.sglang_source import Checkout, Versions
 from bench.judge.changes import changes
 from bench.judge.history import History
 from bench.judge.series import eras, order_of
@@ -44,9 +49,12 @@ from bench.model.history import Commit, Entry
 from bench.model.locks import only_writer
 from bench.model.paths import ROOT, shown
 from bench.model.records import Results, ResultsError, Selection
+from bench.model.registry import fits
 from bench.model.verdict import Exit, GateError
 
 STORE = ROOT / "history"
+SGLANG_STORE = ROOT / "history-sglang"  # unless --store says otherwise: a line of its own
+SGLANGS_OWN = ("sglang_*",)
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
 ExportedOption = Annotated[
@@ -57,7 +65,7 @@ app = typer.Typer(no_args_is_help=True, help="Series across commits: measure, ad
 
 @app.command()
 def run(
-    commits: CommitsOption,
+    commits: MaybeCommitsOption = None,
     anchor: Annotated[
         str | None,
         typer.Option("--anchor", metavar="REV", help="Measured between the others; default: the stored one, else B."),
@@ -66,12 +74,16 @@ def run(
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     processes: ProcessesOption = None,
     rounds: RoundsOption = None,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
+    sglang: SglangLineOption = None,
+    sglang_checkout: SglangCheckoutOption = None,
     again: Annotated[bool, typer.Option("--again", help="Measure what is stored once more.")] = False,
 ) -> None:
     """Measure a profile at each commit that the store lacks; interrupted, the same command goes on."""
@@ -79,11 +91,14 @@ def run(
     from bench.show.history import follow
     from bench.show.tables import console
 
-    loaded, source = configuration.load(config), source_of(exported)
-    line = source.line(commits)
+    loaded = configuration.load(config)
+    source = source_of(exported, sglang, sglang_checkout, loaded)
+    loaded = judging(loaded, subject or (SGLANGS_OWN if source.varies_sglang else ()))
+    folder = SGLANG_STORE if source.varies_sglang and folder == STORE else folder
+    line = source.line(_stated(commits, source))
     counted = _counted(clock)
     selection = Selection(
-        profile or (loaded.history.work_profile if counted else loaded.history.profile),
+        profile or _profile(loaded, source, counted),
         axis,
         clock,
         contender,
@@ -92,9 +107,10 @@ def run(
         processes,
     )
     plan = _plan(loaded, selection, counted)
-    followed = [point for point in plan.points if _any(point.contender, contender or loaded.history.contenders)]
+    patterns = subject or contender or loaded.history.contenders
+    followed = [point for point in plan.points if _any(point.contender, patterns)]
     if not followed:
-        raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(loaded.history.contenders)}")
+        raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(patterns)}")
     others = tuple(point for point in plan.points if point not in followed)
     job = running.Session(
         source=source,
@@ -136,6 +152,7 @@ def show(
     commits: LineOption = None,
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     gpu: GpuOption = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
@@ -146,16 +163,20 @@ def show(
     from bench.show.history import tables
     from bench.show.tables import console
 
-    console().print(tables(view(folder, commits, clock, contender, case, gpu, config, exported)))
+    console().print(tables(view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)))
 
 
 @app.command()
 def bisect(
     context: typer.Context,
     commits: CommitsOption,
+    sglang: SglangLineOption = None,
+    sglang_checkout: SglangCheckoutOption = None,
     profile: ProfileOption = None,
     axis: AxisOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
@@ -168,13 +189,18 @@ def bisect(
     from bench.execute.bisect import bisect as search
     from bench.show.history import follow_bisection
 
-    loaded, source = configuration.load(config), source_of(exported)
+    loaded = configuration.load(config)
+    source = source_of(exported, sglang, sglang_checkout, loaded)
+    loaded = judging(loaded, subject or (SGLANGS_OWN if source.varies_sglang else ()))
     machine: Machine = context.obj or Machine()
     if processes is not None:
         loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
     line = _with_start(source, commits)
-    plan = _plan(loaded, Selection(profile or loaded.history.profile, axis, ["graph"], contender, case), False)
-    points = [point for point in plan.points if _any(point.contender, contender or loaded.history.contenders)]
+    chosen_profile = profile or _profile(loaded, source, False)
+    plan = _plan(loaded, Selection(chosen_profile, axis, ["graph"], contender, case), False)
+    points = [
+        point for point in plan.points if _any(point.contender, subject or contender or loaded.history.contenders)
+    ]
     machine.require_gpu()
     with Libraries(source) as libraries:
         chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)
@@ -187,6 +213,19 @@ def bisect(
                     pair_store.write(output / f"bisect-{number}.json", pairs)
     if not named.certain:
         raise typer.Exit(int(Exit.CANNOT_JUDGE))
+
+
+def _profile(loaded: Config, source: Source, counted: bool) -> str:
+    if source.varies_sglang:
+        return loaded.history.sglang_profile
+    return loaded.history.work_profile if counted else loaded.history.profile
+
+
+def _stated(commits: str | None, source: Source) -> str:
+    """Which commits; without a word all versions of SGLang that were named. Raises ConfigError."""
+    if commits is None and not isinstance(source, Versions):
+        raise ConfigError("--commits A..B is missing; expected a line of commits, or --sglang with versions")
+    return commits or ".."
 
 
 @app.command(name="export")
@@ -253,7 +292,19 @@ def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
     return [source.commit(first), *(source.line(f"{first}..{last}") if last != first else [])]
 
 
-def source_of(exported: Path | None) -> Source:
+def source_of(
+    exported: Path | None,
+    sglang: str | None = None,
+    sglang_checkout: Path | None = None,
+    config: Config | None = None,
+) -> Source:
+    """Where commits come from: at most one of these, else this checkout. Raises ConfigError."""
+    if sum(item is not None for item in (exported, sglang, sglang_checkout)) > 1:
+        raise ConfigError("--exported, --sglang and --sglang-checkout exclude each other; expected one of them")
+    if sglang is not None:
+        return Versions(sglang, config.sglang_files if config else ())
+    if sglang_checkout is not None:
+        return Checkout(sglang_checkout)
     return ExportedSource(exported) if exported is not None else GitSource()
 
 
@@ -325,7 +376,7 @@ def _has(entry: Entry, clock: ClockName) -> bool:
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    return any(fits(name, pattern) for pattern in patterns)
 
 
 def register(root: typer.Typer) -> None:

@@ -20,6 +20,7 @@ from bench.cli.options import (
     CaseOption,
     ClockOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     FilesArgument,
     GpuOption,
@@ -257,6 +258,7 @@ def list_points(
     axis: AxisOption = [],
     clock: ClockOption = [],
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:

@@ -14,6 +14,7 @@ from bench.cli.options import (
     CaseOption,
     ClockOption,
     ConfigOption,
+    ContenderFileOption,
     ContenderOption,
     ProcessesOption,
     ProfileOption,
@@ -22,11 +23,13 @@ from bench.cli.options import (
 )
 from bench.cli.selection import DEFAULT_PROFILE, planned
 from bench.execute import installs
+from bench.judge.figures import OWN
 from bench.model import config as configuration
 from bench.model import store
 from bench.model.config import Config, ConfigError, Plan
 from bench.model.environment import collect_code, has_gpu
 from bench.model.locks import only_writer
+from bench.model.outside import is_outside
 from bench.model.paths import results_path
 from bench.model.records import SCHEMA_VERSION, Point, Results, ResultsError, Selection
 from bench.model.registry import INSTALLED
@@ -39,6 +42,7 @@ def sweep(
     contender: ContenderOption = [],
     case: CaseOption = [],
     sglang: SglangOption = [],
+    contender_file: ContenderFileOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME.json.")
@@ -51,7 +55,8 @@ def sweep(
     selection = Selection(profile or DEFAULT_PROFILE, axis, clock, contender, case, rounds, processes)
     if resume and (selection != Selection(DEFAULT_PROFILE) or output):
         raise ConfigError(
-            f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang"
+            f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang and "
+            "--contender-file"
         )
     selection.axes = with_versions(selection.axes, sglang)
     results = store.read(resume) if resume else None  # bad input is named before anything is made
@@ -92,13 +97,19 @@ def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path]) ->
     _run(plan, results, path, others)
     out.print(summary(results))
     out.print(f"written to {path}")
-    if any(point.contender.startswith("csgmv_embed") and not _as_wanted(point) for point in results.points):
+    if any(_is_own(point.contender) and not _as_wanted(point) for point in results.points):
         raise typer.Exit(FOUND)
 
 
+def _is_own(contender: str) -> bool:
+    """Of this repository, or of a file that was named: what is worked on."""
+    return contender.startswith(OWN) or is_outside(contender)
+
+
 def _as_wanted(point: Point) -> bool:
-    """A point of ours is ok; on the work clock it may be too large to be counted."""
-    return point.status == "ok" or (point.clock == "work" and point.status == "skipped")
+    """A point is ok; on the work clock it may be too large to be counted, and a file may need what is not here."""
+    may_be_skipped = point.clock == "work" or is_outside(point.contender)
+    return point.status == "ok" or (may_be_skipped and point.status == "skipped")
 
 
 def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
@@ -117,7 +128,13 @@ def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
     """Raises ResultsError if going on would mix two measurements in one file."""
     from bench.execute.sweep import plan_digest
 
-    code = collect_code()
+    code, planned = collect_code(), {point.contender for point in plan.points}
+    for known in results.outside:
+        if known.contender not in planned:
+            raise ResultsError(
+                f"{path}: {known.contender} was measured from {known.file} of that hash, no --contender-file has it; "
+                "expected that file as it was, or a new sweep"
+            )
     for what, then, now in (
         ("the format", results.schema.version, SCHEMA_VERSION),
         ("the plan (bench.toml or the options)", results.run.plan_sha256, plan_digest(plan)),

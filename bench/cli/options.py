@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from bench.model import outside
+
+
+def _made_known(files: list[Path]) -> list[Path]:
+    """Contenders of files are known by name from here on."""
+    if files:
+        outside.register(files)
+    return files
+
+
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="Profile of bench.toml; default: quick, or the verb's own.")
 ]
@@ -17,6 +27,15 @@ ClockOption = Annotated[
     list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
 ]
 ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
+ContenderFileOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--contender-file",
+        metavar="FILE",
+        callback=_made_known,
+        help="Measure the contenders of this Python file too: docs/add-a-contender.md; may repeat.",
+    ),
+]
 SglangOption = Annotated[
     list[Path],
     typer.Option(
@@ -24,6 +43,26 @@ SglangOption = Annotated[
         metavar="FOLDER_OR_WHEEL",
         help="Measure SGLang's contenders of this version beside the installed one; may repeat.",
     ),
+]
+SubjectOption = Annotated[
+    list[str],
+    typer.Option(
+        "--subject",
+        metavar="NAME",
+        help="Judge this contender, a name or glob pattern, instead of bench.toml's; may repeat.",
+    ),
+]
+SglangLineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sglang",
+        metavar="V,V,...",
+        help="SGLang's own kernels instead of ours: versions or wheels joined by commas, or FIRST..LAST.",
+    ),
+]
+SglangCheckoutOption = Annotated[
+    Path | None,
+    typer.Option("--sglang-checkout", metavar="FOLDER", help="The same of the commits of a git checkout of SGLang."),
 ]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
@@ -48,6 +87,10 @@ FilesArgument = Annotated[
 ]
 CommitsOption = Annotated[
     str, typer.Option("--commits", metavar="A..B", help="After A up to B along first parents; or names, with commas.")
+]
+MaybeCommitsOption = Annotated[
+    str | None,
+    typer.Option("--commits", metavar="A..B", help="The same; not needed with --sglang, all of which it is."),
 ]
 LineOption = Annotated[
     str | None,

@@ -20,7 +20,7 @@ import typer
 
 from bench.cli import guards
 from bench.cli.exit_codes import CAPTURE_FAILED, INTERRUPTED
-from bench.cli.options import ClockOption, ConfigOption, ContenderOption
+from bench.cli.options import ClockOption, ConfigOption, ContenderFileOption, ContenderOption
 from bench.cli.serve import CACHE
 from bench.model import config as configuration
 from bench.model import store
@@ -64,6 +64,7 @@ def nsys_verb(
     recipe: RecipeOption = None,
     sweep: Annotated[str | None, typer.Option("--sweep", help="Capture a sweep of this profile; CASE selects.")] = None,
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
     clock: ClockOption = [],
     launches: LaunchesOption = None,
     replays: ReplaysOption = None,
@@ -152,6 +153,7 @@ def ncu_verb(
     case: CaseArgument = [],
     recipe: RecipeOption = None,
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
     clock: ClockOption = [],
     cache: Annotated[list[str], typer.Option("--cache", help="cold, warm; default: both.")] = [],
     counts: CountsOption = None,
@@ -186,6 +188,7 @@ def trace_verb(
     case: CaseArgument = [],
     recipe: RecipeOption = None,
     contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
     clock: ClockOption = [],
     output: OutputOption = None,
     config: ConfigOption = configuration.DEFAULT_PATH,

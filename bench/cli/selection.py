@@ -53,6 +53,18 @@ def of_files(points: Sequence[Point], clocks: Sequence[str], contenders: Sequenc
     return times.wanted(clocks, contenders or ["*"], in_cases)
 
 
+def judging(config: Config, subjects: Sequence[str]) -> Config:
+    """The configuration with these contenders in the place of those that it judges and follows."""
+    if not subjects:
+        return config
+    named = tuple(subjects)
+    return msgspec.structs.replace(
+        config,
+        gate=msgspec.structs.replace(config.gate, contenders=named),
+        history=msgspec.structs.replace(config.history, contenders=named),
+    )
+
+
 @dataclass
 class Choice:
     """What was stated, and the configuration for the rest."""
@@ -68,6 +80,7 @@ class Choice:
     counts_only: bool = False
     seed: int | None = None
     allow_changed_rules: bool = False
+    subjects: list[str] = field(default_factory=list)  # judged whatever bench.toml says, then or now
 
     @property
     def rules(self) -> Rules:
@@ -80,7 +93,7 @@ class Choice:
 
     @property
     def patterns(self) -> Sequence[str]:
-        return self.contenders or self.config.gate.contenders
+        return self.subjects or self.contenders or self.config.gate.contenders
 
     def under(self, config: Config) -> Choice:
         """The same choice with another configuration."""
@@ -113,7 +126,7 @@ class Choice:
 
         def wanted(rules: Rules) -> Wanted:
             clocks: Sequence[str] = ["work"] if work else stated or rules.clocks
-            judged = times.wanted(clocks, self.contenders or rules.contenders)
+            judged = times.wanted(clocks, self.subjects or self.contenders or rules.contenders)
             return lambda point: judged(point) and chosen(point)
 
         return wanted(self.rules), wanted(keeping.rules_of(before))
@@ -122,7 +135,8 @@ class Choice:
         points = [point for point in before.points if point.clock in clocks]
         if not points:
             return lambda point: True
-        names = configuration.select_contenders(list(dict.fromkeys(p.contender for p in points)), self.contenders)
+        stated = [*self.subjects, *self.contenders]
+        names = configuration.select_contenders(list(dict.fromkeys(p.contender for p in points)), stated)
         in_cases = configuration.case_filter([point.case for point in points], self.cases)
         of_profile: set[tuple[Case, str]] | None = None
         if self.profile or self.axes:

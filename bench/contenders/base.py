@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bench.model.case import Case, DType
+from bench.model.sources import LIBRARY
 from bench.workload import oracle, sites
 
 if TYPE_CHECKING:
@@ -95,6 +96,16 @@ class LookupOp:
 
     def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
         return output
+
+
+class Absent(LookupOp):
+    """A contender of the library without the library."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def unavailable(self) -> str:
+        return f"{LIBRARY} is not here; expected it in the checkout, or installed"
 
 
 # Largest relative error of rounding once to a dtype: half a step of its significand of 8, 11 or 24 bits.

@@ -25,7 +25,9 @@ FIELDS = "%H%x1f%P%x1f%cI%x1f%s"
 
 
 class Source(Protocol):
-    """Where commits come from."""
+    """Where commits come from. `varies_sglang`: they are SGLang's, else this repository's."""
+
+    varies_sglang: bool
 
     def line(self, wanted: str) -> list[Commit]:
         """The commits of `A..B`, or of names joined by commas; oldest first, along first parents."""
@@ -38,8 +40,21 @@ class Source(Protocol):
     def release(self, root: Path) -> None:
         """Undo what `fetch` did besides making the folder."""
 
+    def tree(self, folder: Path, commit: Commit, root: Path) -> Tree:
+        """The side of a commit that was fetched to `root`; `folder` is free to be made. Raises CannotJudge."""
 
-class GitSource:
+
+class _OfLibrary:
+    """What sources of this repository's commits share."""
+
+    varies_sglang = False
+
+    def tree(self, folder: Path, commit: Commit, root: Path) -> Tree:
+        digest = link(folder, root, commit.short)
+        return Tree(Subject(commit.short, commit.sha, False, digest), folder)
+
+
+class GitSource(_OfLibrary):
     """A repository, by default this checkout's. Errors are GitError."""
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -47,10 +62,10 @@ class GitSource:
 
     def line(self, wanted: str) -> list[Commit]:
         if ".." not in wanted:
-            return _nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
+            return nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
         before, after = (git.commit_of(name or "HEAD", self._root) for name in wanted.split("..", 1))
         listed = self._git("log", "--first-parent", "--reverse", f"--format={FIELDS}", f"{before}..{after}", "--")
-        return _nonempty([self._commit(line) for line in listed.splitlines()], wanted)
+        return nonempty([self._commit(line) for line in listed.splitlines()], wanted)
 
     def ancestry(self, name: str) -> list[str]:
         """The hashes of a commit's own line, along first parents, oldest first."""
@@ -73,12 +88,19 @@ class GitSource:
 
     def _commit(self, line: str) -> Commit:
         sha, parents, time, subject = line.split("\x1f", 3)
-        try:
-            library = self._git("rev-parse", "--verify", "--quiet", f"{sha}:{LIBRARY}")
-        except git.GitError:  # a commit without the library
-            library = None
+        library = self._library(sha)
         depth = int(self._git("rev-list", "--first-parent", "--count", sha, "--")) - 1
         return Commit(sha, subject, time, parents.split(" ")[0] or None, library, depth)
+
+    def _library(self, sha: str) -> str | None:
+        return self._object(f"{sha}:{LIBRARY}")
+
+    def _object(self, name: str) -> str | None:
+        """What git calls a folder of a commit; None if the commit has no such folder."""
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", name)
+        except git.GitError:
+            return None
 
 
 class Exported(msgspec.Struct):
@@ -93,7 +115,7 @@ def _faults(exported: Exported) -> Iterator[str]:
     yield from twice("the sha", [(f"commits[{index}]", item.sha) for index, item in enumerate(exported.commits)])
 
 
-class ExportedSource:
+class ExportedSource(_OfLibrary):
     """A folder made by `export`, for machines without git or without this repository."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,11 +126,11 @@ class ExportedSource:
 
     def line(self, wanted: str) -> list[Commit]:
         if ".." not in wanted:
-            return _nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
+            return nonempty([self.commit(name) for name in wanted.split(",") if name], wanted)
         before, after = wanted.split("..", 1)
         first = self._commits.index(self.commit(before)) + 1 if before else 0
         last = self._commits.index(self.commit(after)) + 1 if after else len(self._commits)
-        return _nonempty(self._commits[first:last], wanted)
+        return nonempty(self._commits[first:last], wanted)
 
     def commit(self, name: str) -> Commit:
         found = [commit for commit in self._commits if commit.sha.startswith(name)]
@@ -124,7 +146,8 @@ class ExportedSource:
         pass
 
 
-def _nonempty(commits: list[Commit], wanted: str) -> list[Commit]:
+def nonempty(commits: list[Commit], wanted: str) -> list[Commit]:
+    """The commits. Raises GateError if there is none."""
     if not commits:
         raise GateError(f"--commits {wanted}: names no commit; expected A..B with B after A, or names joined by commas")
     return commits
@@ -168,8 +191,7 @@ class Libraries:
             root = self._source.fetch(commit, self._folder / f"worktree-{commit.sha}")
             self._stack.callback(self._source.release, root)
             folder = self._folder / commit.sha
-            digest = link(folder, root.resolve(), commit.short)
-            self._trees[commit.sha] = Tree(Subject(commit.short, commit.sha, False, digest), folder)
+            self._trees[commit.sha] = self._source.tree(folder, commit, root.resolve())
         return self._trees[commit.sha]
 
     def without_paths(self, text: str) -> str:

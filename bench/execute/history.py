@@ -162,7 +162,7 @@ class _Job:
     def counted(self) -> Iterator[HistoryEvent]:
         """The work clock: commits with an equal library have equal counts, and are counted once."""
         session = self._session
-        self._env = env = collect_environment("cpu")
+        self._env = env = collect_environment("cpu", sglang_varies=session.source.varies_sglang)
         stored = self._stored()
 
         def lacks(commit: Commit, entries: Sequence[Entry]) -> bool:
@@ -226,11 +226,12 @@ class _Job:
 
     def _check_library(self, entry: Entry, tree: Tree) -> None:
         env = entry.results.env
-        loaded = env.volatile.get("library_sha256") if env else None
-        if loaded != tree.subject.kernel_source_sha256:
+        if not tree.is_in(env):
+            name = "SGLang" if tree.sglang else "library"
+            package = "sglang" if tree.sglang else "csgmv_embed"
             raise ResultsError(
-                f"{entry.commit.short}: the worker imported another library than this commit's; expected no "
-                "csgmv_embed to come before it on the path"
+                f"{entry.commit.short}: the worker imported another {name} than this commit's; expected no "
+                f"{package} to come before it on the path"
             )
         self._env = self._env or env
 
@@ -304,4 +305,4 @@ class _Ahead:
 def _code(commit: Commit, source_hash: str) -> Code:
     """What was measured: the commit's library, by this checkout's suite."""
     here = collect_code()
-    return Code(commit.sha, commit.short, None, commit.time, False, None, source_hash, here.bench_version)
+    return Code(commit.sha, commit.sha[:9], None, commit.time, False, None, source_hash, here.bench_version)

@@ -84,11 +84,12 @@ def import_paths(found: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     """The folder of each version for PYTHONPATH; what is a wheel is unpacked as long as this is open."""
     with tempfile.TemporaryDirectory(prefix="bench-sglang-") as name:
         yield {
-            version: path if path.is_dir() else _unpacked(path, Path(name) / version) for version, path in found.items()
+            version: path if path.is_dir() else unpacked(path, Path(name) / version) for version, path in found.items()
         }
 
 
-def _unpacked(wheel: Path, folder: Path) -> Path:
+def unpacked(wheel: Path, folder: Path) -> Path:
+    """The folder, with what the wheel holds. Raises ConfigError."""
     try:
         with zipfile.ZipFile(wheel) as files:
             files.extractall(folder)

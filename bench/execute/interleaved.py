@@ -14,6 +14,7 @@ import msgspec
 from bench.execute import sweep as loop
 from bench.execute.pairs import OpenSide, PairEvent, Runner, WorkerSide, opened
 from bench.execute.protocol import Side
+from bench.execute.sglang_source import sides as sglang_sides
 from bench.execute.trees import Tree, commit_of, config_at, has_commit, trees
 from bench.judge import times as judge
 from bench.model.config import Config, Measure, Plan, PlannedPoint
@@ -24,6 +25,8 @@ from bench.model.verdict import CannotJudge, Use
 
 Sweep = Callable[[Plan, Results, Path], Iterable[loop.Event]]
 OpenTrees = Callable[[str | None, str | None], AbstractContextManager[tuple[Tree, Tree]]]
+# (before, after or the installed one, where versions are looked for) -> the trees of two versions of SGLang
+OpenSglang = Callable[[str, str | None, Sequence[str]], AbstractContextManager[tuple[Tree, Tree]]]
 LAYOUT_SEEDS = 1_000_000
 
 
@@ -40,6 +43,7 @@ class Machine:
     sweep: Sweep = loop.sweep
     open_side: OpenSide = worker_on_gpu
     open_trees: OpenTrees = trees
+    open_sglang: OpenSglang = sglang_sides
     knows_commit: Callable[[str | None], bool] = has_commit
     commit_of: Callable[[str], str] = commit_of
     config_at: Callable[[str, Config], Config | None] = config_at

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLD_FACTOR = 3  # bytes touched between reuses, in units of the L2, from which rows must come from memory again
 FLOOR_BLOCKS = 3  # of the empty graph, beside each point: the floor in the state that the point was measured in
-ORACLE = "csgmv_embed.reference"
+ORACLE = "bench.workload.reference"
 SETS_LIMIT_BYTES = 8 << 30  # of all index sets together: ids, inputs and outputs
 Tables = dict[str, torch.Tensor]
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-import csgmv_embed
 from bench import contenders
 from bench.contenders.base import Contender, Launch
 from bench.execute import measure
@@ -28,6 +27,7 @@ from bench.execute.protocol import Begin, Begun, Ended, Finish, Prepare, Prepare
 from bench.model.case import Case
 from bench.model.config import PlannedPoint
 from bench.model.environment import collect_environment
+from bench.model.sources import library_folder
 from bench.workload.tensors import Workload
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ Sample = Callable[[int], list[float]]  # blocks -> time of one call, us, by bloc
 def serve(receiver: Connection, sender: Connection) -> None:
     """Say hello, then run one measuring process after another until the runner closes the pipe."""
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
-    for name in start.contenders:
-        contenders.unavailable(contenders.build(name))  # imports what it needs
+    contenders.load(start.contenders)
     gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     children = Children(start, receiver, sender)
@@ -93,7 +92,8 @@ class Children:
 
     def _measure(self, sampler: Sampler) -> None:
         """Answer until the runner says finish, or the GPU context is lost."""
-        library = os.path.realpath(csgmv_embed.__file__)
+        found = library_folder()
+        library = os.path.realpath(found / "__init__.py") if found else ""
         self._send(Begun(collect_environment(sampler.bench.device.type), library))
         while True:
             request = msgspec.json.decode(self._receiver.recv_bytes(), type=Request)

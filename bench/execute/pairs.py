@@ -83,8 +83,10 @@ class WorkerSide:
         begun = self._tell(worker, begin, Begun)
         self._begun = True
         expected = self._tree.library / "__init__.py"
-        if begun.library != str(expected):
+        if begun.library != (str(expected) if expected.exists() else ""):
             raise CannotJudge(f"{self._tree.subject.label}: the worker loaded {begun.library}; expected {expected}")
+        if self._tree.sglang is not None and not self._tree.is_in(begun.env):
+            raise CannotJudge(f"{self._tree.subject.label}: the worker found another SGLang; expected none before it")
         return begun
 
     def prepare(self, planned: PlannedPoint, layout_seed: int, extra_share: float) -> Prepared:

@@ -17,7 +17,7 @@ import msgspec
 
 from bench.execute import installs
 from bench.execute.isolate import Ask, Hello, Start, Worker, WorkerDied, WorkerKind, contender_names
-from bench.model import store
+from bench.model import outside, store
 from bench.model.case import shuffled_by_tables
 from bench.model.config import Plan, PlannedPoint
 from bench.model.environment import collect_code, command_line, suite_version, utc_now, with_installed_sglang
@@ -68,7 +68,8 @@ def new_results(plan: Plan, selection: Selection) -> Results:
         plan_sha256=plan_digest(plan),
         tool_version=suite_version(),
     )
-    return Results(Schema(), run, collect_code())
+    files = outside.described(point.contender for point in plan.points)
+    return Results(Schema(), run, collect_code(), outside=files)
 
 
 def plan_digest(plan: Plan) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.model import git
 from bench.model.config import Config, ConfigError, as_before
-from bench.model.environment import ROOT, collect_code
+from bench.model.environment import ROOT, VARIED_SGLANG, collect_code
+from bench.model.records import Environment
 from bench.model.sources import SourceHashes, hash_library, source_hashes
 from bench.model.verdict import CannotJudge, GateError, Subject
 
@@ -23,10 +24,14 @@ LIBRARY = "csgmv_embed"
 
 @dataclass(frozen=True)
 class Tree:
-    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH."""
+    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH.
+
+    sglang: the folder of the SGLang that this side has instead of the installed one; it is what the subject names.
+    """
 
     subject: Subject
     path: Path
+    sglang: Path | None = None
 
     @property
     def library(self) -> Path:
@@ -35,11 +40,16 @@ class Tree:
 
     def environment(self) -> dict[str, str]:
         """For a worker: this side's library and this checkout's suite, before all that is installed or on the path."""
-        known = os.environ.get("PYTHONPATH")
+        parts = (self.path, self.sglang, os.environ.get("PYTHONPATH"))
         return {
-            "PYTHONPATH": f"{self.path}{os.pathsep}{known}" if known else str(self.path),
+            "PYTHONPATH": os.pathsep.join(str(part) for part in parts if part),
             "PYTHONSAFEPATH": "1",  # the cwd may hold another library
-        }
+        } | ({VARIED_SGLANG: "1"} if self.sglang else {})
+
+    def is_in(self, env: Environment | None) -> bool:
+        """Whether a worker with this environment imported what the subject names."""
+        name = "sglang_lora_sha256" if self.sglang else "library_sha256"
+        return env is not None and env.volatile.get(name) == self.subject.kernel_source_sha256
 
 
 @contextmanager
@@ -85,13 +95,18 @@ def link(folder: Path, root: Path, label: str) -> str:
 
     Raises CannotJudge if there is no library.
     """
-    library = root / LIBRARY
-    if not (library / "__init__.py").is_file():
+    if not (root / LIBRARY / "__init__.py").is_file():
         raise CannotJudge(f"{label}: has no {LIBRARY}/__init__.py, so there is nothing to measure on that side")
-    folder.mkdir()
-    (folder / LIBRARY).symlink_to(library, target_is_directory=True)
-    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    link_suite(folder, root)
     return hash_library(root)
+
+
+def link_suite(folder: Path, root: Path) -> None:
+    """Make the folder for PYTHONPATH: this checkout's suite, and the library below `root` if it has one."""
+    folder.mkdir()
+    (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
+    if (root / LIBRARY).is_dir():
+        (folder / LIBRARY).symlink_to(root / LIBRARY, target_is_directory=True)
 
 
 def commit_of(name: str) -> str:

@@ -9,20 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import isfinite
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import msgspec
 import torch
 
-import csgmv_embed
 from bench import contenders
 from bench.execute import measure
 from bench.execute.isolate import Answer, Ask, Hello, Start
 from bench.model.environment import attached_profiler, collect_environment
 from bench.model.records import Anchor, Point, Status
-from bench.model.sources import hash_library
-
-LIBRARY = Path(csgmv_embed.__file__).resolve().parent
+from bench.model.sources import hash_library, library_folder
 
 
 def serve(receiver: Connection, sender: Connection) -> None:
@@ -30,14 +26,14 @@ def serve(receiver: Connection, sender: Connection) -> None:
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     on_gpu = start.kind == "gpu"
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    for name in start.contenders:
-        contenders.unavailable(contenders.build(name))  # imports the peer now: import time is nobody's wall time
+    contenders.load(start.contenders)
     gc.freeze()  # half a million objects of the imports, which a collection between points need not walk
     if start.kind == "compile":
         _accept_host_tensors()
     bench = measure.Bench(device, start.settings, start.process)
     env = collect_environment(device.type)
-    env.volatile["library_sha256"] = hash_library(LIBRARY.parent)  # of the files that were imported
+    if (library := library_folder()) is not None:
+        env.volatile["library_sha256"] = hash_library(library.parent)  # of the files that were imported
     anchors = _anchors(bench) if on_gpu else []
     profiler = attached_profiler() if on_gpu else None
     with _capture_range() if profiler else nullcontext():
@@ -47,7 +43,10 @@ def serve(receiver: Connection, sender: Connection) -> None:
 
 def _accept_host_tensors() -> None:
     """Let the library launch on the CPU, where kernels are only compiled."""
-    name = "csgmv_embed.ops" if (LIBRARY / "ops.py").exists() else "csgmv_embed.launch.checks"
+    library = library_folder()
+    if library is None:
+        return
+    name = "csgmv_embed.ops" if (library / "ops.py").exists() else "csgmv_embed.launch.checks"
     vars(importlib.import_module(name))["accept_host_tensors"] = True  # older commits have it in ops
 
 

@@ -13,6 +13,7 @@ from bench.judge.statistics import log_limit
 from bench.model.case import Case, ClockName
 from bench.model.config import PlannedPoint
 from bench.model.instrument import described
+from bench.model.outside import is_outside, without_hash
 from bench.model.records import Anchor, Code, Environment, Point, Results, Scalar
 
 # What must be equal. Of a version only the parts that change what is measured count: see `_part`.
@@ -108,18 +109,33 @@ class Match:
     missing: list[Point]  # in the baseline alone
     new: list[Point]  # in the result alone
     repeated: list[str] = field(default_factory=list)  # which points a file has more than once
+    notes: list[str] = field(default_factory=list)  # which contenders are of another content of their file
 
 
 def match(before: Iterable[Point], after: Iterable[Point], wanted: Callable[[Point], bool]) -> Match:
-    """Pair the wanted points of two files."""
+    """Pair the wanted points of two files. A contender of a file is held against what its file was before."""
     old, twice = _by_key(before, "baseline", wanted)
     new, again = _by_key(after, "result", wanted)
+    changed = _changed_files(old, new)
+    new = {(case, changed.get(name, name), clock): point for (case, name, clock), point in new.items()}
     return Match(
         both=[(point, new[key]) for key, point in old.items() if key in new],
         missing=[point for key, point in old.items() if key not in new],
         new=[point for key, point in new.items() if key not in old],
         repeated=twice + again,
+        notes=[f"{then} is {now} now: its file has changed" for now, then in changed.items()],
     )
+
+
+def _changed_files(old: Iterable[Key], new: Iterable[Key]) -> dict[str, str]:
+    """Name now -> name then of contenders whose file has another content, where either side has one content alone."""
+    then, now = ({name for _, name, _ in keys if is_outside(name)} for keys in (old, new))
+    found = {}
+    for name in sorted(now - then):
+        of_old, of_new = ([one for one in names if without_hash(one) == without_hash(name)] for names in (then, now))
+        if len(of_old) == len(of_new) == 1:
+            found[name] = of_old[0]
+    return found
 
 
 def _by_key(points: Iterable[Point], name: str, wanted: Callable[[Point], bool]) -> tuple[dict[Key, Point], list[str]]:

@@ -42,7 +42,7 @@ class Comparison(msgspec.Struct, frozen=True):
 def compare_files(before: Results, after: Results, match: Match) -> Comparison:
     """Every matched point, the most slowed one first."""
     rows: list[Row] = []
-    notes = comparable.environment_notes(before.env, after.env)
+    notes = match.notes + comparable.environment_notes(before.env, after.env)
     for clock in TIMED:
         pairs = [pair for pair in match.both if pair[0].clock == clock]
         shift = comparable.anchor_shift(before.anchors, after.anchors, clock) if pairs else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from math import exp, isfinite
 from statistics import geometric_mean, median, stdev
 
@@ -18,6 +17,7 @@ from bench.model.case import Case, ClockName
 from bench.model.config import Gate, PlannedPoint
 from bench.model.pairs import PairPoint, PairRun, observations
 from bench.model.records import Code, Point, Results
+from bench.model.registry import fits
 from bench.model.verdict import Report, Subject, Verdict, VerdictStatus
 
 TIMED: tuple[ClockName, ...] = ("graph", "eager")
@@ -35,7 +35,7 @@ def wanted(clocks: Sequence[str], patterns: Sequence[str], in_cases: Callable[[C
     def chosen(point: Point | PlannedPoint) -> bool:
         return (
             point.clock in clocks
-            and any(fnmatchcase(point.contender, pattern) for pattern in patterns)
+            and any(fits(point.contender, pattern) for pattern in patterns)
             and in_cases(point.case)
         )
 
@@ -226,7 +226,7 @@ def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fr
         identity=after.env.identity if after.env else {},
         verdicts=[],
         refusals=refusals(before, after, gate, match),
-        notes=comparable.environment_notes(before.env, after.env),
+        notes=match.notes + comparable.environment_notes(before.env, after.env),
         selection=selection_options(before),
         started_utc=after.run.started_utc,
         duration_s=after.run.duration_s,

@@ -30,7 +30,7 @@ def judge_work(before: Results, after: Results, gate: Gate, match: Match, *, cou
         identity=after.env.identity if after.env else {},
         verdicts=[],
         refusals=[f"{reason}; if that is meant: {renew}" for reason in _refusals(before, after, match, counts_only)],
-        notes=[COUNTS_ONLY] if counts_only else _not_compared(match, counts_only),
+        notes=match.notes + ([COUNTS_ONLY] if counts_only else _not_compared(match, counts_only)),
         selection=selection_options(after),
         started_utc=after.run.started_utc,
         duration_s=after.run.duration_s,

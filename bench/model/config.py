@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import msgspec
 
+from bench.model import outside
 from bench.model.case import (
     CLOCKS,
     HIDDEN_OPS,
@@ -31,7 +31,7 @@ from bench.model.case import (
     point_name,
 )
 from bench.model.paths import ROOT
-from bench.model.registry import FAMILIES, INSTALLED, Family, provides
+from bench.model.registry import FAMILIES, INSTALLED, Family, fits, provides
 from bench.model.rules import Rules
 from bench.model.serving import ServeProfile, Serving
 from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
@@ -198,6 +198,7 @@ class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     penalty: PositiveFloat
     alpha: Annotated[float, msgspec.Meta(gt=0, lt=0.5)]
     least_pct: Percent
+    sglang_profile: str = "sglang"  # instead of both profiles where SGLang is what varies
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -289,7 +290,8 @@ def make_plan(
 ) -> Plan:
     """The points of a profile after overrides and selections.
 
-    `contenders` are names or glob patterns; each of `cases` is a list of `name=value` that a case must have.
+    `contenders` are names or glob patterns, also of contenders that files have; each of `cases` is a list of
+    `name=value` that a case must have.
     Raises ConfigError if the profile is unknown or a selection leaves nothing.
     """
     profile = config.profiles.get(profile_name)
@@ -299,7 +301,7 @@ def make_plan(
     grid_axes = [(overrides or Axes()).over(grid.over(profile.axes.over(config.axes))) for grid in profile.grids]
     variants = sum(prod(len(getattr(base, axis)) for axis in FAMILIES[family]) for family in profile.contenders)
     _refuse_too_many(config, profile_name, "contenders", variants)
-    names = select_contenders(_variants(profile.contenders, base), contenders)
+    names = select_contenders([*_variants(profile.contenders, base), *outside.selectable(contenders)], contenders)
     count = sum(prod(len(getattr(axes, axis)) for axis in CASE_AXES) for axes in grid_axes)
     _refuse_too_many(config, profile_name, "points", count * len(clocks or profile.clocks) * len(names))
     known = list(dict.fromkeys(case for axes in grid_axes for case in _cases(axes)))
@@ -376,9 +378,9 @@ def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
     if not patterns:
         return names
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(fits(name, pattern) for name in names):
             raise ConfigError(f"--contender {pattern}: matches none of {', '.join(names)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in names if any(fits(name, pattern) for pattern in patterns)]
 
 
 def case_filter(cases: Sequence[Case], selections: Sequence[str]) -> Callable[[Case], bool]:

@@ -23,6 +23,7 @@ from bench.model.sources import LIBRARY_SUFFIXES, hash_library, hash_sources, ha
 VERSION_PACKAGES = ("torch", "triton", "sglang")
 # What a peer's figures come from, relative to its package: only recorded, as is the version of one that is no identity.
 PEER_FILES = {"sglang": ("srt/lora", "kernels/ops/lora", "kernels/ops/gemm"), "vllm": ("lora",)}
+VARIED_SGLANG, VARIED = "BENCH_SGLANG_VARIES", "varied"
 CODE_VARIABLES = ("CUDA_", "TRITON_", "TORCH_", "PYTORCH_", "SGLANG_", "CSGMV_")
 # What figures come from, as pathspecs; baselines are figures.
 MEASURED = ("csgmv_embed", "bench", "bench.toml", ":(exclude)bench/baselines")
@@ -37,7 +38,10 @@ def package_version(name: str) -> str | None:
 
 def suite_version() -> str:
     """The version of this checkout, which stands in csgmv_embed/__init__.py; read there, for an import takes torch."""
-    text = (ROOT / "csgmv_embed" / "__init__.py").read_text(encoding="utf-8")
+    file = ROOT / "csgmv_embed" / "__init__.py"
+    if not file.exists():  # the suite stands without the library
+        return "0"
+    text = file.read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     assert found is not None
     return found[1]
@@ -60,8 +64,11 @@ def attached_profiler() -> str | None:
     return None if not injected else "nsys" if any("ToolsInjection" in line for line in injected) else "ncu"
 
 
-def collect_environment(device_type: str) -> Environment:
-    """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda."""
+def collect_environment(device_type: str, *, sglang_varies: bool = False) -> Environment:
+    """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda.
+
+    sglang_varies: its version is what is measured, so no part of the machine's identity; the variable says the same.
+    """
     identity: dict[str, Scalar] = {name: package_version(name) for name in VERSION_PACKAGES}
     identity["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
     volatile: dict[str, Scalar] = {
@@ -73,6 +80,8 @@ def collect_environment(device_type: str) -> Environment:
     }
     volatile |= {name: value for name, value in sorted(os.environ.items()) if name.startswith(CODE_VARIABLES)}
     volatile["vllm"] = package_version("vllm")
+    if VARIED_SGLANG in os.environ or sglang_varies:
+        volatile["sglang"], identity["sglang"] = identity["sglang"], VARIED
     volatile |= {f"{name}_lora_sha256": _peer_hash(name) for name in PEER_FILES}
     if device_type == "cuda":
         gpu_identity, gpu_volatile = _gpu()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -62,6 +63,11 @@ def has_commit(name: str | None, root: Path) -> bool:
         return name is not None and bool(commit_of(name, root))
     except GitError:
         return False
+
+
+def archive(sha: str, paths: Sequence[str], root: Path) -> bytes:
+    """These folders of a commit as a tar file. `sha` comes from `commit_of`. Raises GitError."""
+    return _run("archive", "--format=tar", sha, "--", *paths, root=root)
 
 
 def is_checkout(root: Path) -> bool:

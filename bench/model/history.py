@@ -1,6 +1,7 @@
 """The store of a history: one JSON file for each commit of each session, so that two branches never edit the same one.
 
 History of the format (semver, as in bench/model/store.py)
+1.1.0  a commit may have a label: the version of an SGLang; `sha` is then a hash of what was measured
 1.0.0  first version
 """
 
@@ -17,7 +18,7 @@ from bench.model.faults import results_faults
 from bench.model.fields import Count, Sha, Uuid
 from bench.model.records import Results, ResultsError
 
-HISTORY_NAME, HISTORY_VERSION = "csgmv-bench-history", "1.0.0"
+HISTORY_NAME, HISTORY_VERSION = "csgmv-bench-history", "1.1.0"
 NO_GPU = "no-gpu"
 
 
@@ -40,10 +41,11 @@ class Commit(msgspec.Struct, frozen=True):
     parent: Sha | None = None  # the first one
     library: str | None = None
     depth: Count = 0
+    label: str | None = None  # what it is called instead of its hash
 
     @property
     def short(self) -> str:
-        return self.sha[:9]
+        return self.label or self.sha[:9]
 
 
 class Entry(msgspec.Struct):

@@ -77,6 +77,11 @@ KNOWN = (
     Known(2, "d783f84e61fbd1a7", "our lm_head is a linear layer; what it is given and what it must give stay"),
     Known(2, "7f5e5d42e641da28", "the plugin of a plan or layer serves lm_head too, as in a server"),
     Known(2, "82177c30cfb46923", "counts come from a tracer of our own: all 47 counted points stay"),
+    Known(2, "29c9552566b50ff1", "adds contenders of files, and 0.5.10 of SGLang without a GPU; all else stays"),
+    Known(
+        2, "5c35d7bafb1a5546", "the oracle and the tables are the suite's own, equal to the library's; tests hold it"
+    ),
+    Known(2, "59bc6744ce781c78", "both of these: own tracer, own oracle"),
 )
 
 

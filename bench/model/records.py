@@ -8,6 +8,7 @@ History of the format (semver: a reader refuses another major and ignores keys a
        counted work lists its kernel launches; a baseline has the rules that it was made under
 1.3.0  a case has a site and a model, none where it says nothing; ops shrink and linear; ranks in pairs
 1.4.0  contenders of another SGLang have its version behind their name, and `other_sglang` says which files those are
+1.5.0  contenders of files have the hash of their file behind their name, and `outside` says which files those are
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -22,10 +23,11 @@ import msgspec
 from bench.model.case import Case, ClockName
 from bench.model.fields import AtLeastOne, Count, Duration, Measured, Positive, Sha, Some, Uuid
 from bench.model.instrument import version_of
+from bench.model.outside import OutsideFile
 from bench.model.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.4.0"
+SCHEMA_VERSION = "1.5.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
@@ -258,3 +260,4 @@ class Results(msgspec.Struct):
     points: list[Point] = []
     rules: Rules | None = None  # of a baseline; without: bench.model.rules.UNRECORDED
     other_sglang: list[OtherSglang] = []  # since 1.4.0
+    outside: list[OutsideFile] = []  # since 1.5.0

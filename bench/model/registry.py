@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from bench.model import outside
 from bench.model.case import STORAGES, Op, Site
 
 CHUNK_SIZES = (16, 32, 64, 128)  # the values SGLang's --max-lora-chunk-size accepts
@@ -144,8 +146,11 @@ class UnknownContenderError(KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of its argument
         if self.op is not None:
-            known = ", ".join(RECIPES[without_version(self.name)])
+            known = ", ".join(recipes_of(self.name))
             return f"contender {self.name!r} has no op {self.op!r}; it has {known}"
+        if outside.is_outside(self.name):
+            has = ", ".join({**outside.of_files(), **outside.installed()}) or "none"
+            return f"no file or package has the contender {self.name!r} with this content; those that are known: {has}"
         if sglang_of(self.name) is not None and without_version(self.name) in RECIPES:
             varied = [family for family, axes in FAMILIES.items() if "sglang" in axes]
             return f"contender {self.name!r} has no SGLang whose version it could name; these have: {', '.join(varied)}"
@@ -174,11 +179,28 @@ def sglang_of(name: str) -> str | None:
 
 def recipes_of(name: str) -> dict[Asked, Recipe]:
     """What builds the contender called `name`, by op. Raises UnknownContenderError."""
+    if outside.is_outside(name):
+        return _of_outside(name)
     family = without_version(name).split("-")[0]
     varied = sglang_of(name) is None or "sglang" in FAMILIES.get(family, ())  # type: ignore[call-overload]
     if not varied or without_version(name) not in RECIPES:
         raise UnknownContenderError(name)
     return RECIPES[without_version(name)]
+
+
+def _of_outside(name: str) -> dict[Asked, Recipe]:
+    """One class builds all of its ops; an expand is lm_head's and a site's."""
+    found = outside.find(name)
+    if found is None:
+        raise UnknownContenderError(name)
+    recipe: Recipe = ("outside", "OutsideContender", {"name": name})
+    both: tuple[Asked, ...] = ("expand of a site",) if "expand" in found.ops else ()
+    return dict.fromkeys((*found.ops, *both), recipe)
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a contender is asked for by a name or glob pattern; a file's with or without its hash."""
+    return any(fnmatchcase(spelling, pattern) for spelling in outside.spellings(name))
 
 
 def provides(name: str, op: Op, site: Site = "none") -> bool:

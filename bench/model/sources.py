@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+LIBRARY = "csgmv_embed"
 LIBRARY_SUFFIXES = (".py", ".json")  # the tuned tables choose the launch as the code does
 OLD_FORMATS = ("1.0.0", "1.1.0")  # of results, whose hashes are of another kind: see `_old_hashes`
 
@@ -19,9 +21,19 @@ class SourceHashes(NamedTuple):
     suite: str
 
 
+def library_folder() -> Path | None:
+    """The library that this process would import; None without one, which only its own contenders need."""
+    try:
+        found = importlib.util.find_spec(LIBRARY)
+    except ModuleNotFoundError:
+        return None
+    return Path(found.origin).resolve().parent if found is not None and found.origin is not None else None
+
+
 def hash_library(root: Path) -> str:
-    """Of the library below `root`: its code and its tuned tables."""
-    return hash_sources(root / "csgmv_embed", root=root, suffixes=LIBRARY_SUFFIXES)
+    """Of the library below `root`: its code and its tuned tables; where there is none, of nothing."""
+    folders = [root / LIBRARY] if (root / LIBRARY).is_dir() else []
+    return hash_sources(*folders, root=root, suffixes=LIBRARY_SUFFIXES)
 
 
 def hash_suite(root: Path) -> str:

@@ -19,9 +19,9 @@ from bench.model.records import ResultsError, Scalar
 from bench.model.rules import Rules
 
 VerdictStatus = Literal["pass", "slow", "fast", "inconclusive", "skipped", "error"]
-Use = Literal["baseline", "against", "self-check", "work"]
+Use = Literal["baseline", "against", "self-check", "work", "against-sglang"]
 REPORT_NAME = "csgmv-bench-gate"
-REPORT_VERSION = "1.1.0"  # 1.1.0: rules, changed_rules, rules_allowed
+REPORT_VERSION = "1.2.0"  # 1.1.0: rules, changed_rules, rules_allowed; 1.2.0: the use against-sglang
 
 
 class Exit(IntEnum):

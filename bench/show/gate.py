@@ -222,6 +222,8 @@ def reproduce(report: Report, item: Verdict) -> str:
     sha = report.before.sha
     if report.use == "work":
         use = ["--clock", "work"]
+    elif report.use == "against-sglang":
+        use = ["--against-sglang", report.before.label, "--sglang", report.after.label, "--clock", item.clock]
     elif report.use == "self-check" or sha is None:
         use = ["--self-check", "--clock", item.clock]
     else:

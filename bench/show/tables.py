@@ -12,6 +12,7 @@ from rich.text import Text
 from bench.judge.estimate import Floor, anchor_value, point_estimate, process_spread
 from bench.judge.figures import BASE, OURS, Figure, Standing, figures, pivoted, standings, with_lora
 from bench.model.case import OPS, PHASES, Case, ClockName, Op
+from bench.model.outside import is_outside
 from bench.model.records import Point, Results
 from bench.model.registry import sglang_of, without_version
 from bench.show.console import console as console
@@ -49,6 +50,8 @@ MARKS = {"skipped": "skip", "wrong": "WRONG", "crashed": "CRASH", "error": "ERRO
 
 def short_name(contender: str) -> str:
     """`csgmv_embed-vocab_major` -> `ours-vocab`, `sglang_csgmv-chunk16` -> `csgmv-chunk16`."""
+    if is_outside(contender):
+        return contender
     for long, short in SHORT.items():
         contender = contender.replace(long, short)
     return contender

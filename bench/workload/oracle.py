@@ -1,4 +1,4 @@
-"""The exact result of each op, by csgmv_embed.reference: of a lookup in its dtype, of the others in float64."""
+"""The exact result of each op, by bench.workload.reference: of a lookup in its dtype, of the others in float64."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.workload import shrunk_rows, sites
-from csgmv_embed import reference
+from bench.workload import reference, shrunk_rows, sites
 
 if TYPE_CHECKING:
     from bench.model.case import Storage
@@ -21,10 +20,10 @@ def exact(workload: Workload, index_set: int) -> torch.Tensor:
     ranks = torch.from_numpy(workload.ranks).to(workload.device)
     if case.op == "lookup":
         ids = workload.index_sets[index_set]
-        return reference.embedding_lora_a_reference(ids, _a_table(workload), token_slots, ranks, case.vocab)
+        return reference.lookup(ids, _a_table(workload), token_slots, ranks)
     scalings = torch.tensor(workload.scalings, dtype=torch.float64, device=workload.device)
     if case.op == "layer":
-        return reference.embedding_lora_reference(
+        return reference.layer(
             workload.index_sets[index_set],
             workload.weight("embedding"),
             _a_table(workload),
@@ -32,7 +31,6 @@ def exact(workload: Workload, index_set: int) -> torch.Tensor:
             token_slots,
             ranks,
             scalings,
-            case.vocab,
         )
     if case.site != "none":
         return _site(workload, index_set, token_slots, ranks, scalings)
@@ -42,7 +40,7 @@ def exact(workload: Workload, index_set: int) -> torch.Tensor:
         rows = workload.given("shrunk")[index_set]
         a_table = torch.eye(case.rank, dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
     logits = workload.unadded(index_set)  # of its own: what the launch wrote is about to be compared
-    return reference.lora_linear_reference(rows, a_table, workload.weight("b"), logits, token_slots, ranks, scalings)
+    return reference.linear(rows, a_table, workload.weight("b"), logits, token_slots, ranks, scalings)
 
 
 def _site(
@@ -59,14 +57,14 @@ def _site(
         identity = torch.eye(case.rank, dtype=workload.dtype, device=workload.device)
         b_table, scalings = identity.repeat(workload.num_slots, shape.slices, 1), torch.ones_like(scalings)
         base = torch.zeros(workload.num_tokens, columns, dtype=workload.dtype, device=workload.device)
-        return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
+        return reference.linear(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
     base = workload.unadded(index_set)  # of its own: what the launch wrote is about to be compared
     if case.op == "linear":
         rows = workload.given("x")[index_set]
-        return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
+        return reference.linear(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
     rows = shrunk_rows.packed(workload, workload.given("shrunk")[index_set])
     a_table = torch.eye(rows.shape[1], dtype=workload.dtype, device=workload.device).expand(workload.num_slots, -1, -1)
-    return reference.lora_linear_reference(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
+    return reference.linear(rows, a_table, b_table, base, token_slots, ranks, scalings, starts)
 
 
 def _a_table(workload: Workload) -> torch.Tensor:

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-import csgmv_embed
 from bench.model.case import ELEMENT_BYTES, Case, Storage
 from bench.workload import sites
 
@@ -280,9 +279,9 @@ def _pattern(block: int, device: torch.device) -> torch.Tensor:
 
 def make_table(case: Case, slots: int, storage: Storage, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A (slots, rank, vocab) table whose values depend on the logical index alone."""
-    table = csgmv_embed.empty_a_table(slots, case.rank, case.vocab, dtype=dtype, device=device, storage="rank_major")
+    table = torch.empty(slots, case.rank, case.vocab, dtype=dtype, device=device)
     fill(table, _BLOCKS["a"])
-    return csgmv_embed.to_storage(table, storage)
+    return table if storage == "rank_major" else table.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def set_bytes(case: Case) -> int:

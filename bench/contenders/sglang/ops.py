@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,9 +94,14 @@ def boundaries(workload: Workload) -> dict[str, torch.Tensor]:
 
 
 def _without_gpu_name(launch: Launch, kernels: list[KernelRef]) -> Launch:
-    """The launch where no GPU has a name, by which csgmv looks for tuned configurations: it finds none."""
-    package = kernels[0][0].rpartition(".")[0]
-    tuning = importlib.import_module(f"{package}.lora_tuning_config")
+    """The launch where no GPU has a name, by which csgmv looks for tuned configurations: it finds none.
+
+    0.5.10 has no such configurations, and asks for no name.
+    """
+    name = f"{kernels[0][0].rpartition('.')[0]}.lora_tuning_config"
+    if importlib.util.find_spec(name) is None:
+        return launch
+    tuning = importlib.import_module(name)
     named: Callable[[], str] = lambda: "none"  # noqa: E731
 
     @wraps(launch)

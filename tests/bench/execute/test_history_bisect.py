@@ -165,6 +165,18 @@ def test_the_command_line_names_it_and_keeps_the_pairs(tmp_path: Path, capsys: p
     assert (pairs[-1].a.label, pairs[-1].b.label) == ("000000003", "000000004")
 
 
+def test_the_command_line_follows_the_subject_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = exported(tmp_path / "c", 4)
+    gpu = Gpu(lambda number, point: 2.0 * (1.1 if number >= 2 and point.contender == "torch_gather" else 1.0))
+    instrument = Machine(has_gpu=lambda: True, open_side=gpu.open_side)
+    arguments = ["history", "bisect", "--commits", f"{sha(0)}..{sha(3)}", "--exported", str(folder)]
+    arguments += ["--processes", "4", "--case", "batch_size=256,rank=64,cache=warm", "--subject", "torch_gather"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments, instrument)
+    assert not end.value.code
+    assert "000000002 commit 2: slow, against its parent gather, decode 256 r64 +" in capsys.readouterr().out
+
+
 def test_without_a_gpu_or_a_line_the_command_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = exported(tmp_path / "c", 3)
     for commits, code, words in (
