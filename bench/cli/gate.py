@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from bench.cli import guards
+from bench.cli import guards, served_file
 from bench.cli.options import (
     AxisOption,
     CaseOption,
@@ -66,6 +66,9 @@ def gate(
     """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
     from bench.show.gate import emit, parse_formats
 
+    if baseline is not None and result is not None and any(map(served_file.is_one, (baseline, result))):
+        served_file.gate(baseline, result, case, contender, clock, format, configuration.load(config).gate)
+        return
     formats = parse_formats(format)
     use = _use(baseline, against, self_check, clock, result)
     chosen = Choice(

@@ -118,10 +118,19 @@ def test_two_files_are_compared_and_other_kinds_are_not(run: Run, file: Path, tm
     assert mixed.code == 2 and "is no file of bench serve, the other one is; expected two of one kind" in mixed.err
 
 
-def test_gate_and_history_say_that_they_do_not_take_it(run: Run, file: Path, tmp_path: Path) -> None:
-    for arguments in (("gate", file, "--baseline", BASELINE), ("history", "add", file, "--store", tmp_path / "store")):
-        done = run(*arguments)
-        assert done.code == 2 and "engines have no gate and no history" in done.err
+def test_two_files_are_judged_in_every_format(run: Run, file: Path, tmp_path: Path) -> None:
+    slow, slower = tmp_path / "slower.json", usual()
+    for process in slower.processes:
+        if process.mode == "plugin":
+            process.loads[1] = msgspec.structs.replace(process.loads[1], samples={"step_us": [9000.0]})
+    served.write(slow, slower)
+    assert (run("gate", file, "--baseline", file).code, run("gate", slow, "--baseline", file).code) == (0, 1)
+    told = run("gate", slow, "--baseline", file, "-f", "json", "-c", "plugin")
+    (row,) = json.loads(told.out)
+    assert told.code == 1 and (row["status"], row["mode"], row["load"]) == ("slow", "plugin", "decode 32")
+    assert "of engines, expected one of table" in run("gate", file, "--baseline", file, "-f", "junit").err
+    mixed = run("gate", file, "--baseline", BASELINE)
+    assert mixed.code == 2 and "is no file of bench serve, the other one is" in mixed.err
 
 
 def test_the_page_does_not_hold_it(run: Run, file: Path, tmp_path: Path) -> None:
