@@ -116,6 +116,11 @@ def _wanted(files: Sequence[ServeResults], cases: Sequence[str], contenders: Seq
     """What --case and --contender choose: values of a load, and modes. Raises ConfigError for what nothing has."""
     loads = [load for results in files for load in serving.loads_of(results)]
     modes = list(dict.fromkeys(mode for results in files for mode in results.run.modes))
+    return chosen(loads, modes, cases, contenders)
+
+
+def chosen(loads: Sequence[Load], modes: Sequence[str], cases: Sequence[str], contenders: Sequence[str]) -> Wanted:
+    """Whether a load and a mode are chosen by --case and --contender. Raises ConfigError for what nothing has."""
     for pattern in contenders:
         if not any(fnmatchcase(mode, pattern) for mode in modes):
             raise ConfigError(f"--contender {pattern}: no mode is called so; expected some of {', '.join(modes)}")
@@ -123,7 +128,7 @@ def _wanted(files: Sequence[ServeResults], cases: Sequence[str], contenders: Seq
 
     def wanted(load: Load, mode: str) -> bool:
         named = not contenders or any(fnmatchcase(mode, pattern) for pattern in contenders)
-        return named and (not terms or any(_fits(load, chosen) for chosen in terms))
+        return named and (not terms or any(_fits(load, term) for term in terms))
 
     return wanted
 
