@@ -22,7 +22,7 @@ from bench.model.text import one_line
 Document = TypeVar("Document")
 # What can be done with a file of another format.
 ELSEWHERE = {
-    "csgmv-bench-serve": ": a file of bench serve; show, compare, plot, history add and gate FILE --baseline FILE take it"
+    "csgmv-bench-serve": ": of bench serve; show, compare, plot, history add and gate FILE --baseline FILE take it"
 }
 
 
