@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,9 @@ EMPTY = "empty kernel"  # the range of the floor's kernel
 LAUNCHES = ("cuda_runtime", "cuda_driver")
 GPU_WORK = ("kernel", "gpu_memset", "gpu_memcpy")
 TRACED_ROUNDS = 5
+COMPLETE = "X"
+LARGEST = 1e18  # us: more is no time
+WORDS = {"name": "a name", "ts": "a start", "dur": "an end", "correlation": "the number of their launch"}
 
 
 @dataclass(frozen=True)
@@ -175,34 +178,41 @@ def _flush(bench: Bench, point: PlannedPoint) -> torch.Tensor | None:
     return graph.flush_buffer(bench.l2_bytes, bench.device) if cold else None
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The events of a Chrome trace. Raises CaptureFailed if the file is none."""
+def load(path: Path) -> list[Any]:
+    """The events of a Chrome trace that are complete, or lack what says whether they are. Raises CaptureFailed."""
     try:
         events = json.loads(path.read_bytes())["traceEvents"]
-        return [event for event in events if event.get("ph") == "X"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [event for event in events if not isinstance(event, dict) or event.get("ph", COMPLETE) == COMPLETE]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CaptureFailed(f"{path}: no Chrome trace: {error}") from error
 
 
-def intervals(events: Sequence[dict[str, Any]]) -> list[Interval]:
-    """The ranges that the program itself named, in order of their start."""
+def intervals(events: Sequence[Any], lacking: Counter[str] | None = None) -> list[Interval]:
+    """The ranges that the program itself named, in order of their start. What is left out is counted in `lacking`."""
     found = [
         Interval(event["name"], event["ts"], event["ts"] + event["dur"])
-        for event in events
-        if event.get("cat") == "user_annotation"
+        for event in _usable(events, ("user_annotation",), "ranges", ("name", "ts", "dur"), _counter(lacking))
     ]
     return sorted(found, key=lambda item: item.start_us)
 
 
-def kernels(events: Sequence[dict[str, Any]]) -> list[Kernel]:
-    """The kernels with the range of their launch. Our ranges do not nest, so the last one begun is the only one."""
-    ranges = intervals(events)
+def kernels(events: Sequence[Any], lacking: Counter[str] | None = None) -> list[Kernel]:
+    """The kernels with the range of their launch. Our ranges do not nest, so the last one begun is the only one.
+
+    What lacks a name, a time or the number of its launch is counted in `lacking`, and left out.
+    """
+    counted = _counter(lacking)
+    for event in events:
+        if not isinstance(event, dict):
+            counted["events that are no objects"] += 1
+        elif not isinstance(event.get("cat"), str):
+            counted["events without a category"] += 1
+        elif "ph" not in event:
+            counted["events of an unknown phase"] += 1
+    ranges = intervals(events, counted)
     starts = [item.start_us for item in ranges]
-    launched = {
-        event["args"]["correlation"]: event["ts"]
-        for event in events
-        if event.get("cat") in LAUNCHES and "correlation" in event.get("args", {})
-    }
+    calls = _usable(events, LAUNCHES, "calls", ("ts", "correlation"), counted)
+    launched = {event["args"]["correlation"]: event["ts"] for event in calls}
 
     def enclosing(moment_us: float | None) -> str | None:
         place = bisect_right(starts, moment_us) - 1 if moment_us is not None else -1
@@ -210,20 +220,50 @@ def kernels(events: Sequence[dict[str, Any]]) -> list[Kernel]:
         return ranges[place].name if inside else None
 
     found = []
-    for event in events:
-        if event.get("cat") in GPU_WORK:
-            called_us = launched.get(event["args"].get("correlation"))
-            found.append(Kernel(event["name"], enclosing(called_us), event["ts"], event["dur"], called_us))
+    for event in _usable(events, GPU_WORK, "kernels", ("name", "ts", "dur", "correlation"), counted):
+        called_us = launched.get(event["args"]["correlation"])
+        found.append(Kernel(event["name"], enclosing(called_us), event["ts"], event["dur"], called_us))
     return found
 
 
-def summarise(events: Sequence[dict[str, Any]], timed: Sequence[_Timed], floor_us: dict[str, float]) -> TraceBody:
+def _counter(lacking: Counter[str] | None) -> Counter[str]:
+    return Counter() if lacking is None else lacking
+
+
+def _usable(
+    events: Sequence[Any], categories: Sequence[str], what: str, needed: Sequence[str], lacking: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Complete events of some categories that have all that is needed of them; the others are counted."""
+    for event in events:
+        if not isinstance(event, dict) or event.get("cat") not in categories or event.get("ph") != COMPLETE:
+            continue
+        missing = [WORDS[name] for name in needed if not _has(event, name)]
+        if missing:
+            lacking[f"{what} without {' and '.join(missing)}"] += 1
+        else:
+            yield event
+
+
+def _has(event: dict[str, Any], name: str) -> bool:
+    if name == "name":
+        return isinstance(event.get(name), str) and bool(event[name].strip())
+    if name == "correlation":
+        arguments = event.get("args")
+        return isinstance(arguments, dict) and type(arguments.get(name)) is int
+    value = event.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < LARGEST:
+        return False
+    return name != "dur" or value >= 0
+
+
+def summarise(events: Sequence[Any], timed: Sequence[_Timed], floor_us: dict[str, float]) -> TraceBody:
     """Device times of each point's kernels, a call; none for a point whose launches the profiler did not record.
 
     Raises CaptureFailed if that is every point.
     """
     by_range: dict[str | None, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for kernel in kernels(events):
+    lacking: Counter[str] = Counter()
+    for kernel in kernels(events, lacking):
         by_range[kernel.range][kernel.name].append(kernel.device_us)
     points = []
     for item in timed:
@@ -235,6 +275,12 @@ def summarise(events: Sequence[dict[str, Any]], timed: Sequence[_Timed], floor_u
     if not any(point.kernels for point in points):
         raise CaptureFailed(
             "torch's profiler saw no kernel of any point; is another profiler attached to this process?"
+            f"{_left_out(lacking)}"
         )
     empty = [us for times in by_range.get(EMPTY, {}).values() for us in times]
-    return TraceBody(points, floor_us, median(empty) if empty else None)
+    return TraceBody(points, floor_us, median(empty) if empty else None, dict(sorted(lacking.items())))
+
+
+def _left_out(lacking: Counter[str]) -> str:
+    said = ", ".join(f"{count} {what}" for what, count in sorted(lacking.items()))
+    return f" Left out: {said}" if said else ""

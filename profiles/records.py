@@ -2,7 +2,7 @@
 
 History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
-1.1.0  nsys: kernels by name, what the file lacks
+1.1.0  nsys: kernels by name; what the tool's file lacks
 """
 
 from __future__ import annotations
@@ -136,11 +136,15 @@ class TracedPoint(msgspec.Struct):
 
 
 class TraceBody(msgspec.Struct, tag="trace"):
-    """What torch's profiler recorded. floor_us: an empty kernel, by clock; floor_device_us: its time on the device."""
+    """What torch's profiler recorded. floor_us: an empty kernel, by clock; floor_device_us: its time on the device.
+
+    lacking   events that were left out, by what they lack
+    """
 
     points: list[TracedPoint]
     floor_us: dict[str, Positive]
     floor_device_us: Duration | None = None
+    lacking: dict[str, Count] = {}
 
 
 class ProfileRecord(msgspec.Struct):

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from bench.cli import gate_sglang, guards
+from bench.cli import gate_sglang, guards, served_file
 from bench.cli.gate_steps import follow_pairs, measured, refused
 from bench.cli.options import (
     AxisOption,
@@ -74,6 +74,9 @@ def gate(
     """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
     from bench.show.gate import emit, parse_formats
 
+    if baseline is not None and result is not None and any(map(served_file.is_one, (baseline, result))):
+        served_file.gate(baseline, result, case, contender, clock, format, configuration.load(config).gate)
+        return
     formats = parse_formats(format)
     if against_sglang is None and sglang is not None:
         raise GateError(f"--sglang {sglang}: expected --against-sglang V, which it is judged against")

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from bench.cli import guards
+from bench.cli import guards, served_file, served_history
 from bench.cli.exit_codes import INTERRUPTED
 from bench.cli.options import (
     AxisOption,
@@ -142,7 +142,11 @@ def add(
     from bench.show.history import added
     from bench.show.tables import console
 
+    engines = [path for path in file if served_file.is_one(path)]
+    file = [path for path in file if path not in engines]
     entries = [entry_of(path, store.read(path)) for path in file]  # all of them are right before one is written
+    for path in engines:
+        console().print(served_history.add(path, folder))
     for path, entry in zip(file, entries, strict=True):
         console().print(added(path, entry, records.write(folder, entry)))
 
@@ -163,6 +167,9 @@ def show(
     from bench.show.history import tables
     from bench.show.tables import console
 
+    if served_file.CLOCK in clock:
+        served_history.show(folder, case, [*contender, *subject], gpu, config)
+        return
     console().print(tables(view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)))
 
 

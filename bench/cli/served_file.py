@@ -8,18 +8,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
+import typer
 
-from bench.judge import serving
+from bench.judge import served_gate, serving
 from bench.model import served, store
-from bench.model.config import ConfigError
+from bench.model.config import ConfigError, Gate
 from bench.model.records import ResultsError
 from bench.model.served import CLOCK, SERVE_NAME, ServeResults
 from bench.model.serving import Load
 from bench.model.text import for_log
+from bench.model.verdict import Exit
 from bench.show.rows import FORMATS
 
 Wanted = Callable[[Load, str], bool]
-__all__ = ["CLOCK", "compare", "is_one", "show"]
+__all__ = ["CLOCK", "compare", "gate", "is_one", "show"]
 
 
 def is_one(file: Path) -> bool:
@@ -51,16 +53,57 @@ def compare(
     from bench.show.serving import compared
     from bench.show.tables import console
 
-    for file in (before, after):
-        if not is_one(file):
-            raise ResultsError(f"{file}: is no file of bench serve, the other one is; expected two of one kind")
-        _refuse_clocks(file, clocks)
-    old, new = served.read(before), served.read(after)
+    old, new = _both(before, after, clocks)
     found = serving.compare(old, new, _wanted([old, new], cases, contenders))
     if format != "table":
         sys.stdout.write(for_log(FORMATS[format]([change.as_fields() for change in found.changes])))
         return
     console().print(compared(before.name, after.name, found))
+
+
+def gate(
+    baseline: Path,
+    result: Path,
+    cases: Sequence[str],
+    contenders: Sequence[str],
+    clocks: Sequence[str],
+    formats: Sequence[str],
+    rules: Gate,
+) -> None:
+    """Judge a file against another, and end with the gate's exit status if that is not 0. Raises ResultsError."""
+    from bench.show.served_gate import verdicts
+    from bench.show.tables import console
+
+    format = _one_format(formats)
+    old, new = _both(baseline, result, clocks)
+    found = serving.compare(old, new)
+    wanted = _wanted([old, new], cases, contenders)
+    sides = [serving.figures(file) for file in (old, new)]  # all: an anchor is needed whatever is chosen
+    limits = served_gate.Rules(rules.alpha, rules.graph.floor_pct, rules.target_pct, rules.anchor_limit_pct)
+    report = served_gate.judge(sides[0], sides[1], limits, old.serving.reference, found.warnings, wanted)
+    if format == "table":
+        console().print(verdicts(baseline.name, result.name, report))
+    else:
+        sys.stdout.write(for_log(FORMATS[format]([item.as_fields() for item in report.verdicts])))
+        for reason in report.refusals:
+            sys.stderr.write(for_log(f"cannot judge: {reason}\n"))
+    if report.exit_code is not Exit.PASS:
+        raise typer.Exit(int(report.exit_code))
+
+
+def _both(before: Path, after: Path, clocks: Sequence[str]) -> tuple[ServeResults, ServeResults]:
+    for file in (before, after):
+        if not is_one(file):
+            raise ResultsError(f"{file}: is no file of bench serve, the other one is; expected two of one kind")
+        _refuse_clocks(file, clocks)
+    return served.read(before), served.read(after)
+
+
+def _one_format(formats: Sequence[str]) -> str:
+    if len(formats) > 1 or any(name not in FORMATS for name in formats):
+        known = ", ".join(("table", *FORMATS))
+        raise ConfigError(f"--format {' '.join(formats)}: of engines, expected one of {known}")
+    return formats[0] if formats else "table"
 
 
 def _refuse_clocks(file: Path, clocks: Sequence[str]) -> None:
@@ -73,6 +116,11 @@ def _wanted(files: Sequence[ServeResults], cases: Sequence[str], contenders: Seq
     """What --case and --contender choose: values of a load, and modes. Raises ConfigError for what nothing has."""
     loads = [load for results in files for load in serving.loads_of(results)]
     modes = list(dict.fromkeys(mode for results in files for mode in results.run.modes))
+    return chosen(loads, modes, cases, contenders)
+
+
+def chosen(loads: Sequence[Load], modes: Sequence[str], cases: Sequence[str], contenders: Sequence[str]) -> Wanted:
+    """Whether a load and a mode are chosen by --case and --contender. Raises ConfigError for what nothing has."""
     for pattern in contenders:
         if not any(fnmatchcase(mode, pattern) for mode in modes):
             raise ConfigError(f"--contender {pattern}: no mode is called so; expected some of {', '.join(modes)}")
@@ -80,7 +128,7 @@ def _wanted(files: Sequence[ServeResults], cases: Sequence[str], contenders: Seq
 
     def wanted(load: Load, mode: str) -> bool:
         named = not contenders or any(fnmatchcase(mode, pattern) for pattern in contenders)
-        return named and (not terms or any(_fits(load, chosen) for chosen in terms))
+        return named and (not terms or any(_fits(load, term) for term in terms))
 
     return wanted
 

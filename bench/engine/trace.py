@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from bench.model.serving import LAYER_SITES, Load, Targets
 
 GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 COMPLETE, BEGIN = "X", "B"
+LARGEST = 1e18  # us: more is no time
 NOT_THE_MODELS = "passes that do not have the model's sites"
 Part = Literal["start", "shrink", "expand"]
 
@@ -114,7 +114,7 @@ def attributed(
         _sums(passes),
         span,
         once / layers if once else None,
-        dict(lacking),
+        {what: count for what, count in lacking.items() if count},
         {phase: count / layers for phase, count in phases.items()},
         _example(passes, load),
         dict(least_bytes or {}),
@@ -211,7 +211,10 @@ def _usable(events: Sequence[Any], lacking: Counter[str]) -> Iterator[Event]:
         if not isinstance(event, dict):
             lacking["events that are no objects"] += 1
             continue
-        if event.get("cat") not in GPU_WORK:
+        if not isinstance(event.get("cat"), str):
+            lacking["without a category"] += event.get("ph") in (COMPLETE, BEGIN, None)  # metadata have none by right
+            continue
+        if event["cat"] not in GPU_WORK:
             continue
         name, start, took = event.get("name"), event.get("ts"), event.get("dur")
         if event.get("ph") == BEGIN or (event.get("ph") == COMPLETE and took is None):
@@ -229,7 +232,7 @@ def _usable(events: Sequence[Any], lacking: Counter[str]) -> Iterator[Event]:
 
 
 def _time(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
     return float(value) if number else None  # type: ignore[arg-type]  # it is a number
 
 

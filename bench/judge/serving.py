@@ -6,14 +6,15 @@ A ratio is taken within a repeat, in which all modes ran one after another; of s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, exp, isfinite, log
 from statistics import geometric_mean, median
 from typing import Any, Literal
 
 from bench.judge.answers import NONE, AnswerCheck, answer_checks
 from bench.judge.comparable import environment_refusals
+from bench.judge.served_spread import Spread, interval
 from bench.model.served import CLOCK, EngineProcess, ServedLoad, ServeResults
 from bench.model.serving import Load, ServeCase, prompt_lengths
 
@@ -201,10 +202,15 @@ def _status(
 
 @dataclass(frozen=True)
 class ServedChange:
-    """A figure in two files. ratio: the second over the first; spread: the larger of theirs."""
+    """A figure in two files. ratio: the second over the first; spread: the larger of theirs.
+
+    low, high   95 % of the ratio, by what processes of any mode differ by; None: nothing says
+    """
 
     before: ServedFigure
     after: ServedFigure
+    low: float | None = None
+    high: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -226,6 +232,8 @@ class ServedChange:
             "before": self.before.value,
             "after": self.after.value,
             "ratio": self.ratio,
+            "low": self.low,
+            "high": self.high,
             "spread": self.spread,
         }
 
@@ -247,10 +255,31 @@ def compare(
     warnings = environment_refusals(before.env, after.env)
     if before.serving != after.serving:
         warnings.append("[serving] of bench.toml differs: samples are not taken alike")
-    old = {(item.case, item.mode, item.name): item for item in figures(before, wanted)}
-    new = {(item.case, item.mode, item.name): item for item in figures(after, wanted)}
-    both = [ServedChange(item, new[key]) for key, item in old.items() if key in new]
+    all_old, all_new = figures(before), figures(after)
+    spreads = _spreads([*all_old, *all_new])  # of all modes, whatever is wanted
+    old, new = (
+        {(item.case, item.mode, item.name): item for item in side if wanted(item.case.load, item.mode)}
+        for side in (all_old, all_new)
+    )
+    both = [_change(item, new[key], spreads[item.case, item.name]) for key, item in old.items() if key in new]
     return ServedComparison(both, warnings, len(old.keys() - new.keys()), len(new.keys() - old.keys()))
+
+
+def _spreads(of: Sequence[ServedFigure]) -> dict[tuple[ServeCase, str], Spread]:
+    found: dict[tuple[ServeCase, str], Spread] = {}
+    for item in of:
+        spread = found.setdefault((item.case, item.name), Spread())
+        if item.value is not None:
+            spread.add([log(value) for value in item.by_repeat.values()])
+    return found
+
+
+def _change(before: ServedFigure, after: ServedFigure, spread: Spread) -> ServedChange:
+    if before.value is None or after.value is None:
+        return ServedChange(before, after)
+    error = spread.error(len(before.by_repeat), len(after.by_repeat))
+    low, high = interval(log(after.value / before.value), error, spread.free)
+    return ServedChange(before, after, *(exp(bound) if isfinite(bound) else None for bound in (low, high)))
 
 
 @dataclass(frozen=True)

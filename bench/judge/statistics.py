@@ -81,7 +81,7 @@ def confirm(observations: Array, *, alpha: float, slower: bool = True, cleared: 
     if varied.any():
         side = "greater" if slower else "less"
         p[varied] = stats.ttest_1samp(observations[varied], 0.0, axis=1, alternative=side).pvalue
-    return _with_holm(means, p, alpha, cleared)
+    return with_holm(means, p, alpha, cleared)
 
 
 def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
@@ -108,7 +108,7 @@ def compare_unpaired(before: list[Array], after: list[Array], *, alpha: float, s
     sides = (*(part[varied] for part in new), *(part[varied] for part in old))
     p[varied] = stats.ttest_ind_from_stats(*sides, equal_var=False, alternative=side).pvalue
     p[(old[2] < 2) | (new[2] < 2)] = 1.0  # no spread to judge by
-    return _with_holm(means, p, alpha)
+    return with_holm(means, p, alpha)
 
 
 def _moments(samples: list[Array]) -> tuple[Array, Array, Array]:
@@ -122,7 +122,8 @@ def _certain(means: Array, slower: bool) -> Array:
     return np.where((np.abs(means) > EQUAL) & ((means > 0) == slower), 0.0, 1.0)
 
 
-def _with_holm(means: Array, p: Array, alpha: float, cleared: int = 0) -> list[Tested]:
+def with_holm(means: Array, p: Array, alpha: float, cleared: int = 0) -> list[Tested]:
+    """Means and p values of a family, with Holm's over it and `cleared` more whose p is 1."""
     from statsmodels.stats.multitest import multipletests
 
     rejected, adjusted, _, _ = multipletests(np.append(p, np.ones(cleared)), alpha=alpha, method="holm")

@@ -20,6 +20,7 @@ from bench.model.records import Results, ResultsError
 
 HISTORY_NAME, HISTORY_VERSION = "csgmv-bench-history", "1.1.0"
 NO_GPU = "no-gpu"
+ENGINE = ".engine.json"  # files of engines, which bench/model/served_history.py reads
 
 
 class HistorySchema(msgspec.Struct):
@@ -93,7 +94,7 @@ def read(path: Path) -> Entry:
 
 def read_all(folder: Path) -> list[Entry]:
     """Every entry below a folder, none if there is no such folder. Raises ResultsError for any file that is none."""
-    return [read(path) for path in sorted(folder.rglob("*.json"))]
+    return [read(path) for path in sorted(folder.rglob("*.json")) if not path.name.endswith(ENGINE)]
 
 
 def machines(entries: Sequence[Entry]) -> list[str | None]:

@@ -22,7 +22,7 @@ from bench.model.text import one_line
 Document = TypeVar("Document")
 # What can be done with a file of another format.
 ELSEWHERE = {
-    "csgmv-bench-serve": ": engines have no gate and no history; `bench show`, `compare` and `plot` take such a file"
+    "csgmv-bench-serve": ": of bench serve; show, compare, plot, history add and gate FILE --baseline FILE take it"
 }
 
 

@@ -230,6 +230,7 @@ def _traced(rows: Sequence[DeviceTime], body: TraceBody) -> RenderableType:
     found = [_traced_cells(row, cases) for row in rows]
     table = _table("torch profiler: device time of a call beside the suite's clock", names, found, 3, 2)
     lines = [f"device time over the clock's less the floor: calls in a graph of more than {COMPARED_US:g} us"]
+    lines += [f"left out of the trace: {count} {what}" for what, count in sorted(body.lacking.items())]
     if body.floor_device_us is not None and "graph" in body.floor_us:
         gap_us = body.floor_us["graph"] - body.floor_device_us
         lines.append(

@@ -14,6 +14,7 @@ from bench.judge.answers import AnswerCheck, answer_checks
 from bench.judge.crossing import crossed
 from bench.judge.serving import (
     MAIN,
+    ServedChange,
     ServedComparison,
     ServedFigure,
     failures,
@@ -218,12 +219,17 @@ def compared(before: str, after: str, found: ServedComparison) -> RenderableType
         Column("before", [shown(change.before) for change in changes], rank=1, right=True),
         Column("after", [shown(change.after) for change in changes], rank=1, right=True),
         Column("after/before", [_ratio(change.ratio) for change in changes], right=True, style="bold"),
-        Column("spread", [_spread(change.spread) for change in changes], rank=2, right=True),
+        Column("95 %", [_bounds(change) for change in changes], rank=2, right=True),
+        Column("spread", [_spread(change.spread) for change in changes], rank=3, right=True),
     ]
     lines = [f"not comparable: {reason}" for reason in found.warnings]
     lines.append(f"{len(changes)} figures in both, {found.missing} only in A, {found.new} only in B")
     title = f"{before} -> {after}; spread: the larger between processes of one file"
     return Group(Fitted(title, columns), Text(), *map(Text, lines))
+
+
+def _bounds(change: ServedChange) -> str:
+    return "-" if change.low is None or change.high is None else f"{change.low:.3f} - {change.high:.3f}"
 
 
 def failed(results: ServeResults) -> RenderableType:

@@ -118,10 +118,45 @@ def test_two_files_are_compared_and_other_kinds_are_not(run: Run, file: Path, tm
     assert mixed.code == 2 and "is no file of bench serve, the other one is; expected two of one kind" in mixed.err
 
 
-def test_gate_and_history_say_that_they_do_not_take_it(run: Run, file: Path, tmp_path: Path) -> None:
-    for arguments in (("gate", file, "--baseline", BASELINE), ("history", "add", file, "--store", tmp_path / "store")):
-        done = run(*arguments)
-        assert done.code == 2 and "engines have no gate and no history" in done.err
+def test_two_files_are_judged_in_every_format(run: Run, file: Path, tmp_path: Path) -> None:
+    slow, slower = tmp_path / "slower.json", usual()
+    for process in slower.processes:
+        if process.mode == "plugin":
+            process.loads[1] = msgspec.structs.replace(process.loads[1], samples={"step_us": [9000.0]})
+    served.write(slow, slower)
+    assert (run("gate", file, "--baseline", file).code, run("gate", slow, "--baseline", file).code) == (0, 1)
+    told = run("gate", slow, "--baseline", file, "-f", "json", "-c", "plugin")
+    (row,) = json.loads(told.out)
+    assert told.code == 1 and (row["status"], row["mode"], row["load"]) == ("slow", "plugin", "decode 32")
+    assert "of engines, expected one of table" in run("gate", file, "--baseline", file, "-f", "junit").err
+    mixed = run("gate", file, "--baseline", BASELINE)
+    assert mixed.code == 2 and "is no file of bench serve, the other one is" in mixed.err
+
+
+def test_the_history_keeps_a_series_for_each_load_mode_and_figure(run: Run, tmp_path: Path) -> None:
+    store, files = tmp_path / "store", []
+    for place, step in enumerate((6500.0, 6510.0, 7800.0)):
+        made = usual()
+        made.code = msgspec.structs.replace(
+            made.code, sha=f"{place + 1}" * 40, commit_time=f"2026-01-0{place + 1}T00:00:00+00:00"
+        )
+        made.run.id = f"0000000{place}-0000-4000-8000-000000000000"
+        for process in made.processes:
+            if process.mode == "plugin":
+                process.loads[1] = msgspec.structs.replace(process.loads[1], samples={"step_us": [step]})
+        files.append(tmp_path / f"{place}.json")
+        served.write(files[-1], made)
+    added = run("history", "add", *files, "--store", store)
+    assert added.code == 0 and "figures of 111111111, written to" in added.out
+    assert len([*(store / "gpu-x").glob("*.engine.json")]) == 3
+    shown = run("history", "show", "-k", "engine", "--store", store)
+    assert shown.code == 0 and "333333333: slow: plugin, decode 32: step +19.8 %" in shown.out
+    assert "222222222: " not in shown.out and "decode 32: step; model 8b" in shown.out
+    assert "--gpu NAME" in run("history", "show", "-k", "engine", "--gpu", "H100", "--store", store).err
+    dirty = usual()
+    dirty.code = msgspec.structs.replace(dirty.code, dirty=True)
+    served.write(files[0], dirty)
+    assert "expected one made in a checkout" in run("history", "add", files[0], "--store", store).err
 
 
 def test_the_page_does_not_hold_it(run: Run, file: Path, tmp_path: Path) -> None:

@@ -98,5 +98,5 @@ def test_an_unsound_file_is_refused_by_name(spoil: Callable[[ServeResults], None
 def test_a_reader_of_results_says_what_can_be_done_with_it(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     served.write(path, usual())
-    with pytest.raises(ResultsError, match="engines have no gate and no history; `bench show`"):
+    with pytest.raises(ResultsError, match="of bench serve; show, compare, plot, history add and gate FILE"):
         store.read(path)
