@@ -59,6 +59,7 @@ plots: setup  ## draw them again
 	$(PLOT) gate docs/experiments/h100-self-check-1.json -o docs/plots/h100-gate.png
 	$(PLOT) history docs/experiments/planted-slow --clock graph -o docs/plots/h100-history.png
 	$(PLOT) history docs/experiments/planted-slow --clock work -o docs/plots/work-history.png
+	$(PLOT) history docs/experiments/sglang-versions --clock work -o docs/plots/sglang-versions.png
 	$(PLOT) rounds docs/results/h200-aa.json -o docs/plots/h200-rounds.png
 	for figure in scaling roofline; do \
 	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \

@@ -22,7 +22,7 @@ from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, plain,
 
 COLUMNS = 2
 # Of the counts the first of these that ever differs is drawn; `history show` has all.
-COUNTED = ("instructions", "registers", "load_sectors", "busiest_loads", "widest_load_bits")
+COUNTED = ("programs", "instructions", "registers", "load_sectors", "busiest_loads", "widest_load_bits")
 GAP = 1.0  # between two eras: their values cannot be compared
 
 
