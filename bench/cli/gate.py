@@ -74,7 +74,7 @@ def gate(
     """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
     from bench.show.gate import emit, parse_formats
 
-    if baseline is not None and result is not None and any(map(served_file.is_one, (baseline, result))):
+    if baseline is not None and result is not None and any(map(served_file.says_so, (baseline, result))):
         served_file.gate(baseline, result, case, contender, clock, format, configuration.load(config).gate)
         return
     formats = parse_formats(format)

@@ -21,12 +21,20 @@ from bench.model.verdict import Exit
 from bench.show.rows import FORMATS
 
 Wanted = Callable[[Load, str], bool]
-__all__ = ["CLOCK", "compare", "gate", "is_one", "show"]
+__all__ = ["CLOCK", "compare", "gate", "is_one", "says_so", "show"]
 
 
 def is_one(file: Path) -> bool:
     """Whether a file is of `bench serve`. Raises ResultsError for one of no format of ours."""
     return file.is_file() and store.format_of(file, "a results file, or a file of bench serve") == SERVE_NAME
+
+
+def says_so(file: Path) -> bool:
+    """The same, and false for a file of no format: whoever reads it as results names the place of its fault."""
+    try:
+        return is_one(file)
+    except ResultsError:
+        return False
 
 
 def show(

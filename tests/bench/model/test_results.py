@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda file: file.name)
 def test_the_published_files_are_read_and_fit_the_schema(file):
-    if file.stem.endswith("engine"):  # a record of bench serve
+    if "-engine" in file.stem:  # a record of bench serve
         assert served.read(file).processes
         return
     assert store.read(file).points
