@@ -30,7 +30,7 @@ from bench.cli.options import (
     WideOption,
 )
 from bench.cli.selection import DEFAULT_PROFILE, of_files
-from bench.judge.figures import SORTS, Figure, figures, pivoted, standings
+from bench.judge.figures import CONTENDER, SORTS, Figure, figures, pivoted, standings
 from bench.judge.history import History
 from bench.model import config as configuration
 from bench.model import history as stored
@@ -71,7 +71,13 @@ def show(
     sort: Annotated[str | None, typer.Option("--sort", help="ratio, time or floor: the worst first.")] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="So many of the worst, by --sort.")] = None,
     pivot: Annotated[
-        str | None, typer.Option("--pivot", metavar="AXIS,AXIS", help="The ratio to the best peer by two axes.")
+        str | None,
+        typer.Option(
+            "--pivot",
+            metavar="AXIS,AXIS",
+            help="The best peer's time over ours by two axes; with the axis contender, every competitor's. "
+            "AXIS+AXIS makes one axis of two.",
+        ),
     ] = None,
     format: RowsFormatOption = "table",
     wide: WideOption = False,
@@ -99,7 +105,8 @@ def show(
     if not chosen:
         raise ResultsError(f"{file}: has no point with this case, contender and clock; expected others")
     if format != "table":
-        sys.stdout.write(for_log(FORMATS[format](_rows(chosen, sort, top, axes))))
+        rows = _pivot_rows(chosen, axes, format) if axes else _rows(chosen, sort, top)
+        sys.stdout.write(for_log(FORMATS[format](rows)))
         return
     console(wide=wide).print(_answer(results, chosen, sort, top, axes, wide))
 
@@ -115,22 +122,29 @@ def _answer(
     from bench.show import tables
 
     if axes is not None:
-        return tables.pivot_table(standings(chosen), axes)
+        return tables.pivot_table(standings(chosen), axes, wide=wide)
     if sort is not None or top is not None:
         by = sort or "ratio"
         return tables.ranked(standings(chosen, sort=by, top=top), by, wide=wide)
     return tables.summary(results, chosen, wide=wide)
 
 
-def _rows(
-    chosen: list[Figure], sort: str | None, top: int | None, axes: tuple[str, str] | None
-) -> list[dict[str, object]]:
-    """The answer as plain values: of each point; with a pivot, of each cell."""
-    if axes is not None:
-        found = pivoted(standings(chosen), axes)
-        return [
-            {axes[0]: row} | {str(value): found.means.get((row, value)) for value in found.across} for row in found.down
-        ]
+def _pivot_rows(chosen: list[Figure], axes: tuple[str, str], format: str) -> list[dict[str, object]]:
+    """Each row of a pivot: as numbers, or in the words of a page."""
+    from bench.show import tables
+
+    found = pivoted(standings(chosen), axes)
+    if format == "markdown":
+        return tables.pivot_words(found, axes)
+    blank = dict.fromkeys(map(str, found.across))
+    return [
+        {axes[0]: row} | blank | {str(value): cell[0] for (down, value), cell in found.cells.items() if down == row}
+        for row in found.down
+    ]
+
+
+def _rows(chosen: list[Figure], sort: str | None, top: int | None) -> list[dict[str, object]]:
+    """Each point of the answer as plain values."""
     if sort is None and top is None:
         return [item.as_fields() for item in chosen]
     worst = standings(chosen, sort=sort or "ratio", top=top)
@@ -138,13 +152,18 @@ def _rows(
 
 
 def _axes(pivot: str | None) -> tuple[str, str] | None:
-    """Two axes of the cases. Raises ConfigError."""
+    """Two axes of the cases, or one of them the contenders. Raises ConfigError."""
     if pivot is None:
         return None
     names = [name.strip() for name in pivot.split(",")]
-    known = Case.__struct_fields__
-    if len(names) != 2 or len({*names}) != 2 or not {*names} <= {*known}:
-        raise ConfigError(f"--pivot {pivot}: expected two of {', '.join(known)}, with a comma between them")
+    parts = [part for name in names for part in name.split("+")]
+    known = (*Case.__struct_fields__, CONTENDER)
+    joined = any(CONTENDER in name.split("+") and name != CONTENDER for name in names)
+    if len(names) != 2 or len({*parts}) != len(parts) or not {*parts} <= {*known} or joined:
+        raise ConfigError(
+            f"--pivot {pivot}: expected two of {', '.join(known)}, with a comma between them; "
+            "phase+rank is one axis of two, contender stands alone"
+        )
     return names[0], names[1]
 
 

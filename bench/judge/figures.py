@@ -8,8 +8,9 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from bench.judge.estimate import Estimate, Floor, anchor_value, floor, point_estimate
-from bench.model.case import Case, Op
+from bench.model.case import OPS, PHASES, Case, Op
 from bench.model.records import Point, Results
+from bench.model.registry import names, without_version
 
 OURS = "csgmv_embed-vocab_major"
 OWN = "csgmv_embed"  # what the names of this repository's contenders begin with
@@ -148,23 +149,59 @@ def standings(of: Iterable[Figure], *, sort: str | None = None, top: int | None 
 
 
 class Pivot(NamedTuple):
-    """The best peer's time over ours by two axes of the cases: of each pair of values the geometric mean.
+    """Times over ours by two axes: of each pair of values the geometric mean, and the least and the largest.
 
     several: some pair has more than one case
     """
 
     down: list[Any]
     across: list[Any]
-    means: dict[tuple[Any, Any], float]
+    cells: dict[tuple[Any, Any], tuple[float, float, float]]
     several: bool
 
 
+Values = tuple[Any, ...]  # of the fields of an axis
+PLACES: dict[Any, int] = {name: place for place, name in enumerate([*OPS, *PHASES, *names()])}
+CONTENDER = "contender"  # an axis of a pivot that is none of a case: each competitor has its own column then
+
+
 def pivoted(of: Iterable[Standing], axes: tuple[str, str]) -> Pivot:
-    """The standings that have a ratio, by the first axis down and the second across."""
-    cells: dict[tuple[Any, Any], list[float]] = {}
+    """The standings that have a ratio, by the first axis down and the second across.
+
+    An axis is a field of the cases, several with + between them, or `contender`. With that each competitor's time over
+    ours is told, in the order of the file; without it the best peer's.
+    """
+    found: dict[tuple[Values, Values], list[float]] = {}
     for item in of:
-        if item.ratio is not None:
-            cells.setdefault((getattr(item.case, axes[0]), getattr(item.case, axes[1])), []).append(item.ratio)
-    down, across = ({key[place] for key in cells} for place in (0, 1))
-    means = {key: geometric_mean(values) for key, values in cells.items()}
-    return Pivot(sorted(down), sorted(across), means, any(len(values) > 1 for values in cells.values()))
+        for figure in _competitors(item) if CONTENDER in axes else filter(None, [item.best_peer]):
+            if figure.to_ours is not None:
+                pair = (_along(figure, axes[0]), _along(figure, axes[1]))
+                found.setdefault(pair, []).append(figure.to_ours)
+    down, across = (
+        sorted({key[place] for key in found}, key=lambda values: [*map(_place, values)]) for place in (0, 1)
+    )
+    return Pivot(
+        [*map(_said, down)],
+        [*map(_said, across)],
+        {(_said(a), _said(b)): (geometric_mean(some), min(some), max(some)) for (a, b), some in found.items()},
+        any(len(some) > 1 for some in found.values()),
+    )
+
+
+def _competitors(item: Standing) -> list[Figure]:
+    return [figure for name, figure in item.by_name.items() if name not in (OURS, BASE)]
+
+
+def _along(figure: Figure, axis: str) -> Values:
+    names = axis.split("+")
+    return tuple(figure.contender if name == CONTENDER else getattr(figure.case, name) for name in names)
+
+
+def _place(value: Any) -> Any:
+    """Where a value stands among those of its axis: ops, phases and contenders have one order everywhere."""
+    return (PLACES[value], "") if value in PLACES else (PLACES.get(without_version(str(value)), len(PLACES)), value)
+
+
+def _said(values: Values) -> Any:
+    """A lone value as it is, several as their words."""
+    return values[0] if len(values) == 1 else " ".join(map(str, values))

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.judge.estimate import Floor, anchor_value, point_estimate, process_spread
-from bench.judge.figures import BASE, OURS, Figure, Standing, figures, pivoted, standings, with_lora
+from bench.judge.figures import BASE, CONTENDER, OURS, Figure, Pivot, Standing, figures, pivoted, standings, with_lora
 from bench.model.case import OPS, PHASES, Case, ClockName, Op
 from bench.model.outside import is_outside
 from bench.model.records import Point, Results
@@ -200,15 +200,39 @@ def _floor(found: Floor | None, clock: str) -> str:
     return f"{microseconds(found.value_us)} {empty if found.kind == 'launch' else 'bytes'}"
 
 
-def pivot_table(rows: Sequence[Standing], axes: tuple[str, str]) -> RenderableType:
-    """The best peer's time over ours by two axes of the cases; a geometric mean where several cases share a cell."""
+def pivot_table(rows: Sequence[Standing], axes: tuple[str, str], *, wide: bool = False) -> RenderableType:
+    """Times over ours by two axes, of the best peer or of every competitor; geometric means of what shares a cell."""
     found = pivoted(rows, axes)
-    title = f"best peer's time over ours, {axes[0]} by {axes[1]}" + ("; geometric means" if found.several else "")
-    columns = [Column(axes[0], [str(value) for value in found.down])]
+    whose = "time" if CONTENDER in axes else "best peer's time"
+    title = f"{whose} over ours, {axes[0]} by {axes[1]}" + ("; geometric means" if found.several else "")
+    columns = [Column(axes[0], [_named(axes[0], value) for value in found.down])]
     for value in found.across:
-        means = [_multiple(found.means.get((row, value))) for row in found.down]
-        columns.append(Column(str(value), means, right=True))
-    return Fitted(title, columns)
+        means = [_multiple(cell[0] if (cell := found.cells.get((row, value))) else None) for row in found.down]
+        columns.append(Column(_named(axes[1], value), means, right=True))
+    return Fitted(title, columns, wide=wide)
+
+
+def pivot_words(found: Pivot, axes: tuple[str, str]) -> list[dict[str, object]]:
+    """The rows of a pivot for a page: names in full, and of what shares a cell the geometric mean with its range."""
+
+    def cell(row: object, value: object) -> str:
+        if (row, value) not in found.cells:
+            return "-"
+        mean, least, most = map(microseconds, found.cells[row, value])
+        return mean if least == most else f"{mean} ({least} to {most})"
+
+    def full(axis: str, value: object) -> str:
+        return name_of(str(value)) if axis == CONTENDER else str(value)
+
+    rows: list[dict[str, object]] = []
+    for row in found.down:
+        cells = {full(axes[1], value): cell(row, value) for value in found.across}
+        rows.append({axes[0].replace("+", ", "): full(axes[0], row), **cells})
+    return rows
+
+
+def _named(axis: str, value: object) -> str:
+    return short_name(str(value)) if axis == CONTENDER else str(value)
 
 
 def work_table(points: Sequence[Point], *, wide: bool = False) -> RenderableType:

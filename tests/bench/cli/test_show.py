@@ -6,10 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from statistics import geometric_mean
 
 import pytest
 
 from bench.model.paths import ROOT
+from bench.show.tables import microseconds
 from tests.support.gate import Outcome
 
 Run = Callable[..., Outcome]
@@ -70,6 +72,24 @@ def test_a_pivot_is_of_two_axes(run: Run) -> None:
     assert "rank by batch_size" in run("show", FULL, "--pivot", "rank,batch_size").out
 
 
+def test_a_pivot_of_contenders_has_each_competitor_in_its_own_column(run: Run) -> None:
+    found = objects(
+        run, "--pivot", "op+phase,contender", "-c", "csgmv_embed-vocab_major", "-c", "sglang_*", "-k", "graph"
+    )
+    assert [item["op+phase"] for item in found][:3] == ["lookup decode", "lookup prefill", "lookup mixed"]
+    assert list(found[0]) == ["op+phase", "sglang_csgmv-chunk16", "sglang_csgmv-chunk128", "sglang_triton"]
+    of_points = [
+        float(str(item["to_ours"]))
+        for item in objects(run, "-c", "sglang_triton", "-k", "graph", "--case", "phase=decode,op=lookup")
+    ]
+    assert found[0]["sglang_triton"] == pytest.approx(geometric_mean(of_points))
+    page = run(
+        "show", FULL, "--pivot", "op+phase,contender", "-c", "sglang_triton", "-k", "graph", "-f", "markdown"
+    ).out
+    assert page.startswith("| op, phase | SGLang triton fallback |\n| --- | --- |\n| lookup decode | ")
+    assert f"({microseconds(min(of_points))} to {microseconds(max(of_points))}) |" in page
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
     [
@@ -93,6 +113,8 @@ def test_a_file_of_another_kind_is_shown_by_what_shows_it(run: Run, file: object
         (("-f", "xml"), "--format xml: expected one of table, markdown, csv, json"),
         (("--pivot", "rank"), "--pivot rank: expected two of phase, batch_size"),
         (("--pivot", "rank,colour"), "--pivot rank,colour: expected two of phase, batch_size"),
+        (("--pivot", "rank,op+rank"), "--pivot rank,op+rank: expected two of phase, batch_size"),
+        (("--pivot", "rank,op+contender"), "contender stands alone"),
         (("-k", "sundial"), "--clock sundial: expected one of"),
         (("-c", "nobody"), "has no point with this case, contender and clock"),
     ],

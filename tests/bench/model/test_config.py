@@ -86,7 +86,7 @@ def test_a_profile_overrides_rounds_and_processes_and_the_rest_inherits() -> Non
         ("rank = [8, 16, 32, 64, 128, 256]", "rank = []", ("profiles.full.grids[0].rank:", "at least 1")),
         ('clocks = ["eager", "prepare"]', "clocks = []", ("profiles.host.clocks:", "prepare, work, at least 1")),
         (
-            'contenders = ["csgmv_embed", "sglang_csgmv", "sglang_triton", "torch_gather"]',
+            'contenders = ["csgmv_embed", "sglang_csgmv", "sglang_triton", "torch_gather"]\nrounds = 1',
             "contenders = []",
             ("smoke",),
         ),
