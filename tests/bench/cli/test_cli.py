@@ -63,8 +63,8 @@ def test_list_prints_every_case_and_contender_and_the_profiles() -> None:
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.case.key for point in plan.points}
     assert {line.strip() for line in done.stdout.splitlines()} >= {point.contender for point in plan.points}
     assert (
-        "of captured, faults, full, gate_work, head, headline, hidden, history, host, layer, linear, linear_axes, peers, "
-        "quick, sglang, smoke"
+        "of captured, faults, full, gate_work, head, headline, hidden, history, host, layer, linear, linear_axes, "
+        "peers, quick, sglang, smoke"
         in done.stdout
         and "clocks: work" in done.stdout
     )
@@ -110,7 +110,7 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
             ("list", "-p", "nope"),
             (
                 "'nope' is unknown",
-                "full, gate_work, head, headline, hidden, history, host, layer, linear, linear_axes, peers, quick, sglang",
+                "gate_work, head, headline, hidden, history, host, layer, linear, linear_axes, peers, quick, sglang",
             ),
         ),
         (("list", "-a", "rank="), ("--axis: rank:", "at least 1")),
