@@ -87,7 +87,7 @@ def gate(
     found = serving.compare(old, new)
     wanted = _wanted([old, new], cases, contenders)
     sides = [serving.figures(file) for file in (old, new)]  # all: an anchor is needed whatever is chosen
-    limits = served_gate.Rules(rules.alpha, rules.graph.floor_pct, rules.target_pct, rules.anchor_limit_pct)
+    limits = served_gate.rules_of(rules)
     report = served_gate.judge(sides[0], sides[1], limits, old.serving.reference, found.warnings, wanted)
     if format == "table":
         console().print(verdicts(baseline.name, result.name, report))

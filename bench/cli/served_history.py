@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cli import served_file
-from bench.judge.served_gate import Rules
+from bench.judge.served_gate import rules_of
 from bench.judge.served_series import entry_of, history
 from bench.model import config as configuration
 from bench.model import git, served, served_history
@@ -48,6 +48,5 @@ def show(folder: Path, cases: Sequence[str], modes: Sequence[str], gpu: str | No
     kept = [entry for entry in entries if (entry.gpu or "no GPU") == chosen[0]]
     loads = list(dict.fromkeys(item.load for entry in kept for item in entry.figures))
     named = list(dict.fromkeys(item.mode for entry in kept for item in entry.figures))
-    rules = configuration.load(config).gate
-    limits = Rules(rules.alpha, rules.graph.floor_pct, rules.target_pct, rules.anchor_limit_pct)
+    limits = rules_of(configuration.load(config).gate)
     console().print(engine_tables(history(kept, limits, served_file.chosen(loads, named, cases, modes))))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from math import inf
 from pathlib import Path
@@ -78,20 +78,30 @@ def arguments_of_server(job: CrossJob, tokenizer: str, port: int) -> dict[str, A
 
 def arguments_of_client(load: Load, mode: Mode, adapters: int, serving: Serving, output: Path) -> list[str]:
     """Those of bench_serving that ask what the load says; of a decode, all at once and long answers."""
-    tokens = serving.long_tokens if load.kind == "decode" else serving.stream_tokens
     found = ["--backend", "sglang", "--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1.0"]
-    found += ["--random-input-len", str(load.prompt_tokens), "--random-output-len", str(tokens)]
+    found += ["--random-input-len", str(load.prompt_tokens), "--random-output-len", str(tokens_of(load, serving))]
     found += ["--num-prompts", str(prompts_of(load, serving)), "--seed", str(serving.seed), "--disable-tqdm"]
     found += ["--warmup-requests", "1", "--output-file", str(output)]
     if load.kind == "arrivals":
         found += ["--request-rate", f"{load.rate_rps:g}"]
     else:
         found += ["--max-concurrency", str(load.requests)]
-    names = [adapter_name(index) for index in range(1 if load.mix == "one" else adapters)]
-    if mode.lora and load.base_fraction < 1:
+    if names := adapters_of(load, mode, adapters):
         found += ["--lora-name", *names]
         found += ["--lora-request-distribution", "distinct"] if len(names) > 1 else []
     return found
+
+
+def adapters_of(load: Load, mode: Mode, adapters: int) -> list[str]:
+    """The adapters that the requests use; none where no request has one."""
+    if not mode.lora or load.base_fraction == 1:
+        return []
+    return [adapter_name(index) for index in range(1 if load.mix == "one" else adapters)]
+
+
+def tokens_of(load: Load, serving: Serving) -> int:
+    """How many tokens each answer has."""
+    return serving.long_tokens if load.kind == "decode" else serving.stream_tokens
 
 
 def prompts_of(load: Load, serving: Serving) -> int:
@@ -142,24 +152,21 @@ def _asked(
     problem = msgspec.json.decode(answer)
     if problem is not None:
         raise CrossError(str(problem))
-    tokens = job.serving.long_tokens if load.kind == "decode" else job.serving.stream_tokens
     try:
         lines = output.read_bytes().splitlines()
     except OSError as error:
         raise CrossError(f"bench_serving wrote no file: {error.strerror}") from None
     if not lines:
         raise CrossError("bench_serving wrote an empty file")
-    return said_of(lines[-1], prompts=prompts_of(load, job.serving), tokens=tokens)
+    return said_of(lines[-1], prompts=prompts_of(load, job.serving), tokens=tokens_of(load, job.serving))
 
 
 def _warm(port: int, load: Load, mode: Mode, adapters: int) -> None:
     """An answer of each adapter, all at once: none is put on the GPU for the first time while it is measured."""
-    names: Sequence[str | None] = [None]
-    if mode.lora and load.base_fraction < 1:
-        names = [adapter_name(index) for index in range(1 if load.mix == "one" else adapters)]
-    ids = [[3] * load.prompt_tokens for _ in names]
+    names = adapters_of(load, mode, adapters)
+    ids = [[3] * load.prompt_tokens] * max(1, len(names))
     body: dict[str, Any] = {"input_ids": ids, "sampling_params": {"max_new_tokens": WARM_TOKENS, **STOPS}}
-    body |= {"lora_path": names} if names != [None] else {}
+    body |= {"lora_path": names} if names else {}
     request = urllib.request.Request(
         f"http://{HOST}:{port}/generate", msgspec.json.encode(body), {"Content-Type": "application/json"}
     )

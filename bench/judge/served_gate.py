@@ -22,6 +22,7 @@ from bench.judge.answers import NONE
 from bench.judge.served_spread import Spread, interval
 from bench.judge.serving import ServedFigure
 from bench.judge.statistics import EQUAL
+from bench.model.config import Gate
 from bench.model.serving import Load
 from bench.model.verdict import Exit, VerdictStatus
 
@@ -42,6 +43,11 @@ class Rules(msgspec.Struct, frozen=True):
     floor_pct: float
     target_pct: float
     anchor_limit_pct: float
+
+
+def rules_of(gate: Gate) -> Rules:
+    """What bench.toml says of timed points, which holds for engines too."""
+    return Rules(gate.alpha, gate.graph.floor_pct, gate.target_pct, gate.anchor_limit_pct)
 
 
 class ServedVerdict(msgspec.Struct, frozen=True):
