@@ -83,10 +83,10 @@ $(SMOLLM2): $(VENV)/.ready
 	touch $@
 
 # The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
-SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
+SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.12 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
 
-# Those in between, which their neighbours' rows fit: `make test-versions` holds their files against these.
-SGLANG_BETWEEN := 0.5.14 0.5.15 0.5.19 0.5.21
+# Those in between, which their neighbours' rows fit: `make test-versions` runs on them, too.
+SGLANG_BETWEEN := 0.5.10.post1 0.5.12.post1 0.5.13.post1 0.5.14 0.5.15 0.5.15.post1 0.5.19 0.5.21
 
 # What a CI fetches: the oldest, the newest and one between that changes with the day, so that each has its turn.
 DAY := $(shell expr `date +%s` / 86400)
