@@ -1,6 +1,12 @@
 # `make sweep` and `make test` are all a fresh machine needs: each sets up .venv first.
 PYTHON ?= python3
-VENV := .venv
+
+# Every target takes ENV, the SGLang that brings torch and triton: `make test ENV=sglang-0.5.23`. Each has a folder of its
+# own; that of pyproject.toml, which is the default, has .venv.
+DEFAULT_ENV := $(shell sed -n 's/^sglang = \["sglang==\(.*\)"\]$$/sglang-\1/p' pyproject.toml)
+ENV := $(DEFAULT_ENV)
+$(if $(filter sglang-%,$(ENV)),,$(error ENV=$(ENV): expected sglang-VERSION, such as $(DEFAULT_ENV)))
+VENV := .venv$(if $(filter $(DEFAULT_ENV),$(ENV)),,-$(ENV))
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
@@ -116,8 +122,8 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[bench,sglang,accuracy,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[bench,accuracy,dev]' sglang==$(ENV:sglang-%=%)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-sglang-* build *.egg-info
