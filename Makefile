@@ -1,6 +1,12 @@
 # `make sweep` and `make test` are all a fresh machine needs: each sets up .venv first.
 PYTHON ?= python3
-VENV := .venv
+
+# Every target takes ENV, the SGLang that brings torch and triton: `make test ENV=sglang-0.5.23`. Each has a folder of its
+# own; that of pyproject.toml, which is the default, has .venv.
+DEFAULT_ENV := $(shell sed -n 's/^sglang = \["sglang==\(.*\)"\]$$/sglang-\1/p' pyproject.toml)
+ENV := $(DEFAULT_ENV)
+$(if $(filter sglang-%,$(ENV)),,$(error ENV=$(ENV): expected sglang-VERSION, such as $(DEFAULT_ENV)))
+VENV := .venv$(if $(filter $(DEFAULT_ENV),$(ENV)),,-$(ENV))
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
@@ -90,10 +96,10 @@ $(SMOLLM2): $(VENV)/.ready
 	touch $@
 
 # The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
-SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
+SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.12 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
 
-# Those in between, which their neighbours' rows fit: `make test-versions` holds their files against these.
-SGLANG_BETWEEN := 0.5.14 0.5.15 0.5.19 0.5.21
+# Those in between, which their neighbours' rows fit: `make test-versions` runs on them, too.
+SGLANG_BETWEEN := 0.5.10.post1 0.5.12.post1 0.5.13.post1 0.5.14 0.5.15 0.5.15.post1 0.5.19 0.5.21
 
 # What a CI fetches: the oldest, the newest and one between that changes with the day, so that each has its turn.
 DAY := $(shell expr `date +%s` / 86400)
@@ -123,8 +129,8 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[bench,sglang,accuracy,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[bench,accuracy,dev]' sglang==$(ENV:sglang-%=%)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-sglang-* build *.egg-info
