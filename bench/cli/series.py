@@ -43,7 +43,7 @@ def views(folder: Path, commits: str | None, clocks: Sequence[str], gpu: str | N
     _one_clock(clocks[:1], stored, folder)  # an empty store, or an unknown clock
     if gpu is not None:
         stored = records.of_machine(stored, gpu, folder)
-    for machine in records.machines(stored):
+    for machine in sorted(records.machines(stored), key=lambda gpu: (gpu is None, gpu or "")):
         of_machine = [entry for entry in stored if entry.gpu == machine]
         for clock in configuration.CLOCKS:
             entries = [entry for entry in of_machine if _has(entry, clock)]

@@ -29,12 +29,12 @@ OPS: dict[Op, str] = {
     "shrink": "shrink of a linear layer",
     "expand": "expand",
 }
-# What a chart can show of a point, (name, unit); of counted work it has each figure by its own name.
+# What a chart can show of a timed point: in words, its unit in words, its unit at an axis.
 TIMED = {
-    "us": ("time of one call", "us"),
-    "host_us": ("host time to enqueue one call", "us"),
-    "to_ours": ("times our time (above 1 ours is faster)", "x"),
-    "to_floor": ("times the bound", "x"),
+    "us": ("time of one call", "us", "us"),
+    "host_us": ("host time to enqueue one call", "us", "us"),
+    "to_ours": ("its time over ours", "above 1 ours is faster", "times ours"),
+    "to_floor": ("its time over the bound", "1 is the least possible", "times the bound"),
 }
 
 

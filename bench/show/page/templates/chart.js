@@ -14,7 +14,7 @@ function drawChart(host, { labels, lines, unit, range, tip, pick }) {
   const options = {
     width: host.clientWidth || 320,
     height: 300 + Math.min(130, longest * 5),
-    legend: { live: false },
+    legend: { live: false, markers: { fill: (_, place) => lines[place - 1]?.color } },
     scales: {
       x: { time: false, range: [-0.5, labels.length - 0.5] },
       y: { distr: logarithmic ? 3 : 1, range: logarithmic ? [range[0] / 1.2, range[1] * 1.2] : padded(range) },
@@ -26,7 +26,7 @@ function drawChart(host, { labels, lines, unit, range, tip, pick }) {
       },
       {
         ...axis, label: unit + (logarithmic ? " (log scale)" : ""), labelSize: 18, size: 56,
-        values: (_, splits) => splits.map((value) => (value === null ? "" : number(value))),
+        values: (_, splits, __, ___, step) => splits.map((value) => tick(value, step, logarithmic)),
       },
     ],
     series: [
@@ -57,6 +57,14 @@ function withoutCommonStart(labels) {
   let common = 0;
   while (labels.length > 1 && words.every((of) => of.length > common + 1 && of[common] === words[0][common])) common += 1;
   return words.map((of) => of.slice(common).join(" "));
+}
+
+// As many decimals as tell neighbours apart; of a logarithmic axis the round values alone.
+function tick(value, step, logarithmic) {
+  if (value === null) return "";
+  if (!logarithmic) return value.toFixed([0, 1, 2, 3, 4].find((digits) => Math.abs(Number(step.toFixed(digits)) - step) < 1e-9) ?? 5);
+  const leading = value / 10 ** Math.floor(Math.log10(value) + 1e-9);
+  return [1, 2, 5].some((round) => Math.abs(leading - round) < 1e-6) ? number(value) : "";
 }
 
 function padded([low, high]) {

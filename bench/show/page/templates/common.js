@@ -29,8 +29,8 @@ function element(tag, attributes = {}, ...children) {
 function number(value) {
   if (value === null || value === undefined) return "-";
   if (Number.isInteger(value) && value >= 100) return value.toLocaleString("en");
-  if (value >= 100) return value.toFixed(0);
-  return Number(value.toPrecision(3)).toString();
+  if (Math.abs(value) >= 100) return value.toFixed(0);
+  return Number.isInteger(value) || Math.abs(value) < 1e-3 ? String(value) : value.toPrecision(3);
 }
 
 const interval = (low, high) => (low == null || high == null ? "" : `${number(low)} to ${number(high)}`);

@@ -65,6 +65,8 @@ function pointDetail(place, index) {
   ];
 }
 
+const exact = (value) => value.toPrecision(5); // rounds differ by little
+
 // A chart and a table: the median of each round, between its fastest and its slowest block.
 function roundsPart(rounds) {
   if (!rounds.length) return [];
@@ -75,10 +77,11 @@ function roundsPart(rounds) {
     labels: rounds.map(label), lines, unit: "us", range: rangeOf([lines]), pick: () => {},
     tip: (_, place) => [label(rounds[place], place), `${number(rounds[place][2])} us`, `blocks ${interval(rounds[place][3], rounds[place][4])}`],
   });
-  const rows = rounds.map((round, place) => [label(round, place), String(round[1]), number(round[2]), interval(round[3], round[4]), round[5] ?? "-", round[6] ?? ""]);
+  const rows = rounds.map((round, place) => [label(round, place), String(round[1]), exact(round[2]), `${exact(round[3])} to ${exact(round[4])}`, round[5] ?? "-", round[6] ?? ""]);
   return [
     element("h4", {}, "Rounds"), rounds.length > 1 ? chart : null,
-    rounds.length > 1 ? element("p", { class: "soft" }, "Bars reach from the fastest block of a round to the slowest.") : null,
+    rounds.length > 1 && rounds.some((round) => round[3] < round[4])
+      ? element("p", { class: "soft" }, "Bars reach from the fastest block of a round to the slowest.") : null,
     table(["round", "layout", "median, us", "blocks, us", "SM MHz", "clock lowered by"], rows),
   ].filter(Boolean);
 }
@@ -114,7 +117,7 @@ function pairsPart(rounds, before, after) {
     labels: rounds.map(label), lines, unit: "us", range: rangeOf([lines]), pick: () => {},
     tip: (line, place) => [label(rounds[place], place), `${lines[line].name}: ${number(lines[line].ys[place])} us`],
   });
-  const rows = rounds.map((round, place) => [label(round, place), number(round[3]), number(round[4]), `${(100 * (round[4] / round[3] - 1)).toFixed(2)} %`]);
+  const rows = rounds.map((round, place) => [label(round, place), exact(round[3]), exact(round[4]), `${(100 * (round[4] / round[3] - 1)).toFixed(2)} %`]);
   return [element("h4", {}, "Rounds of both sides, us"), chart, table(["round", before, after, "change"], rows)];
 }
 

@@ -1,6 +1,7 @@
 "use strict";
 // Histories: a panel for each stretch of equal conditions, a line for each case of each chosen contender.
 const MOST_LINES = 24;
+const RELATIVE = "relative"; // shows a small step of every line, where times of several sizes hide it
 
 function startHistory() {
   const form = document.querySelector('form[data-of="history"]');
@@ -26,12 +27,15 @@ function historyFigures(points) {
   }
   const text = (name) => (name === "us" ? DATA.figures.us[0] : `${name.replaceAll("_", " ")} (counted)`);
   const said = (count) => (count ? `, ${count} change${count > 1 ? "s" : ""}` : "");
-  return Object.entries(changes).sort((a, b) => b[1] - a[1]).map(([name, count]) => [name, text(name) + said(count)]);
+  const names = Object.entries(changes).sort((a, b) => b[1] - a[1]).map(([name, count]) => [name, text(name) + said(count)]);
+  return changes.us === undefined ? names : [[RELATIVE, "time of one call, beside the first commit" + said(changes.us)], ...names];
 }
+
+const figureOf = (filter) => (filter.figure.value === RELATIVE ? "us" : filter.figure.value);
 
 function chosenLines(line, filter) {
   return line.points
-    .map((point, index) => ({ point, index, figure: point.figures[filter.figure.value] }))
+    .map((point, index) => ({ point, index, figure: point.figures[figureOf(filter)] }))
     .filter(({ point, figure }) => figure && filter.contenders.includes(point.contender) && filter.matches(point.label, point.op, point.case));
 }
 
@@ -43,7 +47,7 @@ function drawHistory(filter) {
   for (const panel of panels) {
     const changing = [...panel.chosen].sort((a, b) => b.figure.changes.length - a.figure.changes.length);
     left += Math.max(0, changing.length - MOST_LINES);
-    panel.lines = changing.slice(0, MOST_LINES).map((chosen, index) => historyLine(panel.line, chosen, index));
+    panel.lines = changing.slice(0, MOST_LINES).map((chosen, index) => historyLine(panel.line, chosen, index, filter.figure.value === RELATIVE));
   }
   const range = rangeOf(panels.map((panel) => panel.lines));
   const host = document.querySelector("#history .panels");
@@ -54,10 +58,12 @@ function drawHistory(filter) {
   filter.say(left ? `${count} lines, those that change first; ${left} more fit the choice: narrow it` : `${count} lines`);
 }
 
-function historyLine(line, { point, index, figure }, place) {
+function historyLine(line, { point, index, figure }, place, relative) {
+  const first = figure.values.find((value) => value[1] != null)?.[1];
+  const scaled = (value) => (relative && value != null ? 100 * (value / first - 1) : value ?? null);
   const column = (at) => {
     const found = line.commits.map(() => null);
-    for (const value of figure.values) found[value[0]] = value[at] ?? null;
+    for (const value of figure.values) found[value[0]] = scaled(value[at]);
     return found;
   };
   return {
@@ -68,10 +74,10 @@ function historyLine(line, { point, index, figure }, place) {
 
 function historyPanel({ line, place, lines }, figure, range) {
   const chart = element("div", { class: "chart" });
-  const unit = figure === "us" ? "us" : figure.replaceAll("_", " ");
+  const unit = figure === RELATIVE ? "% beside the first commit" : figure.replaceAll("_", " ");
   chart.draw = () => drawChart(chart, {
     labels: line.commits.map((commit) => commit.short), lines, range, unit,
-    tip: (index, at) => historyTip(line, lines[index], at, unit),
+    tip: (index, at) => historyTip(line, lines[index], at, figure === RELATIVE ? "us" : unit),
     pick: (index, at) => openDetail(`commit-${place}-${lines[index].index}-${at}`),
   });
   const missing = line.missing ? `; ${line.missing} commits of the line were not measured` : "";
@@ -81,12 +87,13 @@ function historyPanel({ line, place, lines }, figure, range) {
   );
 }
 
-function historyTip(line, { point, figure, ys, lows, highs, name }, at, unit) {
-  const commit = line.commits[at], within = interval(lows[at], highs[at]);
+function historyTip(line, { figure, name }, at, unit) {
+  const commit = line.commits[at], [, value, low, high] = figure.values.find((found) => found[0] === at);
+  const within = interval(low, high);
   const change = figure.changes.find((found) => found.at === at);
   return [
     `${commit.short} ${commit.date}`, commit.subject, name,
-    `${number(ys[at])} ${unit}${within && `, 95 % interval ${within}`}`,
+    `${number(value)} ${unit}${within && `, 95 % interval ${within}`}`,
     change && `${change.worse ? "worse" : "better"}: ${change.size}`,
   ];
 }
@@ -100,12 +107,12 @@ function changesOf({ line, place, lines }) {
       return [
         element("a", { href: `#commit-${place}-${index}-${change.at}` }, change.suspects.length > 1 ? `one of ${change.suspects.join(", ")}` : commit.short),
         change.worse ? "worse" : "better", change.size, `${point.label}, ${shortOf(point.contender)}`,
-        `${change.before} to ${change.after ?? "the end"}`, commit.subject, ...(DATA.reports.length ? [element("span", {}, ...gate)] : []),
+        commit.subject, `${change.before} to ${change.after ?? "the end"}`, ...(DATA.reports.length ? [element("span", {}, ...gate)] : []),
       ];
     }),
   );
   if (!rows.length) return element("p", {}, "The chosen lines change nowhere.");
-  const heads = ["commit", "level", "change", "point", "between", "subject", ...(DATA.reports.length ? ["gate"] : [])];
+  const heads = ["commit", "level", "change", "point", "subject", "between", ...(DATA.reports.length ? ["gate"] : [])];
   const made = table(heads, rows, `Changes of level: ${line.title}`);
   made.firstChild.classList.add("reasons");
   return made;
@@ -116,7 +123,7 @@ function historyRows(filter) {
     chosenLines(line, filter).flatMap(({ point, figure }) =>
       figure.values.map(([at, value, low, high, status, reason]) => ({
         history: line.name, gpu: line.gpu, clock: line.clock, commit: line.commits[at].sha, date: line.commits[at].date,
-        subject: line.commits[at].subject, case: point.case, contender: point.contender, figure: filter.figure.value, value,
+        subject: line.commits[at].subject, case: point.case, contender: point.contender, figure: figureOf(filter), value,
         low, high, status: status ?? "ok", reason,
       })),
     ),

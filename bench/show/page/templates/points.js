@@ -30,7 +30,7 @@ function figuresOf(points) {
 }
 
 const valueOf = (point, figure) => (point?.counts ?? point)?.[figure] ?? null;
-const unitOf = (figure, clock) => (isCounted(clock) ? figure.replaceAll("_", " ") : DATA.figures[figure][1]);
+const unitOf = (figure, clock) => (isCounted(clock) ? figure.replaceAll("_", " ") : DATA.figures[figure][2]);
 
 function chosenPoints(run, filter) {
   return run.points.filter(
@@ -128,7 +128,8 @@ function pointsTable(panel, figure) {
     const bound = counted ? [] : [{ text: number(floor), value: floor ?? "" }];
     return [panel.labels[row], ...bound, ...of.map((point) => (point ? pointCell(panel, point, figure) : ""))];
   });
-  return table(heads, rows, `${unitOf(figure, panel.points[0].clock)}: ${counted ? "counted" : "measured"}`);
+  const [name, unit] = counted ? [figure.replaceAll("_", " "), "counted"] : DATA.figures[figure];
+  return table(heads, rows, `${name}, ${unit}`);
 }
 
 function pointCell(panel, point, figure) {
