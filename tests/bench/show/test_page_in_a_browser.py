@@ -72,10 +72,10 @@ const tell = async () => {
 
   const over = document.querySelector("#points .u-over"), box = over.getBoundingClientRect();
   const move = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true };
-  over.dispatchEvent(new MouseEvent("mouseenter", move)); over.dispatchEvent(new MouseEvent("mousemove", move));
-  await settle();
+  const act = (...kinds) => kinds.forEach((kind) => over.dispatchEvent(new MouseEvent(kind, move)));
+  act("mouseenter", "mousemove"); await settle();
   seen.tip = document.querySelector("#points .tip").innerText;
-  over.dispatchEvent(new MouseEvent("click", move)); await settle();
+  act("mousedown", "mouseup", "click"); await settle();
   const detail = document.getElementById("detail"), text = () => detail.querySelector(".body").innerText;
   seen.point = [detail.open, location.hash, text(), detail.querySelectorAll("canvas").length, wide()];
   detail.querySelector(".close").click(); await settle();
@@ -103,7 +103,10 @@ document.addEventListener("DOMContentLoaded", () => setTimeout(tell, 50));
 BROKEN = "<script>nothing.here();</script>"
 # A window is 500 px wide at least, a frame is not; what lies outside the window is not drawn.
 FRAMES = """<title></title><body style="margin:0">
-<script>addEventListener("message", (event) => { document.title += event.data + "\\n"; });</script>
+<script>
+const seen = [];
+addEventListener("message", (event) => { seen.push(event.data); document.title = `[${seen}]`; });
+</script>
 <iframe src="page.html" style="border:0;width:390px;height:800px"></iframe>
 <iframe src="page.html" style="border:0;width:1280px;height:800px"></iframe>
 <iframe src="broken.html"></iframe></body>"""
@@ -130,7 +133,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, dict[st
     )
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title is not None
-    seen = [json.loads(line) for line in html.unescape(title[1]).splitlines()]
+    seen = json.loads(html.unescape(title[1]) or "[]")
     return {item["width"]: item for item in seen}, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
