@@ -80,7 +80,7 @@ def standings(content: Content) -> Standings:
     rows = []
     for op, clock, contender in sorted(found, key=_place):
         cells = [_cell(found[op, clock, contender].get(gpu, {}), len(commits) > 1) for gpu, commits in gpus.items()]
-        rows.append([name_of(contender), runs.OPS[op], runs.CLOCKS[clock], *cells])
+        rows.append([name_of(contender), runs.op_words(op), runs.CLOCKS[clock], *cells])
     return Standings([*gpus], rows)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bench.model.pairs import PairPoint, PairRound, PairRun
 from bench.model.verdict import Exit, Report, Verdict
 from bench.show.gate import MEANING, change_text, interval, percent, reproduce, summary, worst_first
-from bench.show.page.runs import CLOCKS, OPS
+from bench.show.page.runs import CLOCKS, op_words
 from bench.show.tables import row_labels, usual
 
 Key = tuple[object, str, str, float]
@@ -43,7 +43,7 @@ def _key(item: Any, extra_share: float) -> Key:
 def _verdict(found: Report, item: Verdict, label: str, sampled: PairPoint | None) -> dict[str, Any]:
     fields = {
         "label": label,
-        "op": OPS[item.case.op],
+        "op": op_words(item.case.op),
         "case": item.case.key,
         "contender": item.contender,
         "clock": item.clock,

@@ -11,7 +11,7 @@ from bench.model.case import Case
 from bench.model.history import Commit
 from bench.show import again
 from bench.show.history import era_label, size
-from bench.show.page.runs import CLOCKS, OPS, rounds
+from bench.show.page.runs import CLOCKS, op_words, rounds
 from bench.show.tables import case_label
 
 COMMIT = "COMMIT"  # in a command: the browser puts a commit there
@@ -62,7 +62,7 @@ def _point(
     return {
         "case": case.key,
         "label": labels[case],
-        "op": OPS[case.op],
+        "op": op_words(case.op),
         "contender": contender,
         "again": again.history(entry, point, name, COMMIT),
         "rounds": {place[sha]: rounds(point.rounds) for sha, (_, point) in measured.items() if point.rounds},

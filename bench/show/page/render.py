@@ -42,6 +42,7 @@ def data(content: Content) -> dict[str, Any]:
         "runs": [runs.run(name, results) for name, results in content.results],
         "reports": [gates.report(name, found, pairs.get(name)) for name, found in content.reports],
         "lines": [line for name, history in content.histories for line in lines.line(name, history)],
+        "clocks": [*runs.CLOCKS],
         "figures": runs.TIMED,
         "marks": MARKS,
         "below": BELOW,

@@ -9,7 +9,7 @@ from typing import Any
 from bench.judge.estimate import point_estimate
 from bench.judge.figures import BASE, Figure, figures
 from bench.judge.work import figures as work_figures
-from bench.model.case import Case, Op
+from bench.model.case import Case
 from bench.model.records import Point, Results, Round
 from bench.show import again
 from bench.show.tables import kind_of, row_labels, usual
@@ -21,7 +21,7 @@ CLOCKS = {
     "prepare": "planning a batch on the host",
     "work": "counted work of one launch, no time",
 }
-OPS: dict[Op, str] = {
+_OPS = {
     "lookup": "embedding lookup",
     "layer": "embedding layer",
     "head": "lm_head",
@@ -38,9 +38,14 @@ TIMED = {
 }
 
 
+def op_words(op: str) -> str:
+    """An op in words, where it has any beside its name."""
+    return _OPS.get(op, op)
+
+
 def kind_title(case: Case, clock: str) -> str:
     """What a chart holds: an op, a phase and a clock in words."""
-    return f"{OPS[case.op]}, {case.phase}: {CLOCKS[clock]}"
+    return f"{op_words(case.op)}, {case.phase}: {CLOCKS[clock]}"
 
 
 def run(name: str, results: Results) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 "use strict";
 // Points of results files: a panel a file that has the chosen kind, with a chart and a table of the same figures.
-const CLOCK_ORDER = ["graph", "eager", "prepare", "work"];
-
 function startPoints() {
   const form = document.querySelector('form[data-of="points"]');
   if (!form) return;
   const all = DATA.runs.flatMap((run) => run.points);
   const titles = new Map(all.map((point) => [point.kind, point.title]));
-  const clockOf = (kind) => CLOCK_ORDER.indexOf(kind.split("|")[1]);
+  const clockOf = (kind) => DATA.clocks.indexOf(kind.split("|")[1]);
   const kinds = [...titles].sort((a, b) => clockOf(a[0]) - clockOf(b[0]));
   const of = (kind) => {
     const points = all.filter((point) => point.kind === kind);
