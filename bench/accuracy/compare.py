@@ -49,7 +49,7 @@ def limit_for(dtype: torch.dtype, reference: Sequence[Output], wider: Sequence[O
     """The limit of a dtype. Float32: 1e-4. Shorter ones: twice the reference's own rounding.
 
     A path and the reference are two roundings of one exact result. Neither is nearer to it by right, and the served one
-    rounds no more often (docs/accuracy.md), so their distance is at most the sum of two such errors. No path's
+    rounds no more often (docs/explanation/accuracy.md), so their distance is at most the sum of two such errors. No path's
     output enters the limit.
     """
     rounding = max(max(_differences(a, b)) for a, b in zip(reference, wider, strict=True))
