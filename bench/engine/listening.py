@@ -98,12 +98,15 @@ class Listener(Generic[Asked]):
 
     def _traced(self, message: Traced, begun: Begun | None) -> None:
         assert isinstance(self._process, EngineProcess), "a server is not traced"
+        problem, ended_ns = message.problem, time.monotonic_ns()
         if begun is not None:
-            self._process.traced_s += (time.monotonic_ns() - begun.at_ns) / 1e9
+            self._process.traced_s += (ended_ns - begun.at_ns) / 1e9
+            reason = self._guard.during(begun.at_ns, ended_ns).disturbance
+            problem = problem or (reason and f"disturbed while it was traced: {reason}")
         if message.trace is not None:
             self._process.traces.append(message.trace)
-        else:
-            self._process.trace_notes.append(f"{message.load.label}: {message.problem}")
+        if problem is not None:
+            self._process.trace_notes.append(f"{message.load.label}: {problem}")
 
     def _done(self, message: Done) -> None:
         """What makes a whole process worth nothing makes each of its loads so."""
