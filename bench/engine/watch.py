@@ -25,23 +25,25 @@ class Seen:
     processes: int | None
 
 
-def look() -> Seen:
-    """At the first GPU, now."""
-    from bench.execute.measure import gpu_state
-    from bench.model.environment import nvml_device
+def look(count: int = 1) -> Seen:
+    """At the first GPUs, now: the slowest clock, the fullest memory, processes of all."""
+    from bench.model.gpus import handles, state_of
 
-    found = nvml_device()
-    if found is None:
-        return Seen(monotonic_ns(), None, (), None, None)
-    nvml, handle = found
-    sm_mhz, throttle = gpu_state()
-    used = processes = None
-    try:
-        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        processes = len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except nvml.NVMLError:
-        pass
-    return Seen(monotonic_ns(), sm_mhz, tuple(throttle), used, processes)
+    clocks: list[int] = []
+    throttle: set[str] = set()
+    used: list[int] = []
+    processes: list[int] = []
+    for nvml, handle in handles()[:count]:
+        sm_mhz, reasons = state_of(nvml, handle)
+        clocks += [] if sm_mhz is None else [sm_mhz]
+        throttle.update(reasons)
+        try:
+            used.append(int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+            processes.append(len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+        except nvml.NVMLError:
+            pass
+    total = sum(processes) if processes else None
+    return Seen(monotonic_ns(), min(clocks, default=None), tuple(sorted(throttle)), max(used, default=None), total)
 
 
 class Watcher:
