@@ -8,6 +8,8 @@ rank, split as SGLang splits them; `Whole` is what the test computes the exact r
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import os
 import socket
 import sys
@@ -22,6 +24,7 @@ from unittest.mock import patch
 import torch
 
 from bench.contenders.sglang import stand_ins
+from bench.contenders.sglang.harness import publish_settings
 from csgmv_embed.sglang import runtime
 from csgmv_embed.sglang.hooks import embedding, linear, lm_head
 from csgmv_embed.sglang.settings import Settings
@@ -104,6 +107,11 @@ def _linear_layer(whole: Whole, rank: int) -> Any:
     return kind(FEATURES, whole.slices[0], **options)
 
 
+def _slicing(method: Callable[..., torch.Tensor], rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """SGLang's own way to a rank's part; newer versions know the rank."""
+    return (lambda whole: method(whole, rank)) if len(inspect.signature(method).parameters) > 1 else method
+
+
 def result(site: str, rank: int) -> torch.Tensor:
     """This rank's output of a site: a shard of the columns, or all of them where the ranks sum."""
     whole, backend = Whole(site), support.backend(SLOTS)
@@ -115,13 +123,12 @@ def result(site: str, rank: int) -> torch.Tensor:
         layer = getattr(
             _layers(), "VocabParallelEmbeddingWithLoRA" if site == "embedding" else "ParallelLMHeadWithLoRA"
         )(base, backend)
-    a = torch.stack([layer.slice_lora_a_weights(slot, rank) for slot in whole.a]).contiguous()
-    b = torch.stack([layer.slice_lora_b_weights(slot, rank) for slot in whole.b]).contiguous()
+    of_a, of_b = (_slicing(method, rank) for method in (layer.slice_lora_a_weights, layer.slice_lora_b_weights))
+    a = torch.stack([of_a(slot) for slot in whole.a]).contiguous()
+    b = torch.stack([of_b(slot) for slot in whole.b]).contiguous()
     if site in LINEAR:
-        with torch.no_grad():
-            # The same shards as SGLang's loader gives: rows of the weight as rows of B, columns as columns of A.
-            rows = layer.slice_lora_b_weights(whole.weight, rank)
-            base.weight.copy_(rows if site != "row" else layer.slice_lora_a_weights(whole.weight, rank))
+        with torch.no_grad():  # as SGLang's loader: rows of a weight are split as those of B, columns as those of A
+            base.weight.copy_(of_a(whole.weight) if site == "row" else of_b(whole.weight))
     layer.set_lora_info(*([None, a, b] if site == "embedding" else [a, b]))
     state = runtime.state_of(backend)
     assert state is not None
@@ -131,7 +138,7 @@ def result(site: str, rank: int) -> torch.Tensor:
     if site == "embedding":
         return layer(whole.ids)
     if site == "row":
-        return layer(layer.slice_lora_a_weights(whole.x, rank).contiguous())[0]
+        return layer(of_a(whole.x).contiguous())[0]
     return layer(whole.x) if site == "lm_head" else layer(whole.x)[0]
 
 
@@ -141,10 +148,7 @@ def _no_nccl(**_: object) -> None:
 
 def start_group(rank: int, port: int) -> None:
     """The process groups that SGLang's layers ask for, over two ranks of this host."""
-    if importlib.util.find_spec("sglang.srt.runtime_context") is not None:
-        from bench.contenders.sglang.harness import publish_settings
-
-        publish_settings()
+    _publish(rank)
     distributed: Any = importlib.import_module("sglang.srt.distributed")
     # NCCL is for GPUs; without it SGLang's groups sum over gloo.
     vars(importlib.import_module(f"{distributed.__name__}.device_communicators.pynccl"))["PyNcclCommunicator"] = (
@@ -155,7 +159,22 @@ def start_group(rank: int, port: int) -> None:
     distributed.init_distributed_environment(
         world_size=WORLD, rank=rank, local_rank=rank, backend="gloo", distributed_init_method=address
     )
-    distributed.initialize_model_parallel(tensor_model_parallel_size=WORLD)
+    start = distributed.initialize_model_parallel
+    told = "tensor_model_parallel_size" in inspect.signature(start).parameters  # else of the settings
+    start(**({"tensor_model_parallel_size": WORLD} if told else {}))
+
+
+def _publish(rank: int) -> None:
+    """The settings of a process, where SGLang asks for any: from 0.5.18 on they say how many ranks there are."""
+    if importlib.util.find_spec("sglang.srt.runtime_context") is None:
+        return
+    context: Any = importlib.import_module("sglang.srt.runtime_context")
+    if not hasattr(context, "SpawnRanks"):
+        publish_settings()
+        return
+    arguments = importlib.import_module("sglang.srt.server_args").ServerArgs
+    found = arguments(model_path="none", device="cpu", lora_eviction_policy="lru", tp_size=WORLD)
+    context.publish(found, role="test", ranks=context.SpawnRanks(world_rank=rank))
 
 
 def _noting(calls: list[str], name: str, op: Callable[..., Any]) -> Callable[..., Any]:
