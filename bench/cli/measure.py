@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,7 @@ from bench.cli.options import (
     OneAtATimeOption,
     ProcessesOption,
     ProfileOption,
+    RayOption,
     RoundsOption,
     SglangOption,
 )
@@ -55,6 +58,7 @@ def sweep(
     processes: ProcessesOption = None,
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
+    ray: RayOption = None,
 ) -> None:
     """Verify and measure every point of a profile; without a GPU, count its work."""
     selection = Selection(profile or DEFAULT_PROFILE, axis, clock, contender, case, rounds, processes)
@@ -69,7 +73,11 @@ def sweep(
     plan = plan_of(loaded, results.run.selection if results else selection)
     others = installs.find(installs.wanted(point.contender for point in plan.points), sglang, loaded.sglang_files)
     counted = all(point.clock == "work" for point in plan.points)
-    chosen = guards.chosen_gpus(gpus, one_at_a_time, counted=counted)
+    chosen = guards.chosen_gpus(gpus, one_at_a_time and not ray, counted=counted)
+    if ray and (gpus or sglang):
+        raise ConfigError(
+            f"--ray {ray}: takes every GPU of the cluster; expected neither --gpus nor --sglang beside it"
+        )
     path = resume or output or results_path(selection.profile)
     with only_writer(path):
         if resume:
@@ -77,7 +85,14 @@ def sweep(
             _check_resumable(results, plan, path)
         else:
             results = _begin(plan, selection, path)
-        _sweep(plan, results, path, others, Around(gpus=chosen, one_at_a_time=one_at_a_time))
+        with _hosts(ray, counted) if ray else nullcontext(Around(gpus=chosen)) as around:
+            _sweep(plan, results, path, others, replace(around, one_at_a_time=one_at_a_time))
+
+
+def _hosts(address: str, counted: bool) -> AbstractContextManager[Around]:
+    from bench.execute.ray_hosts import hosts
+
+    return hosts(address, counted=counted)
 
 
 def with_versions(axes: list[str], given: list[Path]) -> list[str]:

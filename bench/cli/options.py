@@ -104,6 +104,10 @@ GpusOption = Annotated[
 OneAtATimeOption = Annotated[
     bool, typer.Option("--one-at-a-time", help="With --gpus: only one of them measures at any moment.")
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Measure on every GPU of a Ray cluster, or `local`; the extra ray."),
+]
 WideOption = Annotated[bool, typer.Option("--wide", help="Every column, however long the lines become.")]
 RowsFormatOption = Annotated[
     str, typer.Option("--format", "-f", metavar="NAME", help="table, markdown, csv or json (a list of objects).")

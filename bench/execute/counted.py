@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 from bench.execute import filed
-from bench.execute.isolate import Ask, Worker, WorkerDied
+from bench.execute.isolate import Ask, Worker, WorkerDied, WorkerLost
 from bench.execute.lanes import Crew, Dealer, Lanes, OpenWorker, Say
 from bench.execute.tasks import Event, Measured, Process, Task, WorkerStarted, ask
 from bench.model.config import PlannedPoint
@@ -23,7 +23,7 @@ def counted(process: Process, tasks: Sequence[Task], version: str | None, open_w
         return
     measure, environment = process.plan.measure, process.environment(version)
     lane_start = process.start("interpret", tasks)
-    starts = [lane_start] * measure.work_lanes + [process.start("compile", tasks)]
+    starts = [lane_start] * (process.around.lanes or measure.work_lanes) + [process.start("compile", tasks)]
     with ExitStack() as stack:
         begun = time.monotonic()
         compiling = stack.enter_context(ThreadPoolExecutor(1))
@@ -71,7 +71,11 @@ class _Lane:
             while (task := self._dealer.take(self._name)) is not None:
                 if not alive:
                     self._again(task)
-                point, alive = ask(self._worker, task, self._timeout_s)
+                try:
+                    point, alive = ask(self._worker, task, self._timeout_s)
+                except WorkerLost:
+                    self._dealer.leave(self._name, task)  # another lane takes it
+                    raise
                 say(self._compiler.add(task[1], point, self._timeout_s))
         finally:
             self._dealer.leave(self._name)

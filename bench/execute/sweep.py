@@ -117,4 +117,4 @@ def one_process(
     yield from timed(job, timed_tasks, around.open_worker or Worker)
     for version in (None, *around.paths):
         own = [task for task in tasks if task[1].clock == "work" and job.version_of(task) == version]
-        yield from counted(job, own, version, Worker)
+        yield from counted(job, own, version, around.open_worker or Worker)

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bench.execute import installs
-from bench.execute.isolate import Ask, Start, Worker, WorkerDied, WorkerKind, contender_names
+from bench.execute.isolate import Ask, Start, Worker, WorkerDied, WorkerKind, WorkerLost, contender_names
 from bench.execute.lanes import OpenWorker
 from bench.model.case import Case
 from bench.model.config import Plan, PlannedPoint
@@ -60,6 +60,7 @@ class Around:
     open_worker: OpenWorker | None = None  # makes those that take times
     one_at_a_time: bool = False
     homes: Mapping[Case, str] = field(default_factory=dict)
+    lanes: int | None = None  # that count side by side; None: as bench.toml says
 
 
 HERE = Around()
@@ -91,10 +92,12 @@ class Process:
 
 
 def ask(worker: Worker, task: Task, timeout_s: float) -> tuple[Point, bool]:
-    """The point's record, and whether the worker can take another."""
+    """The point's record, and whether the worker can take another. Raises WorkerLost: another is to take it."""
     index, planned = task
     try:
         answer = worker.ask(Ask(planned, index), timeout_s)
+    except WorkerLost:
+        raise
     except WorkerDied as death:
         return Point(planned.case, planned.contender, planned.clock, index, "crashed", str(death)), False
     return answer.point, not answer.lost
