@@ -1,6 +1,6 @@
 """Two ranks of SGLang's layers with the plugin on: `python -m tests.support.tp_ranks FOLDER`, in Triton's interpreter.
 
-The process imports once and forks the ranks, which are a gloo group and leave FOLDER/rank-0.pt and rank-1.pt: for each
+FOLDER is on its path. The process imports once and forks the ranks, which are a gloo group and leave FOLDER/rank-0.pt and rank-1.pt: for each
 site the rows of the layer's output, and which of the plugin's ops were called. Weights and adapters are those of one
 rank, split as SGLang splits them; `Whole` is what the test computes the exact result from.
 """
@@ -218,7 +218,6 @@ def main(folder: Path) -> int:
             sys.stderr.write(f"{support.NOT_HERE}: {reason}")
             return 77
         support.entry_point_files(folder)
-        sys.path.insert(0, str(folder))
         support.load_plugin()
     assert runtime.active is not None
     runtime.activate(runtime.Active(runtime.active.release, Settings()))

@@ -26,9 +26,10 @@ ROWS = VOCAB + -VOCAB % (2 * 64)  # of the padded vocabulary, which the ranks sh
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank left, by site. Skips where this SGLang's classes do not load."""
     folder = tmp_path_factory.mktemp("ranks")
+    path = [str(folder), os.environ.get("PYTHONPATH"), str(REPO)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", tp_ranks.__name__, str(folder)],
-        env={**os.environ, **tp_ranks.ENVIRONMENT},
+        env={**os.environ, **tp_ranks.ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, path))},
         cwd=REPO,
         capture_output=True,
         text=True,
