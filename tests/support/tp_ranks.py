@@ -1,8 +1,8 @@
 """Two ranks of SGLang's layers with the plugin on: `python -m tests.support.tp_ranks FOLDER`, in Triton's interpreter.
 
-FOLDER is on its path. The process imports once and forks the ranks, which are a gloo group and leave FOLDER/rank-0.pt and rank-1.pt: for each
-site the rows of the layer's output, and which of the plugin's ops were called. Weights and adapters are those of one
-rank, split as SGLang splits them; `Whole` is what the test computes the exact result from.
+FOLDER is on its path. The process imports once and forks the ranks, which are a gloo group and leave FOLDER/rank-0.pt
+and rank-1.pt: for each site the rows of the layer's output, and which of the plugin's ops were called. Weights and
+adapters are those of one rank, split as SGLang splits them; the exact result is computed from `Whole`.
 """
 
 from __future__ import annotations
