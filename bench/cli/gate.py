@@ -19,6 +19,8 @@ from bench.cli.options import (
     ContenderFileOption,
     ContenderOption,
     FormatOption,
+    GpusOption,
+    OneAtATimeOption,
     ProfileOption,
     SeedOption,
     SubjectOption,
@@ -26,6 +28,8 @@ from bench.cli.options import (
 from bench.cli.selection import GATED, Choice, judging
 from bench.execute import interleaved
 from bench.execute.interleaved import Machine
+from bench.execute.stages import run_pairs
+from bench.execute.tasks import Around
 from bench.judge import comparable, keeping, times
 from bench.judge.work import judge_work
 from bench.model import config as configuration
@@ -70,6 +74,8 @@ def gate(
     allow_changed_rules: Annotated[
         bool, typer.Option("--allow-changed-rules", help="Judge although bench.toml's rules have become looser.")
     ] = False,
+    gpus: GpusOption = None,
+    one_at_a_time: OneAtATimeOption = False,
 ) -> None:
     """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
     from bench.show.gate import emit, parse_formats
@@ -97,6 +103,7 @@ def gate(
         seed,
         allow_changed_rules,
         subject,
+        Around(gpus=guards.chosen_gpus(gpus, one_at_a_time, counted="work" in clock), one_at_a_time=one_at_a_time),
     )
     with only_writer(output):
         report = (
@@ -150,7 +157,7 @@ def _pairs(chosen: Choice, use: Use, against: str | None) -> Report:
     with chosen.machine.open_trees(against, None) as sides:
         seed = chosen.seed or chosen.machine.layout_seed()
         run = interleaved.pair_run(chosen.config, use, sides, points, seed, chosen.options(profile))
-        follow_pairs(chosen, run, interleaved.run_pairs(run, sides, chosen.machine.open_side))
+        follow_pairs(chosen, run, run_pairs(run, sides, chosen.machine.open_side, around=chosen.around))
     return keeping.hold(times.judge_pairs(run), changed, allowed=True)
 
 
@@ -257,7 +264,7 @@ def _interleaved(chosen: Choice, before: Results, points: Sequence[PlannedPoint]
         seed = chosen.seed or chosen.machine.layout_seed()
         options = times.selection_options(before)
         run = interleaved.pair_run(chosen.config, "baseline", sides, interleaved.pair_points(points), seed, options)
-        events = interleaved.run_pairs(run, sides, chosen.machine.open_side, screen=False)
+        events = run_pairs(run, sides, chosen.machine.open_side, screen=False, around=chosen.around)
         follow_pairs(chosen, run, events)
     return times.judge_pairs(run)
 

@@ -10,6 +10,7 @@ import msgspec
 from bench.cli.gate_steps import follow_pairs, measured, refused
 from bench.cli.selection import Choice
 from bench.execute import interleaved
+from bench.execute.stages import run_pairs
 from bench.execute.trees import Tree
 from bench.judge import comparable, times
 from bench.judge.work import judge_work
@@ -38,7 +39,7 @@ def _timed(chosen: Choice, sides: tuple[Tree, Tree]) -> Report:
     chosen.machine.require_gpu()
     seed = chosen.seed or chosen.machine.layout_seed()
     run = interleaved.pair_run(chosen.config, "against-sglang", sides, points, seed, chosen.options(profile))
-    follow_pairs(chosen, run, interleaved.run_pairs(run, sides, chosen.machine.open_side))
+    follow_pairs(chosen, run, run_pairs(run, sides, chosen.machine.open_side, around=chosen.around))
     return times.judge_pairs(run)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from bench.cli.selection import Choice
 from bench.execute.pairs import PairEvent
 from bench.execute.sweep import new_results
+from bench.execute.tasks import HERE
 from bench.judge import times
 from bench.model import pairs as pair_store
 from bench.model.config import Plan
@@ -50,5 +51,5 @@ def measured(chosen: Choice, plan: Plan, profile: str) -> Results:
     with tempfile.TemporaryDirectory(prefix="bench-gate-") as folder:
         keep = Path(folder) / "counts.json" if counts and chosen.record is None else chosen.record
         path = keep or results_path("gate")
-        follow(chosen.machine.sweep(plan, results, path), progress_console())
+        follow(chosen.machine.sweep(plan, results, path, None, HERE if counts else chosen.around), progress_console())
     return results

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.model import gpus
 from bench.model.config import CLOCKS, ConfigError
 from bench.model.environment import attached_profiler, collect_code, has_gpu
+from bench.model.gpus import Gpu
 from bench.model.records import Code
 from bench.model.verdict import GateError
 from bench.show.rows import FORMATS
@@ -17,11 +19,29 @@ def require_gpu(verb: str, instead: str = "") -> None:
         raise ConfigError(f"{verb}: needs an NVIDIA GPU and none was found{f'; expected {instead}' if instead else ''}")
 
 
+def require_gpus(count: int) -> None:
+    """Raises ConfigError where this process does not see so many GPUs, or not of one model."""
+    if count > 1:
+        gpus.chosen(",".join(map(str, range(count))), option=f"tp {count}")
+
+
 def require_timing(verb: str, instead: str = "") -> None:
     """Raises ConfigError where times cannot be taken."""
     require_gpu(verb, instead)
     if profiler := attached_profiler():
         raise ConfigError(f"{verb}: runs under {profiler}; a profiled run yields no timing")
+
+
+def chosen_gpus(text: str | None, one_at_a_time: bool, *, counted: bool = False) -> tuple[Gpu, ...]:
+    """The GPUs of --gpus; none for the one that CUDA calls the first. Raises ConfigError."""
+    if text is None:
+        if one_at_a_time:
+            raise ConfigError("--one-at-a-time: one GPU measures at any moment as it is; expected --gpus beside it")
+        return ()
+    found = gpus.chosen(text)
+    if counted:
+        raise ConfigError(f"--gpus {text}: counts need no GPU; expected work_lanes in bench.toml, or a clock of a GPU")
+    return found
 
 
 def refuse_unknown_clocks(names: Sequence[str], known: Sequence[str] = CLOCKS) -> None:

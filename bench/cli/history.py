@@ -21,8 +21,10 @@ from bench.cli.options import (
     ContenderFileOption,
     ContenderOption,
     GpuOption,
+    GpusOption,
     LineOption,
     MaybeCommitsOption,
+    OneAtATimeOption,
     ProcessesOption,
     ProfileOption,
     RoundsOption,
@@ -83,6 +85,8 @@ def run(
     sglang: SglangLineOption = None,
     sglang_checkout: SglangCheckoutOption = None,
     again: Annotated[bool, typer.Option("--again", help="Measure what is stored once more.")] = False,
+    gpus: GpusOption = None,
+    one_at_a_time: OneAtATimeOption = False,
 ) -> None:
     """Measure a profile at each commit that the store lacks; interrupted, the same command goes on."""
     from bench.execute import history as running
@@ -120,6 +124,8 @@ def run(
         folder=folder,
         anchor_every=loaded.history.anchor_every,
         again=again,
+        gpus=guards.chosen_gpus(gpus, one_at_a_time, counted=counted),
+        one_at_a_time=one_at_a_time,
     )
     events = running.run(job)
     with only_writer(folder):

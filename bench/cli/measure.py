@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +18,17 @@ from bench.cli.options import (
     ConfigOption,
     ContenderFileOption,
     ContenderOption,
+    GpusOption,
+    OneAtATimeOption,
     ProcessesOption,
     ProfileOption,
+    RayOption,
     RoundsOption,
     SglangOption,
 )
 from bench.cli.selection import DEFAULT_PROFILE, planned
 from bench.execute import installs
+from bench.execute.tasks import Around
 from bench.judge.figures import OWN
 from bench.model import config as configuration
 from bench.model import store
@@ -50,19 +56,28 @@ def sweep(
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this file, repeating nothing.")] = None,
     rounds: RoundsOption = None,
     processes: ProcessesOption = None,
+    gpus: GpusOption = None,
+    one_at_a_time: OneAtATimeOption = False,
+    ray: RayOption = None,
 ) -> None:
     """Verify and measure every point of a profile; without a GPU, count its work."""
     selection = Selection(profile or DEFAULT_PROFILE, axis, clock, contender, case, rounds, processes)
     if resume and (selection != Selection(DEFAULT_PROFILE) or output):
         raise ConfigError(
-            f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang and "
-            "--contender-file"
+            f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang, "
+            "--contender-file, --gpus and --one-at-a-time"
         )
     selection.axes = with_versions(selection.axes, sglang)
     results = store.read(resume) if resume else None  # bad input is named before anything is made
     loaded = configuration.load(config)
     plan = plan_of(loaded, results.run.selection if results else selection)
     others = installs.find(installs.wanted(point.contender for point in plan.points), sglang, loaded.sglang_files)
+    counted = all(point.clock == "work" for point in plan.points)
+    chosen = guards.chosen_gpus(gpus, one_at_a_time and not ray, counted=counted)
+    if ray and (gpus or sglang):
+        raise ConfigError(
+            f"--ray {ray}: takes every GPU of the cluster; expected neither --gpus nor --sglang beside it"
+        )
     path = resume or output or results_path(selection.profile)
     with only_writer(path):
         if resume:
@@ -70,7 +85,14 @@ def sweep(
             _check_resumable(results, plan, path)
         else:
             results = _begin(plan, selection, path)
-        _sweep(plan, results, path, others)
+        with _hosts(ray, counted) if ray else nullcontext(Around(gpus=chosen)) as around:
+            _sweep(plan, results, path, others, replace(around, one_at_a_time=one_at_a_time))
+
+
+def _hosts(address: str, counted: bool) -> AbstractContextManager[Around]:
+    from bench.execute.ray_hosts import hosts
+
+    return hosts(address, counted=counted)
 
 
 def with_versions(axes: list[str], given: list[Path]) -> list[str]:
@@ -88,13 +110,13 @@ def plan_of(config: Config, selection: Selection) -> Plan:
     return planned(config, selection, () if selection.clocks or has_gpu() else ["work"])
 
 
-def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path]) -> None:
+def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path], around: Around) -> None:
     from bench.show.tables import console, summary
 
     out = console()
     if all(point.clock == "work" for point in plan.points):
         out.print("Work clock: what follows are counts from Triton's interpreter, not times.")
-    _run(plan, results, path, others)
+    _run(plan, results, path, others, around)
     out.print(summary(results))
     out.print(f"written to {path}")
     if any(_is_own(point.contender) and not _as_wanted(point) for point in results.points):
@@ -146,17 +168,18 @@ def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
     results.run.resumed += 1
 
 
-def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path]) -> None:
+def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path], around: Around) -> None:
     from bench.execute.sweep import sweep as run_sweep
     from bench.show.progress import follow
     from bench.show.tables import console
 
-    events = run_sweep(plan, results, path, others)
+    events = run_sweep(plan, results, path, others, around)
     try:
         follow(events, console())
     except KeyboardInterrupt:
         events.close()
-        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}", soft_wrap=True)
+        again = f" --gpus {','.join(str(gpu.index) for gpu in around.gpus)}" if around.gpus else ""
+        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}{again}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -165,6 +188,8 @@ def tune(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
     ] = None,
+    gpus: GpusOption = None,
+    one_at_a_time: OneAtATimeOption = False,
 ) -> None:
     """Time the tiles of every kernel on this GPU and write the library's table of those that beat its rules."""
     guards.require_timing("tune")
@@ -180,9 +205,11 @@ def tune(
     if unknown := set(kernel or ()) - {subject.kernel for subject in SUBJECTS}:
         known = ", ".join(subject.kernel for subject in SUBJECTS)
         raise typer.BadParameter(f"unknown kernel {', '.join(sorted(unknown))}; expected of {known}")
-    gpu = torch.cuda.get_device_name()
-    found = tuned(run.tune(chosen), console())
-    command = " ".join(["python -m bench tune", *(f"-k {name}" for name in kernel or ())])
+    on = guards.chosen_gpus(gpus, one_at_a_time)
+    gpu = on[0].name if on else torch.cuda.get_device_name()
+    found = tuned(run.tune(chosen, on, one_at_a_time=one_at_a_time), console())
+    asked = [f"-k {name}" for name in kernel or ()] + ([f"--gpus {gpus}"] if gpus else [])
+    command = " ".join(["python -m bench tune", *asked])
     path = output or table_path(gpu)
     store.write_bytes(path, run.encode(run.as_file(gpu, collect_code().sha, command, found)))
     console().print(f"written to {path}")

@@ -97,6 +97,17 @@ LineOption = Annotated[
     typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored."),
 ]
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]
+GpusOption = Annotated[
+    str | None,
+    typer.Option("--gpus", metavar="N,N,...", help="Measure on these GPUs of this host side by side, or on `all`."),
+]
+OneAtATimeOption = Annotated[
+    bool, typer.Option("--one-at-a-time", help="With --gpus: only one of them measures at any moment.")
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Measure on every GPU of a Ray cluster, or `local`; the extra ray."),
+]
 WideOption = Annotated[bool, typer.Option("--wide", help="Every column, however long the lines become.")]
 RowsFormatOption = Annotated[
     str, typer.Option("--format", "-f", metavar="NAME", help="table, markdown, csv or json (a list of objects).")

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bench.execute.interleaved import Machine
+from bench.execute.tasks import HERE, Around
 from bench.judge import keeping, times
 from bench.judge.times import TIMED, Wanted
 from bench.model import choice
@@ -82,6 +83,7 @@ class Choice:
     seed: int | None = None
     allow_changed_rules: bool = False
     subjects: list[str] = field(default_factory=list)  # judged whatever bench.toml says, then or now
+    around: Around = HERE
 
     @property
     def rules(self) -> Rules:

@@ -20,6 +20,7 @@ from bench.cli import entry
 from bench.cli.selection import Choice
 from bench.execute import interleaved
 from bench.execute.interleaved import Machine
+from bench.execute.stages import run_pairs
 from bench.judge.repeats import Repeat, repeat_of
 from bench.judge.times import judge_pairs
 from bench.model import config as configuration
@@ -120,7 +121,7 @@ def _run(config: Config, points: list[PairPoint], path: Path, machine: Machine) 
     with machine.open_trees(None, None) as sides:
         copies = [msgspec.structs.replace(point, rounds=[]) for point in points]
         run = interleaved.pair_run(config, "self-check", sides, copies, machine.layout_seed(), [])
-        follow_pairs(interleaved.run_pairs(run, sides, machine.open_side))
+        follow_pairs(run_pairs(run, sides, machine.open_side))
     records.write(path, run)
 
 

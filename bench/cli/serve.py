@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ class Chosen(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = ()
     repeats: int | None = None
     model: str | None = None
+    tp: int | None = None
     where: bool = False
     cross_check: bool = False
 
@@ -49,6 +51,7 @@ def serve(
     model: Annotated[
         str | None, typer.Option("--model", help="8b, 1b, a config.json, or a folder with a checkpoint.")
     ] = None,
+    tp: Annotated[int | None, typer.Option("--tp", min=1, help="GPUs of this host to spread the model over.")] = None,
     where: Annotated[
         bool, typer.Option("--where", help="Trace each mode once, after its figures: where the GPU's time goes.")
     ] = False,
@@ -68,7 +71,7 @@ def serve(
     ] = None,
 ) -> None:
     """Measure a real SGLang engine in each mode; without a GPU, check the case and say what would run."""
-    chosen = Chosen(profile or DEFAULT_PROFILE, tuple(mode), tuple(load), repeats, model, where, cross_check)
+    chosen = Chosen(profile or DEFAULT_PROFILE, tuple(mode), tuple(load), repeats, model, tp, where, cross_check)
     if resume and (chosen != Chosen() or output):
         raise ConfigError(f"--resume {resume}: goes on with the file's own choice; expected no other than --budget")
     results = served.read(resume) if resume else None
@@ -79,6 +82,7 @@ def serve(
         _say_plan(plan, chosen)
         guards.require_gpu("serve")
     guards.require_timing("serve")
+    guards.require_gpus(plan.setup.tp)
     path = resume or output or results_path(f"serve-{plan.profile}")
     with only_writer(path):
         results = _resumed(path, plan) if resume else _begun(path, plan, chosen)
@@ -87,7 +91,7 @@ def serve(
 
 def plan_of(config: configuration.Config, chosen: Chosen) -> ServePlan:
     """The plan, its model looked at. Raises ConfigError."""
-    from bench.engine.weights import model_config
+    from bench.engine.weights import model_config, refuse_ranks
 
     plan = make_serve_plan(
         config.serve,
@@ -97,8 +101,10 @@ def plan_of(config: configuration.Config, chosen: Chosen) -> ServePlan:
         kinds=chosen.kinds,
         repeats=chosen.repeats,
         model=chosen.model,
+        tp=chosen.tp,
     )
-    model_config(plan.setup.model)
+    config_of_model, _ = model_config(plan.setup.model)
+    refuse_ranks(config_of_model, plan.setup.tp)
     return plan
 
 
@@ -112,7 +118,14 @@ def _say_plan(plan: ServePlan, chosen: Chosen) -> None:
 def _chosen_of(results: ServeResults) -> Chosen:
     run = results.run
     return Chosen(
-        run.profile, tuple(run.chosen_modes), tuple(run.kinds), run.repeats, run.model, run.where, run.cross_check
+        run.profile,
+        tuple(run.chosen_modes),
+        tuple(run.kinds),
+        run.repeats,
+        run.model,
+        run.tp,
+        run.where,
+        run.cross_check,
     )
 
 
@@ -126,6 +139,7 @@ def _begun(path: Path, plan: ServePlan, chosen: Chosen) -> ServeResults:
         kinds=[*chosen.kinds],
         modes=[*chosen.modes],
         model=chosen.model,
+        tp=chosen.tp,
         where=chosen.where,
         cross_check=chosen.cross_check,
     )
@@ -149,12 +163,14 @@ def _resumed(path: Path, plan: ServePlan) -> ServeResults:
 def _run(plan: ServePlan, results: ServeResults, path: Path, chosen: Chosen, cache: Path, budget: float | None) -> None:
     from bench.engine.run import Surroundings
     from bench.engine.run import serve as run_serve
+    from bench.engine.watch import look
     from bench.judge import answers
     from bench.show.serving import follow, summary
     from bench.show.tables import console
 
     out = console()
-    events = run_serve(plan, results, path, Surroundings(cache, chosen.where, budget))
+    around = Surroundings(cache, chosen.where, budget, look=partial(look, plan.setup.tp))
+    events = run_serve(plan, results, path, around)
     try:
         for line in follow(events):
             out.print(line, soft_wrap=True)

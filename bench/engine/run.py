@@ -93,6 +93,7 @@ def new_results(
     kinds: list[str],
     modes: list[str],
     model: str | None,
+    tp: int | None = None,
     where: bool,
     cross_check: bool = False,
 ) -> ServeResults:
@@ -111,6 +112,7 @@ def new_results(
         kinds=kinds,
         repeats=max(item.repeat for item in plan.runs) + 1,
         model=model,
+        tp=tp,
         chosen_modes=modes,
         where=where,
         cross_check=cross_check,

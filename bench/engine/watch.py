@@ -32,23 +32,25 @@ class Seen:
         return None if self.pids is None else len(self.pids)
 
 
-def look() -> Seen:
-    """At the first GPU, now."""
-    from bench.execute.measure import gpu_state
-    from bench.model.environment import nvml_device
+def look(count: int = 1) -> Seen:
+    """At the first GPUs, now: the slowest clock, the fullest memory, processes of all."""
+    from bench.model.gpus import handles, state_of
 
-    found = nvml_device()
-    if found is None:
-        return Seen(monotonic_ns(), None, (), None, None)
-    nvml, handle = found
-    sm_mhz, throttle = gpu_state()
-    used = pids = None
-    try:
-        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        pids = tuple(item.pid for item in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except nvml.NVMLError:
-        pass
-    return Seen(monotonic_ns(), sm_mhz, tuple(throttle), used, pids)
+    clocks: list[int] = []
+    throttle: set[str] = set()
+    used: list[int] = []
+    pids: list[int] | None = None
+    for nvml, handle in handles()[:count]:
+        sm_mhz, reasons = state_of(nvml, handle)
+        clocks += [] if sm_mhz is None else [sm_mhz]
+        throttle.update(reasons)
+        try:
+            used.append(int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+            pids = [*(pids or []), *(item.pid for item in nvml.nvmlDeviceGetComputeRunningProcesses(handle))]
+        except nvml.NVMLError:
+            pass
+    on_all = None if pids is None else tuple(dict.fromkeys(pids))
+    return Seen(monotonic_ns(), min(clocks, default=None), tuple(sorted(throttle)), max(used, default=None), on_all)
 
 
 class Watcher:

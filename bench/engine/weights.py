@@ -78,6 +78,13 @@ def model_config(name: str) -> tuple[dict[str, Any], Path | None]:
     return config, folder
 
 
+def refuse_ranks(config: dict[str, Any], tp: int) -> None:
+    """Raises ConfigError for a model that cannot be split over so many GPUs."""
+    for name in ("num_attention_heads", "intermediate_size"):
+        if config[name] % tp:
+            raise ConfigError(f"tp {tp}: the model's {name} is {config[name]}; expected a number that divides it")
+
+
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each linear layer of a block."""
     hidden, heads, inner = config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]

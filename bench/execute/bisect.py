@@ -15,6 +15,7 @@ import msgspec
 from bench.execute import interleaved as session
 from bench.execute.commits import Libraries
 from bench.execute.pairs import OpenSide, PairEvent
+from bench.execute.stages import run_pairs
 from bench.judge import times as judge
 from bench.model.config import Config
 from bench.model.history import Commit
@@ -147,7 +148,7 @@ def _pair(
     if not screen:  # half of a change may lie within the floor: all of its rounds are wanted
         run.gate = msgspec.structs.replace(run.gate, clear_confidence=1.0)
     job.runs.append(run)
-    yield from session.run_pairs(run, sides, job.open_side, screen=screen)
+    yield from run_pairs(run, sides, job.open_side, screen=screen)
     return judge.judge_pairs(run)
 
 

@@ -13,17 +13,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 
 import msgspec
 
+from bench.execute import filed
 from bench.execute import sweep as loop
 from bench.execute.commits import Libraries, Source
 from bench.execute.isolate import EarlyWorker, Start, Worker, WorkerDied
 from bench.execute.sweep import new_results
+from bench.execute.tasks import Around, GpuLost, Measured, WorkerStarted
 from bench.execute.trees import Tree
 from bench.model import history as records
+from bench.model.case import Case
 from bench.model.config import Plan, PlannedPoint
 from bench.model.environment import collect_code, collect_environment
+from bench.model.gpus import Gpu
 from bench.model.history import Commit, Entry
 from bench.model.records import Code, Environment, Point, Results, ResultsError, Selection
 from bench.model.verdict import CannotJudge
@@ -52,7 +57,7 @@ class NothingLeft(msgspec.Struct, frozen=True):
     commits: int
 
 
-HistoryEvent = Visiting | Stored | NothingLeft | loop.WorkerStarted | loop.Measured
+HistoryEvent = Visiting | Stored | NothingLeft | WorkerStarted | Measured | GpuLost
 
 
 @dataclass
@@ -68,6 +73,8 @@ class Session:
     folder: Path
     anchor_every: int
     again: bool = False
+    gpus: tuple[Gpu, ...] = ()  # a point is measured on one of them at every commit
+    one_at_a_time: bool = False
     seed: int = field(default_factory=lambda: random.SystemRandom().randrange(1, 1_000_000))
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -138,6 +145,7 @@ class _Job:
         self._ahead = ahead
         self._entries: dict[str, Entry] = {}
         self._env: Environment | None = None
+        self._homes: dict[Case, str] = {}
         self._place = 0
 
     def timed(self, anchor: Commit) -> Iterator[HistoryEvent]:
@@ -199,7 +207,7 @@ class _Job:
         else:
             entry = self._entries.setdefault(commit.sha, self._entry(commit, tree))
             if following is not None:
-                self._ahead.start(self._libraries, following, self._session.plan)
+                self._ahead.start(self._libraries, following, self._session)
             try:
                 yield from self._measure(entry, self._session.plan, tree)
             except WorkerDied as death:
@@ -213,16 +221,24 @@ class _Job:
         """One process's points, into the entry."""
         place, self._place = self._place, self._place + 1
         plan = msgspec.structs.replace(plan, worker_env=plan.worker_env | tree.environment())
-        tasks = loop.left_of(plan, entry.results, place)
+        tasks = filed.left_of(plan, entry.results, place)
         if not tasks:
             return
-        for event in loop.one_process(plan, entry.results, place, tasks, self._ahead):
-            if isinstance(event, loop.WorkerStarted):
+        session = self._session
+        around = Around({}, session.gpus, self._ahead, session.one_at_a_time, self._homes)
+        lost: GpuLost | None = None
+        for event in loop.one_process(plan, entry.results, place, tasks, around):
+            if isinstance(event, WorkerStarted):
                 self._check_library(entry, tree)
-            elif isinstance(event, loop.Measured) and event.point.reason:
+            elif isinstance(event, Measured) and event.point.reason:
                 event.point.reason = self._libraries.without_paths(event.point.reason)
-            if not isinstance(event, loop.Planned):
-                yield event
+            elif isinstance(event, GpuLost):
+                lost = event
+            yield event
+        if lost is not None:  # what it measured at other commits cannot go on on another GPU
+            reason = self._libraries.without_paths(lost.reason)
+            raise ResultsError(f"{lost.gpu} is lost: {reason}; the same command goes on with what is left")
+        self._homes = filed.homes(entry.results) | self._homes
 
     def _check_library(self, entry: Entry, tree: Tree) -> None:
         env = entry.results.env
@@ -270,7 +286,8 @@ class _Ahead:
     """
 
     def __init__(self) -> None:
-        self._waiting: tuple[dict[str, str], EarlyWorker] | None = None
+        self._waiting: list[tuple[dict[str, str], EarlyWorker]] = []  # one a GPU
+        self._lock = Lock()
 
     def __enter__(self) -> _Ahead:
         return self
@@ -279,27 +296,30 @@ class _Ahead:
         self._drop()
 
     def __call__(self, start: Start, environment: dict[str, str]) -> Worker:
-        if self._waiting is not None and self._waiting[0] == environment:
-            (_, worker), self._waiting = self._waiting, None
-            worker.begin(start)
-            return worker
+        with self._lock:
+            found = next((item for item in self._waiting if item[0] == environment), None)
+            if found is not None:
+                self._waiting.remove(found)
+        if found is not None:
+            found[1].begin(start)
+            return found[1]
         return Worker(start, environment)
 
-    def start(self, libraries: Libraries, commit: Commit, plan: Plan) -> None:
-        """Begin the imports of a commit's worker."""
+    def start(self, libraries: Libraries, commit: Commit, session: Session) -> None:
+        """Begin the imports of a commit's workers."""
         self._drop()
-        if any(point.clock != "graph" for point in plan.points):
+        if any(point.clock != "graph" for point in session.plan.points):
             return
         try:
-            environment = plan.worker_env | libraries.tree(commit).environment()
+            environment = session.plan.worker_env | libraries.tree(commit).environment()
         except CannotJudge:  # it is told when it is its turn
             return
-        self._waiting = environment, EarlyWorker("gpu", environment)
+        for own in [gpu.environment for gpu in session.gpus] or [{}]:
+            self._waiting.append((environment | own, EarlyWorker("gpu", environment | own)))
 
     def _drop(self) -> None:
-        if self._waiting is not None:
-            self._waiting[1].close()
-            self._waiting = None
+        while self._waiting:
+            self._waiting.pop()[1].close()
 
 
 def _code(commit: Commit, source_hash: str) -> Code:

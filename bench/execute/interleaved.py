@@ -1,10 +1,9 @@
-"""What a gate run does, in order: measure, look, measure again, decide. What it needs of a machine is injected."""
+"""What a gate run needs: of a machine, which tests replace, and an empty record to fill."""
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,27 +11,28 @@ from pathlib import Path
 import msgspec
 
 from bench.execute import sweep as loop
-from bench.execute.pairs import OpenSide, PairEvent, Runner, WorkerSide, opened
+from bench.execute.pairs import OpenSide, WorkerSide
 from bench.execute.protocol import Side
 from bench.execute.sglang_source import sides as sglang_sides
+from bench.execute.tasks import Around
 from bench.execute.trees import Tree, commit_of, config_at, has_commit, trees
-from bench.judge import times as judge
 from bench.model.config import Config, Measure, Plan, PlannedPoint
 from bench.model.environment import attached_profiler, command_line, has_gpu, utc_now
+from bench.model.gpus import Gpu
 from bench.model.pairs import PairPoint, PairRun
 from bench.model.records import Results
 from bench.model.verdict import CannotJudge, Use
 
-Sweep = Callable[[Plan, Results, Path], Iterable[loop.Event]]
+Sweep = Callable[[Plan, Results, Path, Mapping[str, Path] | None, Around], Iterable[loop.Event]]
 OpenTrees = Callable[[str | None, str | None], AbstractContextManager[tuple[Tree, Tree]]]
 # (before, after or the installed one, where versions are looked for) -> the trees of two versions of SGLang
 OpenSglang = Callable[[str, str | None, Sequence[str]], AbstractContextManager[tuple[Tree, Tree]]]
 LAYOUT_SEEDS = 1_000_000
 
 
-def worker_on_gpu(tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> Side:
-    """A side that takes times on the GPU."""
-    return WorkerSide(tree, "gpu", settings, contenders)
+def worker_on_gpu(tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None = None) -> Side:
+    """A side that takes times on a GPU."""
+    return WorkerSide(tree, "gpu", settings, contenders, gpu.environment if gpu else None)
 
 
 @dataclass
@@ -77,28 +77,6 @@ def pair_run(
 
 def pair_points(points: Iterable[PlannedPoint]) -> list[PairPoint]:
     return [PairPoint(point.case, point.contender, point.clock) for point in points]
-
-
-def run_pairs(
-    run: PairRun, sides: tuple[Tree, Tree], open_side: OpenSide, *, screen: bool = True
-) -> Generator[PairEvent, None, None]:
-    """Screen all points and confirm those it flags; without a screen, confirm all."""
-    begun = time.monotonic()
-    spent_s = run.duration_s
-    with opened(*sides, run, open_side) as workers:
-        runner = Runner(run, workers)
-        if screen:
-            yield from _timed(run, runner.stage("screen", run.points), begun, spent_s)
-        flagged = judge.flagged_pairs(run.points, run.gate) if screen else run.points
-        if flagged:
-            yield from _timed(run, runner.stage("confirm", flagged), begun, spent_s)
-    run.duration_s = spent_s + time.monotonic() - begun
-
-
-def _timed(run: PairRun, events: Iterable[PairEvent], begun: float, spent_s: float) -> Generator[PairEvent, None, None]:
-    for event in events:
-        run.duration_s = spent_s + time.monotonic() - begun
-        yield event
 
 
 def baseline_plan(config: Config, baseline: Results, points: Sequence[PlannedPoint], *, fresh: bool) -> Plan:

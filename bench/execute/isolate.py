@@ -63,6 +63,10 @@ class WorkerDied(Exception):
     """The worker gave no answer; the message says how it ended."""
 
 
+class WorkerLost(WorkerDied):
+    """The machine of the worker is gone: that says nothing of what it was asked."""
+
+
 class Worker:
     """One worker process. Use as a context manager; `ask` raises WorkerDied, after which the worker is gone."""
 

@@ -15,6 +15,7 @@ from bench.clocks import markers
 from bench.model.case import Case, TablesKey
 from bench.model.config import Measure, PlannedPoint
 from bench.model.environment import nvml_device
+from bench.model.gpus import state_of
 from bench.model.records import CacheAchieved, CacheState, Check, Point, Round, Status, worse
 from bench.workload import traffic
 from bench.workload.tensors import Workload, make_workload, set_bytes
@@ -281,19 +282,4 @@ def _round(bench: Bench, seed: int, blocks: list[float], host: list[float] | Non
 def gpu_state() -> tuple[int | None, list[str]]:
     """SM clock and the active reasons for a lowered clock, right after sampling."""
     found = nvml_device()
-    if found is None:
-        return None, []
-    nvml, handle = found
-    reasons = {
-        "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
-        "hw_slowdown": nvml.nvmlClocksThrottleReasonHwSlowdown,
-        "thermal": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
-        "hw_thermal": nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
-        "power_brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
-    }
-    try:
-        active = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        clock = int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-    except nvml.NVMLError:
-        return None, []
-    return clock, [name for name, bit in reasons.items() if active & bit]
+    return (None, []) if found is None else state_of(*found)

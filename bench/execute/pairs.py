@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TypeVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -29,13 +29,18 @@ from bench.execute.trees import Tree
 from bench.judge import times as judge
 from bench.model.case import shuffled_by_tables
 from bench.model.config import Measure, PlannedPoint
+from bench.model.gpus import Gpu
 from bench.model.pairs import PairPoint, PairRound, PairRun, SideName, Stage
 from bench.model.verdict import CannotJudge
 
 T = TypeVar("T")
-# (tree, settings, contenders) -> a side that is ready to begin
-OpenSide = Callable[[Tree, Measure, tuple[str, ...]], Side]
 SEED_STEP = 1_000_003  # between the layout seeds of the two sides: they must not share their layouts
+
+
+class OpenSide(Protocol):
+    """Makes a side that is ready to begin. gpu: of several, the one it is to use."""
+
+    def __call__(self, tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None = None) -> Side: ...
 
 
 class StageStarted(msgspec.Struct, frozen=True):
@@ -72,8 +77,16 @@ class PairWorker(Worker):
 class WorkerSide:
     """A Side that is a real worker; it is replaced when it dies or hangs."""
 
-    def __init__(self, tree: Tree, kind: WorkerKind, settings: Measure, contenders: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        kind: WorkerKind,
+        settings: Measure,
+        contenders: tuple[str, ...],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._tree, self._kind, self._settings, self._contenders = tree, kind, settings, contenders
+        self._environment = tree.environment() | dict(environment or {})
         self._worker: PairWorker | None = None
         self._begun = False
         self._open()
@@ -113,7 +126,7 @@ class WorkerSide:
     def _open(self) -> PairWorker:
         start = Start(self._kind, self._settings, 0, self._contenders)
         try:
-            self._worker = PairWorker(start, self._tree.environment())
+            self._worker = PairWorker(start, self._environment)
         except WorkerDied as death:
             raise CannotJudge(f"{self._tree.subject.label}: its library cannot be driven: {death}") from None
         return self._worker
@@ -135,13 +148,13 @@ class WorkerSide:
 
 
 @contextmanager
-def opened(a: Tree, b: Tree, run: PairRun, open_side: OpenSide) -> Iterator[tuple[Side, Side]]:
+def opened(a: Tree, b: Tree, run: PairRun, open_side: OpenSide, gpu: Gpu | None = None) -> Iterator[tuple[Side, Side]]:
     """Both sides, started side by side: most of a start is imports, which the GPU does not see."""
     names = tuple(dict.fromkeys(point.contender for point in run.points))
     begun = time.monotonic()
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(2))
-        futures = [pool.submit(open_side, tree, run.measure, names) for tree in (a, b)]
+        futures = [pool.submit(open_side, tree, run.measure, names, gpu) for tree in (a, b)]
         sides: list[Side] = []
         errors: list[BaseException] = []
         for future in futures:
@@ -158,10 +171,12 @@ def opened(a: Tree, b: Tree, run: PairRun, open_side: OpenSide) -> Iterator[tupl
 
 
 class Runner:
-    """Runs stages of one PairRun on two open sides, adding rounds to its points."""
+    """Runs stages of one PairRun on two open sides, adding rounds to its points. `turn` is held while one measures."""
 
-    def __init__(self, run: PairRun, sides: tuple[Side, Side]) -> None:
-        self._run = run
+    def __init__(
+        self, run: PairRun, sides: tuple[Side, Side], turn: AbstractContextManager[object] | None = None
+    ) -> None:
+        self._run, self._turn = run, turn or nullcontext()
         self._sides = sides
         self._rng = random.Random(run.seed)
         self._processes = 0  # over both stages, so that no two pairs of processes share a number or a layout
@@ -192,7 +207,8 @@ class Runner:
             while remaining and alive:
                 point = remaining.pop(0)
                 begun = time.monotonic()
-                alive = self._point(stage, point, layouts)
+                with self._turn:
+                    alive = self._point(stage, point, layouts)
                 point.wall_s += time.monotonic() - begun
                 yield PairMeasured(stage, point)
             if alive:

@@ -29,6 +29,7 @@ ANCHORS: dict[ClockName, dict[str, bool]] = {
 }
 
 Key = tuple[Case, str, ClockName]
+GpuPair = tuple[int | None, int | None]  # places in the lists of GPUs of two files
 
 
 def environment_refusals(before: Environment | None, after: Environment | None) -> list[str]:
@@ -198,11 +199,21 @@ class Shift:
     log_shift: float
 
 
-def anchor_shift(before: Sequence[Anchor], after: Sequence[Anchor], clock: ClockName) -> Shift | None:
-    """The machine's own change between two runs, from code that this repository cannot change; None without anchors."""
+def point_shift(before: Results, after: Results, old: Point, new: Point) -> Shift | None:
+    """The change from the GPU of a point in one file to that of the same point in the other."""
+    return anchor_shift(before.anchors, after.anchors, old.clock, (old.gpu, new.gpu))
+
+
+def anchor_shift(
+    before: Sequence[Anchor], after: Sequence[Anchor], clock: ClockName, gpus: GpuPair = (None, None)
+) -> Shift | None:
+    """The machine's own change between two runs, from code that this repository cannot change; None without anchors.
+
+    gpus: the places of the GPUs whose anchors count; None is all of a run.
+    """
     found = {}
     for name, inverse in ANCHORS[clock].items():
-        old, new = _anchor(before, name), _anchor(after, name)
+        old, new = _anchor(before, name, gpus[0]), _anchor(after, name, gpus[1])
         if old and new:
             found[name] = log(old / new) if inverse else log(new / old)
     return Shift(found, median(found.values())) if found else None
@@ -222,6 +233,16 @@ def anchor_refusals(shift: Shift | None, clock: ClockName, limit_pct: float) -> 
     ]
 
 
-def _anchor(anchors: Sequence[Anchor], name: str) -> float | None:
-    values = [value for anchor in anchors if anchor.name == name for value in anchor.values]
+def gpu_pairs(pairs: Iterable[tuple[Point, Point]]) -> list[GpuPair]:
+    """Each pair of GPUs that points of two files ran on, once."""
+    return list(dict.fromkeys((old.gpu, new.gpu) for old, new in pairs))
+
+
+def _anchor(anchors: Sequence[Anchor], name: str, gpu: int | None) -> float | None:
+    values = [
+        value
+        for anchor in anchors
+        if anchor.name == name and (gpu is None or anchor.gpu in (gpu, None))
+        for value in anchor.values
+    ]
     return median(values) if values else None

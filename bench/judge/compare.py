@@ -45,11 +45,17 @@ def compare_files(before: Results, after: Results, match: Match) -> Comparison:
     notes = match.notes + comparable.environment_notes(before.env, after.env)
     for clock in TIMED:
         pairs = [pair for pair in match.both if pair[0].clock == clock]
-        shift = comparable.anchor_shift(before.anchors, after.anchors, clock) if pairs else None
-        if shift is not None:
+        for gpus in comparable.gpu_pairs(pairs):
+            shift = comparable.anchor_shift(before.anchors, after.anchors, clock, gpus)
+            if shift is None:
+                continue
             moved = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in shift.by_anchor.items())
             notes.append(f"{clock} clock: corrected by {100 * shift.log_shift:+.2f} % ({moved})")
-        rows += sorted((_timed(old, new, shift) for old, new in pairs), key=lambda row: -(row.ratio or 0.0))
+        shifts = [comparable.point_shift(before, after, *pair) for pair in pairs]
+        rows += sorted(
+            (_timed(*pair, shift) for pair, shift in zip(pairs, shifts, strict=True)),
+            key=lambda row: -(row.ratio or 0.0),
+        )
     rows += [_counted(old, new) for old, new in match.both if old.clock == "work"]
     timed = any(row.before.clock in TIMED for row in rows)
     warnings = comparable.environment_refusals(before.env, after.env) if timed else []

@@ -47,9 +47,10 @@ def point_estimate(point: Point, *, host: bool = False) -> Estimate | None:
     return estimate(round_values(point.rounds, host=host))
 
 
-def anchor_value(results: Results, name: str) -> float | None:
-    """Median over processes of an anchor; None if it was not measured."""
-    values = [value for anchor in results.anchors if anchor.name == name for value in anchor.values]
+def anchor_value(results: Results, name: str, gpu: int | None = None) -> float | None:
+    """Median over processes of an anchor, on one GPU of the run or on all; None if it was not measured."""
+    anchors = [item for item in results.anchors if item.name == name and (gpu is None or item.gpu in (gpu, None))]
+    values = [value for anchor in anchors for value in anchor.values]
     return median(values) if values else None
 
 

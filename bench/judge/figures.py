@@ -120,7 +120,7 @@ SORTS: dict[str, Callable[[Standing], float]] = {
 
 def figures(results: Results, wanted: Wanted = lambda point: True) -> list[Figure]:
     """Of the wanted points, in the order of the file; ratios to ours are kept where ours itself is not wanted."""
-    bandwidth = anchor_value(results, "copy_bandwidth")
+    bandwidth = {gpu: anchor_value(results, "copy_bandwidth", gpu) for gpu in {item.gpu for item in results.points}}
     ours = {(p.case, p.clock): found.value for p in results.points if p.contender == OURS and (found := timed(p))}
     made = []
     for point in results.points:
@@ -128,7 +128,7 @@ def figures(results: Results, wanted: Wanted = lambda point: True) -> list[Figur
             found, own = timed(point), ours.get((point.case, point.clock))
             value, low, high = (found.value, found.low, found.high) if found else (None, None, None)
             to_ours = value / own if value is not None and own is not None else None
-            made.append(Figure(point, value, low, high, floor(point, bandwidth), to_ours))
+            made.append(Figure(point, value, low, high, floor(point, bandwidth[point.gpu]), to_ours))
     return made
 
 

@@ -199,19 +199,21 @@ def refusals(before: Results, after: Results, gate: Gate, match: Match) -> list[
     found += comparable.instrument_refusals(before, after) + match.repeated
     if not match.both:
         found.append("no point of the baseline was measured")
-    found += _anchors_moved(before, after, gate, [old for old, _ in match.both])
+    found += _anchors_moved(before, after, gate, match.both)
     for name, points in (("baseline", [old for old, _ in match.both]), ("result", [new for _, new in match.both])):
         if reasons := comparable.throttled(points):
             found.append(f"the GPU lowered its clock while the {name} was measured: {', '.join(reasons)}")
     return found
 
 
-def _anchors_moved(before: Results, after: Results, gate: Gate, points: Sequence[Point]) -> list[str]:
+def _anchors_moved(before: Results, after: Results, gate: Gate, pairs: Sequence[tuple[Point, Point]]) -> list[str]:
+    """Of each clock, on each GPU that its points ran on."""
     found = []
-    for clock in dict.fromkeys(point.clock for point in points):
-        shift = comparable.anchor_shift(before.anchors, after.anchors, clock)
-        found += comparable.anchor_refusals(shift, clock, gate.anchor_limit_pct)
-    return found
+    for clock in dict.fromkeys(old.clock for old, _ in pairs):
+        for gpus in comparable.gpu_pairs(pair for pair in pairs if pair[0].clock == clock):
+            shift = comparable.anchor_shift(before.anchors, after.anchors, clock, gpus)
+            found += comparable.anchor_refusals(shift, clock, gate.anchor_limit_pct)
+    return list(dict.fromkeys(found))
 
 
 def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fresh: Results | None = None) -> Report:
@@ -233,7 +235,9 @@ def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fr
         rules=gate.rules,
     )
     if fresh is not None:
-        report.refusals += _anchors_moved(before, fresh, gate, fresh.points)
+        old = {point.key: point for point in before.points}
+        renewed = [(old[point.key], point) for point in fresh.points if point.key in old]
+        report.refusals += _anchors_moved(before, fresh, gate, renewed)
         if reasons := comparable.throttled(fresh.points):
             report.refusals.append(f"the GPU lowered its clock during the fresh rounds: {', '.join(reasons)}")
     if before.code.kernel_source_sha256 == after.code.kernel_source_sha256:
@@ -244,11 +248,12 @@ def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fr
         report.verdicts.append(_plain(point, "skipped", "not in the baseline"))
     for clock in TIMED:
         pairs = [pair for pair in match.both if pair[0].clock == clock]
-        shift = comparable.anchor_shift(before.anchors, after.anchors, clock)
-        again = comparable.anchor_shift(before.anchors, fresh.anchors, clock) if fresh else None
-        report.verdicts += _baseline_of_clock(pairs, shift, gate, fresh, again)
-        if shift is not None and pairs:
-            report.notes.append(f"{clock} clock: corrected by {100 * shift.log_shift:+.2f} % from the anchors")
+        report.verdicts += _baseline_of_clock(pairs, before, after, gate, fresh)
+        for gpus in comparable.gpu_pairs(pairs):
+            shift = comparable.anchor_shift(before.anchors, after.anchors, clock, gpus)
+            if shift is not None:
+                report.notes.append(f"{clock} clock: corrected by {100 * shift.log_shift:+.2f} % from the anchors")
+    report.notes = list(dict.fromkeys(report.notes))
     return report
 
 
@@ -256,7 +261,7 @@ def flagged_points(before: Results, after: Results, gate: Gate, match: Match) ->
     """The points of the result that the screen flags against the baseline."""
     found = []
     for old, new in match.both:
-        shift = comparable.anchor_shift(before.anchors, after.anchors, old.clock)
+        shift = comparable.point_shift(before, after, old, new)
         if shift is not None and unusable(old, new, gate) is None and _screened(old, new, shift, gate):
             found.append(new)
     return found
@@ -293,15 +298,26 @@ def _screened(old: Point, new: Point, shift: Shift, gate: Gate) -> bool:
 
 
 def _baseline_of_clock(
-    pairs: Sequence[tuple[Point, Point]], shift: Shift | None, gate: Gate, fresh: Results | None, again: Shift | None
+    pairs: Sequence[tuple[Point, Point]], before: Results, after: Results, gate: Gate, fresh: Results | None
 ) -> list[Verdict]:
     renewed = {point.key: point for point in fresh.points if _sound(point)} if fresh else {}
-    usable = [pair for pair in pairs if unusable(*pair, gate) is None] if shift else []
-    flagged = [pair for pair in usable if shift and _screened(*pair, shift, gate)]
-    shifts = dict.fromkeys(renewed, again.log_shift) if again else {}
-    first = shift.log_shift if shift else 0.0
+    flagged = [
+        pair
+        for pair in pairs
+        if (shift := comparable.point_shift(before, after, *pair)) is not None
+        and unusable(*pair, gate) is None
+        and _screened(*pair, shift, gate)
+    ]
+
+    def correction(old: Point, new: Point) -> float:
+        """The log shift of the rounds that decide."""
+        latest = renewed.get(new.key)
+        again = comparable.point_shift(before, fresh, old, latest) if fresh and latest else None
+        shift = again or comparable.point_shift(before, after, old, new)
+        return shift.log_shift if shift else 0.0
+
     old = [log_values(pair[0]) for pair in flagged]
-    new = [log_values(renewed.get(pair[1].key, pair[1])) - shifts.get(pair[1].key, first) for pair in flagged]
+    new = [log_values(renewed.get(pair[1].key, pair[1])) - correction(*pair) for pair in flagged]
     slow = statistics.compare_unpaired(old, new, alpha=gate.alpha)
     fast = statistics.compare_unpaired(old, new, alpha=gate.alpha, slower=False)
     tests = {pair[0].key: both for pair, both in zip(flagged, zip(slow, fast, strict=True), strict=True)}
@@ -312,7 +328,7 @@ def _baseline_of_clock(
             gate,
             tests.get(pair[0].key),
             renewed.get(pair[1].key, pair[1]),
-            shifts.get(pair[1].key, first),
+            correction(*pair),
         )
         for pair in pairs
     ]

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.model import git, instrument
+from bench.model import git, gpus, instrument
 from bench.model.config import ConfigError
 from bench.model.paths import ROOT as ROOT
 from bench.model.records import Code, Environment, Scalar
@@ -130,14 +130,14 @@ def _gpu() -> tuple[dict[str, Scalar], dict[str, Scalar]]:
     if nvml is None:
         return identity, {"nvml": "unavailable"}
     module, handle = nvml
-    driver = _text(module.nvmlSystemGetDriverVersion())
+    driver = gpus.text(module.nvmlSystemGetDriverVersion())
     identity["driver"] = ".".join(driver.split(".")[:2])
     identity["mig"] = _query(lambda: bool(module.nvmlDeviceGetMigMode(handle)[0]))
     volatile: dict[str, Scalar] = {
         "driver_full": driver,
-        "gpu_uuid": _query(lambda: _text(module.nvmlDeviceGetUUID(handle))),
-        "pci_bus": _query(lambda: _text(module.nvmlDeviceGetPciInfo(handle).busId)),
-        "vbios": _query(lambda: _text(module.nvmlDeviceGetVbiosVersion(handle))),
+        "gpu_uuid": _query(lambda: gpus.text(module.nvmlDeviceGetUUID(handle))),
+        "pci_bus": _query(lambda: gpus.text(module.nvmlDeviceGetPciInfo(handle).busId)),
+        "vbios": _query(lambda: gpus.text(module.nvmlDeviceGetVbiosVersion(handle))),
         "power_limit_w": _query(lambda: module.nvmlDeviceGetPowerManagementLimit(handle) / 1000),
         "max_sm_mhz": _query(lambda: module.nvmlDeviceGetMaxClockInfo(handle, module.NVML_CLOCK_SM)),
         "max_mem_mhz": _query(lambda: module.nvmlDeviceGetMaxClockInfo(handle, module.NVML_CLOCK_MEM)),
@@ -150,14 +150,13 @@ def _gpu() -> tuple[dict[str, Scalar], dict[str, Scalar]]:
 
 @cache
 def nvml_device() -> tuple[Any, Any] | None:
-    """(pynvml, handle of GPU 0), or None where the library or the driver is absent."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
-    except Exception:  # no module, no driver, no permission: the fingerprint just lacks these fields
+    """(pynvml, handle of the GPU that CUDA calls the first here), or None where there is none that can be asked."""
+    nvml = gpus.library()
+    if nvml is None:
         return None
+    named = gpus.named()
+    handle = gpus.handle_of(nvml, "0" if named is None else named[0]) if named != [] else None
+    return None if handle is None else (nvml, handle)
 
 
 def has_gpu() -> bool:
@@ -176,10 +175,6 @@ def _query(read: Any) -> Scalar:
     except Exception:  # NVML answers "not supported" per field and GPU
         return None
     return value
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _cpu_model() -> str | None:

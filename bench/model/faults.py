@@ -125,14 +125,32 @@ def results_faults(results: Results, place: str = "") -> Iterator[str]:
     code = results.code
     if code.short is not None and code.sha is not None and not code.sha.startswith(code.short):
         yield f"{place}code.short is {code.short}, which does not begin code.sha {code.sha}; expected its first digits"
-    names = [(f"{place}anchors[{index}]", anchor.name) for index, anchor in enumerate(results.anchors)]
-    yield from twice("the name", names)
+    names = [(f"{place}anchors[{index}]", (anchor.name, anchor.gpu)) for index, anchor in enumerate(results.anchors)]
+    yield from twice("the name and GPU", names)
+    yield from _gpu_faults(results, place)
     keys = []
     for index, point in enumerate(results.points):
         where = f"{place}points[{index}] ({name_of(*point.key)})"
         keys.append((where, point.key))
         yield from point_faults(where, point)
     yield from twice("the case, contender and clock", keys)
+
+
+def _gpu_faults(results: Results, place: str) -> Iterator[str]:
+    """A point is of a GPU that is listed, and all points of a case and clock are of one: their ratios are."""
+    last = f"expected one of the {len(results.gpus)} that are listed"
+    for index, anchor in enumerate(results.anchors):
+        if anchor.gpu is not None and anchor.gpu >= len(results.gpus):
+            yield f"{place}anchors[{index}].gpu is {anchor.gpu}; {last}"
+    of_case: dict[Case, int] = {}
+    for index, point in enumerate(results.points):
+        if point.gpu is None:
+            continue
+        if point.gpu >= len(results.gpus):
+            yield f"{place}points[{index}].gpu is {point.gpu}; {last}"
+        if point.status == "ok" and of_case.setdefault(point.case, point.gpu) != point.gpu:
+            where = f"{place}points[{index}] ({name_of(*point.key)})"
+            yield f"{where}.gpu is {point.gpu}; expected {of_case[point.case]}, which other points of the case ran on"
 
 
 def point_faults(place: str, point: Point) -> Iterator[str]:

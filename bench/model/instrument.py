@@ -82,10 +82,13 @@ KNOWN = (
         2, "5c35d7bafb1a5546", "the oracle and the tables are the suite's own, equal to the library's; tests hold it"
     ),
     Known(2, "59bc6744ce781c78", "both of these: own tracer, own oracle"),
+    Known(2, "ac1cfd670226d1fb", "clocks are read of the GPU that the process sees first, not of the host's first"),
     Known(2, "1eb23dbbef3f503c", "ranges of an nvtx before 0.2.12; nothing that is timed or counted"),
     Known(
         2, "10266718aea337fa", "SGLang's settings are published for layers outside a server; no contender needs them"
     ),
+    Known(2, "2fc76e04f6901e37", "both of these: clocks of the GPU that is seen, settings published"),
+    Known(2, "85e1e99708fc0924", "all three of these"),
 )
 
 

@@ -1,6 +1,7 @@
 """What the running of pairs records: raw blocks of both sides by round, in a JSON file of its own.
 
 History of the format (semver, as in bench/model/store.py)
+1.3.0  `gpus` lists the GPUs that points ran on; a point has the place of its own
 1.2.0  the use against-sglang, whose sides are two versions of SGLang
 1.1.0  gate.wave, gate.clear_confidence: flagged points may be cleared before all confirming rounds are taken; open_s
 1.0.0  first version
@@ -21,10 +22,10 @@ from bench.model.case import Case, ClockName
 from bench.model.config import Gate, Measure, PlannedPoint
 from bench.model.faults import case_faults, name_of, twice
 from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some
-from bench.model.records import Environment, Status
+from bench.model.records import Environment, Status, UsedGpu
 from bench.model.verdict import Subject, Use
 
-PAIRS_NAME, PAIRS_VERSION = "csgmv-bench-pairs", "1.2.0"
+PAIRS_NAME, PAIRS_VERSION = "csgmv-bench-pairs", "1.3.0"
 Stage = Literal["screen", "confirm"]
 SideName = Literal["A", "B"]
 
@@ -69,6 +70,7 @@ class PairPoint(msgspec.Struct):
     nodes: AtLeastOne | None = None
     rounds: list[PairRound] = []
     wall_s: Duration = 0.0
+    gpu: Count | None = None  # place in PairRun.gpus, of both sides and all rounds
 
     @property
     def planned(self) -> PlannedPoint:
@@ -95,6 +97,7 @@ class PairRun(msgspec.Struct):
     start_s: Duration = 0.0  # of the duration: until both workers had their imports
     open_s: Duration = 0.0  # of the duration: opening and ending measuring processes
     selection: list[str] = []
+    gpus: list[UsedGpu] = []
     schema: PairSchema = msgspec.field(default_factory=PairSchema)
 
 
@@ -128,6 +131,8 @@ def faults(run: PairRun) -> Iterator[str]:
         where = f"points[{index}] ({name_of(point.case, point.contender, point.clock)})"
         keys.append((where, (point.planned, point.extra_share)))
         yield from _point_faults(where, point)
+        if point.gpu is not None and point.gpu >= len(run.gpus):
+            yield f"{where}.gpu is {point.gpu}; expected one of the {len(run.gpus)} that are listed"
     yield from twice("the case, contender and clock", keys)
 
 

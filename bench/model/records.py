@@ -9,6 +9,7 @@ History of the format (semver: a reader refuses another major and ignores keys a
 1.3.0  a case has a site and a model, none where it says nothing; ops shrink and linear; ranks in pairs
 1.4.0  contenders of another SGLang have its version behind their name, and `other_sglang` says which files those are
 1.5.0  contenders of files have the hash of their file behind their name, and `outside` says which files those are
+1.6.0  `gpus` lists the GPUs that points ran on; a point and an anchor have the place of theirs
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -27,7 +28,7 @@ from bench.model.outside import OutsideFile
 from bench.model.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.5.0"
+SCHEMA_VERSION = "1.6.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]
@@ -174,6 +175,7 @@ class Point(msgspec.Struct):
     cache: CacheState | None = None
     work: Work | None = None
     wall_s: Duration = 0.0
+    gpu: Count | None = None  # place in Results.gpus, of all of its rounds; None where no GPU was timed
 
     @property
     def key(self) -> tuple[Case, str, ClockName]:
@@ -186,6 +188,14 @@ class Anchor(msgspec.Struct):
     name: str
     unit: str
     values: Some[Positive]  # one a process
+    gpu: Count | None = None  # place in Results.gpus
+
+
+class UsedGpu(msgspec.Struct):
+    """A GPU of the run's one model. A baseline and a history do not say which one of that model it was."""
+
+    uuid: str | None = None
+    pci_bus: str | None = None
 
 
 class Code(msgspec.Struct):
@@ -261,3 +271,4 @@ class Results(msgspec.Struct):
     rules: Rules | None = None  # of a baseline; without: bench.model.rules.UNRECORDED
     other_sglang: list[OtherSglang] = []  # since 1.4.0
     outside: list[OutsideFile] = []  # since 1.5.0
+    gpus: list[UsedGpu] = []  # since 1.6.0

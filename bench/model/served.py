@@ -219,6 +219,7 @@ class ServeRun(msgspec.Struct):
     kinds: list[str] = []
     repeats: AtLeastOne | None = None
     model: str | None = None
+    tp: AtLeastOne | None = None
     chosen_modes: list[ModeName] = []
     where: bool = False
     resumed: Count = 0

@@ -274,13 +274,14 @@ def make_serve_plan(
     kinds: Sequence[str] = (),
     repeats: int | None = None,
     model: str | None = None,
+    tp: int | None = None,
 ) -> ServePlan:
     """The plan of a profile after the command line's choices. Raises ConfigError, naming what would be right."""
     profile = profiles.get(name)
     if profile is None:
         raise ConfigError(f"serve profile {name!r} is unknown; expected one of {', '.join(sorted(profiles)) or 'none'}")
     chosen = _modes(modes) or list(dict.fromkeys(profile.modes))
-    setup = msgspec.structs.replace(profile.setup, model=model) if model else profile.setup
+    setup = msgspec.structs.replace(profile.setup, model=model or profile.setup.model, tp=tp or profile.setup.tp)
     asked = [load for axes in profile.loads for load in axes.loads()]
     for kind in kinds:
         if kind not in {load.kind for load in asked}:

@@ -17,7 +17,7 @@ import msgspec
 
 from bench.model.faults import named_place, results_faults, text_faults
 from bench.model.fields import in_words
-from bench.model.records import SCHEMA_NAME, SCHEMA_VERSION, Results, ResultsError, Schema
+from bench.model.records import SCHEMA_NAME, SCHEMA_VERSION, Point, Results, ResultsError, Schema, UsedGpu
 from bench.model.text import one_line
 
 Document = TypeVar("Document")
@@ -51,10 +51,18 @@ def _has_items(value: Any) -> bool:
     """Whether a value is, or holds outside of lists, a list of objects."""
     if isinstance(value, dict):
         return any(map(_has_items, value.values()))
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict | _Encoded)
+
+
+class _Encoded(str):
+    """An object that is JSON already."""
+
+    __slots__ = ()
 
 
 def _compact(value: Any) -> str:
+    if isinstance(value, _Encoded):
+        return value
     return msgspec.json.encode(value, order="sorted").decode()
 
 
@@ -82,6 +90,37 @@ def write(path: Path, results: msgspec.Struct) -> None:
     except ResultsError as error:
         raise ResultsError(f"{path}: cannot be written: {error}") from error
     write_bytes(path, data)
+
+
+class Growing:
+    """A results file that is written again and again: a point that did not change is not encoded again.
+
+    Encoding a thousand points takes as long as measuring some.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: dict[
+            int, tuple[Point, _Encoded]
+        ] = {}  # by the point's id, which is its own as long as it is kept here
+
+    def write(self, results: Results, changed: Point | None = None) -> None:
+        """As `write` does. changed: the one point that may differ from what was written before. Raises ResultsError."""
+        if changed is not None:
+            self._lines.pop(id(changed), None)
+        try:
+            document = _written(msgspec.to_builtins(msgspec.structs.replace(results, points=[])), "")
+            document["points"] = [self._line(index, point) for index, point in enumerate(results.points)]
+        except ResultsError as error:
+            raise ResultsError(f"{self._path}: cannot be written: {error}") from error
+        write_bytes(self._path, _lines(document, "").encode() + b"\n")
+
+    def _line(self, index: int, point: Point) -> _Encoded:
+        known = self._lines.get(id(point))
+        if known is None:
+            line = _Encoded(_compact(_written(msgspec.to_builtins(point), f".points[{index}]")))
+            known = self._lines[id(point)] = point, line
+        return known[1]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -113,6 +152,7 @@ def compact(results: Results) -> Results:
     results.run.argv = ["bench", "baseline"]
     if results.env is not None:
         results.env.volatile = {}
+    results.gpus = [UsedGpu() for _ in results.gpus]
     return results
 
 

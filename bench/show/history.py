@@ -12,7 +12,7 @@ from rich.text import Text
 from bench.execute.bisect import BisectEvent, Compared, Comparing, Named
 from bench.execute.history import HistoryEvent, NothingLeft, Stored, Visiting
 from bench.execute.pairs import StageStarted
-from bench.execute.sweep import Measured
+from bench.execute.tasks import GpuLost, Measured
 from bench.judge.changes import Change
 from bench.judge.history import History
 from bench.judge.series import TIME, Era, Series
@@ -36,6 +36,8 @@ def follow(events: Iterable[HistoryEvent], console: Console, folder: Path) -> No
             visiting, begun, failed = event, time.monotonic(), 0
         elif isinstance(event, Measured):
             failed += event.point.status not in ("ok", "skipped")
+        elif isinstance(event, GpuLost):
+            console.print(f"{event.gpu} takes no more points: {event.reason}", soft_wrap=True)
         elif isinstance(event, NothingLeft):
             console.print(f"nothing left to measure: all {event.commits} commits are in {shown(folder)}")
         elif isinstance(event, Stored):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.execute.sweep import Event, Planned, WorkerStarted
+from bench.execute.sweep import Event, Planned
+from bench.execute.tasks import GpuLost, WorkerStarted
 from bench.judge.estimate import point_estimate
 from bench.model.records import Point
 from bench.show.tables import microseconds, short_name
@@ -46,6 +47,9 @@ def _follow_live(events: Iterable[Event], console: Console) -> None:
             elif isinstance(event, WorkerStarted):
                 progress.console.print(_started(event))
                 start, first = time.monotonic(), int(progress.tasks[0].completed)
+            elif isinstance(event, GpuLost):
+                progress.console.print(_lost(event))
+                progress.advance(task, -event.points)
             else:
                 done = progress.tasks[0].completed + 1 - first
                 rate = done / max(1e-9, time.monotonic() - start)
@@ -65,6 +69,9 @@ def _follow_plain(events: Iterable[Event], console: Console) -> None:
         elif isinstance(event, WorkerStarted):
             console.print(_started(event))
             start, said, first = time.monotonic(), time.monotonic(), done
+        elif isinstance(event, GpuLost):
+            console.print(_lost(event))
+            done -= event.points
         else:
             done += 1
             if event.point.status not in ("ok", "skipped"):
@@ -77,7 +84,13 @@ def _follow_plain(events: Iterable[Event], console: Console) -> None:
 
 
 def _started(event: WorkerStarted) -> str:
-    return f"{event.kind} worker of process {event.process} ready after {event.seconds:.0f} s (imports, anchors)"
+    gpu = "" if event.gpu is None else f" on GPU {event.gpu}"
+    return f"{event.kind} worker of process {event.process}{gpu} ready after {event.seconds:.0f} s (imports, anchors)"
+
+
+def _lost(event: GpuLost) -> str:
+    again = f"; {event.points} points of cases that it had begun are measured again" if event.points else ""
+    return f"{event.gpu} takes no more points: {event.reason}{again}"
 
 
 def _describe(point: Point) -> str:

@@ -111,7 +111,7 @@ def kinds(points: Iterable[Point]) -> list[str]:
 def heading(results: Results) -> RenderableType:
     """What ran, where, how many points of which status."""
     run, code, identity = results.run, results.code, results.env.identity if results.env else {}
-    gpu = identity.get("gpu") or "no GPU"
+    gpu = f"{len(results.gpus)} x " * (len(results.gpus) > 1) + str(identity.get("gpu") or "no GPU")
     dirty = " + uncommitted changes" if code.dirty else ""
     statuses = ", ".join(f"{count} {status}" for status, count in Counter(p.status for p in results.points).items())
     versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bench.execute import interleaved as session
+from bench.execute.stages import run_pairs
 from bench.judge import comparable
 from bench.judge.changes import changes
 from bench.judge.estimate import estimate, point_estimate, round_values
@@ -55,7 +56,7 @@ def pairs() -> PairRun:
     plan = config.make_plan(loaded, "quick", overrides=config.Axes(), clocks=["graph"], contenders=["csgmv_embed-*"])
     with fake_trees(None, None) as sides:
         run = session.pair_run(loaded, "self-check", sides, session.pair_points(plan.points), 7, [])
-        list(session.run_pairs(run, sides, gpu.open_side))
+        list(run_pairs(run, sides, gpu.open_side))
     run.points[0].status, run.points[0].reason, run.points[0].side, run.points[0].rounds = "wrong", "NaN", "B", []
     return run
 

@@ -21,6 +21,7 @@ from bench.execute.protocol import Begin, Begun, Prepared, SideLost, Visited
 from bench.execute.trees import Tree
 from bench.model import config, store
 from bench.model.config import Measure, Plan, PlannedPoint
+from bench.model.gpus import Gpu
 from bench.model.records import Anchor, CompiledFigures, Environment, Point, Results, Round, Work, WorkCounts
 from bench.model.verdict import Subject
 
@@ -222,12 +223,12 @@ class FakeGpu:
             setattr(made, name, value)
         return made
 
-    def open_side(self, tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> FakeSide:
+    def open_side(self, tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None = None) -> FakeSide:
         name = "A" if tree.path.name == "a" else "B"
         self.log.append(("open", name, contenders))
-        return FakeSide(self, name)
+        return FakeSide(self, name, gpu.uuid if gpu else None)
 
-    def sweep(self, plan: Plan, results: Results, path: Path) -> Iterable[object]:
+    def sweep(self, plan: Plan, results: Results, path: Path, *_: object) -> Iterable[object]:
         """In the place of bench.execute.sweep.sweep: rounds of the same machine as h200-aa.json."""
         known = {point.key: point for point in aa().points}
         results.env, results.anchors = aa().env, [Anchor(a.name, a.unit, list(a.values)) for a in aa().anchors]
@@ -249,8 +250,8 @@ class FakeGpu:
 class FakeSide:
     """One side on a FakeGpu."""
 
-    def __init__(self, gpu: FakeGpu, name: str) -> None:
-        self.gpu, self.name = gpu, name
+    def __init__(self, gpu: FakeGpu, name: str, device: str | None = None) -> None:
+        self.gpu, self.name, self.device = gpu, name, device
         self.process = -1
         self.begun = False
         self.now: PlannedPoint | None = None

@@ -11,6 +11,7 @@ import pytest
 
 from bench.execute import sweep as loop
 from bench.execute.isolate import Answer, Ask, Hello, Start, WorkerDied
+from bench.execute.tasks import HERE, Around
 from bench.model import config, store
 from bench.model.case import Case
 from bench.model.config import Plan, PlannedPoint
@@ -23,6 +24,7 @@ from bench.model.records import (
     Results,
     Round,
     Run,
+    Scalar,
     Schema,
     Selection,
     Work,
@@ -46,6 +48,8 @@ class FakeWorker:
     stillborn: set[tuple[str, int]] = set()  # (kind, how many of the kind came before it)
     lives: list[tuple[str, int, list[int]]] = []  # kind, process, batch sizes it was asked for
     paths: list[str] = []  # of each life: its PYTHONPATH
+    gpus: list[str] = []  # of each life: the GPU that it sees
+    gone: set[str] = set()  # GPUs on which no worker starts any more; a point that kills its GPU adds it
     files = "1" * 64  # the hash of the SGLang that it imports
     running: list[FakeWorker] = []
     env_key = "key"
@@ -55,10 +59,16 @@ class FakeWorker:
         before = [kind for kind, _, _ in FakeWorker.lives].count(start.kind)
         FakeWorker.lives.append((start.kind, start.process, self.asked))
         FakeWorker.paths.append(environment.get("PYTHONPATH", ""))
+        self.gpu = environment.get("CUDA_VISIBLE_DEVICES", "")
+        FakeWorker.gpus.append(self.gpu)
+        if self.gpu in self.gone:
+            raise WorkerDied(f"worker ended with exit status 1: no device {self.gpu}")
         if (start.kind, before) in self.stillborn:
             raise WorkerDied("worker ended with exit status 1")
         identity = {"gpu": None, "torch": "1" if self.env_key == "key" else "2"}
-        volatile = {"sglang_lora_sha256": self.files}
+        volatile: dict[str, Scalar] = {"sglang_lora_sha256": self.files}
+        if self.gpu:
+            volatile |= {"gpu_uuid": self.gpu, "pci_bus": f"bus of {self.gpu}"}
         self.hello = Hello(
             Environment(identity, self.env_key, volatile), [Anchor("copy", "B/us", [1.0 + start.process])]
         )
@@ -78,6 +88,10 @@ class FakeWorker:
         fate = self.script.get((process, case.batch_size), "ok")
         if fate == f"die {self.start.kind}" or fate == "die":
             self.dead = True
+            raise WorkerDied("worker ended with signal SIGSEGV")
+        if fate == f"takes {self.gpu} with it":
+            self.dead = True
+            self.gone.add(self.gpu)
             raise WorkerDied("worker ended with signal SIGSEGV")
         if fate == "fault in the suite":
             raise ZeroDivisionError(fate)
@@ -102,6 +116,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeWorker]]:
         ("stillborn", set()),
         ("lives", []),
         ("paths", []),
+        ("gpus", []),
+        ("gone", set()),
         ("running", []),
         ("env_key", "key"),
     ):
@@ -132,9 +148,9 @@ def empty() -> Results:
     return Results(Schema(), run, Code(None, None, None, None, None, None, "", ""))
 
 
-def swept(plan: Plan, folder: Path, results: Results | None = None) -> Results:
+def swept(plan: Plan, folder: Path, results: Results | None = None, around: Around = HERE) -> Results:
     """The file of a whole sweep."""
-    for _ in loop.sweep(plan, results or empty(), folder / "r.json"):
+    for _ in loop.sweep(plan, results or empty(), folder / "r.json", None, around):
         pass
     return store.read(folder / "r.json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import exp, sqrt
 from statistics import geometric_mean
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.execute.tuning.subjects import ADAPTERS, ELEMENT_BYTES, SUBJECTS, VOCAB, Subject
+from bench.execute.lanes import Dealer
+from bench.execute.tuning.subjects import ADAPTERS, ELEMENT_BYTES, SUBJECTS, VOCAB, Cell, Subject
 from bench.execute.tuning.timing import Screened, compare, in_fresh_process, log_ratio, screen, verify_all
 from bench.judge import statistics
+from bench.model.gpus import Gpu
 from csgmv_embed.launch.tuned import TunedRow
 
 PROCESSES = 5  # fresh ones, each with both sides
@@ -42,16 +45,36 @@ class Tuned(msgspec.Struct, frozen=True):
     rows: list[TunedRow]
 
 
-def tune(subjects: Sequence[Subject] = SUBJECTS) -> Iterator[Tuned]:
-    """A kernel after the other. Raises ResultsError if a tile gives wrong results."""
-    for subject in subjects:
-        cells = list(subject.cells())
-        verify_all(cells)
-        screened = in_fresh_process(screen, cells)
-        winners = [found for found in screened if found.best_us < found.rule_us * (1 - WORTH_PCT / 100)]
-        pairs = [(found.cell, found.best) for found in winners]
-        times = [in_fresh_process(compare, pairs) for _ in range(PROCESSES)] if pairs else []
-        yield Tuned(subject, len(cells), len(winners), proven(winners, times))
+def tune(
+    subjects: Sequence[Subject] = SUBJECTS, gpus: Sequence[Gpu] = (), *, one_at_a_time: bool = False
+) -> Iterator[Tuned]:
+    """A kernel after the other. Raises ResultsError if a tile gives wrong results.
+
+    gpus: those that its cells are dealt to; a cell is screened and proven on one. None: the first.
+    """
+    with ThreadPoolExecutor(1 if one_at_a_time else max(1, len(gpus))) as pool:
+        for subject in subjects:
+            cells = list(subject.cells())
+            verify_all(cells)
+            done = list(pool.map(lambda share: _of_share(*share), _shares(cells, gpus)))
+            winners = [found for share, _ in done for found in share]
+            times = [[pair for _, processes in done for pair in processes[turn]] for turn in range(PROCESSES)]
+            yield Tuned(subject, len(cells), len(winners), proven(winners, times))
+
+
+def _shares(cells: Sequence[Cell], gpus: Sequence[Gpu]) -> list[tuple[list[Cell], Gpu | None]]:
+    if not gpus:
+        return [(list(cells), None)]
+    dealt = Dealer([gpu.uuid for gpu in gpus], cells).shares(lambda cell: len(cell.tiles))
+    return [(dealt[gpu.uuid], gpu) for gpu in gpus if dealt[gpu.uuid]]
+
+
+def _of_share(cells: Sequence[Cell], gpu: Gpu | None) -> tuple[list[Screened], list[list[tuple[float, float]]]]:
+    """What is won on one GPU, and the times of its proof by process."""
+    screened: list[Screened] = in_fresh_process(screen, cells, gpu=gpu)
+    winners = [found for found in screened if found.best_us < found.rule_us * (1 - WORTH_PCT / 100)]
+    pairs = [(found.cell, found.best) for found in winners]
+    return winners, [in_fresh_process(compare, pairs, gpu=gpu) if pairs else [] for _ in range(PROCESSES)]
 
 
 def proven(winners: Sequence[Screened], times: Sequence[Sequence[tuple[float, float]]]) -> list[TunedRow]:

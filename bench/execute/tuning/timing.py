@@ -24,6 +24,7 @@ from bench.contenders.base import Contender, Launch
 from bench.execute.measure import Bench, NotMeasured, index_sets, verify_eager
 from bench.execute.tuning.subjects import Cell, Tile
 from bench.model import config
+from bench.model.gpus import Gpu
 from bench.model.records import ResultsError
 from bench.workload.tensors import Workload
 from csgmv_embed.launch import tiles
@@ -43,10 +44,15 @@ class Screened(NamedTuple):
     rule_us: float
 
 
-def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """function(*arguments) in a process that has done nothing else; raises what it raises."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def in_fresh_process(function: Callable[..., T], *arguments: Any, gpu: Gpu | None = None) -> T:
+    """function(*arguments) in a process that has done nothing else; raises what it raises. gpu: all it sees."""
+    environment = gpu.environment if gpu else {}
+    with ProcessPoolExecutor(1, get_context("spawn"), _set_environment, (environment,)) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _set_environment(environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # before the process asks for its GPU
 
 
 def verify_all(cells: Sequence[Cell]) -> None:

@@ -24,12 +24,14 @@ from bench.execute import interleaved as session
 from bench.execute.interleaved import Machine
 from bench.execute.pairs import WorkerSide
 from bench.execute.protocol import Begin, Prepared, Side, SideLost
+from bench.execute.stages import run_pairs
 from bench.execute.trees import LIBRARY, Tree, hashes_at, trees
 from bench.judge.times import judge_pairs
 from bench.model import pairs as records
 from bench.model.config import Config, Measure, PlannedPoint
 from bench.model.environment import collect_code
 from bench.model.git import GitError
+from bench.model.gpus import Gpu
 from bench.model.pairs import PairPoint, PairRun
 from bench.model.records import SCHEMA_VERSION
 from bench.model.verdict import CannotJudge, Exit, Subject
@@ -49,7 +51,7 @@ def planned(config: Config = LOADED, *axes: str) -> list[PairPoint]:
 def on_fake(gpu: FakeGpu, config: Config = LOADED, points: list[PairPoint] | None = None) -> PairRun:
     with fake_trees(None, None) as sides:
         run = session.pair_run(config, "self-check", sides, points or planned(config), 7, [])
-        for _ in session.run_pairs(run, sides, gpu.open_side):
+        for _ in run_pairs(run, sides, gpu.open_side):
             pass
     return run
 
@@ -221,7 +223,7 @@ TINY = small(screen_processes=1, screen_layouts=1, confirm_processes=3, confirm_
 TINY = msgspec.structs.replace(TINY, measure=msgspec.structs.replace(TINY.measure, eager_calls=1))
 
 
-def interpreted(tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> Side:
+def interpreted(tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None = None) -> Side:
     """A real worker that runs the kernels in Triton's interpreter and takes the host's time."""
     return WorkerSide(tree, "interpret", settings, contenders)
 
@@ -329,7 +331,7 @@ def test_what_a_contender_raises_is_the_points_status(side: WorkerSide) -> None:
 
 def test_a_self_check_of_real_workers_runs_to_its_report(tmp_path: Path, tree_pair: tuple[Tree, Tree]) -> None:
     run = session.pair_run(TINY, "self-check", tree_pair, planned(TINY, *ONE)[:1], 11, [])
-    for _ in session.run_pairs(run, tree_pair, interpreted):
+    for _ in run_pairs(run, tree_pair, interpreted):
         pass
     assert [point.status for point in run.points] == ["ok"]
     assert run.env is not None and run.env.identity["triton"]
@@ -457,7 +459,7 @@ def test_a_library_that_cannot_be_driven_cannot_be_judged(tmp_path: Path, tree_p
     old = broken(tmp_path, "raise ImportError('an API of long ago')")
     run = session.pair_run(TINY, "against", (old, tree_pair[1]), planned(TINY, *ONE)[:1], 1, [])
     with pytest.raises(CannotJudge, match="old: its library cannot be driven: .*an API of long ago"):
-        list(session.run_pairs(run, (old, tree_pair[1]), interpreted))
+        list(run_pairs(run, (old, tree_pair[1]), interpreted))
 
 
 def test_a_worker_that_loaded_another_library_cannot_be_judged(tmp_path: Path, tree_pair: tuple[Tree, Tree]) -> None:

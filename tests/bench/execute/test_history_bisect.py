@@ -21,20 +21,21 @@ from bench.execute.trees import Tree
 from bench.model import config
 from bench.model import pairs as pair_store
 from bench.model.config import Measure, PlannedPoint
+from bench.model.gpus import Gpu
 from bench.model.verdict import CannotJudge
 from tests.support.gate import ENV
 from tests.support.history import commit, exported, planned, sha
 
 
 @dataclass
-class Gpu:
+class FakeGpu:
     """A machine where a commit's time is known; noise is per process."""
 
     level: Callable[[int, PlannedPoint], float]
     broken: set[int] = field(default_factory=set)
     opened: list[str] = field(default_factory=list)
 
-    def open_side(self, tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> Side:
+    def open_side(self, tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None = None) -> Side:
         number = int(tree.subject.label)
         if number in self.broken:
             raise CannotJudge(f"{tree.subject.label}: its library cannot be driven: ImportError")
@@ -44,7 +45,7 @@ class Gpu:
 
 @dataclass
 class Side:
-    gpu: Gpu
+    gpu: FakeGpu
     number: int
     process: int = 0
     now: PlannedPoint | None = None
@@ -67,7 +68,7 @@ class Side:
     def close(self) -> None: ...
 
 
-def job(folder: Path, gpu: Gpu, count: int = 12, **options: object) -> tuple[Bisection, Libraries]:
+def job(folder: Path, gpu: FakeGpu, count: int = 12, **options: object) -> tuple[Bisection, Libraries]:
     source = ExportedSource(exported(folder, count, **options))  # type: ignore[arg-type]
     libraries = Libraries(source)
     points = session.pair_points([planned(32), planned(256)])
@@ -76,7 +77,7 @@ def job(folder: Path, gpu: Gpu, count: int = 12, **options: object) -> tuple[Bis
     return Bisection(loaded, source.line(".."), points, libraries, gpu.open_side, 7), libraries
 
 
-def ended(folder: Path, gpu: Gpu, count: int = 12, **options: object) -> tuple[Named, list[Comparing]]:
+def ended(folder: Path, gpu: FakeGpu, count: int = 12, **options: object) -> tuple[Named, list[Comparing]]:
     made, libraries = job(folder, gpu, count, **options)
     with libraries:
         events = list(bisect(made))
@@ -92,7 +93,7 @@ def slower_from(number: int, share: float = 0.06) -> Callable[[int, PlannedPoint
 
 @pytest.mark.parametrize("number", [1, 6, 11])
 def test_the_slow_commit_is_named_and_proven_against_its_parent(tmp_path: Path, number: int) -> None:
-    named, pairs = ended(tmp_path, Gpu(slower_from(number)))
+    named, pairs = ended(tmp_path, FakeGpu(slower_from(number)))
     assert [item.sha for item in named.suspects] == [sha(number)]
     assert named.certain and named.proof is not None
     assert named.proof.ratio == pytest.approx(1.06, rel=0.005)
@@ -103,7 +104,7 @@ def test_the_slow_commit_is_named_and_proven_against_its_parent(tmp_path: Path, 
 
 def test_a_commit_between_takes_all_of_its_rounds_also_where_it_has_the_old_level(tmp_path: Path) -> None:
     """Half of a change may lie within the floor, where a look of the gate would clear the point."""
-    made, libraries = job(tmp_path, Gpu(slower_from(11)))
+    made, libraries = job(tmp_path, FakeGpu(slower_from(11)))
     with libraries:
         list(bisect(made))
     between = made.runs[1:]
@@ -113,12 +114,12 @@ def test_a_commit_between_takes_all_of_its_rounds_also_where_it_has_the_old_leve
 
 
 def test_a_gain_is_named_too(tmp_path: Path) -> None:
-    named, _ = ended(tmp_path, Gpu(slower_from(4, -0.08)))
+    named, _ = ended(tmp_path, FakeGpu(slower_from(4, -0.08)))
     assert named.suspects == (commit(4),) and named.proof is not None and named.proof.status == "fast"
 
 
 def test_commits_that_leave_the_library_alone_are_not_measured(tmp_path: Path) -> None:
-    gpu = Gpu(slower_from(8))
+    gpu = FakeGpu(slower_from(8))
     same = dict.fromkeys(range(1, 8), 0) | dict.fromkeys(range(9, 12), 8)
     named, pairs = ended(tmp_path, gpu, same=same)
     assert named.suspects == (commit(8, "library 8"),)
@@ -126,31 +127,31 @@ def test_commits_that_leave_the_library_alone_are_not_measured(tmp_path: Path) -
 
 
 def test_what_cannot_be_driven_is_left_out_and_others_are_tried(tmp_path: Path) -> None:
-    named, _ = ended(tmp_path, Gpu(slower_from(8), broken={5, 6}))
+    named, _ = ended(tmp_path, FakeGpu(slower_from(8), broken={5, 6}))
     assert named.suspects == (commit(8),) and named.certain
 
 
 def test_a_change_among_commits_that_cannot_be_driven_stays_between_them(tmp_path: Path) -> None:
-    named, _ = ended(tmp_path, Gpu(slower_from(6), broken={5, 6}))
+    named, _ = ended(tmp_path, FakeGpu(slower_from(6), broken={5, 6}))
     assert [item.sha for item in named.suspects] == [sha(5), sha(6), sha(7)]
     assert not named.certain and {item.sha for item in named.untried} == {sha(5), sha(6)}
 
 
 def test_ends_that_do_not_differ_are_refused(tmp_path: Path) -> None:
-    made, libraries = job(tmp_path, Gpu(lambda number, point: 2.0))
+    made, libraries = job(tmp_path, FakeGpu(lambda number, point: 2.0))
     with libraries, pytest.raises(CannotJudge, match="no point differs with certainty between 000000000 and 000000011"):
         list(bisect(made))
 
 
 def test_a_line_that_never_changes_the_library_is_refused(tmp_path: Path) -> None:
-    made, libraries = job(tmp_path, Gpu(lambda number, point: 2.0), 3, same={1: 0, 2: 0})
+    made, libraries = job(tmp_path, FakeGpu(lambda number, point: 2.0), 3, same={1: 0, 2: 0})
     with libraries, pytest.raises(CannotJudge, match="no commit after 000000000 changes the library"):
         list(bisect(made))
 
 
 def test_the_command_line_names_it_and_keeps_the_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = exported(tmp_path / "c", 6)
-    gpu = Gpu(lambda number, point: 2.0 * (1.1 if number >= 4 else 1.0))
+    gpu = FakeGpu(lambda number, point: 2.0 * (1.1 if number >= 4 else 1.0))
     instrument = Machine(has_gpu=lambda: True, open_side=gpu.open_side)
     arguments = ["history", "bisect", "--commits", f"{sha(0)}..{sha(5)}", "--exported", str(folder)]
     arguments += ["-o", str(tmp_path / "pairs"), "--processes", "4", "--case", "batch_size=256"]
@@ -167,7 +168,7 @@ def test_the_command_line_names_it_and_keeps_the_pairs(tmp_path: Path, capsys: p
 
 def test_the_command_line_follows_the_subject_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = exported(tmp_path / "c", 4)
-    gpu = Gpu(lambda number, point: 2.0 * (1.1 if number >= 2 and point.contender == "torch_gather" else 1.0))
+    gpu = FakeGpu(lambda number, point: 2.0 * (1.1 if number >= 2 and point.contender == "torch_gather" else 1.0))
     instrument = Machine(has_gpu=lambda: True, open_side=gpu.open_side)
     arguments = ["history", "bisect", "--commits", f"{sha(0)}..{sha(3)}", "--exported", str(folder)]
     arguments += ["--processes", "4", "--case", "batch_size=256,rank=64,cache=warm", "--subject", "torch_gather"]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.execute import filed
 from bench.execute import sweep as loop
+from bench.execute.tasks import Measured
 from bench.model import store
 from bench.model.config import Plan
 from bench.model.records import Anchor, OtherSglang, Point, ResultsError, Round, Work
@@ -34,8 +36,8 @@ def test_what_is_left_are_points_without_a_record_or_without_rounds_of_the_proce
         Point(case[1], "torch_gather", "graph", 1, "crashed", "signal"),
         Point(case[2], "torch_gather", "eager", 2, "ok", rounds=[Round(0, 1, [1.0])]),
     ]
-    assert [index for index, _ in loop.left_of(plan, results, 0)] == [2]
-    assert [index for index, _ in loop.left_of(plan, results, 1)] == [0, 2]
+    assert [index for index, _ in filed.left_of(plan, results, 0)] == [2]
+    assert [index for index, _ in filed.left_of(plan, results, 1)] == [0, 2]
 
 
 @pytest.mark.parametrize("clock", ["graph", "work"])
@@ -48,7 +50,7 @@ def test_what_a_process_settled_is_not_asked_again_and_the_plan_still_comes_to_i
         if isinstance(event, loop.Planned):
             assert event.total == 9 and event.done >= done
             done = event.done
-        done += isinstance(event, loop.Measured)
+        done += isinstance(event, Measured)
     assert done == 9
     asked = [(process, sizes) for kind, process, sizes in fake.lives if kind == "gpu"]
     assert asked == ([(0, [1, 2, 3]), (1, [1, 3]), (2, [1, 3])] if clock == "graph" else [])
@@ -67,15 +69,15 @@ def test_there_is_a_file_to_go_on_with_before_the_first_worker_starts(fake: type
 def test_counted_points_need_no_rounds() -> None:
     plan, results = plan_of([1, 2], clock="work"), empty()
     results.points = [Point(plan.points[0].case, "torch_gather", "work", 0, "ok", work=Work(COUNTS))]
-    assert [index for index, _ in loop.left_of(plan, results, 0)] == [1]
+    assert [index for index, _ in filed.left_of(plan, results, 0)] == [1]
 
 
 def test_each_process_has_its_own_order_and_the_same_one_every_time() -> None:
     plan, results = plan_of(list(range(1, 30)), processes=2, shuffle=True), empty()
-    first, again, second = (loop.left_of(plan, results, process) for process in (0, 0, 1))
+    first, again, second = (filed.left_of(plan, results, process) for process in (0, 0, 1))
     assert first == again != second
     assert sorted(index for index, _ in first) == sorted(index for index, _ in second) == list(range(29))
-    assert loop.left_of(plan_of([1, 2, 3]), results, 0) == list(enumerate(plan.points[:3]))
+    assert filed.left_of(plan_of([1, 2, 3]), results, 0) == list(enumerate(plan.points[:3]))
 
 
 def test_a_resumed_sweep_takes_what_is_left_of_each_process(fake: type[FakeWorker], tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_a_resumed_sweep_takes_what_is_left_of_each_process(fake: type[FakeWorke
     for _ in range(8):  # the plan, process 0 with three points; the plan, process 1 with one
         last = next(events)
     events.close()
-    assert isinstance(last, loop.Measured)
+    assert isinstance(last, Measured)
     fake.lives.clear()
     resumed = store.read(tmp_path / "r.json")
     assert next(iter(loop.sweep(plan, resumed, tmp_path / "x.json"))) == loop.Planned(6, 4)
@@ -119,7 +121,7 @@ def test_every_measurement_is_in_the_file_when_its_event_comes(fake: type[FakeWo
     counted = [
         len(store.read(file).points)
         for event in loop.sweep(plan_of([1, 2, 3]), empty(), file)
-        if isinstance(event, loop.Measured)
+        if isinstance(event, Measured)
     ]
     assert counted == [1, 2, 3]
 
@@ -155,7 +157,7 @@ def of_versions(contenders: list[str], clock: str = "graph") -> Plan:
 
 def both(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fingerprint of this process is the fakes' but for its SGLang."""
-    monkeypatch.setattr(loop, "with_installed_sglang", lambda env: env)
+    monkeypatch.setattr(filed, "with_installed_sglang", lambda env: env)
 
 
 @pytest.mark.parametrize("clock", ["graph", "work"])

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from bench.execute.sweep import Event, Measured, Planned, WorkerStarted
+from bench.execute.sweep import Event, Planned
+from bench.execute.tasks import GpuLost, Measured, WorkerStarted
 from bench.model.case import Case
 from bench.model.records import Point, Round, Work, WorkCounts
 from bench.show import progress
@@ -24,7 +25,10 @@ CRASHED = Point(CASE, "torch_gather", "graph", 3, "crashed", "worker ended: ...[
 EVENTS: list[Event] = [
     Planned(9, 1),
     WorkerStarted("gpu", 0, 3.2),
+    WorkerStarted("gpu", 0, 3.2, gpu=1),
     *map(Measured, (TIMED, COUNTED, SKIPPED, CRASHED)),
+    GpuLost("GPU 1", "worker ended: [bold]", 1),
+    Measured(TIMED),
     Planned(9, 6),  # the crashed point is not asked again
     WorkerStarted("gpu", 1, 3.2),
     *map(Measured, (TIMED, COUNTED, SKIPPED)),
@@ -47,6 +51,8 @@ def test_these_are_all_kinds_of_event() -> None:
 def test_every_kind_of_event_is_shown_and_the_count_comes_to_its_end(terminal: bool) -> None:
     output = shown(EVENTS, terminal=terminal)
     assert "gpu worker of process 0 ready after 3 s" in output and "gpu worker of process 1" in output
+    assert "worker of process 0 on GPU 1 ready" in output
+    assert "GPU 1 takes no more points: worker ended: [bold]; 1 points of cases that it had begun are mea" in output
     assert "9/9" in output
     assert "crashed: torch_gather, graph, decode 32 r16: worker ended: ...[/lib/a.so] [bold]" in output
     assert "absent" not in output
@@ -59,7 +65,7 @@ def test_elsewhere_there_is_a_line_at_the_start_now_and_then_and_at_the_end(monk
     monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
     often = shown(EVENTS, terminal=False)
     assert [line.split(",")[0] for line in often.splitlines() if "/s, " in line] == [
-        f"{done}/9" for done in (2, 3, 4, 5, 7, 8, 9)
+        f"{done}/9" for done in (2, 3, 4, 5, 5, 7, 8, 9)
     ]
 
 

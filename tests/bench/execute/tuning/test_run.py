@@ -10,6 +10,7 @@ import pytest
 from bench.execute.tuning import run, timing
 from bench.execute.tuning.subjects import SUBJECTS, Cell, Subject
 from bench.execute.tuning.timing import Screened
+from bench.model.gpus import Gpu
 from csgmv_embed.launch import tiles, tuned
 
 CELLS = list(SUBJECTS[0].cells())[:3]
@@ -57,7 +58,8 @@ def test_winners_are_judged_together() -> None:
 def test_only_what_was_faster_when_screened_is_put_to_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def instead(function: object, argument: list[object]) -> object:
+    def instead(function: object, argument: list[object], gpu: Gpu | None) -> object:
+        assert gpu is None
         if function is timing.screen:
             return [winner(CELLS[0]), winner(CELLS[1], 2.0, 1.97), winner(CELLS[2], 2.0, 1.5)]
         asked.append(argument)
@@ -71,6 +73,28 @@ def test_only_what_was_faster_when_screened_is_put_to_the_proof(monkeypatch: pyt
     assert asked == [[(CELLS[0], CELLS[0].tiles[1]), (CELLS[2], CELLS[2].tiles[1])]] * run.PROCESSES
     assert checked == [CELLS], "before anything is timed"
     assert (found.cells, found.tried, [row.at for row in found.rows]) == (3, 2, [CELLS[0].at, CELLS[2].at])
+
+
+def test_a_cell_is_screened_and_proven_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are dealt; what each GPU found is judged together, in the order of the proof's processes."""
+    asked: dict[str, list[object]] = {}
+
+    def instead(function: object, argument: list[object], gpu: Gpu) -> object:
+        asked.setdefault(gpu.uuid, []).append([item if isinstance(item, Cell) else item[0] for item in argument])
+        if function is timing.screen:
+            return [winner(cell) for cell in argument]
+        return [(1.0 if gpu.uuid == "GPU-a" else 1.5, 2.0) for _ in argument]
+
+    monkeypatch.setattr(run, "verify_all", lambda cells: None)
+    monkeypatch.setattr(run, "in_fresh_process", instead)
+    subject = Subject(CELLS[0].kernel, SUBJECTS[0].axes, lambda: iter(CELLS))
+    (found,) = run.tune([subject], [Gpu(0, "GPU-a", "GPU X"), Gpu(1, "GPU-b", "GPU X")])
+    shares = {uuid: cells[0] for uuid, cells in asked.items()}
+    assert set(shares) == {"GPU-a", "GPU-b"}
+    assert sorted(cell.at for cells in shares.values() for cell in cells) == sorted(cell.at for cell in CELLS)
+    assert all(cells == [shares[uuid]] * (1 + run.PROCESSES) for uuid, cells in asked.items())
+    on_a = {cell.at for cell in shares["GPU-a"]}
+    assert {row.at: row.tuned_us for row in found.rows} == {cell.at: 1.0 if cell.at in on_a else 1.5 for cell in CELLS}
 
 
 def test_the_library_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
