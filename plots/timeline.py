@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.model.config import parse_axis_overrides
-from bench.show.tables import short_name
-from plots.style import look, save, styled
+from bench.show.tables import name_of
+from plots.style import caption, heading, look, save, styled
 from profiles import kineto
 from profiles.capture import ProfileError
 from profiles.kineto import Kernel
@@ -80,16 +80,21 @@ def draw(timeline: Timeline, path: Path) -> list[Path]:
     """Write the figure; returns the files."""
     end_us = max(_calls_end(row) for row in timeline.rows)
     with styled():
-        figure = Figure(figsize=(8, 0.5 + 0.5 * len(timeline.rows)), layout="constrained")
+        figure = Figure(figsize=(8, 1.4 + 0.5 * len(timeline.rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(timeline.rows):
             _draw_row(axes, place, row, end_us)
-        axes.set_yticks(range(len(timeline.rows)), [short_name(row.contender) for row in timeline.rows])
+        axes.set_yticks(range(len(timeline.rows)), [name_of(row.contender) for row in timeline.rows])
         axes.invert_yaxis()
         axes.set_xlim(0, end_us)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("us after the first kernel of a replay, under the trace; pale: torch's zero-fill")
-        axes.set_title(f"{timeline.label}: kernels on the GPU, CUDA graph", fontsize=9)
+        axes.set_xlabel("us after the first kernel of a replay")
+        heading(figure, f"Kernels on the GPU in a replay of a CUDA graph: {timeline.label}", timeline.where)
+        caption(
+            figure,
+            f"A bar is a kernel, pale ones torch's zero-fill; {WINDOW_CALLS} calls of the slowest row are shown. torch's profiler makes the gaps\n"
+            "between kernels longer than they are without it",
+        )
         return save(figure, path)
 
 

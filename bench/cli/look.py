@@ -56,7 +56,7 @@ EXPECTED = (
     "a results file, a record of pairs, a file of bench serve, a gate's report, a profile's record "
     "or a folder of a history"
 )
-FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate", "serve", "where")
+FIGURES = ("history", "heatmap", "scaling", "bandwidth", "rounds", "noise", "gate", "serve", "where")
 # An SVG is sharp at any size; past this the page would be slow to open, and the PNG is sharp enough.
 LARGEST_SVG_BYTES = 400_000
 
