@@ -29,11 +29,13 @@ GROUPS: dict[str, dict[str, str]] = {
     "look": {
         "show": "The tables of a file, or the answer to a question about its points.",
         "plot": "Draw a figure, as PNG and SVG. The last three options choose from a history.",
-        "report": "Write one self-contained HTML page: summary, figures, tables, environment, how each figure was "
-        "obtained.",
         "doctor": "Versions, the GPU, what is missing and how to get it.",
         "list": "The cases and contenders a sweep would measure, and the profiles there are.",
         "config": "The effective configuration, as JSON.",
+    },
+    "report": {
+        "report": "Write one HTML page that works without a network: charts, filters, each point's rounds, where it "
+        "comes from."
     },
     "gate": {
         "gate": "Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times.",

@@ -33,7 +33,7 @@ ContenderFileOption = Annotated[
         "--contender-file",
         metavar="FILE",
         callback=_made_known,
-        help="Measure the contenders of this Python file too: docs/add-a-contender.md; may repeat.",
+        help="Measure the contenders of this Python file too: docs/how-to/add-a-contender.md; may repeat.",
     ),
 ]
 SglangOption = Annotated[
