@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from plots.style import FASTER, SLOWER, caption, heading, legend, look, marked, 
 COLUMNS = 2
 # Of the counts the first of these that ever differs is drawn; `history show` has all.
 COUNTED = ("programs", "instructions", "registers", "load_sectors", "busiest_loads", "widest_load_bits")
+TITLE_WIDTH = 72  # characters of a line above a panel
 SUBJECT = 60  # characters of a commit's
 GAP = 1.0  # between two eras: their values cannot be compared
 
@@ -175,7 +177,9 @@ def draw(history: History, path: Path) -> list[Path]:
         rows = -(-len(panels) // COLUMNS)
         columns = min(COLUMNS, max(1, len(panels)))
         commits = len(panels[0].names) if panels else 1
-        figure = Figure(figsize=(max(5.6, 1.4 + 0.27 * commits) * columns, 3.1 * rows + 2.2), layout="constrained")
+        figure = Figure(
+            figsize=(max(5.6, 1.4 + 0.27 * commits) * columns + 2.6, 3.6 * rows + 2.2), layout="constrained"
+        )
         letters = _letters(panels)
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, number + 1)
@@ -282,7 +286,7 @@ def _levels(panel: Panel) -> list[str]:
     others = [f"{name_of(name)} {value:.3g}" for name, value in panel.references]
     if panel.floor_us:
         others.append(f"an empty kernel {panel.floor_us:.3g}")
-    return ["; ".join(lines), *([f"beside: {', '.join(others)} us"] if others else [])]
+    return lines + textwrap.wrap(f"beside: {', '.join(others)} us" if others else "", TITLE_WIDTH)
 
 
 def _title(panel: Panel) -> str:

@@ -54,7 +54,7 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
             _draw_panel(axes, panel)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         words = [MODE_WORDS.get(label, label) for label in labels]
-        figure.legend(handles, words, loc="outside right upper", fontsize=8)
+        figure.legend(handles, words, loc="outside right center", fontsize=8)
         where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
         heading(figure, "A real SGLang engine, mode by mode", where)
         said = "lower is better; a bar is the geometric mean of processes, a mark one of them"

@@ -121,7 +121,7 @@ def legend(figure: Figure) -> None:
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8)
+        figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8)
 
 
 def caption(figure: Figure, text: str) -> None:

@@ -63,7 +63,7 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         shown = {
             label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
+        figure.legend(list(shown.values()), list(shown), loc="outside right center", fontsize=8)
         where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
         heading(figure, "Where a pass of a real SGLang engine goes", where)
         said = (
