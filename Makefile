@@ -60,16 +60,21 @@ plots: setup  ## draw them again
 	$(PLOT) scaling $(H100) -o docs/plots/h100-scaling.png
 	$(PLOT) scaling docs/results/h100-layer.json -o docs/plots/h100-layer-scaling.png
 	$(PLOT) scaling docs/results/h100-head.json -o docs/plots/h100-head-scaling.png
-	$(PLOT) roofline $(H100) -o docs/plots/h100-roofline.png
+	$(PLOT) bandwidth $(H100) -o docs/plots/h100-bandwidth.png
 	$(PLOT) noise docs/experiments/h100-self-check-1.json -o docs/plots/h100-noise.png
 	$(PLOT) gate docs/experiments/h100-self-check-1.json -o docs/plots/h100-gate.png
 	$(PLOT) history docs/experiments/planted-slow --clock graph -o docs/plots/h100-history.png
 	$(PLOT) history docs/experiments/planted-slow --clock work -o docs/plots/work-history.png
 	$(PLOT) history docs/experiments/sglang-versions --clock work -o docs/plots/sglang-versions.png
 	$(PLOT) rounds docs/results/h200-aa.json -o docs/plots/h200-rounds.png
-	for figure in scaling roofline; do \
+	for figure in scaling bandwidth; do \
 	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \
 	done
+	for figure in serve where; do \
+	  $(PLOT) $$figure docs/results/h200-engine.json -o docs/plots/h200-engine-$$figure.png || exit 1; \
+	done
+	$(BIN)/python -m bench profile plot docs/experiments/h100-timeline.trace.json --record docs/experiments/h100-trace.json \
+	  -o docs/plots/h100-timeline.png
 
 # README's table of speeds, anew from the file that its profile measured on an H200.
 HEADLINE := show docs/results/h200-headline.json --pivot op+phase,contender --format markdown

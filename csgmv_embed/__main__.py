@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,17 @@ def main(arguments: Sequence[str]) -> int:
     return 2
 
 
+NEEDED = ("torch", "triton", "numpy")
+
+
 def _doctor() -> int:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        how = f"pip install {' '.join(missing)}, or install SGLang, which brings them: pip install sglang"
+        sys.stdout.write(f"plugin       off: {', '.join(missing)} not installed; {how}\n")
+        return 1
+    sys.stderr.write("loading SGLang and its plugins, as a server does: up to a minute\n")
+    sys.stderr.flush()
     from csgmv_embed.sglang import doctor
 
     found, way = doctor.examine()

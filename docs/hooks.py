@@ -27,11 +27,11 @@ def commands() -> Iterator[str]:
     import typer.main
     from typer.cli import get_docs_for_click
 
-    from bench.cli.main import app
+    from bench.cli.main import suite
 
-    suite = typer.main.get_command(app)
+    command = typer.main.get_command(suite())
     text = get_docs_for_click(
-        obj=suite, ctx=suite.make_context("bench", [], resilient_parsing=True), name="python -m bench"
+        obj=command, ctx=command.make_context("bench", [], resilient_parsing=True), name="python -m bench"
     )
     yield text.partition("\n\n")[2].replace(f"{ROOT}/", "")
 

@@ -31,7 +31,7 @@ FIGURES: dict[str, Kind] = {
     "history": Kind("history", "history", "Across commits: where a point changed, at which commit and by how much"),
     "heatmap": Kind("heatmap", "results", "How many times faster than each peer, by batch or tokens and rank"),
     "scaling": Kind("scaling", "results", "Time against tokens, rank, adapters and the longest sequence"),
-    "roofline": Kind("roofline", "results", "Bytes a second achieved, under the ceilings measured in the same run"),
+    "bandwidth": Kind("bandwidth", "results", "Bytes a second achieved, beside a copy and an empty kernel"),
     "rounds": Kind(
         "rounds", "results", "Every round of every point: how well it repeats, and whether it has two modes"
     ),
@@ -66,7 +66,7 @@ def drawable(inputs: Inputs, view: View) -> list[tuple[str, str, Any]]:
     }
     for name, kind in FIGURES.items():
         for suffix, content in given[kind.source]:
-            if name not in ("scaling", "roofline", "heatmap") or _has_times(content):
+            if name not in ("scaling", "bandwidth", "heatmap") or _has_times(content):
                 found.append((name, suffix, content))
     return found
 

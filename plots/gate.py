@@ -12,7 +12,7 @@ from bench.model.verdict import Exit, Report, Verdict
 from bench.show.gate import MEANING, ORDER, change_text
 from bench.show.tables import name_of
 from plots.labels import case_name
-from plots.style import FASTER, QUIET, REFERENCE, SLOWER, UNSURE, caption, save, styled
+from plots.style import FASTER, QUIET, REFERENCE, SLOWER, UNSURE, caption, heading, save, styled
 
 NOTE_WIDTH = 70  # characters of a reason
 LOOKS = {
@@ -74,11 +74,18 @@ def draw(report: Report, path: Path) -> list[Path]:
         _draw_bars(axes, bars)
         counts = ", ".join(f"{count} {status}" for status, count in report.counts().items())
         meaning = MEANING[Exit(report.exit_code)].lower()
-        title = f"Gate: {meaning}. {counts or 'no verdict'}\n{report.before.label} (A) against {report.after.label} (B)"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        sides = f"{report.before.label} (A) against {report.after.label} (B)"
+        if report.before.label == report.after.label:
+            sides = f"{report.before.label} against itself"
+        gpu, dtypes = report.identity.get("gpu") or "no GPU", sorted({item.case.dtype for item in report.verdicts})
+        heading(
+            figure,
+            f"A run of the gate: {meaning} ({counts or 'no verdict'}), commit {sides}",
+            "; ".join(filter(None, (str(gpu), ", ".join(dtypes), report.started_utc[:10]))),
+        )
         refused = "".join(f"\nnot judged: {reason}" for reason in report.refusals)
-        gpu = report.identity.get("gpu") or "no GPU"
-        caption(figure, f"{gpu}; {report.started_utc[:10]}; {report.duration_s:.0f} s{refused}")
+        reading = "A marker is the change of a point, its line the interval of the change"
+        caption(figure, f"{reading}\nmeasured in {report.duration_s:.0f} s{refused}")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=6, fontsize=8, columnspacing=1.2)
         return save(figure, path)

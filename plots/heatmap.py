@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from bench.judge.estimate import point_estimate
 from bench.model.case import Case, ClockName
 from bench.model.records import Point, Results
 from bench.show.tables import name_of
-from plots.series import shown_op, titled
-from plots.style import caption, provenance, save, styled
+from plots.series import described, shown_op
+from plots.style import caption, heading, provenance, save, styled, versions
 
 OURS = "csgmv_embed-vocab_major"
 PEERS = ("sglang_csgmv-chunk16", "sglang_csgmv-chunk128", "sglang_triton", "torch_gather")
 CLOCKS: dict[ClockName, str] = {"graph": "in a CUDA graph", "eager": "eager, launch by launch"}
 SHORT = {"skipped": "skip", "wrong": "wrong", "crashed": "crash", "error": "error"}
 DEEPEST = 100.0  # the colour of this factor and above
+WORST = 3.0  # and of the factor by which a peer is faster: fewer are, and they are to be seen as well
+EQUAL = 1.05  # within this factor neither is faster
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def draw(results: Results, path: Path) -> list[Path]:
     columns = max((sum(item.clock == clock for item in maps) for clock in clocks), default=1)
     with styled():
         heights = [1.1 + 0.3 * len(next(item.rows for item in maps if item.clock == clock)) for clock in clocks] or [2]
-        figure = Figure(figsize=(2.0 + 2.5 * columns, sum(heights) + 0.7), layout="constrained")
+        figure = Figure(figsize=(2.0 + 2.5 * columns, sum(heights) + 1.0), layout="constrained")
         grid = figure.subplots(max(1, len(clocks)), columns, squeeze=False, height_ratios=heights)
         for axes in grid.flat:
             axes.set_visible(False)
@@ -101,31 +103,46 @@ def draw(results: Results, path: Path) -> list[Path]:
             of_clock = [item for item in maps if item.clock == clock]
             for column, item in enumerate(of_clock):
                 _draw_map(grid[row, column], item, labelled=column == 0)
-        title = titled("How many times faster ours (vocab-major table) is than ...", shown_op(results))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        caption(figure, f"below 1: slower; empty: not measured\n{provenance(results)}")
+        what = f"How many times faster ours (vocab-major table) is than each peer: {described(results)}, 8 adapters"
+        heading(figure, what, provenance(results, {"bfloat16"}))
+        caption(
+            figure,
+            "Purple: ours is faster, the darker the more. Orange and bold: the peer is faster. White: within 5 %. "
+            f"Empty: not measured\n{versions(results)}",
+        )
         return save(figure, path)
+
+
+def shade(ratio: float) -> float:
+    """From -1, orange, over 0, white, to 1, purple. A peer that is faster has a hue of its own, and soon a deep one."""
+    if 1 / EQUAL < ratio < EQUAL:
+        return 0.0
+    if ratio > 1:
+        return min(1.0, log(ratio) / log(DEEPEST))
+    return max(-1.0, -0.25 - 0.75 * log(1 / ratio) / log(WORST))
+
+
+def _text(cell: Cell) -> str:
+    if cell.ratio is None:
+        return SHORT[cell.status]
+    if cell.ratio < 1.095:
+        return f"{cell.ratio:.2f}"
+    return f"{cell.ratio:.1f}" if cell.ratio < 9.95 else f"{cell.ratio:.0f}"
 
 
 def _draw_map(axes: Axes, found: Map, *, labelled: bool) -> None:
     values = np.full((len(found.rows), len(found.ranks)), np.nan)
     for cell in found.cells:
         if cell.ratio is not None:
-            values[found.rows.index(cell.row), found.ranks.index(cell.rank)] = cell.ratio
+            values[found.rows.index(cell.row), found.ranks.index(cell.rank)] = shade(cell.ratio)
     axes.set_visible(True)
-    # Centred on 1, so that a peer that is faster has another hue and not just a paler one.
-    axes.imshow(values, cmap="PuOr", norm=LogNorm(1 / DEEPEST, DEEPEST), aspect="auto")
+    axes.imshow(values, cmap="PuOr", vmin=-1.0, vmax=1.0, aspect="auto")
     for cell in found.cells:
         place = found.ranks.index(cell.rank), found.rows.index(cell.row)
-        dark = cell.ratio is not None and not 1 / 12 < cell.ratio < 12
-        text = (
-            SHORT[cell.status]
-            if cell.ratio is None
-            else f"{cell.ratio:.1f}"
-            if cell.ratio < 9.95
-            else f"{cell.ratio:.0f}"
-        )
-        axes.text(*place, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        dark = cell.ratio is not None and abs(shade(cell.ratio)) > 0.55
+        weight = "bold" if cell.ratio is not None and shade(cell.ratio) < 0 else "normal"
+        color = "white" if dark else "black"
+        axes.text(*place, _text(cell), ha="center", va="center", fontsize=8, color=color, weight=weight)
     axes.set_xticks(range(len(found.ranks)), [str(rank) for rank in found.ranks])
     axes.set_yticks(range(len(found.rows)), list(found.rows) if labelled else [""] * len(found.rows))
     axes.tick_params(length=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from bench.judge.estimate import point_estimate
 from bench.judge.history import History
 from bench.judge.series import TIME, Era, Series
 from bench.model.case import Case
+from bench.model.history import Commit
 from bench.show.tables import name_of
 from plots.labels import case_name
-from plots.style import FASTER, REFERENCE, SLOWER, caption, look, marked, plain, save, styled
+from plots.style import FASTER, SLOWER, caption, heading, legend, look, marked, save, styled
 
 COLUMNS = 2
 # Of the counts the first of these that ever differs is drawn; `history show` has all.
 COUNTED = ("programs", "instructions", "registers", "load_sectors", "busiest_loads", "widest_load_bits")
+TITLE_WIDTH = 72  # characters of a line above a panel
+SUBJECT = 60  # characters of a commit's
 GAP = 1.0  # between two eras: their values cannot be compared
 
 
@@ -173,68 +177,116 @@ def draw(history: History, path: Path) -> list[Path]:
         rows = -(-len(panels) // COLUMNS)
         columns = min(COLUMNS, max(1, len(panels)))
         commits = len(panels[0].names) if panels else 1
-        figure = Figure(figsize=(max(4.6, 1.4 + 0.27 * commits) * columns, 2.9 * rows + 1.5), layout="constrained")
+        figure = Figure(
+            figsize=(max(5.6, 1.4 + 0.27 * commits) * columns + 2.6, 3.6 * rows + 2.2), layout="constrained"
+        )
+        letters = _letters(panels)
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, number + 1)
-            _draw_panel(axes, panel, labelled=number >= len(panels) - columns)
-        handles = {
-            label: handle
-            for axes in figure.axes
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        if handles:
-            figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=3, fontsize=8)
-        caption(figure, _provenance(history))
+            _draw_panel(axes, panel, letters, labelled=number >= len(panels) - columns)
+        legend(figure)
+        heading(figure, *_heading(history))
+        caption(figure, "\n".join([*_reading(history), *_told(panels)]))
         return save(figure, path)
 
 
-def _provenance(history: History) -> str:
+def _heading(history: History) -> tuple[str, str]:
+    """What it is; on which machine, in which dtypes, from which commit to which, measured when."""
     era = history.eras[-1]
     identity = era.environment.identity
+    what = "Counted work (not times)" if history.clock == "work" else f"Time of a call ({history.clock} clock)"
+    runs = sorted(entry.results.run.started_utc[:10] for each in history.eras for entry in each.entries)
+    dtypes = sorted({series.case.dtype for each in history.eras for series in each.series})
+    line = [commit.short for commit in history.line]
+    parts = [str(identity.get("gpu") or "no GPU"), ", ".join(dtypes), f"{line[0]} to {line[-1]}", *runs[-1:]]
+    return f"{what} across commits, oldest first", "; ".join(parts)
+
+
+def _reading(history: History) -> list[str]:
+    identity = history.eras[-1].environment.identity
     versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton") if identity.get(name))
     if history.clock == "work":
-        what = "counted, exact: Triton's interpreter and compiled code (sm_90)"
+        how = "Exact: counted in Triton's interpreter and in compiled code (sm_90)"
     else:
-        what = "dots: medians of rounds with their 95 % interval, machine drift taken out by an anchor commit"
-    marks = "a name marks a change of level, a cross a commit without a figure"
-    return f"{what}\n{identity.get('gpu') or 'no GPU'}; {versions}; commits oldest first; {marks}"
+        how = "Dots: medians of rounds with their 95 % interval, the drift of the machine taken out by an anchor commit"
+    return [f"{how}. Lower is better; a cross is a commit without a figure. {versions}"]
 
 
-def _draw_panel(axes: Axes, panel: Panel, *, labelled: bool) -> None:
-    timed = panel.figure == TIME
+def _told(panels: Sequence[Panel]) -> list[str]:
+    """Each change by its letter: the commits it is put down to, and the measured ones beside them, with subjects."""
+    changes = {x: change for panel in panels for line in panel.lines for x, change in line.changes}
+    told = []
+    for x, letter in _letters(panels).items():
+        change = changes[x]
+        suspects = " or ".join(map(_named, change.suspects))
+        told.append(f"{letter}: {suspects}; before it {_named(change.before)}")
+        if change.after is not None:
+            told[-1] += f"; after it {_named(change.after)}"
+    return told
+
+
+def _named(commit: Commit) -> str:
+    subject = commit.subject if len(commit.subject) <= SUBJECT else f"{commit.subject[: SUBJECT - 3]}..."
+    return f"{commit.short} ({subject})" if subject and subject != commit.short else commit.short
+
+
+def _letters(panels: Sequence[Panel]) -> dict[float, str]:
+    """A letter for each place with a change in any panel, in the order of the line."""
+    places = sorted({x for panel in panels for line in panel.lines for x, _ in line.changes})
+    return {x: chr(ord("A") + number) if number < 26 else str(number + 1) for number, x in enumerate(places)}
+
+
+def _draw_panel(axes: Axes, panel: Panel, letters: dict[float, str], *, labelled: bool) -> None:
     for line in panel.lines:
-        style = look(line.contender)
+        style, level = look(line.contender), _level(panel, line)
         kept = [(mark.x, mark.value) for mark in line.marks if mark.value is not None]
-        axes.plot([x for x, _ in kept], [value for _, value in kept], label=name_of(line.contender), **style)
+        shown = [_shown(panel, value, level) for _, value in kept]
+        axes.plot([x for x, _ in kept], shown, label=name_of(line.contender), **style)
         for mark in line.marks:
             if mark.low is not None and mark.high is not None:
-                axes.vlines(mark.x, mark.low, mark.high, color=style["color"], linewidth=1.2)
+                low, high = _shown(panel, mark.low, level), _shown(panel, mark.high, level)
+                axes.vlines(mark.x, low, high, color=style["color"], linewidth=1.2)
         marked(
             axes, [(mark.x, "") for mark in line.marks if mark.value is None and mark.status != "skipped"], style, 0.04
         )
-    _draw_changes(axes, panel)
-    for name, value in panel.references:
-        axes.axhline(value, color=look(name)["color"], linewidth=1.0, linestyle="--", label=name_of(name))
-    if panel.floor_us:
-        axes.axhline(panel.floor_us, label="empty kernel (floor)", **{**REFERENCE, "linestyle": ":"})
+    axes.margins(y=0.3)
+    _draw_changes(axes, panel, letters)
     for start, reason in panel.eras:
         axes.axvline(start, color="#333333", linewidth=1.0)
         axes.annotate(
             f"new series: {reason}", (start, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7,
             xytext=(2, 0), textcoords="offset points", va="bottom",
         )  # fmt: skip
-    axes.set_title(_title(panel), loc="left")
-    axes.set_ylabel("us a call" if timed else f"{panel.figure.replace('_', ' ')} a launch")
-    if timed and panel.references:
-        axes.set_yscale("log")
-        plain(axes.yaxis, _ticks(panel))
-        axes.set_ylim(top=1.7 * axes.get_ylim()[1])  # room for names
-    else:
-        axes.margins(y=0.25)
+    axes.set_title("\n".join([_title(panel), *_levels(panel)]), loc="left", fontsize=8)
+    timed = panel.figure == TIME
+    axes.set_ylabel("time, % of the first commit's" if timed else f"{panel.figure.replace('_', ' ')} a launch")
     if panel.names:
         axes.set_xlim(panel.names[0][0] - 0.7, panel.names[-1][0] + 0.7)
     shown = [name if labelled else "" for _, name in panel.names]
     axes.set_xticks([x for x, _ in panel.names], shown, rotation=90, fontsize=7, family="monospace")
+    if panel.figure != TIME:
+        axes.set_ylim(bottom=0)
+
+
+def _level(panel: Panel, line: Line) -> float:
+    """The first figure of a line, of which the others are so many percent; in a panel of counts of no use."""
+    return next((mark.value for mark in line.marks if mark.value is not None), 1.0)
+
+
+def _shown(panel: Panel, value: float, level: float) -> float:
+    """A time in percent of the first: a step of 5 % is seen whatever the peers take. A count as it is."""
+    return 100 * value / level if panel.figure == TIME else value
+
+
+def _levels(panel: Panel) -> list[str]:
+    """What 100 % is, and the peers beside it: on the axis they would flatten every step."""
+    if panel.figure != TIME:
+        return []
+    lines = [f"100 % is {_level(panel, line):.3g} us of {name_of(line.contender)}" for line in panel.lines]
+    others = [f"{name_of(name)} {value:.3g}" for name, value in panel.references]
+    if panel.floor_us:
+        others.append(f"an empty kernel {panel.floor_us:.3g}")
+    return lines + textwrap.wrap(f"beside: {', '.join(others)} us" if others else "", TITLE_WIDTH)
 
 
 def _title(panel: Panel) -> str:
@@ -242,37 +294,23 @@ def _title(panel: Panel) -> str:
     return first + (f"; the same in {len(others)} other case{'s' * (len(others) > 1)}" if others else "")
 
 
-def _ticks(panel: Panel) -> list[float]:
-    """1, 2 and 5 of each decade that the panel touches."""
-    values = [mark.value for line in panel.lines for mark in line.marks if mark.value is not None]
-    values += [value for _, value in panel.references] + ([panel.floor_us] if panel.floor_us else [])
-    low, high = 0.8 * min(values, default=1.0), 1.25 * max(values, default=1.0)
-    return [step * 10.0**power for power in range(-2, 6) for step in (1, 2, 5) if low <= step * 10.0**power <= high]
-
-
-def _draw_changes(axes: Axes, panel: Panel) -> None:
-    """One line and one name a commit: the largest change of the panel there."""
+def _draw_changes(axes: Axes, panel: Panel, letters: dict[float, str]) -> None:
+    """One line and one letter a commit, with the size of the panel's largest change there."""
     by_place: dict[float, list[Change]] = {}
     for line in panel.lines:
         for x, change in line.changes:
             by_place.setdefault(x, []).append(change)
-    for x, found in by_place.items():
+    for number, (x, found) in enumerate(sorted(by_place.items())):
         largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
         color = SLOWER if largest.worse else FASTER
         axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
         late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
         axes.text(
-            x - (0.6 if late else 0.4), 0.98, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5,
-            va="top", ha="right" if late else "left",
+            x - (0.6 if late else 0.4), (0.98, 0.9)[number % 2], f"{letters[x]}  {_size(largest)}",
+            color=color, fontsize=7.5, va="top", ha="right" if late else "left",
             transform=blended_transform_factory(axes.transData, axes.transAxes),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
-
-
-def _blamed(change: Change) -> str:
-    """The commit; or the first and the last that it may be, where some were not measured."""
-    first, last = change.suspects[0], change.suspects[-1]
-    return last.short if first == last else f"{first.short} to {last.short}"
 
 
 def _size(change: Change) -> str:

@@ -15,7 +15,7 @@ from bench.judge.times import judge_pairs
 from bench.model.pairs import PairPoint, PairRun, observations
 from bench.show.tables import name_of
 from plots.labels import case_name
-from plots.style import caption, save, styled
+from plots.style import caption, heading, save, styled
 
 DEEPEST_PCT = 3.0  # the colour of this spread and above
 
@@ -54,17 +54,18 @@ def draw(run: PairRun, path: Path) -> list[Path]:
     cases = list(dict.fromkeys(cell.case for cell in cells))
     contenders = list(dict.fromkeys(cell.contender for cell in cells))
     with styled():
-        figure = Figure(figsize=(3.0 + 2.2 * len(contenders), 1.6 + 0.27 * len(cases)), layout="constrained")
+        figure = Figure(figsize=(3.9 + 2.2 * len(contenders), 1.9 + 0.27 * len(cases)), layout="constrained")
         axes = figure.subplots()
         _draw_map(axes, cells, cases, contenders)
-        figure.suptitle("Noise of this machine: the same code against itself", x=0.01, ha="left", fontsize=10)
         gpu = run.env.identity.get("gpu") if run.env else None
+        dtypes = ", ".join(sorted({point.case.dtype for point in run.points}))
+        where = f"{gpu or 'unknown GPU'}; {dtypes}; commit {run.a.label}; {run.started_utc[:10]}"
+        heading(figure, "Noise of a machine: the same code timed against itself, process by process", where)
         processes = len({item.process for point in run.points for item in point.of_stage("screen")})
         caption(
             figure,
-            "a cell: spread (sd) of log(B / A) over pairs of processes, its mean in brackets, and the smallest\n"
-            "slowdown that the gate would see in 99 % of the cases; dark is noisy\n"
-            f"{gpu or 'unknown GPU'}; {processes} pairs of processes; {run.a.label}; {run.started_utc[:10]}",
+            f"A cell: the standard deviation of log(B / A) over {processes} pairs of processes, its mean in brackets,\n"
+            "and the smallest slowdown that the gate would see in 99 % of the cases",
         )
         return save(figure, path)
 
@@ -81,7 +82,9 @@ def _draw_map(axes: Axes, cells: list[Cell], cases: list[str], contenders: list[
         text = f"{cell.spread_pct:.2f} % ({cell.offset_pct:+.1f}){sees}"
         deep = cell.spread_pct > 0.6 * DEEPEST_PCT
         axes.text(*place, text, ha="center", va="center", fontsize=7.5, color="white" if deep else "black")
-    axes.imshow(values, cmap="Blues", vmin=0.0, vmax=DEEPEST_PCT, aspect="auto")
+    image = axes.imshow(values, cmap="Blues", vmin=0.0, vmax=DEEPEST_PCT, aspect="auto")
+    if axes.figure is not None:
+        axes.figure.colorbar(image, ax=axes, label="standard deviation, %", extend="max", fraction=0.04, pad=0.02)
     axes.set_xticks(range(len(contenders)), [name_of(name).replace(", ", ",\n", 1) for name in contenders])
     axes.set_yticks(range(len(cases)), cases)
     axes.tick_params(length=0)

@@ -15,7 +15,7 @@ from bench.model.case import ClockName
 from bench.model.records import Point, Results
 from bench.show.tables import name_of
 from plots.labels import case_name
-from plots.style import REFERENCE, caption, look, provenance, save, styled
+from plots.style import REFERENCE, caption, heading, look, provenance, save, styled, versions
 
 CONTENDERS = (
     "csgmv_embed-vocab_major",
@@ -25,6 +25,7 @@ CONTENDERS = (
     "torch_gather",
 )
 PROCESS_MARKS = "osD^vPX*<>"
+CLOCKS = {"graph": "in a CUDA graph", "eager": "eager, launch by launch", "prepare": "planning on the host"}
 WIDEST_PCT = 40.0  # half the widest axis; what lies beyond is drawn at the edge
 
 
@@ -82,38 +83,41 @@ def draw(results: Results, path: Path) -> list[Path]:
     clocks = list(dict.fromkeys(strip.clock for strip in strips))
     columns = max((sum(strip.clock == clock for strip in strips) for clock in clocks), default=1)
     with styled():
-        heights = [1.2 + 0.17 * max(len(s.rows) for s in strips if s.clock == clock) for clock in clocks] or [2.0]
+        heights = [1.4 + 0.17 * max(len(s.rows) for s in strips if s.clock == clock) for clock in clocks] or [2.0]
         figure = Figure(figsize=(2.6 + 2.4 * columns, sum(heights) + 0.8), layout="constrained")
         grid = figure.subplots(max(1, len(clocks)), columns, squeeze=False, height_ratios=heights)
         for axes in grid.flat:
             axes.set_visible(False)
         for row, clock in enumerate(clocks):
             of_clock = [strip for strip in strips if strip.clock == clock]
+            labels = list(dict.fromkeys(item.label for strip in of_clock for item in strip.rows))
             for column, strip in enumerate(of_clock):
-                shared = column > 0 and [r.label for r in strip.rows] == [r.label for r in of_clock[0].rows]
-                _draw_strip(grid[row, column], strip, labelled=not shared)
+                _draw_strip(grid[row, column], strip, labels, labelled=column == 0)
         processes = {process for strip in strips for row in strip.rows for process, _, _ in row.rounds}
-        figure.suptitle("Repeatability: every round of every point", x=0.01, ha="left", fontsize=10)
+        heading(figure, "Repeatability: every round of every point around its median", provenance(results))
         marks = f"a marker for each of {len(processes)} processes" if len(processes) > 1 else "one process"
         caption(
             figure,
             f"large: median of a round, {marks}; small: its blocks; a row's zero is the median of its rounds; "
-            f"two clusters in a row would be two modes\n{provenance(results)}",
+            f"two clusters in a row would be two modes\n{versions(results)}",
         )
         return save(figure, path)
 
 
-def _draw_strip(axes: Axes, strip: Strip, *, labelled: bool) -> None:
+def _draw_strip(axes: Axes, strip: Strip, labels: list[str], *, labelled: bool) -> None:
+    """Every strip of a clock has the same rows, so that one list of cases names them all."""
+    by_label = {row.label: row for row in strip.rows}
+    rows = [by_label.get(label, Row(label, "not measured", ())) for label in labels]
     color = look(strip.contender)["color"]
-    limit = max((abs(value) for row in strip.rows for _, value, _ in row.rounds), default=1.0)
+    limit = max((abs(value) for row in rows for _, value, _ in row.rounds), default=1.0)
     limit = min(max(1.0, 1.3 * limit), WIDEST_PCT)
     axes.set_visible(True)
-    blocks = [(b, place) for place, row in enumerate(strip.rows) for _, _, of_round in row.rounds for b in of_round]
+    blocks = [(b, place) for place, row in enumerate(rows) for _, _, of_round in row.rounds for b in of_round]
     axes.plot(
         _held([value for value, _ in blocks], limit), [place for _, place in blocks],
         "|", color="#999999", markersize=4, markeredgewidth=0.6, rasterized=True,  # thousands
     )  # fmt: skip
-    values = [(process, value, place) for place, row in enumerate(strip.rows) for process, value, _ in row.rounds]
+    values = [(process, value, place) for place, row in enumerate(rows) for process, value, _ in row.rounds]
     for process in sorted({process for process, _, _ in values}):
         mine = [(value, place) for other, value, place in values if other == process]
         mark = PROCESS_MARKS[process % len(PROCESS_MARKS)]
@@ -121,16 +125,16 @@ def _draw_strip(axes: Axes, strip: Strip, *, labelled: bool) -> None:
             _held([value for value, _ in mine], limit), [place for _, place in mine],
             mark, color=color, markersize=4, alpha=0.75,
         )  # fmt: skip
-    for place, row in enumerate(strip.rows):
+    for place, row in enumerate(rows):
         if not row.rounds:
             axes.annotate(row.status, (0, place), color=color, fontsize=7, ha="center", va="center")
     axes.axvline(0.0, **REFERENCE)
     axes.set_xlim(-limit * 1.06, limit * 1.06)
-    axes.set_ylim(len(strip.rows) - 0.4, -0.6)
-    axes.set_yticks(range(len(strip.rows)), [row.label for row in strip.rows] if labelled else [""] * len(strip.rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows] if labelled else [""] * len(rows))
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_xlabel("% from the point's median")
-    axes.set_title(f"{name_of(strip.contender)}\n{strip.clock} clock")
+    axes.set_xlabel("% from the median")
+    axes.set_title(f"{name_of(strip.contender)}\n{CLOCKS[strip.clock]}")
 
 
 def _held(values: list[float], limit: float) -> list[float]:

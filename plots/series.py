@@ -33,9 +33,19 @@ def shown_op(results: Results) -> Op:
     return next((op for op in OPS if op in found), "lookup")
 
 
-def titled(title: str, op: Op) -> str:
-    """A title that names the op where it is not the lookup."""
-    return title if op == "lookup" else f"{title} ({op})"
+WORDS: dict[Op, str] = {
+    "lookup": "the embedding lookup (LoRA's A)",
+    "layer": "the embedding layer with LoRA",
+    "head": "LoRA on lm_head",
+    "expand": "the expand of LoRA (B)",
+    "shrink": "the shrink of LoRA (A)",
+    "linear": "LoRA on linear layers",
+}
+
+
+def described(results: Results) -> str:
+    """The op that is shown, for who does not know its name."""
+    return WORDS[shown_op(results)]
 
 
 def series(

@@ -12,9 +12,11 @@ from bench.judge.serving import ServedFigure, figures
 from bench.model.served import ServeResults
 from bench.model.serving import Load, engines
 from bench.show.serving import setup_words
-from plots.style import caption, mode_color, provenance, save, styled
+from plots.style import caption, heading, mode_color, provenance, save, styled, versions
 
 SHOWN = {"step": "ms a decode step", "prefill": "ms a prefill", "next token": "ms to the next token, median"}
+MODE_WORDS = {"none": "none: without LoRA", "csgmv": "csgmv (default)", "plugin": "csgmv with the plugin"}
+LOADS = "a decode the number is requests, of a prefill requests x tokens; 100% base: no request has an adapter"
 BAR = 0.8  # of the room of a load that its bars take
 
 
@@ -46,14 +48,17 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
     panels = data(results)
     widths = [max(1.5, len(panel.loads) * len(panel.modes) * 0.28) for panel in panels]
     with styled():
-        figure = Figure(figsize=(1.5 + max(5.0, sum(widths)), 3.6), layout="constrained")
+        figure = Figure(figsize=(3.4 + max(5.0, sum(widths)), 4.0), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"width_ratios": widths})
         for axes, panel in zip(grid.flat, panels, strict=True):
             _draw_panel(axes, panel)
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8)
+        words = [MODE_WORDS.get(label, label) for label in labels]
+        figure.legend(handles, words, loc="outside right center", fontsize=8)
+        where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
+        heading(figure, "A real SGLang engine, mode by mode", where)
         said = "lower is better; a bar is the geometric mean of processes, a mark one of them"
-        caption(figure, f"{said}\n{setup_words(results.setup)}\n{provenance(results)}")
+        caption(figure, f"{said}; of {LOADS}\n{versions(results)}")
         return save(figure, path)
 
 

@@ -110,18 +110,44 @@ def marked(axes: Axes, places: Sequence[tuple[float, str]], style: dict[str, Any
         )  # fmt: skip
 
 
+def heading(figure: Figure, what: str, where: str) -> None:
+    """The title: what is shown, and below it on which GPU, in which dtype, at which commit and when."""
+    figure.suptitle(f"{what}\n{where}", x=0.01, ha="left", fontsize=10)
+
+
+def legend(figure: Figure) -> None:
+    """One for all panels, below them: what each colour and marker is."""
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8)
+
+
 def caption(figure: Figure, text: str) -> None:
-    """What was measured, small, below everything."""
+    """How to read it, small, below everything."""
     figure.supxlabel(text, x=0.01, ha="left", **CAPTION)
 
 
-def provenance(results: Results | ServeResults) -> str:
-    """GPU, versions and commit of a results file in a line."""
+def provenance(results: Results | ServeResults, dtypes: Iterable[str] | None = None) -> str:
+    """GPU, dtype, commit and date of a results file in a line; its own dtypes, if a figure shows no others."""
     identity = results.env.identity if results.env else {}
-    versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
     dirty = " + uncommitted changes" if results.code.dirty else ""
-    gpu = identity.get("gpu") or "no GPU"
-    return f"{gpu}; {versions}; commit {results.code.short or 'unknown'}{dirty}; {results.run.started_utc[:10]}"
+    if dtypes is None:
+        dtypes = {point.case.dtype for point in results.points} if isinstance(results, Results) else ()
+    parts = (
+        str(identity.get("gpu") or "no GPU"),
+        ", ".join(sorted(set(dtypes))),
+        f"commit {results.code.short or 'unknown'}{dirty}",
+        results.run.started_utc[:10],
+    )
+    return "; ".join(part for part in parts if part)
+
+
+def versions(results: Results | ServeResults) -> str:
+    """Of what was measured with, in a line; empty if they are not known."""
+    identity = results.env.identity if results.env else {}
+    return ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

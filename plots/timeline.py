@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.model.config import parse_axis_overrides
-from bench.show.tables import short_name
-from plots.style import look, save, styled
+from bench.show.tables import name_of
+from plots.style import caption, heading, look, save, styled
 from profiles import kineto
 from profiles.capture import ProfileError
 from profiles.kineto import Kernel
+from profiles.records import ProfileRecord
 from profiles.target import parse_point
 
 WINDOW_CALLS = 4  # of the slowest contender shown: the axis ends behind so many of its calls
@@ -35,6 +36,7 @@ class Timeline:
     """The rows of one case, in the trace's order."""
 
     label: str
+    dtype: str
     rows: list[Row]
 
 
@@ -60,7 +62,7 @@ def data(trace: Path, selection: str | None = None) -> Timeline:
         raise ProfileError(f"{trace}: no graph point of a case {selection or ''}; expected a trace of `profile trace`")
     case = fitting[0].case
     rows = [Row(point.contender, replays[point.name]) for point in fitting if point.case == case]
-    return Timeline(case.label, rows)
+    return Timeline(case.label, case.dtype, rows)
 
 
 def _last_replays(found: Sequence[Kernel]) -> dict[str, list[tuple[str, float, float]]]:
@@ -76,21 +78,33 @@ def _last_replays(found: Sequence[Kernel]) -> dict[str, list[tuple[str, float, f
     return replays
 
 
-def draw(timeline: Timeline, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+def draw(timeline: Timeline, path: Path, record: ProfileRecord | None = None) -> list[Path]:
+    """Write the figure; returns the files. record: of the trace's session, whose GPU and commit no trace names."""
     end_us = max(_calls_end(row) for row in timeline.rows)
     with styled():
-        figure = Figure(figsize=(8, 0.5 + 0.5 * len(timeline.rows)), layout="constrained")
+        figure = Figure(figsize=(8, 1.4 + 0.5 * len(timeline.rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(timeline.rows):
             _draw_row(axes, place, row, end_us)
-        axes.set_yticks(range(len(timeline.rows)), [short_name(row.contender) for row in timeline.rows])
+        axes.set_yticks(range(len(timeline.rows)), [name_of(row.contender) for row in timeline.rows])
         axes.invert_yaxis()
         axes.set_xlim(0, end_us)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("us after the first kernel of a replay, under the trace; pale: torch's zero-fill")
-        axes.set_title(f"{timeline.label}: kernels on the GPU, CUDA graph", fontsize=9)
+        axes.set_xlabel("us after the first kernel of a replay")
+        heading(figure, f"Kernels on the GPU in a replay of a CUDA graph: {timeline.label}", _where(timeline, record))
+        caption(
+            figure,
+            f"A bar is a kernel, a pale one torch's zero-fill; {WINDOW_CALLS} calls of the slowest row are shown.\n"
+            "torch's profiler makes the gaps between kernels longer than they are without it",
+        )
         return save(figure, path)
+
+
+def _where(timeline: Timeline, record: ProfileRecord | None) -> str:
+    if record is None:
+        return timeline.dtype
+    gpu = (record.env.identity.get("gpu") if record.env else None) or "no GPU"
+    return f"{gpu}; {timeline.dtype}; commit {record.code.short or 'unknown'}; {record.started_utc[:10]}"
 
 
 def _calls_end(row: Row) -> float:

@@ -11,7 +11,7 @@ from bench.engine import trace
 from bench.judge.where import Where, where
 from bench.model.served import SITES, ServeResults, Site
 from bench.show.serving import setup_words
-from plots.style import caption, provenance, save, styled
+from plots.style import caption, heading, provenance, save, styled, versions
 
 COLORS: dict[Site, str] = {
     "embedding": "#0072B2",
@@ -42,7 +42,7 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
     """Write the figure; returns the files."""
     panels = data(results)
     with styled():
-        figure = Figure(figsize=(2.0 + 3.2 * len(panels), 3.8), layout="constrained")
+        figure = Figure(figsize=(2.0 + 3.2 * len(panels), 4.4), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=True):
             stacks: list[Mapping[Site, float]] = [item.by_site for item in panel]
@@ -63,7 +63,13 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         shown = {
             label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
-        said = "taken under the engine's profiler: shares and no figures"
-        caption(figure, f"{said}\n{setup_words(results.setup)}\n{provenance(results)}")
+        figure.legend(list(shown.values()), list(shown), loc="outside right center", fontsize=8)
+        where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
+        heading(figure, "Where a pass of a real SGLang engine goes", where)
+        said = (
+            "Kernel time under the engine's profiler: compare shares; no time of a server. floor: the bytes that each "
+            "site must read and write,\nat the bandwidth of a copy, and an empty node a launch; it has none of "
+            "attention, copies and rest, and counts no arithmetic"
+        )
+        caption(figure, f"{said}\n{versions(results)}")
         return save(figure, path)

@@ -16,7 +16,11 @@ if not HAS_CUDA:
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from bench.clocks.work.quick import quicken  # noqa: E402
+
 pytest.register_assert_rewrite("tests.support")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    quicken()
 settings.register_profile("local", deadline=None, max_examples=40)
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

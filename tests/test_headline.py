@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli.main import app
+from bench.cli.main import suite
 from bench.model import store
 from bench.model.sources import hash_library
 
@@ -32,7 +32,7 @@ def test_the_table_is_what_its_command_prints(monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     command, table = marked()
     assert command == "python -m bench " + " ".join(COMMAND)
-    printed = CliRunner().invoke(app, COMMAND, catch_exceptions=False)
+    printed = CliRunner().invoke(suite(), COMMAND, catch_exceptions=False)
     assert table.strip() == printed.stdout.strip(), "run `make headline` after a new measurement"
 
 

@@ -11,13 +11,13 @@ import pytest
 import typer.main
 
 import csgmv_embed
-from bench.cli.main import app
+from bench.cli.main import suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 BENCH = "python -m bench "
-SUITE = typer.main.get_command(app)
+SUITE = typer.main.get_command(suite())
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 
 from bench.accuracy.models import AccuracyError
+from bench.clocks.work.quick import quicken
 from bench.contenders.sglang import stand_ins
 from bench.contenders.sglang.harness import TUNING, server_args, standalone, start_process_group
 
@@ -36,6 +37,7 @@ def hosted(device: torch.device) -> Iterator[None]:
     os.environ.setdefault(KERNEL_CACHE, "0")
     if device.type == "cpu":
         _require_interpreter()
+        quicken()
     try:
         stand_ins.provide()
         modules = [importlib.import_module(name) for name in MODULES]

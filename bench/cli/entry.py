@@ -14,11 +14,7 @@ import typer
 
 from bench.cli import streams
 from bench.cli.exit_codes import CANNOT_JUDGE, FAILED, INTERRUPTED
-from bench.execute.isolate import WorkerDied
-from bench.model.config import ConfigError
-from bench.model.records import ResultsError
 from bench.model.text import one_line
-from bench.model.verdict import CannotJudge, GateError
 
 
 def end(status: int, reason: object, name: str) -> NoReturn:
@@ -39,20 +35,30 @@ def run(
 def _run(app: typer.Typer, arguments: list[str] | None, context: object, name: str) -> NoReturn:
     try:
         status = app(args=arguments, obj=context, standalone_mode=False)
-    except CannotJudge as reason:
-        end(CANNOT_JUDGE, reason, name)
-    except (ConfigError, GateError, ResultsError, WorkerDied) as error:
-        end(FAILED, error, name)
     except KeyboardInterrupt:
         end(INTERRUPTED, "interrupted", name)
     except SystemExit as ended:  # typer's own, for a reader of standard output that has gone
         raise SystemExit(FAILED if ended.code == 1 else ended.code) from None
-    except ImportError as error:
-        end(FAILED, f"{type(error).__name__}: {error}", name)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # of usage: typer exports no class of them
-            error.show()
-            raise SystemExit(error.exit_code) from None
-        traceback.print_exc()
-        end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)
+        _end_with(error, name)
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _end_with(error: Exception, name: str) -> NoReturn:
+    """Imports the suite's own errors only now: `--help` needs none."""
+    if hasattr(error, "exit_code") and hasattr(error, "show"):  # of usage: typer exports no class of them
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    if isinstance(error, ImportError):
+        end(FAILED, f"{type(error).__name__}: {error}", name)
+    from bench.execute.isolate import WorkerDied
+    from bench.model.config import ConfigError
+    from bench.model.records import ResultsError
+    from bench.model.verdict import CannotJudge, GateError
+
+    if isinstance(error, CannotJudge):
+        end(CANNOT_JUDGE, error, name)
+    if isinstance(error, ConfigError | GateError | ResultsError | WorkerDied):
+        end(FAILED, error, name)
+    traceback.print_exception(error)
+    end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)

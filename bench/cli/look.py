@@ -51,7 +51,7 @@ EXPECTED = (
     "a results file, a record of pairs, a file of bench serve, a gate's report, a profile's record "
     "or a folder of a history"
 )
-FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate", "serve", "where")
+FIGURES = ("history", "heatmap", "scaling", "bandwidth", "rounds", "noise", "gate", "serve", "where")
 
 
 def show(
@@ -233,6 +233,8 @@ def show_config(config: ConfigOption = configuration.DEFAULT_PATH) -> None:
 
 def doctor() -> None:
     """Versions, the GPU, what is missing and how to get it."""
+    sys.stderr.write("looking for packages, a GPU and profilers, and importing each contender: some seconds\n")
+    sys.stderr.flush()
     from bench.show.doctor import diagnose
     from bench.show.tables import console
 

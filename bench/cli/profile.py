@@ -247,12 +247,17 @@ def plot(
     file: Annotated[Path, typer.Argument(help="A Chrome trace that `profile trace` wrote.")],
     case: Annotated[str | None, typer.Option("--case", metavar="NAME=V,...", help="Default: the first.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: beside the trace.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="The record of the same `profile trace`: its GPU, commit and date are the title's."),
+    ] = None,
 ) -> None:
     """Draw one replay of each contender of a trace, as PNG and SVG."""
     from plots import timeline
 
     with _failures():
-        for written in timeline.draw(timeline.data(file, case), output or file.with_suffix(".png")):
+        origin = records.read(record) if record else None
+        for written in timeline.draw(timeline.data(file, case), output or file.with_suffix(".png"), origin):
             sys.stdout.write(f"written to {written}\n")
 
 

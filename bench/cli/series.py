@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.cli.selection import of_files
@@ -34,12 +35,12 @@ def view(
     stored = records.read_all(folder)
     clock = _one_clock(clocks, stored, folder)
     entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
-    return _viewed(folder, entries, clock, commits, contenders, cases, config, exported)
+    return _viewed(folder, stored, entries, clock, commits, contenders, cases, config, exported)
 
 
 def views(folder: Path, commits: str | None, clocks: Sequence[str], gpu: str | None) -> Iterator[History]:
     """Everything that the store holds of a line: a history for each machine and clock. Raises ResultsError."""
-    stored = records.read_all(folder)
+    everything = stored = records.read_all(folder)
     _one_clock(clocks[:1], stored, folder)  # an empty store, or an unknown clock
     if gpu is not None:
         stored = records.of_machine(stored, gpu, folder)
@@ -48,11 +49,12 @@ def views(folder: Path, commits: str | None, clocks: Sequence[str], gpu: str | N
         for clock in configuration.CLOCKS:
             entries = [entry for entry in of_machine if _has(entry, clock)]
             if entries and (not clocks or clock in clocks):
-                yield _viewed(folder, entries, clock, commits)
+                yield _viewed(folder, everything, entries, clock, commits)
 
 
 def _viewed(
     folder: Path,
+    stored: Sequence[Entry],
     entries: Sequence[Entry],
     clock: ClockName,
     commits: str | None,
@@ -73,11 +75,17 @@ def _viewed(
         raise ResultsError(f"{folder}: no point of these commits has this contender and case; expected others")
     settings = configuration.load(config).history
     known = list(line) if line is not None else order
+    named = {entry.commit.sha: entry.commit for entry in stored}  # of other clocks and machines, too: with a subject
     return History(
         clock=clock,
         line=known,
         eras=found,
-        changes=[change for era in found for one in era.series for change in changes(one, known, settings)],
+        changes=[
+            replace(change, suspects=tuple(named.get(commit.sha, commit) for commit in change.suspects))
+            for era in found
+            for one in era.series
+            for change in changes(one, known, settings)
+        ],
         missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
     )
 

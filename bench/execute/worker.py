@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from bench import contenders
+from bench.clocks.work.quick import quicken
 from bench.execute import measure
 from bench.execute.isolate import Answer, Ask, Hello, Start
 from bench.model.environment import attached_profiler, collect_environment
@@ -26,6 +27,8 @@ def serve(receiver: Connection, sender: Connection) -> None:
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
     on_gpu = start.kind == "gpu"
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    if start.kind == "interpret":
+        quicken()
     contenders.load(start.contenders)
     gc.freeze()  # half a million objects of the imports, which a collection between points need not walk
     if start.kind == "compile":

@@ -41,6 +41,39 @@ def test_import_needs_neither_sglang_nor_bench_and_leaves_cuda_alone(interpret: 
     assert done.returncode == 0, done.stderr
 
 
+WITHOUT_TORCH = """
+import runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find(name, package)
+import csgmv_embed
+assert not hasattr(csgmv_embed, "no_such_name")
+try:
+    csgmv_embed.embedding_lora
+except ModuleNotFoundError as error:
+    print(error)
+sys.argv = ["csgmv_embed", "doctor"]
+runpy.run_module("csgmv_embed", run_name="__main__")
+"""
+
+
+def test_without_torch_the_doctor_says_what_to_install() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    name, plugin = done.stdout.splitlines()
+    assert name == "csgmv_embed.embedding_lora needs torch: pip install torch"
+    assert plugin.startswith("plugin       off: torch not installed; pip install torch")
+
+
 def imported_packages(source: str) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):

@@ -92,12 +92,21 @@ def test_the_planted_commit_is_in_the_timed_history_and_its_picture() -> None:
     }
     panel = history.data(found)[0]
     axes = Figure().subplots()
-    history._draw_panel(axes, panel, labelled=True)
-    assert f"{slow} to {after} +11 %" in [text.get_text() for text in axes.texts]
+    letters = history._letters([panel])
+    history._draw_panel(axes, panel, letters, labelled=True)
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["A  +11 %"]
+    (told,) = history._told([panel])
+    assert (
+        told.startswith(f"A: {slow} ({SLOW}) or {after} ({AFTER}")
+        and f"; before it {short(BEFORE)[0]} ({BEFORE}" in told
+    )
     lines = {str(line.get_label()): line for line in axes.get_lines()}
+    low, high = axes.get_ylim()
     for item in panel.lines:
+        values = [mark.value for mark in item.marks if mark.value is not None]
         drawn = list(lines[name_of(item.contender)].get_ydata())
-        assert drawn == [mark.value for mark in item.marks if mark.value is not None] and len(drawn) == 8
+        assert drawn == pytest.approx([100 * value / values[0] for value in values]) and len(drawn) == 8
+        assert max(drawn) - min(drawn) > (high - low) / 4, "the step fills a good part of the axis"
 
 
 def test_the_planted_commit_is_named_by_its_counts() -> None:

@@ -13,7 +13,7 @@ from bench.model import store
 from bench.model.case import Case
 from bench.model.records import Point, Results, Round
 from bench.show.tables import name_of
-from plots import roofline, scaling
+from plots import bandwidth, scaling
 
 ROOT = Path(__file__).parents[2]
 STORED = ROOT / "docs" / "results" / "h200-full.json"
@@ -89,9 +89,9 @@ def test_a_failed_point_is_marked_and_never_drawn_as_a_time(stored: Results) -> 
     assert [text.get_text() for text in axes.texts] == ["crashed"]
 
 
-def test_the_roofline_holds_every_point_and_its_ceilings(stored: Results) -> None:
-    found = roofline.data(stored)
-    timed = [p for p in stored.points if p.status == "ok" and p.contender in roofline.CONTENDERS]
+def test_the_bandwidth_holds_every_point_and_what_stands_beside(stored: Results) -> None:
+    found = bandwidth.data(stored)
+    timed = [p for p in stored.points if p.status == "ok" and p.contender in bandwidth.CONTENDERS]
     assert len(found.points) == len(timed) > 100
     ours = {(p.bytes, round(p.bytes_per_us, 6)) for p in found.points}
     for point in timed:
@@ -100,7 +100,7 @@ def test_the_roofline_holds_every_point_and_its_ceilings(stored: Results) -> Non
     assert {p.cache for p in found.points} >= {"warm", "cold"}
 
 
-@pytest.mark.parametrize("figure", [scaling, roofline], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("figure", [scaling, bandwidth], ids=lambda module: module.__name__)
 def test_a_figure_is_written_as_png_and_svg_and_twice_alike(stored: Results, tmp_path: Path, figure) -> None:  # type: ignore[no-untyped-def]
     once = figure.draw(stored, tmp_path / "deep" / "once.png")
     twice = figure.draw(stored, tmp_path / "twice.png")
@@ -111,8 +111,8 @@ def test_a_figure_is_written_as_png_and_svg_and_twice_alike(stored: Results, tmp
 
 def test_results_without_a_timed_point_give_an_empty_figure(stored: Results, tmp_path: Path) -> None:
     empty = msgspec.structs.replace(stored, points=[], anchors=[])
-    assert roofline.data(empty).points == []
+    assert bandwidth.data(empty).points == []
     assert all(panel.series == [] for panel in scaling.data(empty))
-    for figure in (scaling, roofline):
+    for figure in (scaling, bandwidth):
         written = figure.draw(empty, tmp_path / "empty.png")
         assert len(written) == 2 and all(path.exists() for path in written)

@@ -86,8 +86,16 @@ def test_every_ratio_of_a_plain_case_is_in_its_cell(h100: Results) -> None:
             for y, x in np.ndindex(image.shape)
             if np.isfinite(image[y, x]) and not np.ma.is_masked(axes.get_images()[0].get_array()[y, x])
         }
-        assert drawn == pytest.approx(expected)
+        assert drawn == pytest.approx({place: heatmap.shade(ratio) for place, ratio in expected.items()})
         assert len(axes.texts) == len(expected)
+        bold = sum(text.get_fontweight() == "bold" for text in axes.texts)
+        assert bold == sum(ratio <= 1 / heatmap.EQUAL for ratio in expected.values())
+
+
+def test_a_peer_that_is_faster_is_as_visible_as_one_that_is_slower() -> None:
+    assert heatmap.shade(1.02) == heatmap.shade(0.98) == 0
+    for lost, won in ((0.9, 1.5), (0.68, 3.0), (0.4, 10.0)):
+        assert -1 < heatmap.shade(lost) < -heatmap.shade(won) < 0
 
 
 def test_a_peer_without_a_time_has_its_status_in_the_cell(h100: Results) -> None:
@@ -110,7 +118,7 @@ def test_every_round_and_block_is_drawn_around_its_median(aa: Results) -> None:
     assert sum(len(strip.rows) for strip in strips) == len(aa.points) == 48
     for strip in strips:
         axes = Figure().subplots()
-        rounds._draw_strip(axes, strip, labelled=True)
+        rounds._draw_strip(axes, strip, [row.label for row in strip.rows], labelled=True)
         points = sorted((p for p in aa.points if p.contender == strip.contender), key=lambda p: p.case)
         limit = axes.get_xlim()[1] / 1.06
         expected, blocks = [], []
@@ -219,20 +227,24 @@ def test_the_history_draws_every_commit_and_marks_the_change(line: History) -> N
     (panel,) = history.data(line)
     assert len(panel.names) == 20
     axes = Figure().subplots()
-    history._draw_panel(axes, panel, labelled=True)
+    history._draw_panel(axes, panel, history._letters([panel]), labelled=True)
     drawn = [tuple(xy) for drawn in axes.get_lines() if drawn.get_label() == name_of(OURS) for xy in drawn.get_xydata()]
-    expected = [item.value.value for era in line.eras for item in era.series[0].measured if item.value]
+    eras = [[item.value.value for item in era.series[0].measured if item.value] for era in line.eras]
+    expected = [100 * value / values[0] for values in eras for value in values]
     assert [y for _, y in drawn] == pytest.approx(expected) and len(drawn) == 19
     assert [x for x, _ in drawn] == [*range(4), *range(5, 14), *range(15, 21)], "a gap before the new series"
     crosses = [x for item in axes.get_lines() if item.get_marker() == "x" for x in item.get_xdata()]
     assert crosses == [4]
     texts = [text.get_text() for text in axes.texts]
-    assert "000000008 +10 %" in texts
+    assert "A  +10 %" in texts
+    assert history._told([panel])[0].startswith(
+        "A: 000000008 (commit 8); before it 000000007 (commit 7); after it 0000"
+    )
     marks = [item.get_xdata()[0] for item in axes.get_lines() if item.get_color() == SLOWER]
     assert marks == [7.5], "between the last fast commit and the first slow one"
     assert "new series: measuring code v1 -> v2" in texts
-    levels = {item.get_label(): item.get_ydata()[0] for item in axes.get_lines() if len(set(item.get_ydata())) == 1}
-    assert levels["empty kernel (floor)"] == pytest.approx(0.8)
+    title = axes.get_title(loc="left")
+    assert f"100 % is {eras[0][0]:.3g} us of {name_of(OURS)}" in title and "an empty kernel 0.8 us" in title
 
 
 def test_the_interval_of_a_commit_is_that_of_its_rounds(line: History) -> None:

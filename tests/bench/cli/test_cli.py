@@ -60,11 +60,16 @@ def test_list_prints_every_case_and_contender_and_the_profiles() -> None:
     plan = config.make_plan(
         config.load(), "smoke", overrides=config.parse_axis_overrides(["rank=8,16"]), cases=["phase=decode"]
     )
-    assert {line.strip() for line in done.stdout.splitlines()} >= {point.case.key for point in plan.points}
-    assert {line.strip() for line in done.stdout.splitlines()} >= {point.contender for point in plan.points}
+    lines = done.stdout.splitlines()
+    assert {line.strip() for line in lines} >= {point.contender for point in plan.points}
+    (usual,) = (line.split("say so, ")[1].rstrip(":").split(", ") for line in lines if line.startswith("cases ("))
+    listed = [line.strip().split(",") for line in lines[lines.index(next(x for x in lines if "cases (" in x)) + 1 :]]
+    told = {frozenset({part.split("=")[0]: part for part in [*usual, *own]}.values()) for own in listed}
+    assert told == {frozenset(point.case.key.split(",")) for point in plan.points}
+    assert max(map(len, map(",".join, listed))) < 58, "a line of 60 columns holds a case"
     assert (
-        "of captured, faults, full, gate_work, head, headline, hidden, history, host, layer, linear, linear_axes, "
-        "peers, quick, sglang, smoke"
+        "other profiles: captured, faults, full, gate_work, head, headline, hidden, history, host, layer, linear, "
+        "linear_axes, peers, quick, sglang)"
         in done.stdout
         and "clocks: work" in done.stdout
     )
@@ -127,7 +132,7 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
         (("sweep", "--resume", "absent.json"), ("absent.json: cannot be read",)),
         (("sweep", "--resume", PUBLISHED, "-p", "smoke"), (f"--resume {PUBLISHED}:", "expected no other option")),
         (("sweep", "--resume", PUBLISHED, "-o", "x.json"), ("expected no other option",)),
-        (("plot", "nope", PUBLISHED), ("figure 'nope' is unknown", "scaling, roofline")),
+        (("plot", "nope", PUBLISHED), ("figure 'nope' is unknown", "scaling, bandwidth")),
         (("plot", "scaling", "absent.json"), ("absent.json: cannot be read",)),
         (("plot", "gate", PUBLISHED), ("figure gate: nothing among the given files", "bench gate -f json=FILE")),
         (("plot", "history", "docs"), ("not a results file of this suite",)),

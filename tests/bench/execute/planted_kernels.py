@@ -1,7 +1,7 @@
 """A stand-in for the library's lookup with regressions planted in it: the work gate's tests put it into a copy.
 
-The names VARIANT and KERNEL are filled in by the test. `good` is what the others are measured against; every variant
-gives the same, right output.
+VARIANTS and KERNEL are filled in by the test. A batch's number of tokens chooses the variant; `good` is what the others
+are measured against, and every variant gives the same, right output.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -14,7 +14,7 @@ import triton.language as tl
 
 from csgmv_embed import lookup, to_storage
 
-VARIANT = "good"
+VARIANTS: dict[int, str] = {}
 KERNEL = "embedding_lora_a_tokens_kernel"
 
 
@@ -51,11 +51,14 @@ def planted(
         tl.store(out + rows[:, None] * RANK + column[None, :], values, mask=live[:, None])
 
 
+# The same, of a stride that the compiler knows nothing of.
+unspecialized = triton.jit(do_not_specialize=["stride_rank"])(planted.fn)
+
 # variant -> (tokens at a time, steps a program, contiguous rows, warps)
 SHAPES = {
     "good": (16, 1, True, 4),
     "serial_loop": (1, 64, True, 4),  # one token after another instead of side by side
-    "lost_vectors": (16, 1, False, 4),  # a stride the compiler knows nothing of: one element a load
+    "lost_vectors": (16, 1, False, 4),  # one element a load
     "extra_launch": (16, 1, True, 4),
     "wrong_storage": (16, 1, False, 4),  # one 32-byte sector for every element
     "spill": (256, 1, True, 1),  # a tile that one warp cannot hold in registers
@@ -66,11 +69,13 @@ def embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings=Non
     """In the place of the library's call, for the contender csgmv_embed-vocab_major."""
     tokens, rank = input_ids.numel(), a_table.shape[1]
     out = torch.empty(tokens, rank, dtype=a_table.dtype, device=a_table.device)
-    block, steps, contiguous, warps = SHAPES[VARIANT]
-    if VARIANT == "wrong_storage":
+    variant = VARIANTS.get(tokens, "good")
+    block, steps, contiguous, warps = SHAPES[variant]
+    kernel = unspecialized if variant == "lost_vectors" else getattr(lookup, KERNEL)
+    if variant == "wrong_storage":
         a_table = to_storage(a_table, "rank_major")
-    for _ in range(2 if VARIANT == "extra_launch" else 1):
-        getattr(lookup, KERNEL)[(triton.cdiv(tokens, block * steps),)](
+    for _ in range(2 if variant == "extra_launch" else 1):
+        kernel[(triton.cdiv(tokens, block * steps),)](
             input_ids,
             batch.token_adapters,
             a_table,
@@ -86,6 +91,4 @@ def embedding_lora_a(input_ids, a_table, batch, vocab_size, extra_embeddings=Non
     return out
 
 
-if VARIANT == "lost_vectors":
-    planted = triton.jit(do_not_specialize=["stride_rank"])(planted.fn)
 setattr(lookup, KERNEL, planted)

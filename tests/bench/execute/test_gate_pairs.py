@@ -232,7 +232,7 @@ MACHINE = Machine(has_gpu=lambda: True, open_side=interpreted, layout_seed=lambd
 ONE = "phase=decode", "batch_size=1", "rank=16", "cache=warm", "vocab=1000", "base_fraction=0", "rank_mix=equal"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tree_pair() -> Iterator[tuple[Tree, Tree]]:
     with trees(None, None) as sides:
         yield sides
@@ -249,11 +249,17 @@ def wait_until(done: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def worker_side(tree_pair: tuple[Tree, Tree]) -> Iterator[WorkerSide]:
+    """Shared, as its worker's imports take seconds."""
+    with contextlib.closing(WorkerSide(tree_pair[0], "interpret", TINY.measure, ("csgmv_embed-vocab_major",))) as made:
+        yield made
+
+
 @pytest.fixture
-def side(tree_pair: tuple[Tree, Tree]) -> Iterator[WorkerSide]:
-    made = WorkerSide(tree_pair[0], "interpret", TINY.measure, ("csgmv_embed-vocab_major",))
-    yield made
-    made.close()
+def side(worker_side: WorkerSide) -> Iterator[WorkerSide]:
+    yield worker_side
+    worker_side.finish()
 
 
 def test_each_process_is_a_fork_that_ends_and_a_killed_one_is_a_lost_side(side: WorkerSide) -> None:
@@ -281,30 +287,6 @@ def test_each_process_is_a_fork_that_ends_and_a_killed_one_is_a_lost_side(side: 
     assert side._worker._process.pid == parent, "only the child was lost"
 
 
-def test_processes_opened_ahead_wait_side_by_side_and_end_with_the_worker(side: WorkerSide) -> None:
-    point = planned(TINY, *ONE)[0].planned
-    assert side._worker is not None
-    parent = side._worker._process.pid
-    side.begin(Begin(0, ahead=2, rehearse=point))
-    second, third = children(parent)[1:]
-    side.finish()
-    assert children(parent) == [second, third]
-    os.kill(second, signal.SIGKILL)
-    side.begin(Begin(2))
-    assert third in children(parent), "opened ahead, not again"
-    assert side.prepare(point, 5, 0.0).status == "ok"
-    side.finish()
-    with pytest.raises(SideLost, match="SIGKILL"):
-        side.begin(Begin(1))
-    side.begin(Begin(1))
-    side.finish()
-    side.begin(Begin(3, ahead=1))
-    side.finish()
-    (waiting,) = children(parent)
-    side.close()
-    assert not Path(f"/proc/{waiting}").exists()
-
-
 def test_a_killed_worker_takes_its_child_with_it_and_is_replaced(side: WorkerSide) -> None:
     point = planned(TINY, *ONE)[0].planned
     side.begin(Begin(0))
@@ -329,16 +311,28 @@ def test_what_a_contender_raises_is_the_points_status(side: WorkerSide) -> None:
     assert side.prepare(point, 6, 0.0).status == "ok"
 
 
-def test_a_self_check_of_real_workers_runs_to_its_report(tmp_path: Path, tree_pair: tuple[Tree, Tree]) -> None:
-    run = session.pair_run(TINY, "self-check", tree_pair, planned(TINY, *ONE)[:1], 11, [])
-    for _ in run_pairs(run, tree_pair, interpreted):
-        pass
-    assert [point.status for point in run.points] == ["ok"]
-    assert run.env is not None and run.env.identity["triton"]
-    assert run.start_s > 0 and run.open_s > 0 and run.duration_s > run.start_s + run.open_s
-    (verdict,) = judge_pairs(run).verdicts
-    assert verdict.status in ("pass", "inconclusive", "fast", "slow"), "the host's clock is not the gate's to judge"
-    assert verdict.before_us and verdict.after_us
+def test_processes_opened_ahead_wait_side_by_side_and_end_with_the_worker(side: WorkerSide) -> None:
+    point = planned(TINY, *ONE)[0].planned
+    assert side._worker is not None
+    parent = side._worker._process.pid
+    side.begin(Begin(0, ahead=2, rehearse=point))
+    second, third = children(parent)[1:]
+    side.finish()
+    assert children(parent) == [second, third]
+    os.kill(second, signal.SIGKILL)
+    side.begin(Begin(2))
+    assert third in children(parent), "opened ahead, not again"
+    assert side.prepare(point, 5, 0.0).status == "ok"
+    side.finish()
+    with pytest.raises(SideLost, match="SIGKILL"):
+        side.begin(Begin(1))
+    side.begin(Begin(1))
+    side.finish()
+    side.begin(Begin(3, ahead=1))
+    side.finish()
+    (waiting,) = children(parent)
+    side.close()
+    assert not Path(f"/proc/{waiting}").exists()
 
 
 def test_planted_work_is_in_the_times_of_side_b_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,8 +346,15 @@ def test_planted_work_is_in_the_times_of_side_b_alone(tmp_path: Path, monkeypatc
         assert end.value.code == 0
     (repeat,) = json.loads((tmp_path / "planted.json").read_bytes())
     assert {share: total for share, (_, total) in repeat["found"].items()} == {"9": 1}
-    (point,) = records.read(tmp_path / "planted-1.json").points
-    assert median(item.log_ratio for item in point.rounds) > log(2.5), "a stall may take one round"
+    run = records.read(tmp_path / "planted-1.json")
+    assert run.env is not None and run.env.identity["triton"]
+    assert run.start_s > 0 and run.open_s > 0 and run.duration_s > run.start_s + run.open_s
+    (verdict,) = judge_pairs(run).verdicts
+    assert verdict.status in ("slow", "inconclusive") and verdict.before_us and verdict.after_us
+    (point,) = run.points
+    assert point.status == "ok" and median(item.log_ratio for item in point.rounds) > log(2.5), (
+        "a stall may take one round"
+    )
 
 
 def test_the_script_counts_what_was_found_by_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,8 +459,12 @@ def test_a_worker_finds_what_the_caller_has_on_its_path(
 def test_a_library_that_cannot_be_driven_cannot_be_judged(tmp_path: Path, tree_pair: tuple[Tree, Tree]) -> None:
     old = broken(tmp_path, "raise ImportError('an API of long ago')")
     run = session.pair_run(TINY, "against", (old, tree_pair[1]), planned(TINY, *ONE)[:1], 1, [])
+
+    def opened(tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> Side:
+        return (interpreted if tree is old else FakeGpu().open_side)(tree, settings, contenders)
+
     with pytest.raises(CannotJudge, match="old: its library cannot be driven: .*an API of long ago"):
-        list(run_pairs(run, (old, tree_pair[1]), interpreted))
+        list(run_pairs(run, (old, tree_pair[1]), opened))
 
 
 def test_a_worker_that_loaded_another_library_cannot_be_judged(tmp_path: Path, tree_pair: tuple[Tree, Tree]) -> None:

@@ -1,4 +1,7 @@
-"""Achieved bytes per second against the bytes a launch must move, under the ceilings measured in the same run."""
+"""Bytes a second achieved, by the bytes that a launch must move, beside what a copy and an empty kernel achieve.
+
+No roofline: a lookup has no arithmetic to speak of, and neither line is a bound.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from matplotlib.figure import Figure
 from bench.judge.estimate import anchor_value, point_estimate
 from bench.model.records import Results
 from bench.show.tables import name_of
-from plots.series import shown_op
-from plots.style import REFERENCE, caption, look, provenance, save, styled
+from plots.series import described, shown_op
+from plots.style import REFERENCE, caption, heading, legend, look, plain, provenance, save, styled, versions
 
 CONTENDERS = ("csgmv_embed-vocab_major", "csgmv_embed-rank_major", "sglang_csgmv-chunk16", "sglang_triton")
 FILLED = {"warm": True, "mixed": True, "cold": False}
@@ -29,15 +32,15 @@ class Achieved:
 
 
 @dataclass(frozen=True)
-class Roof:
-    """The points, the copy bandwidth (bytes/us) and the time of an empty graph node (us)."""
+class Bandwidth:
+    """The points, the copy bandwidth (bytes/us) and the time of an empty graph node (us): lines beside them."""
 
     points: list[Achieved]
     copy_bytes_per_us: float | None
     floor_us: float | None
 
 
-def data(results: Results) -> Roof:
+def data(results: Results) -> Bandwidth:
     """The numbers of the figure: graph-clock points that have a time; the least bytes are equal for all contenders."""
     points = []
     op = shown_op(results)
@@ -47,14 +50,14 @@ def data(results: Results) -> Roof:
         if taken and point.minimum_bytes and point.cache and point.contender in CONTENDERS:
             rate = point.minimum_bytes / taken.value
             points.append(Achieved(point.contender, point.minimum_bytes, rate, point.cache.achieved))
-    return Roof(points, anchor_value(results, "copy_bandwidth"), anchor_value(results, "empty_kernel_graph"))
+    return Bandwidth(points, anchor_value(results, "copy_bandwidth"), anchor_value(results, "empty_kernel_graph"))
 
 
 def draw(results: Results, path: Path) -> list[Path]:
     """Write the figure; returns the files."""
     found = data(results)
     with styled():
-        figure = Figure(figsize=(7.6, 5.6), layout="constrained")
+        figure = Figure(figsize=(8.6, 5.2), layout="constrained")
         axes = figure.subplots()
         for name in CONTENDERS:
             for filled in (True, False):
@@ -66,28 +69,36 @@ def draw(results: Results, path: Path) -> list[Path]:
                         "markerfacecolor": look(name)["color"] if filled else "none",
                     }
                     label = name_of(name) + ("" if filled else ", cold cache")
-                    axes.plot([p.bytes for p in chosen], [p.bytes_per_us / 1e6 for p in chosen], label=label, **style)
-        _draw_ceilings(axes, found)
+                    kilobytes, rates = [p.bytes / 1e3 for p in chosen], [p.bytes_per_us / 1e3 for p in chosen]
+                    axes.plot(kilobytes, rates, label=label, **style)
+        _draw_references(axes, found)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel(f"least bytes of the {shown_op(results)} (what it reads once, output)")
-        axes.set_ylabel("achieved, TB/s")
-        if axes.get_lines():
-            figure.legend(loc="outside upper left", ncols=2, fontsize=8)
-        above = "above the copy line: rows came from the L2, which holds them between launches"
-        caption(figure, f"a point is a case; higher is better; {above}\n{provenance(results)}")
+        axes.set_xlabel("least bytes of a launch: what it must read, once, and its output, kB")
+        axes.set_ylabel("least bytes / time, GB/s")
+        for axis in (axes.xaxis, axes.yaxis):
+            plain(axis)
+        legend(figure)
+        heading(figure, f"Bytes a second, in a CUDA graph: {described(results)}", provenance(results))
+        caption(
+            figure,
+            "A point is a case; higher is better. Neither line is a bound: rows that the L2 holds from the launch\n"
+            "before are read faster than a copy reads, and overlapped launches hide a part of an empty kernel's time.\n"
+            f"{versions(results)}",
+        )
         return save(figure, path)
 
 
-def _draw_ceilings(axes: Axes, found: Roof) -> None:
+def _draw_references(axes: Axes, found: Bandwidth) -> None:
     ends = [min(p.bytes for p in found.points), max(p.bytes for p in found.points)] if found.points else [1, 1]
     if found.copy_bytes_per_us:
-        axes.plot(ends, [found.copy_bytes_per_us / 1e6] * 2, label="ceiling: bandwidth of a 1 GiB copy", **REFERENCE)
+        rate = found.copy_bytes_per_us / 1e3
+        axes.plot([end / 1e3 for end in ends], [rate, rate], label="a copy of 1 GiB", **REFERENCE)
     if found.floor_us:
         dotted = {**REFERENCE, "linestyle": ":"}
         axes.plot(
-            ends,
-            [end / found.floor_us / 1e6 for end in ends],
-            label="ceiling: least bytes in the time of an empty kernel",
+            [end / 1e3 for end in ends],
+            [end / found.floor_us / 1e3 for end in ends],
+            label="the least bytes in the\ntime of an empty kernel",
             **dotted,
         )
