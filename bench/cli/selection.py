@@ -81,6 +81,7 @@ class Choice:
     seed: int | None = None
     allow_changed_rules: bool = False
     subjects: list[str] = field(default_factory=list)  # judged whatever bench.toml says, then or now
+    partial: bool = False  # a baseline may lack points
 
     @property
     def rules(self) -> Rules:

@@ -1,6 +1,7 @@
 """What the running of pairs records: raw blocks of both sides by round, in a JSON file of its own.
 
 History of the format (semver, as in bench/model/store.py)
+1.3.0  gate.cases: limits of single cases
 1.2.0  the use against-sglang, whose sides are two versions of SGLang
 1.1.0  gate.wave, gate.clear_confidence: flagged points may be cleared before all confirming rounds are taken; open_s
 1.0.0  first version
@@ -24,7 +25,7 @@ from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some
 from bench.model.records import Environment, Status
 from bench.model.verdict import Subject, Use
 
-PAIRS_NAME, PAIRS_VERSION = "csgmv-bench-pairs", "1.2.0"
+PAIRS_NAME, PAIRS_VERSION = "csgmv-bench-pairs", "1.3.0"
 Stage = Literal["screen", "confirm"]
 SideName = Literal["A", "B"]
 

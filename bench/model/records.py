@@ -9,6 +9,7 @@ History of the format (semver: a reader refuses another major and ignores keys a
 1.3.0  a case has a site and a model, none where it says nothing; ops shrink and linear; ranks in pairs
 1.4.0  contenders of another SGLang have its version behind their name, and `other_sglang` says which files those are
 1.5.0  contenders of files have the hash of their file behind their name, and `outside` says which files those are
+1.6.0  rules may have limits of single cases
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.
@@ -27,7 +28,7 @@ from bench.model.outside import OutsideFile
 from bench.model.rules import Rules
 
 SCHEMA_NAME = "csgmv-bench-results"
-SCHEMA_VERSION = "1.5.0"
+SCHEMA_VERSION = "1.6.0"
 
 Status = Literal["ok", "skipped", "wrong", "crashed", "error"]
 CacheAchieved = Literal["warm", "mixed", "cold"]

@@ -21,7 +21,8 @@ from bench.model.rules import Rules
 VerdictStatus = Literal["pass", "slow", "fast", "inconclusive", "skipped", "error"]
 Use = Literal["baseline", "against", "self-check", "work", "against-sglang"]
 REPORT_NAME = "csgmv-bench-gate"
-REPORT_VERSION = "1.2.0"  # 1.1.0: rules, changed_rules, rules_allowed; 1.2.0: the use against-sglang
+# 1.1.0: rules, changed_rules, rules_allowed; 1.2.0: the use against-sglang; 1.3.0: rules have limits of cases
+REPORT_VERSION = "1.3.0"
 
 
 class Exit(IntEnum):

@@ -139,7 +139,7 @@ def test_a_change_counts_when_significant_and_past_the_floor(mean: float, slow: 
 
 def test_the_smallest_detectable_slowdown_is_found_as_often_as_it_says() -> None:
     """Simulated without the process and layout structure: the formula's own assumptions."""
-    design = pair_design(GATE, "graph")
+    design = pair_design(GATE, GATE.graph)
     sd = 0.01
     least = float(detectable(np.array([sd]), design)[0])
     screen = RNG.normal(least, sd, (4000, design.screen_observations))
@@ -155,7 +155,7 @@ def test_the_smallest_detectable_slowdown_is_found_as_often_as_it_says() -> None
 def test_the_power_of_the_t_test_is_that_of_statsmodels() -> None:
     """Where the t test is the highest hurdle."""
     for observations in (3, 8, 16):
-        design = replace(pair_design(GATE, "graph"), confirm_observations=observations, screen_observations=10**6)
+        design = replace(pair_design(GATE, GATE.graph), confirm_observations=observations, screen_observations=10**6)
         each = 1 - (1 - design.power) / 3
         size = TTestPower().solve_power(nobs=observations, alpha=design.alpha, power=each, alternative="larger")
         assert float(detectable(np.array([1.0]), design)[0]) == pytest.approx(size, rel=1e-4)
