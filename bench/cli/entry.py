@@ -21,6 +21,10 @@ from bench.model.text import one_line
 from bench.model.verdict import CannotJudge, GateError
 
 
+# Packages that measuring needs, and looking at records does not.
+MEASURING = ("torch", "triton", "nvtx", "pynvml", "sglang")
+
+
 def end(status: int, reason: object, name: str) -> NoReturn:
     """Say the reason in one line and end."""
     sys.stderr.write(f"{name}: {one_line(str(reason))}\n")
@@ -47,6 +51,8 @@ def _run(app: typer.Typer, arguments: list[str] | None, context: object, name: s
         end(INTERRUPTED, "interrupted", name)
     except SystemExit as ended:  # typer's own, for a reader of standard output that has gone
         raise SystemExit(FAILED if ended.code == 1 else ended.code) from None
+    except ModuleNotFoundError as error:
+        end(FAILED, _missing(error), name)
     except ImportError as error:
         end(FAILED, f"{type(error).__name__}: {error}", name)
     except Exception as error:
@@ -56,3 +62,10 @@ def _run(app: typer.Typer, arguments: list[str] | None, context: object, name: s
         traceback.print_exc()
         end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """A package that is not there; a light install has no torch, and says what has."""
+    if (error.name or "").partition(".")[0] in MEASURING:
+        return f"needs {error.name}, which a light install leaves out; expected the whole one: make setup"
+    return f"{type(error).__name__}: {error}"
