@@ -116,7 +116,7 @@ setup: $(VENV)/.ready$(if $(LIGHT),-light)
 $(VENV)/.ready-light: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --group light
+	$(BIN)/python -m pip install --quiet --no-compile --group light
 	touch $@
 
 # SGLang brings torch and triton in the versions it was built for, and is most of the download (9 GB on disk).

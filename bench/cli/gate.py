@@ -191,15 +191,19 @@ def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
     changed = keeping.changes(
         chosen.rules, keeping.rules_of(before), ["work"], keeping.left_out(before.points, was_wanted, wanted)
     )
-    plan = chosen.plan(profile, ["work"])
-    known = _known_part(chosen, plan, before) if chosen.partial and given is None else plan
-    after = given or measured(chosen, known, profile)
+    after, unknown = (given, []) if given else _counted(chosen, profile, before)
     match = _matched(chosen, before, after, wanted)
     report = judge_work(before, after, chosen.config.gate, match, counts_only=chosen.counts_only, renew=RENEW_WORK)
     report.selection = chosen.options(profile)
-    if known is not plan:
-        report.notes += _unknown(plan, known)
+    report.notes += unknown
     return keeping.hold(report, changed, allowed=chosen.allow_changed_rules)
+
+
+def _counted(chosen: Choice, profile: str, before: Results) -> tuple[Results, list[str]]:
+    """The profile counted now, with --partial what the baseline knows of it; and what is said of the rest."""
+    plan = chosen.plan(profile, ["work"])
+    known = _known_part(chosen, plan, before) if chosen.partial else plan
+    return measured(chosen, known, profile), _unknown(plan, known)
 
 
 def _matched(chosen: Choice, before: Results, after: Results, wanted: times.Wanted) -> comparable.Match:
