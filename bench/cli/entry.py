@@ -20,7 +20,6 @@ from bench.model.records import ResultsError
 from bench.model.text import one_line
 from bench.model.verdict import CannotJudge, GateError
 
-
 # Packages that measuring needs, and looking at records does not.
 MEASURING = ("torch", "triton", "nvtx", "pynvml", "sglang")
 

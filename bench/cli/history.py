@@ -38,6 +38,7 @@ from bench.execute.interleaved import LAYOUT_SEEDS, Machine
 from bench.execute.sglang_source import Checkout, Versions
 from bench.judge.changes import changes
 from bench.judge.history import History
+from bench.judge.moves import moves, standing
 from bench.judge.series import eras, order_of
 from bench.model import config as configuration
 from bench.model import git, store
@@ -162,6 +163,7 @@ def show(
     config: ConfigOption = configuration.DEFAULT_PATH,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Also changes that went away again.")] = False,
 ) -> None:
     """The changes, and a table for each point."""
     from bench.show.history import tables
@@ -170,7 +172,8 @@ def show(
     if served_file.CLOCK in clock:
         served_history.show(folder, case, [*contender, *subject], gpu, config)
         return
-    console().print(tables(view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)))
+    found = view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported, every)
+    console().print(tables(found))
 
 
 @app.command()
@@ -258,6 +261,7 @@ def view(
     gpu: str | None,
     config: Path = configuration.DEFAULT_PATH,
     exported: Path | None = None,
+    every: bool = False,
 ) -> History:
     """What the store holds of a line, with its changes. Raises ResultsError, GateError."""
     stored = records.read_all(folder)
@@ -275,12 +279,16 @@ def view(
         raise ResultsError(f"{folder}: no point of these commits has this contender and case; expected others")
     settings = configuration.load(config).history
     known = list(line) if line is not None else order
+    changed = [changes(one, known, settings) for era in found for one in era.series]
+    judged = [(found_here, []) if every else standing(found_here, settings) for found_here in changed]
     return History(
         clock=clock,
         line=known,
         eras=found,
-        changes=[change for era in found for one in era.series for change in changes(one, known, settings)],
+        changes=[change for kept, _ in judged for change in kept],
         missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
+        moves=moves(found, settings),
+        gone=[one for _, gone in judged for one in gone],
     )
 
 

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import accuracy, baseline, comment, entry, gate, history, look, measure, profile, serve
+from bench.cli import (
+    accuracy,
+    baseline,
+    comment,
+    entry,
+    gate,
+    history,
+    history_confirm,
+    look,
+    measure,
+    profile,
+    serve,
+)
 from bench.execute.interleaved import Machine
 from bench.model.environment import suite_version
 
@@ -17,7 +29,7 @@ app = typer.Typer(
     help=__doc__,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (measure, serve, look, gate, comment, baseline, history, profile, accuracy):
+for group in (measure, serve, look, gate, comment, baseline, history, history_confirm, profile, accuracy):
     group.register(app)
 
 
