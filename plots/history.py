@@ -251,18 +251,19 @@ def _ticks(panel: Panel) -> list[float]:
 
 
 def _draw_changes(axes: Axes, panel: Panel) -> None:
-    """One line and one name a commit: the largest change of the panel there."""
+    """One line and one name a commit: the largest change of the panel there. Names of neighbours are not in one row."""
     by_place: dict[float, list[Change]] = {}
     for line in panel.lines:
         for x, change in line.changes:
             by_place.setdefault(x, []).append(change)
-    for x, found in by_place.items():
+    for number, (x, found) in enumerate(sorted(by_place.items())):
         largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
         color = SLOWER if largest.worse else FASTER
         axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
         late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
+        height = 0.98 - 0.07 * (number % 3)
         axes.text(
-            x - (0.6 if late else 0.4), 0.98, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5,
+            x - (0.6 if late else 0.4), height, f"{_blamed(largest)} {_size(largest)}", color=color, fontsize=7.5,
             va="top", ha="right" if late else "left",
             transform=blended_transform_factory(axes.transData, axes.transAxes),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},

@@ -122,6 +122,11 @@ class Report(msgspec.Struct):
         judged = any(verdict.status in ("pass", "fast") for verdict in self.verdicts)
         return Exit.PASS if judged else Exit.CANNOT_JUDGE
 
+    @property
+    def counted(self) -> bool:
+        """Whether it judged counts, of a baseline or of two versions of SGLang, and no times."""
+        return self.use == "work" or (bool(self.verdicts) and all(item.clock == "work" for item in self.verdicts))
+
     def counts(self) -> dict[str, int]:
         """Verdicts by status."""
         return dict(Counter(verdict.status for verdict in self.verdicts))

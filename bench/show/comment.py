@@ -43,7 +43,7 @@ def _table(report: Report, rows: Sequence[tuple[Verdict, int]], limit: int) -> s
     """The rows with what tells their cases apart; what all of the report's have stands below."""
     if not rows:
         return ""
-    counted = all(item.ratio is None for item in report.verdicts)
+    counted = report.counted
     names = COUNTED if counted else TIMED
     cases = [item.case for item in report.verdicts]
     labels = row_labels([item.case for item, _ in rows], cases)
@@ -89,5 +89,5 @@ def _again(report: Report) -> str:
 
 
 def _sides(report: Report) -> str:
-    machine = report.identity.get("gpu") or ("counted, no GPU" if report.use == "work" else "no GPU")
+    machine = report.identity.get("gpu") or ("counted, no GPU" if report.counted else "no GPU")
     return f"{report.after.label} against {report.before.label}; {machine}; {report.started_utc[:10]}"

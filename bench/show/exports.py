@@ -135,7 +135,7 @@ def bencher(report: Report) -> str:
     for item in report.verdicts:
         if item.after_us is not None:
             content[name_of(item)] = {"latency": _metric(item)}
-        elif report.use == "work" and item.status in ("pass", "fast", "slow"):
+        elif report.counted and item.status in ("pass", "fast", "slow"):
             content[name_of(item)] = {"changed-figures": {"value": float(len(item.changes))}} | {
                 change.figure.replace("_", "-"): {"value": float(change.after)} for change in item.changes
             }
