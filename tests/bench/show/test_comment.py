@@ -11,8 +11,9 @@ from markdown_it import MarkdownIt
 
 from bench.judge.times import judge_pairs
 from bench.model import pairs, store
-from bench.model.verdict import Report
+from bench.model.verdict import Change, Report, Subject, Verdict
 from bench.show.comment import comment
+from bench.show.gate import table_text
 from tests.support.gate import AA, ROOT, Outcome
 
 PLANTED = ROOT / "docs" / "experiments" / "h100-planted-1.json"
@@ -63,3 +64,14 @@ def test_what_is_no_report_and_no_address_is_refused(run: Run, tmp_path: Path) -
     assert done.code == 2 and "--picture javascript:x: expected an address" in done.err
     store.write_bytes(tmp_path / "x.json", b"[]")
     assert run("comment", tmp_path / "x.json").code == 2
+
+
+def test_counts_of_two_versions_of_sglang_have_the_layout_of_counts() -> None:
+    item = planted().verdicts[0]
+    change = Change("programs", 32, 256, worse=True)
+    counted = Verdict(item.case, "sglang_triton", "work", "slow", "worse: programs", confirmed=True, changes=[change])
+    sides = [Subject(f"SGLang {version}", None, None, "0") for version in ("0.5.20", "0.5.23")]
+    report = Report("against-sglang", *sides, {}, [counted])
+    table = table_text(report)
+    assert "counted work of SGLang 0.5.23 against SGLang 0.5.20: not times" in table and "95 %" not in table
+    assert "| slow | decode" in comment(report, "x") and "programs 32 -> 256" in comment(report, "x")
