@@ -48,7 +48,7 @@ def embedding_lora_a(
     pdl               programmatic dependent launch: set up while the kernel before still runs, which it waits for
                       before it reads. Without effect before compute capability 9.0 and on AMD GPUs, which a warning
                       says once. Pays where the neighbours are launched so too; between ordinary kernels it costs
-                      (docs/measured.md).
+                      (docs/results/h100.md).
 
     Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
     static batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.

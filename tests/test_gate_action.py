@@ -139,8 +139,8 @@ def test_inputs_reach_the_shell_as_variables_alone() -> None:
 
 
 def gitlab_job() -> dict[str, Any]:
-    """The job of docs/run-in-a-ci.md."""
-    text = (ROOT / "docs" / "run-in-a-ci.md").read_text(encoding="utf-8").partition("\n## GitLab\n")[2]
+    """The job of docs/how-to/run-in-a-ci.md."""
+    text = (ROOT / "docs" / "how-to" / "run-in-a-ci.md").read_text(encoding="utf-8").partition("\n## GitLab\n")[2]
     job: dict[str, Any] = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["gate"]
     return job
 

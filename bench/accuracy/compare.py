@@ -49,8 +49,8 @@ def limit_for(dtype: torch.dtype, reference: Sequence[Output], wider: Sequence[O
     """The limit of a dtype. Float32: 1e-4. Shorter ones: twice the reference's own rounding.
 
     A path and the reference are two roundings of one exact result. Neither is nearer to it by right, and the served one
-    rounds no more often (docs/accuracy.md), so their distance is at most the sum of two such errors. No path's
-    output enters the limit.
+    rounds no more often, so their distance is at most the sum of two such errors (docs/explanation/accuracy.md). No
+    path's output enters the limit.
     """
     rounding = max(max(_differences(a, b)) for a, b in zip(reference, wider, strict=True))
     return Limit(FLOAT32_LIMIT if dtype == torch.float32 else 2 * rounding, rounding)

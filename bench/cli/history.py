@@ -31,20 +31,17 @@ from bench.cli.options import (
     SglangLineOption,
     SubjectOption,
 )
-from bench.cli.selection import judging, of_files, planned
+from bench.cli.selection import judging, planned
+from bench.cli.series import source_of, view
 from bench.execute import interleaved
-from bench.execute.commits import ExportedSource, GitSource, Libraries, Source, export
+from bench.execute.commits import GitSource, Libraries, Source, export
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
-from bench.execute.sglang_source import Checkout, Versions
-from bench.judge.changes import changes
-from bench.judge.history import History
-from bench.judge.moves import moves, standing
-from bench.judge.series import eras, order_of
+from bench.execute.sglang_source import Versions
+from bench.judge.toolchains import crossings
 from bench.model import config as configuration
 from bench.model import git, store
 from bench.model import history as records
 from bench.model import pairs as pair_store
-from bench.model.case import ClockName
 from bench.model.config import Config, ConfigError, Plan, PlannedPoint
 from bench.model.history import Commit, Entry
 from bench.model.locks import only_writer
@@ -161,8 +158,12 @@ def show(
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
     every: Annotated[bool, typer.Option("--all", help="Also changes that went away again.")] = False,
+    toolchains: Annotated[
+        bool, typer.Option("--toolchains", help="The commits that two toolchains measured, side by side, instead.")
+    ] = False,
 ) -> None:
     """The changes, and a table for each point."""
+    from bench.show import toolchains as two
     from bench.show.history import tables
     from bench.show.tables import console
 
@@ -170,10 +171,12 @@ def show(
         foreign_file.show(folder, tool, [*contender, *subject], config)
         return
     if served_file.CLOCK in clock:
+        if toolchains:
+            raise ConfigError("--toolchains: engines have no series of kernels; expected it without -k engine")
         served_history.show(folder, case, [*contender, *subject], gpu, config)
         return
     found = view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported, every)
-    console().print(tables(found))
+    console().print(two.tables(crossings(found.eras)) if toolchains else tables(found))
 
 
 @app.command()
@@ -250,77 +253,6 @@ def export_commits(
     console().print(f"written to {shown(output)}: {len(line)} commits; use it with --exported {output}")
 
 
-def view(
-    folder: Path,
-    commits: str | None,
-    clocks: Sequence[str],
-    contenders: Sequence[str],
-    cases: Sequence[str],
-    gpu: str | None,
-    config: Path = configuration.DEFAULT_PATH,
-    exported: Path | None = None,
-    every: bool = False,
-) -> History:
-    """What the store holds of a line, with its changes. Raises ResultsError, GateError."""
-    stored = records.read_all(folder)
-    clock = _one_clock(clocks, stored, folder)
-    entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
-    line = source_of(exported).line(commits) if commits is not None else _own_line(entries)
-    order = order_of(entries, line)
-    if not order:
-        raise ResultsError(
-            f"{folder}: has none of the commits {commits}; measure them with: python -m bench history run"
-        )
-    wanted = of_files([point for entry in entries for point in entry.results.points], [clock], contenders, cases)
-    found = eras(entries, order, wanted, [clock])
-    if not found:
-        raise ResultsError(f"{folder}: no point of these commits has this contender and case; expected others")
-    settings = configuration.load(config).history
-    known = list(line) if line is not None else order
-    changed = [changes(one, known, settings) for era in found for one in era.series]
-    judged = [(found_here, []) if every else standing(found_here, settings) for found_here in changed]
-    return History(
-        clock=clock,
-        line=known,
-        eras=found,
-        changes=[change for kept, _ in judged for change in kept],
-        missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
-        moves=moves(found, settings),
-        gone=[one for _, gone in judged for one in gone],
-    )
-
-
-def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
-    """The part of this checkout's own line that holds all entries; None if there is none, and time must order them."""
-    source = GitSource()
-    stored = {entry.commit.sha for entry in entries}
-    try:
-        own = source.ancestry("HEAD")
-    except git.GitError:  # no repository
-        return None
-    places = [index for index, sha in enumerate(own) if sha in stored]
-    if not places or len(places) != len(stored):
-        return None
-    first, last = own[places[0]], own[places[-1]]
-    return [source.commit(first), *(source.line(f"{first}..{last}") if last != first else [])]
-
-
-def source_of(
-    exported: Path | None,
-    sglang: str | None = None,
-    sglang_checkout: Path | None = None,
-    config: Config | None = None,
-) -> Source:
-    """Where commits come from: at most one of these, else this checkout. Raises ConfigError."""
-    if sum(item is not None for item in (exported, sglang, sglang_checkout)) > 1:
-        raise ConfigError("--exported, --sglang and --sglang-checkout exclude each other; expected one of them")
-    if sglang is not None:
-        return Versions(sglang, config.sglang_files if config else ())
-    if sglang_checkout is not None:
-        return Checkout(sglang_checkout)
-    return ExportedSource(exported) if exported is not None else GitSource()
-
-
 def entry_of(path: Path, results: Results) -> Entry:
     """A results file as an entry. Raises ResultsError unless it names a commit."""
     code = results.code
@@ -370,22 +302,6 @@ def _with_start(source: Source, commits: str) -> list[Commit]:
     if ".." not in commits or commits.startswith(".."):
         raise GateError(f"--commits {commits}: expected A..B: A is the last commit known to be good")
     return [source.commit(commits.split("..", 1)[0]), *source.line(commits)]
-
-
-def _one_clock(clocks: Sequence[str], stored: Sequence[Entry], folder: Path) -> ClockName:
-    known = {point.clock for entry in stored for point in entry.results.points}
-    if len(clocks) > 1:
-        raise ConfigError("--clock: a series is of one clock; expected it once")
-    for name in clocks or configuration.CLOCKS:
-        if name in known:
-            return name
-    if not known:
-        raise ResultsError(f"{folder}: no history; make one with: python -m bench history run --commits A..B")
-    raise ResultsError(f"--clock {clocks[0]}: {folder} has {', '.join(sorted(known))}; expected one of them")
-
-
-def _has(entry: Entry, clock: ClockName) -> bool:
-    return any(point.clock == clock for point in entry.results.points)
 
 
 def _of_contenders(plan: Plan, patterns: Sequence[str]) -> list[PlannedPoint]:

@@ -23,6 +23,7 @@ from bench.cli.options import (
     SglangLineOption,
     SubjectOption,
 )
+from bench.cli.series import source_of, view
 from bench.execute.commits import Libraries
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
 from bench.model import config as configuration
@@ -54,10 +55,10 @@ def confirm(
     from bench.show.history import follow_confirmation
 
     loaded = configuration.load(config)
-    source = history.source_of(exported, sglang, sglang_checkout, loaded)
+    source = source_of(exported, sglang, sglang_checkout, loaded)
     if processes is not None:
         loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
-    found = history.view(folder, commits, ["graph"], [*contender, *subject], case, gpu, config, exported)
+    found = view(folder, commits, ["graph"], [*contender, *subject], case, gpu, config, exported)
     if not found.changes:
         raise CannotJudge(f"{folder}: shows no change of level that holds: there is nothing to confirm")
     machine: Machine = context.obj or Machine()

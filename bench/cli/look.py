@@ -1,9 +1,8 @@
-"""`show`, `plot`, `report`, `list`, `config` and `doctor` of the command line: the verbs that only look."""
+"""`show`, `plot`, `list`, `config` and `doctor` of the command line: the verbs that only look."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ import typer
 
 from bench.cli import guards, served_file
 from bench.cli.exit_codes import FOUND
-from bench.cli.history import view
 from bench.cli.measure import plan_of
 from bench.cli.options import (
     AxisOption,
@@ -30,8 +28,8 @@ from bench.cli.options import (
     WideOption,
 )
 from bench.cli.selection import DEFAULT_PROFILE, of_files
+from bench.cli.series import view
 from bench.judge.figures import CONTENDER, OURS, SORTS, Figure, figures, pivoted, standings
-from bench.judge.history import History
 from bench.model import config as configuration
 from bench.model import history as stored
 from bench.model import pairs, store, verdict
@@ -50,16 +48,11 @@ from profiles.records import read as read_profile
 if TYPE_CHECKING:  # they import matplotlib, or what formats
     from rich.console import RenderableType
 
-    from bench.show.page import Picture
-    from plots.inputs import Inputs
-
 EXPECTED = (
     "a results file, a record of pairs, a file of bench serve, a gate's report, a profile's record "
     "or a folder of a history"
 )
 FIGURES = ("history", "heatmap", "scaling", "roofline", "rounds", "noise", "gate", "serve", "where")
-# An SVG is sharp at any size; past this the page would be slow to open, and the PNG is sharp enough.
-LARGEST_SVG_BYTES = 400_000
 
 
 def show(
@@ -229,64 +222,6 @@ def plot(
         sys.stdout.write(f"written to {written}\n")
 
 
-def report(
-    files: FilesArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
-    commits: LineOption = None,
-    clock: ClockOption = [],
-    gpu: GpuOption = None,
-) -> None:
-    """Write one self-contained HTML page: summary, figures, tables, environment, how each figure was obtained."""
-    from bench.judge.times import judge_pairs
-    from bench.show.page import Content, page
-    from bench.show.tables import console
-    from plots import inputs
-
-    found = inputs.load(files)
-    if found.served:
-        raise ConfigError(
-            f"{found.served[0][0]}: is of bench serve, which the page does not hold; expected show or plot"
-        )
-    histories = {folder: view(folder, commits, clock, [], [], gpu) for folder in found.histories}
-    _refuse_other_gpu(found, histories)
-    content = Content(
-        files=[(path.name, path.read_bytes()) for path in files if path.is_file()],
-        results=[(path.name, results) for path, results in found.results],
-        pairs=[(path.name, run) for path, run in found.pairs],
-        reports=[(path.name, item) for path, item in found.reports]
-        + [(path.name, judge_pairs(run)) for path, run in found.pairs],
-        histories=[(folder.name, history) for folder, history in histories.items()],
-    )
-    content.pictures = _pictures(found, histories)
-    store.write_bytes(output, page(content).encode())
-    console().print(f"written to {output}")
-
-
-def _refuse_other_gpu(found: Inputs, histories: dict[Path, History]) -> None:
-    """Raises ResultsError if a history is of another GPU model than the results: the page speaks of one."""
-    gpus = {str(results.env.identity.get("gpu")): path for path, results in found.results if results.env}
-    for folder, history in histories.items():
-        for era in history.eras:
-            gpu = era.environment.identity.get("gpu")
-            if gpu is not None and gpus and gpu not in gpus:
-                name, path = next(iter(gpus.items()))
-                raise ResultsError(f"{folder}: is of {gpu}, {path} of {name}; expected one GPU model")
-
-
-def _pictures(found: Inputs, histories: dict[Path, History]) -> list[Picture]:
-    from bench.show.page import Picture
-    from plots import figures
-
-    pictures = []
-    with tempfile.TemporaryDirectory(prefix="bench-report-") as folder:
-        for name, suffix, content in figures.drawable(found, histories.__getitem__):
-            png, svg = figures.draw_one(name, content, Path(folder) / f"{name}{suffix}.png")
-            small = svg.stat().st_size <= LARGEST_SVG_BYTES
-            data, kind = (svg.read_bytes(), "svg+xml") if small else (png.read_bytes(), "png")
-            pictures.append(Picture(f"{name}{suffix}", figures.FIGURES[name].shows, data, kind))
-    return pictures
-
-
 def list_points(
     profile: ProfileOption = None,
     axis: AxisOption = [],
@@ -324,7 +259,7 @@ def doctor() -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (show, plot, report, doctor):
+    for verb in (show, plot, doctor):
         app.command()(verb)
     app.command(name="list")(list_points)
     app.command(name="config")(show_config)

@@ -17,6 +17,7 @@ from bench.cli import (
     look,
     measure,
     profile,
+    report,
     serve,
 )
 from bench.execute.interleaved import Machine
@@ -29,7 +30,7 @@ app = typer.Typer(
     help=__doc__,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (measure, serve, look, gate, comment, baseline, history, history_confirm, profile, accuracy):
+for group in (measure, serve, look, report, gate, comment, baseline, history, history_confirm, profile, accuracy):
     group.register(app)
 
 

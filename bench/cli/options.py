@@ -33,7 +33,7 @@ ContenderFileOption = Annotated[
         "--contender-file",
         metavar="FILE",
         callback=_made_known,
-        help="Measure the contenders of this Python file too: docs/add-a-contender.md; may repeat.",
+        help="Measure the contenders of this Python file too: docs/how-to/add-a-contender.md; may repeat.",
     ),
 ]
 SglangOption = Annotated[
@@ -66,9 +66,7 @@ SglangCheckoutOption = Annotated[
 ]
 AcceptedOption = Annotated[
     Path | None,
-    typer.Option(
-        "--accepted", metavar="FILE", help="Accepted slowdowns: docs/use-the-suite.md; default: accepted.toml."
-    ),
+    typer.Option("--accepted", metavar="FILE", help="Accepted slowdowns: docs/how-to/gate.md; default: accepted.toml."),
 ]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")

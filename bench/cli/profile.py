@@ -108,7 +108,7 @@ def nsys_verb(
 @app.command(name="server")
 def server_verb(
     profile: Annotated[str, typer.Option("--profile", "-p", help="Serve profile of bench.toml.")] = "quick",
-    mode: Annotated[str, typer.Option("--mode", "-m", help="How the server serves; docs/serve.md has the modes.")] = (
+    mode: Annotated[str, typer.Option("--mode", "-m", help="How the server serves: docs/how-to/serve.md.")] = (
         "plugin"
     ),
     load: Annotated[str, typer.Option("--load", "-l", help="The first load of this kind.")] = "decode",

@@ -26,8 +26,8 @@ def fill_queues() -> None:
     """Work on every stream, so that graphs run as they do in a server.
 
     Once a process has worked on more than a few streams, or captured a few graphs, each graph node of it takes 0.18 us
-    longer on an H100, until the GPU is switched to another process and back (docs/method.md). A server is in that state
-    from its first minute on; without this a point's time would depend on what came before it.
+    longer on an H100, until the GPU is switched to another process and back (docs/explanation/clocks.md). A server is
+    in that state from its first minute on; without this a point's time would depend on what came before it.
     """
     device = torch.cuda.current_device()
     filler = _filler(device)

@@ -1,4 +1,4 @@
-"""A contender of a file or an installed package, driven as ours are: docs/add-a-contender.md has what its class has.
+"""A contender of a file or an installed package, driven as ours are: docs/how-to/add-a-contender.md.
 
 What a launch must give, how far off it may be and how it is compared is the suite's own; the class says how to launch.
 """

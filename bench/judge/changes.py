@@ -1,7 +1,7 @@
 """Where a series changed level. Pure.
 
 Times: PELT on log values in units of their robust spread proposes places, a t test over all levels keeps those that
-noise of a short series would not make (docs/method.md). Counts are exact: every other value is a change.
+noise of a short series would not make (docs/explanation/history.md). Counts are exact: every other value is a change.
 """
 
 from __future__ import annotations

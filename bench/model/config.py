@@ -205,7 +205,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How commits are measured and changes found in their series; docs/method.md says why."""
+    """How commits are measured and changes found in their series; docs/explanation/history.md says why."""
 
     profile: str
     work_profile: str

@@ -4,8 +4,8 @@ History: number, what changed, what it does to comparability
 1  The first. Inputs, counts and the host's clocks (eager, prepare) are as in 2, times of the graph clock are not.
 2  The graph clock samples after work on 16 streams, as in a server, does not record the first block after a pause, and
    takes the floor beside each point. On an H100 a graph node is 0.18 us longer so, and cold blocks no longer wait for
-   the host (docs/method.md): times of 1 cannot be compared. The ops layer, head and expand came later; lookups stayed.
-   Then sites, with tables that rotate where caches are cold; all without a site stayed.
+   the host (docs/explanation/clocks.md): times of 1 cannot be compared. The ops layer, head and expand came later;
+   lookups stayed. Then sites, with tables that rotate where caches are cold; all without a site stayed.
 
 A record carries the number; before results 1.2.0 it carried a hash of the suite's sources, which `KNOWN` puts under its
 number. A hash that is not there is of no known version: its figures are comparable with each other alone.
@@ -82,6 +82,10 @@ KNOWN = (
         2, "5c35d7bafb1a5546", "the oracle and the tables are the suite's own, equal to the library's; tests hold it"
     ),
     Known(2, "59bc6744ce781c78", "both of these: own tracer, own oracle"),
+    Known(2, "1eb23dbbef3f503c", "ranges of an nvtx before 0.2.12; nothing that is timed or counted"),
+    Known(
+        2, "10266718aea337fa", "SGLang's settings are published for layers outside a server; no contender needs them"
+    ),
 )
 
 

@@ -28,7 +28,7 @@ VARIABLE = "BENCH_CONTENDER_FILES"
 MARK = "#"
 DIGITS = 8  # of the hash in a name
 METHODS = ("setup", "required_bytes")
-PAGE = "docs/add-a-contender.md"
+PAGE = "docs/how-to/add-a-contender.md"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 

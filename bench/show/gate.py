@@ -23,7 +23,7 @@ from bench.judge.repeats import Repeat
 from bench.model.store import write_bytes
 from bench.model.text import for_log, one_line
 from bench.model.verdict import Change, Exit, GateError, Report, Verdict
-from bench.show import exports
+from bench.show import again, exports
 from bench.show.console import console
 from bench.show.console import progress_console as progress_console
 from bench.show.fit import Column, Fitted
@@ -229,9 +229,8 @@ def reproduce(report: Report, item: Verdict) -> str:
         use = ["--self-check", "--clock", item.clock]
     else:
         use = ["--against", sha, "--clock", item.clock]
-    key = item.case.key if "op=" in item.case.key else f"op={item.case.op},{item.case.key}"  # a lookup's leaves it out
-    choice = ["-c", item.contender, "--case", key]
-    return shlex.join(["python", "-m", "bench", "gate", *use, *report.selection, *choice])
+    choice = ["-c", item.contender, "--case", again.case_option(item.case)]
+    return shlex.join([*again.BENCH, "gate", *use, *report.selection, *choice])
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {

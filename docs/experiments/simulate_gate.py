@@ -217,7 +217,7 @@ SLOWDOWNS = (3.0, 5.0, 10.0)
 
 
 def study(gate: Gate, runs: int, seed: int) -> list[Row]:
-    """The settings that docs/method.md shows."""
+    """The settings that docs/explanation/gate.md shows."""
     settings = [("A/B", replace(Noise(), process_sd_pct=sd), "", interleaved) for sd in SDS]
     bimodal = replace(Noise(), bimodal_share=1.0)
     settings.append(("A/B", bimodal, "every point bimodal", interleaved))
@@ -256,7 +256,7 @@ def main(
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print them as Markdown, for the table goes into docs/method.md."""
+    """Print them as Markdown, for the table goes into docs/explanation/gate.md."""
     slowdowns = [f"{percent:g} % found" for percent, _ in rows[0].planted]
     heads = ("use", "process sd", "false alarms a run", "false `inconclusive`", "screened in", "processes each")
     print_row((*heads, *slowdowns))

@@ -57,7 +57,7 @@ def found_steps(noise: str, commits: int, after: int, series: int, settings: His
 
 
 def simulate(series: int, settings: History, seed: int) -> Iterator[Tally]:
-    """Every row of the table in docs/method.md."""
+    """Every row of the table in docs/explanation/history.md."""
     for noise in NOISES:
         for commits in (8, 12, 20, 40, 80):
             yield false_changes(noise, commits, series, settings, seed)

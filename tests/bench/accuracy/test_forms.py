@@ -42,7 +42,8 @@ def test_the_table_in_the_docs_is_what_the_command_prints() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = verdicts(done.stdout)
-    assert found == verdicts((ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8").partition("\n\n## Without")[0])
+    page = (ROOT / "docs" / "explanation" / "accuracy.md").read_text(encoding="utf-8")
+    assert found == verdicts(page.partition("\n\n## Without")[0])
     assert {form: plugin for form, (_, plugin) in found.items()} == {form.name: form.expected for form in FORMS}
     assert found["use_rslora"] == ["wrong", "right"] and found["PiSSA"] == ["wrong", "refused"]
 

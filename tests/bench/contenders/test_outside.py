@@ -141,7 +141,7 @@ def test_a_wrong_output_is_named(output: str, words: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("x = 1", 'has no class with `name = "..."`; expected a contender as in docs/add-a-contender.md'),
+        ("x = 1", 'has no class with `name = "..."`; expected a contender as in docs/how-to/add-a-contender.md'),
         ("class A:\n    name = 'a'\n    def setup(self): ...", "class A: has no method required_bytes; expected both"),
         ("class A:\n    name = 'A b'", "class A: name is 'A b'; expected small letters"),
         ("class A:\n    name = 'a'\n    ops = ('gather',)", "ops is .'gather',.; expected some of lookup, layer"),

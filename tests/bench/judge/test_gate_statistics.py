@@ -166,7 +166,7 @@ def simulated(noise: Noise, **options: object) -> Counts:
 
 
 def test_a_run_over_500_points_and_two_modes_is_quiet_and_finds_5_percent() -> None:
-    """The large simulation is `python -m docs.experiments.simulate_gate`, its figures are in docs/method.md."""
+    """The large simulation is docs/experiments/simulate_gate.py, its figures are in docs/explanation/gate.md."""
     quiet = simulated(Noise(), runs=100)
     assert (quiet.runs_with_false_slow, quiet.runs_with_false_fast) == (0, 0)
     assert quiet.flagged > 0, "nothing was screened in: the confirmation was not put to the test"

@@ -1,31 +1,32 @@
-"""The page: whole, without the network, true to its files; and in a real browser: no error, links and sorting work."""
+"""The page: whole, without the network, true to its files."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
-import shutil
-import subprocess
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from bench.cli import main as cli
+from bench.cli.selection import planned
+from bench.cli.series import views
 from bench.judge.estimate import point_estimate
-from bench.model import store
+from bench.model import config, store
 from bench.model.paths import ROOT
-from bench.model.records import Results
-from bench.show.page import Content, page
-from bench.show.tables import case_label, microseconds, short_name
+from bench.model.records import Results, Selection
+from bench.show.page.content import Content
+from bench.show.page.render import data, page
 
-PREPARE, FAULTS = ROOT / "docs" / "results" / "h100-prepare.json", ROOT / "docs" / "results" / "h200-faults.json"
-PAIRS = ROOT / "docs" / "experiments" / "h100-self-check-1.json"
-HISTORY = ROOT / "docs" / "experiments" / "planted-slow"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+DOCS = ROOT / "docs"
+PREPARE, FAULTS = DOCS / "results" / "h100-prepare.json", DOCS / "results" / "h200-faults.json"
+QUICK, PEERS = DOCS / "results" / "h200-quick.json", DOCS / "results" / "h200-peers.json"
+PAIRS, PLANTED = DOCS / "experiments" / "h100-self-check-1.json", DOCS / "experiments" / "planted-slow"
+COUNTED = ROOT / "bench" / "baselines" / "work-triton-3.6.json"
 
 
 class Seen(HTMLParser):
@@ -57,132 +58,152 @@ class Seen(HTMLParser):
         self._in_cell = self._in_cell and tag not in ("td", "th")
 
 
-def test_a_peer_at_its_own_default_comes_before_its_other_settings() -> None:
-    cells = Seen(page(Content(files=[], results=[("prepare", store.read(PREPARE))]))).cells
-    compared = [cell for cell in cells if cell.endswith("; prepare")]
-    assert compared[:3] == [
-        "SGLang csgmv, chunk 16 (default); prepare",
-        "SGLang csgmv, chunk 128; prepare",
-        "SGLang triton fallback; prepare",
-    ]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a sweep, a self-check and a history of one H100, as the command line writes it."""
-    path = tmp_path_factory.mktemp("page") / "report.html"
+def written(path: Path, *arguments: str | Path) -> tuple[str, dict[str, Any]]:
+    """The page that the command line writes of these files, and the data in it."""
     with pytest.raises(SystemExit) as end:
-        cli.main(["report", *map(str, (PREPARE, PAIRS, HISTORY)), "-k", "graph", "-o", str(path)])
+        cli.main(["report", *map(str, arguments), "-o", str(path)])
     assert not end.value.code
-    return path
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return text, json.loads(found[1])
 
 
-def results_page(path: Path) -> tuple[Results, str]:
+def contents(path: Path) -> tuple[Results, Content]:
     results = store.read(path)
-    return results, page(Content([(path.name, path.read_bytes())], results=[(path.name, results)]))
+    return results, Content([(path.name, path.read_bytes())], results=[(path.name, results)])
 
 
-def test_it_needs_nothing_but_itself(written: Path) -> None:
-    seen = Seen(written.read_text(encoding="utf-8"))
-    assert seen.sources and all(source.startswith("data:image/") for source in seen.sources)
+def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
+    text, _ = written(tmp_path / "r.html", PREPARE, FAULTS, PAIRS, PLANTED)
+    seen = Seen(text)
+    assert not seen.sources
     assert seen.links and all(link.startswith("#") or link == "data:," for link in seen.links)
     assert len(set(seen.ids)) == len(seen.ids)
     assert {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
-    assert {"summary", "figures", "tables", "environment", "how", "figure-history", "figure-noise"} <= set(seen.ids)
+    assert {"summary", "points", "standing", "failed", "verdicts", "history", "origin"} <= set(seen.ids)
+    assert "Permission is hereby granted" in text, "the chart library's licence"
 
 
-def test_every_time_and_ratio_of_the_file_is_in_a_table() -> None:
-    results, text = results_page(PREPARE)
-    cells = Seen(text).cells
-    cases = {point.case for point in results.points}
-    assert cases
+def test_a_part_of_which_there_is_nothing_is_not_there(tmp_path: Path) -> None:
+    text, _ = written(tmp_path / "r.html", PLANTED, "-k", "graph")
+    assert not {"points", "standing", "failed", "verdicts"} & set(Seen(text).ids)
+
+
+def test_the_page_of_the_whole_profile_is_under_six_megabytes(tmp_path: Path) -> None:
+    text, _ = written(tmp_path / "r.html", DOCS / "results" / "h200-full.json")
+    assert len(text.encode()) < 6e6
+
+
+@pytest.mark.parametrize("path", [PREPARE, PEERS, COUNTED], ids=lambda path: path.stem)
+def test_every_point_of_a_file_is_on_the_page_with_its_rounds(path: Path) -> None:
+    results, content = contents(path)
+    (run,) = data(content)["runs"]
+    points = {(item["case"], item["contender"], item["clock"]): item for item in run["points"]}
+    assert len(points) == len(results.points) > 10
     for point in results.points:
+        item = points[point.case.key, point.contender, point.clock]
         taken = point_estimate(point)
-        assert taken is not None and microseconds(taken.value) in cells
-        label = case_label(point.case, cases)
-        assert any(cell.startswith(point.case.label) for cell in cells), label
-        assert short_name(point.contender) in cells
+        assert item.get("us") == (taken.value if taken and point.status == "ok" else None)
+        assert len(item.get("rounds", [])) == len(point.rounds)
+        assert (item.get("counts") is not None) == (point.work is not None)
+        assert item["status"] == "ok" or item["reason"] == point.reason
+    assert {item["op"] for item in run["points"]} == {point.case.op for point in results.points}
+
+
+def test_the_command_of_a_point_chooses_this_point_alone() -> None:
+    (run,) = data(contents(QUICK)[1])["runs"]
+    loaded = config.load(config.DEFAULT_PATH)
+    for item in run["points"][::10]:
+        words = shlex.split(item["again"])
+        assert words[:4] == ["python", "-m", "bench", "sweep"]
+        given = dict(zip(words[4::2], words[5::2], strict=True))
+        chosen = Selection(given["-p"], [], [given["-k"]], [given["-c"]], [given["--case"]])
+        (point,) = planned(loaded, chosen).points
+        assert (point.case.key, point.contender, point.clock) == (item["case"], item["contender"], item["clock"])
+
+
+def test_the_product_without_lora_competes_with_nobody() -> None:
+    _, content = contents(PEERS)
+    (run,) = data(content)["runs"]
+    of_base = [item for item in run["points"] if item["contender"] == "base"]
+    assert of_base and not any("to_ours" in item for item in of_base)
+    cells = Seen(page(content)).cells
+    costs = [cell for cell in cells if cell.startswith("LoRA costs +")]
+    assert len(costs) == len({item["op"] for item in of_base})
+
+
+def test_a_peer_at_its_own_default_comes_before_its_other_settings() -> None:
+    cells = Seen(page(contents(PREPARE)[1])).cells
+    places = [cells.index(name) for name in ("SGLang csgmv, chunk 16 (default)", "SGLang csgmv, chunk 128")]
+    assert places == sorted(places)
 
 
 def test_what_has_no_figure_is_there_with_its_reason() -> None:
-    results, text = results_page(FAULTS)
+    results, content = contents(FAULTS)
+    cells = Seen(page(content)).cells
     failed = [point for point in results.points if point.status != "ok"]
-    assert failed
+    assert {point.status for point in failed} == {"wrong", "crashed"}
     for point in failed:
-        assert point.reason and html.escape(point.reason) in text
-        assert point.status in Seen(text).cells
+        assert point.reason in cells and point.status in cells
+
+
+def test_counted_work_says_that_it_is_no_time() -> None:
+    _, content = contents(COUNTED)
+    assert "<h1>LoRA kernels: counted work of a launch, no times</h1>" in page(content)
+    assert all("no time" in item["title"] for item in data(content)["runs"][0]["points"])
 
 
 def test_text_of_files_is_text_of_the_page() -> None:
     results = msgspec.json.decode(store.encode(store.read(FAULTS)), type=Results)
-    results.points[0].status, results.points[0].reason = "error", "<script>alert('x')</script> & more"
+    results.points[0].status, results.points[0].reason = "error", "</script><script>alert('x')</script> & more"
     text = page(Content([], results=[("<b>.json", results)]))
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert "<b>.json" not in text
 
 
-def test_files_of_two_machines_make_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for files in ((PREPARE, FAULTS), (FAULTS, HISTORY)):
-        with pytest.raises(SystemExit) as end:
-            cli.main(["report", *map(str, files), "-k", "graph", "-o", str(tmp_path / "r.html")])
-        assert end.value.code == 2
-        assert "expected one GPU model" in capsys.readouterr().err
+def test_files_of_two_machines_stand_side_by_side(tmp_path: Path) -> None:
+    text, found = written(tmp_path / "r.html", PREPARE, DOCS / "results" / "h200-prepare.json")
+    gpus = ["NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    assert [run["gpu"] for run in found["runs"]] == gpus
+    assert "<h1>LoRA kernels on NVIDIA H100 80GB HBM3 and NVIDIA H200</h1>" in text
+    cells = Seen(text).cells
+    assert all(gpu in cells for gpu in gpus), "a column for each"
+
+
+def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.json").write_bytes(PREPARE.read_bytes())
+    _, found = written(tmp_path / "r.html", tmp_path / "one" / "x.json", tmp_path / "other" / "x.json")
+    assert len({run["name"] for run in found["runs"]}) == 2
+
+
+def test_a_history_has_every_clock_of_its_store_with_each_commits_subject(tmp_path: Path) -> None:
+    _, found = written(tmp_path / "r.html", PLANTED)
+    assert [line["clock"] for line in found["lines"]] == ["graph", "work"]
+    for line, history in zip(found["lines"], views(PLANTED, None, [], None), strict=True):
+        assert {commit["subject"] for commit in line["commits"]} <= {commit.subject for commit in history.line}
+        figures = [figure for point in line["points"] for figure in point["figures"].values()]
+        assert len(figures) == sum(len(era.series) for era in history.eras)
+        changes = [change for figure in figures for change in figure["changes"]]
+        assert len(changes) == len(history.changes) > 0
+        assert {change["size"] for change in changes}
+    timed = found["lines"][0]["points"]
+    assert all(rounds for point in timed for rounds in point["rounds"].values())
+    assert all("COMMIT~1..COMMIT" in shlex.split(point["again"]) for point in timed)
+
+
+def test_a_verdict_has_the_rounds_of_both_sides_and_the_command_that_shows_it_again(tmp_path: Path) -> None:
+    _, found = written(tmp_path / "r.html", PAIRS)
+    (report,) = found["reports"]
+    judged = [item for item in report["verdicts"] if item["status"] != "skipped"]
+    assert judged and all(item["rounds"] and "bench gate" in item["again"] for item in judged)
+    assert all(len(round_) == 5 for item in judged for round_ in item["rounds"])
+
+
+def test_a_file_of_an_engine_is_refused_with_what_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["report", str(DOCS / "results" / "h200-engine.json"), "-o", str(tmp_path / "r.html")])
+    assert end.value.code == 2 and "expected show or plot" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
-
-
-# --- in a browser --------------------------------------------------------------------------------------------------
-
-PROBE = """<script>
-const table = document.querySelector("#tables table.sortable"), header = table.tHead.rows[0].cells[2];
-const column = () => Array.from(table.tBodies[0].rows, (row) => row.cells[2].dataset.value);
-const seen = { reading: column(), ready: document.documentElement.dataset.ready };
-header.querySelector("button").click(); seen.up = column(); seen.aria = header.ariaSort;
-header.querySelector("button").click(); seen.down = column();
-header.querySelector("button").click(); seen.again = column();
-seen.wide = document.documentElement.scrollWidth > window.innerWidth;
-seen.images = Array.from(document.images, (image) => image.naturalWidth);
-seen.targets = Array.from(document.querySelectorAll('a[href^="#"]'), (a) => document.querySelector(a.hash) !== null);
-document.title = JSON.stringify(seen);
-</script>"""
-
-
-def browse(path: Path, folder: Path, width: int) -> tuple[str, str]:
-    """(the document after its scripts ran, what the browser logged)."""
-    assert CHROMIUM is not None
-    quiet = ["quic", "background-networking", "component-update", "sync", "gpu"]
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    command += [f"--user-data-dir={folder}", f"--window-size={width},900", "--enable-logging=stderr", "--dump-dom"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, done.stderr
-
-
-@needs_browser
-@pytest.mark.parametrize("width", [412, 1280], ids=["phone", "desk"])
-def test_in_a_browser_it_renders_sorts_and_stays_silent(written: Path, tmp_path: Path, width: int) -> None:
-    probed = tmp_path / "probed.html"
-    probed.write_text(written.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    document, log = browse(probed, tmp_path / "profile", width)
-    assert not [line for line in log.splitlines() if "CONSOLE" in line], log
-    title = re.search(r"<title>(.*?)</title>", document, re.DOTALL)
-    assert title is not None
-    seen = json.loads(html.unescape(title[1]))
-    assert seen["ready"] == "yes"
-    values = [float(value) for value in seen["reading"] if value]
-    assert len(values) > 2
-    assert [float(value) for value in seen["up"] if value] == sorted(values)
-    assert [float(value) for value in seen["down"] if value] == sorted(values, reverse=True)
-    assert seen["again"] == seen["reading"] and seen["aria"] == "ascending"
-    assert not seen["wide"], "only tables and figures scroll sideways, never the page"
-    assert len(seen["images"]) >= 3 and all(natural > 100 for natural in seen["images"])
-    assert seen["targets"] and all(seen["targets"])
-
-
-@needs_browser
-def test_the_browser_would_say_if_a_script_failed(written: Path, tmp_path: Path) -> None:
-    """The other test's silence means something."""
-    broken = tmp_path / "broken.html"
-    text = written.read_text(encoding="utf-8").replace("</body>", "<script>nothing.here();</script></body>")
-    broken.write_text(text, encoding="utf-8")
-    _, log = browse(broken, tmp_path / "profile", 800)
-    assert any("CONSOLE" in line and "nothing is not defined" in line for line in log.splitlines())

@@ -1,0 +1,62 @@
+"""`python -m bench report`: everything that the given files hold, as one page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import ClockOption, FilesArgument, GpuOption, LineOption
+from bench.cli.series import views
+from bench.model import store
+from bench.model.config import ConfigError
+from bench.model.paths import shown
+
+
+def report(
+    files: FilesArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    commits: LineOption = None,
+    clock: ClockOption = [],
+    gpu: GpuOption = None,
+) -> None:
+    """Write one HTML page that works without a network: charts, filters, each point's rounds, where it comes from.
+
+    Files may be of several GPUs, which stand side by side. The last three options choose from histories.
+    """
+    from bench.judge.times import judge_pairs
+    from bench.show.page.content import Content
+    from bench.show.page.render import page
+    from bench.show.tables import console
+    from plots import inputs
+
+    names = _names(files)
+    content = Content(files=[(names[path], path.read_bytes()) for path in files if path.is_file()])
+    for path in files:
+        found = inputs.load([path])
+        if found.served:
+            raise ConfigError(f"{path}: is of bench serve, which the page does not hold; expected show or plot")
+        content.results += [(names[path], results) for _, results in found.results]
+        content.pairs += [(names[path], run) for _, run in found.pairs]
+        content.reports += [(names[path], item) for _, item in found.reports]
+        content.reports += [(names[path], judge_pairs(run)) for _, run in found.pairs]
+        for folder in found.histories:
+            content.histories += [(names[path], history) for history in views(folder, commits, clock, gpu)]
+    if not files:
+        inputs.load(files)  # says what is expected
+    store.write_bytes(output, page(content).encode())
+    size = output.stat().st_size / 1e6
+    console().print(f"written to {output} ({size:.1f} MB)")
+
+
+def _names(files: list[Path]) -> dict[Path, str]:
+    """What each is called on the page: a file by its name, if no other has it; a folder as one would type it."""
+    counts = Counter(path.name for path in files)
+    return {path: path.name if path.is_file() and counts[path.name] == 1 else shown(path) for path in files}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(report)

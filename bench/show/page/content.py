@@ -1,0 +1,38 @@
+"""What the page is made of, as the command line read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bench.judge.history import History
+from bench.model.pairs import PairRun
+from bench.model.records import Results
+from bench.model.verdict import Report
+
+
+@dataclass
+class Content:
+    """Everything that goes on the page, each with the name of its file; `files` are the (name, bytes) of those read."""
+
+    files: list[tuple[str, bytes]]
+    results: list[tuple[str, Results]] = field(default_factory=list)
+    pairs: list[tuple[str, PairRun]] = field(default_factory=list)
+    reports: list[tuple[str, Report]] = field(default_factory=list)
+    histories: list[tuple[str, History]] = field(default_factory=list)
+
+    @property
+    def gpus(self) -> list[str]:
+        """The GPU models that were measured on, in the order of the files."""
+        found = [results.env.identity.get("gpu") for _, results in self.results if results.env]
+        found += [run.env.identity.get("gpu") for _, run in self.pairs if run.env]
+        found += [report.identity.get("gpu") for _, report in self.reports]
+        found += [era.environment.identity.get("gpu") for _, history in self.histories for era in history.eras]
+        return list(dict.fromkeys(str(gpu) for gpu in found if gpu))
+
+    @property
+    def counted_only(self) -> bool:
+        """Whether nothing on the page is a time."""
+        clocks = {point.clock for _, results in self.results for point in results.points if point.status == "ok"}
+        clocks |= {verdict.clock for _, report in self.reports for verdict in report.verdicts}
+        clocks |= {history.clock for _, history in self.histories}
+        return clocks == {"work"}
