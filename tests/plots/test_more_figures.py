@@ -229,7 +229,7 @@ def test_the_history_draws_every_commit_and_marks_the_change(line: History) -> N
     assert "000000008 +10 %" in texts
     marks = [item.get_xdata()[0] for item in axes.get_lines() if item.get_color() == SLOWER]
     assert marks == [7.5], "between the last fast commit and the first slow one"
-    assert "new series: measuring code v1 -> v2" in texts
+    assert "new series: measuring method: measuring code v1 -> v2" in texts
     levels = {item.get_label(): item.get_ydata()[0] for item in axes.get_lines() if len(set(item.get_ydata())) == 1}
     assert levels["empty kernel (floor)"] == pytest.approx(0.8)
 
