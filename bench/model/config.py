@@ -30,17 +30,11 @@ from bench.model.case import (
     Storage,
     point_name,
 )
-<<<<<<< HEAD
 from bench.model.case_terms import case_terms
-from bench.model.paths import ROOT
-from bench.model.registry import FAMILIES, INSTALLED, Family, fits, provides
-from bench.model.rules import Rules, limits_of
-=======
 from bench.model.choice import CASE_AXES, case_filter, select_contenders
 from bench.model.paths import ROOT
 from bench.model.registry import FAMILIES, INSTALLED, Family, provides
-from bench.model.rules import Rules
->>>>>>> main
+from bench.model.rules import Rules, limits_of
 from bench.model.serving import ServeProfile, Serving
 from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
 
