@@ -128,7 +128,14 @@ wheels-between: setup
 test-versions: wheels wheels-between  ## the plugin on every SGLang version it knows: before a change of the plugin is done
 	VERSIONS_WHOLE=1 $(PYTEST) tests/csgmv_embed/sglang/test_versions.py
 
-setup: $(VENV)/.ready
+# LIGHT=1: only what looks at records, without torch, SGLang and the library itself; a later `make setup` adds the rest.
+setup: $(VENV)/.ready$(if $(LIGHT),-light)
+
+$(VENV)/.ready-light: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile --group light
+	touch $@
 
 # SGLang brings torch and triton in the versions it was built for, and is most of the download (9 GB on disk).
 $(VENV)/.ready: pyproject.toml

@@ -305,6 +305,7 @@ def _draw_changes(axes: Axes, panel: Panel, letters: dict[float, str]) -> None:
         color = SLOWER if largest.worse else FASTER
         axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
         late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
+        height = 0.98 - 0.07 * (number % 3)
         axes.text(
             x - (0.6 if late else 0.4), (0.98, 0.9)[number % 2], f"{letters[x]}  {_size(largest)}",
             color=color, fontsize=7.5, va="top", ha="right" if late else "left",

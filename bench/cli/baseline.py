@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import guards, served_file
+from bench.cli import foreign_file, guards, served_file
 from bench.cli.gate import work_name
 from bench.cli.gate_steps import measured
 from bench.cli.options import (
@@ -51,6 +51,9 @@ def compare(
     from bench.show.gate import comparison_rows, show_comparison
 
     guards.refuse_unknown_format(format)
+    if foreign_file.is_one(before) or foreign_file.is_one(after):
+        foreign_file.compare(before, after, [*contender, *subject], format)
+        return
     if served_file.is_one(before) or served_file.is_one(after):
         served_file.compare(before, after, case, [*contender, *subject], clock, format)
         return

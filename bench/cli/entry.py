@@ -16,6 +16,9 @@ from bench.cli import streams
 from bench.cli.exit_codes import CANNOT_JUDGE, FAILED, INTERRUPTED
 from bench.model.text import one_line
 
+# Packages that measuring needs, and looking at records does not.
+MEASURING = ("torch", "triton", "nvtx", "pynvml", "sglang")
+
 
 def end(status: int, reason: object, name: str) -> NoReturn:
     """Say the reason in one line and end."""
@@ -49,6 +52,8 @@ def _end_with(error: Exception, name: str) -> NoReturn:
     if hasattr(error, "exit_code") and hasattr(error, "show"):  # of usage: typer exports no class of them
         error.show()
         raise SystemExit(error.exit_code) from None
+    if isinstance(error, ModuleNotFoundError):
+        end(FAILED, _missing(error), name)
     if isinstance(error, ImportError):
         end(FAILED, f"{type(error).__name__}: {error}", name)
     from bench.execute.isolate import WorkerDied
@@ -62,3 +67,10 @@ def _end_with(error: Exception, name: str) -> NoReturn:
         end(FAILED, error, name)
     traceback.print_exception(error)
     end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """A package that is not there; a light install has no torch, and says what has."""
+    if (error.name or "").partition(".")[0] in MEASURING:
+        return f"needs {error.name}, which a light install leaves out; expected the whole one: make setup"
+    return f"{type(error).__name__}: {error}"

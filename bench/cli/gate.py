@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from bench.cli import gate_sglang, guards, served_file
 from bench.cli.gate_steps import follow_pairs, measured, refused
 from bench.cli.options import (
+    AcceptedOption,
     AxisOption,
     CaseOption,
     ClockOption,
@@ -31,10 +33,12 @@ from bench.execute.interleaved import Machine
 from bench.execute.stages import run_pairs
 from bench.execute.tasks import Around
 from bench.judge import comparable, keeping, times
+from bench.judge.accepted import accept
 from bench.judge.work import judge_work
+from bench.model import accepted as accepted_changes
 from bench.model import config as configuration
 from bench.model import outside, store
-from bench.model.config import ConfigError, PlannedPoint
+from bench.model.config import ConfigError, Plan, PlannedPoint
 from bench.model.environment import collect_code, package_version
 from bench.model.locks import only_writer
 from bench.model.pairs import PairPoint
@@ -42,6 +46,7 @@ from bench.model.paths import BASELINES, shown
 from bench.model.records import Point, Results
 from bench.model.verdict import CannotJudge, Exit, GateError, Report, Use
 
+INSTEAD = {"work": "counts that are meant to be in a renewed baseline", "self-check": "it with two commits"}
 RENEW_WORK = "python -m bench baseline --clock work"
 
 
@@ -76,6 +81,10 @@ def gate(
     ] = False,
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
+    accepted: AcceptedOption = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="The baseline has only some of the points: judge those, say how many not.")
+    ] = False,
 ) -> None:
     """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
     from bench.show.gate import emit, parse_formats
@@ -104,13 +113,18 @@ def gate(
         allow_changed_rules,
         subject,
         Around(gpus=guards.chosen_gpus(gpus, one_at_a_time, counted="work" in clock), one_at_a_time=one_at_a_time),
+        partial,
     )
+    if accepted is not None and use in ("work", "self-check"):
+        raise GateError(f"--accepted: is of timed points; expected {INSTEAD[use]}")
+    entries = [] if use in ("work", "self-check") else accepted_changes.load(accepted)
     with only_writer(output):
         report = (
             gate_sglang.report(chosen, against_sglang, sglang)
             if against_sglang
             else _report(chosen, use, baseline, against, result)
         )
+    accept(report, entries, date.today(), whole=not (case or contender or axis or subject))
     emit(report, formats)
     if report.exit_code is not Exit.PASS:
         raise typer.Exit(int(report.exit_code))
@@ -173,7 +187,7 @@ def _changed_since(chosen: Choice, sha: str, points: Sequence[PairPoint]) -> lis
         planned = ()
     kept = {(point.case, point.contender, point.clock) for point in points}
     lost = sum((point.case, point.contender, point.clock) not in kept for point in planned)
-    return keeping.changes(chosen.rules, then.rules, chosen.gated_clocks, lost)
+    return keeping.changes(chosen.rules, then.rules, chosen.gated_clocks, lost, points)
 
 
 def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
@@ -184,11 +198,41 @@ def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
     changed = keeping.changes(
         chosen.rules, keeping.rules_of(before), ["work"], keeping.left_out(before.points, was_wanted, wanted)
     )
-    after = given or measured(chosen, chosen.plan(profile, ["work"]), profile)
-    match = comparable.match(before.points, after.points, wanted)
+    after, unknown = (given, []) if given else _counted(chosen, profile, before)
+    match = _matched(chosen, before, after, wanted)
     report = judge_work(before, after, chosen.config.gate, match, counts_only=chosen.counts_only, renew=RENEW_WORK)
     report.selection = chosen.options(profile)
+    report.notes += unknown
     return keeping.hold(report, changed, allowed=chosen.allow_changed_rules)
+
+
+def _counted(chosen: Choice, profile: str, before: Results) -> tuple[Results, list[str]]:
+    """The profile counted now, with --partial what the baseline knows of it; and what is said of the rest."""
+    plan = chosen.plan(profile, ["work"])
+    known = _known_part(chosen, plan, before) if chosen.partial else plan
+    return measured(chosen, known, profile), _unknown(plan, known)
+
+
+def _matched(chosen: Choice, before: Results, after: Results, wanted: times.Wanted) -> comparable.Match:
+    match = comparable.match(before.points, after.points, wanted)
+    return comparable.without_new(match) if chosen.partial else match
+
+
+def _known_part(chosen: Choice, plan: Plan, before: Results) -> Plan:
+    """The points that the baseline has, whatever its contenders' files held then. Raises CannotJudge if it has none."""
+    known = {(point.case, outside.without_hash(point.contender), point.clock) for point in before.points}
+    kept = [p for p in plan.points if (p.case, outside.without_hash(p.contender), p.clock) in known]
+    if not kept:
+        raise CannotJudge(
+            f"the baseline has none of the {len(plan.points)} points of profile {plan.profile}; expected one of "
+            "these points, or the profile that it was made of"
+        )
+    return msgspec.structs.replace(plan, points=tuple(kept))
+
+
+def _unknown(plan: Plan, known: Plan) -> list[str]:
+    missing = len(plan.points) - len(known.points)
+    return [comparable.unknown(missing, len(plan.points))] if missing else []
 
 
 def work_name(triton: object) -> str:
@@ -216,15 +260,19 @@ def _baseline(chosen: Choice, path: Path, result: Path | None) -> Report:
         return _work(chosen, path, result)
     wanted, was_wanted = chosen.of_baseline(before, chosen.config.gate.profile, work=False)
     then, clocks = keeping.rules_of(before), [*chosen.gated_clocks]
-    changed = keeping.changes(chosen.rules, then, clocks, keeping.left_out(before.points, was_wanted, wanted))
+    lost = keeping.left_out(before.points, was_wanted, wanted)
+    changed = keeping.changes(chosen.rules, then, clocks, lost, [p for p in before.points if wanted(p)])
     if result is not None:
         after = store.read(result)
-        match = comparable.match(before.points, after.points, wanted)
-        report = times.judge_baseline(before, after, chosen.config.gate, match)
+        report = times.judge_baseline(before, after, chosen.config.gate, _matched(chosen, before, after, wanted))
     elif changed and not chosen.allow_changed_rules:
         report = refused("baseline", None)
     else:
+        stated = chosen.profile or before.run.selection.profile
+        plan = chosen.plan(stated if stated in chosen.config.profiles else chosen.config.gate.profile, clocks)
+        known = _known_part(chosen, plan, before)
         report = _measured_against(chosen, before, [point for point in before.points if wanted(point)], wanted)
+        report.notes += _unknown(plan, known)
     return keeping.hold(report, changed, allowed=chosen.allow_changed_rules)
 
 

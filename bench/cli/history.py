@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from bench.cli import guards, served_file, served_history
+from bench.cli import foreign_file, guards, served_file, served_history
 from bench.cli.exit_codes import INTERRUPTED
 from bench.cli.options import (
     AxisOption,
@@ -44,7 +44,7 @@ from bench.model import config as configuration
 from bench.model import git, store
 from bench.model import history as records
 from bench.model import pairs as pair_store
-from bench.model.config import Config, ConfigError, Plan
+from bench.model.config import Config, ConfigError, Plan, PlannedPoint
 from bench.model.history import Commit, Entry
 from bench.model.locks import only_writer
 from bench.model.paths import ROOT, shown
@@ -99,18 +99,11 @@ def run(
     folder = SGLANG_STORE if source.varies_sglang and folder == STORE else folder
     line = source.line(_stated(commits, source))
     counted = _counted(clock)
-    selection = Selection(
-        profile or _profile(loaded, source, counted),
-        axis,
-        clock,
-        contender,
-        case,
-        rounds,
-        processes,
-    )
+    chosen = profile or _profile(loaded, source, counted)
+    selection = Selection(chosen, axis, clock, contender, case, rounds, processes)
     plan = _plan(loaded, selection, counted)
     patterns = subject or contender or loaded.history.contenders
-    followed = [point for point in plan.points if _any(point.contender, patterns)]
+    followed = _of_contenders(plan, patterns)
     if not followed:
         raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(patterns)}")
     others = tuple(point for point in plan.points if point not in followed)
@@ -139,18 +132,22 @@ def run(
 
 @app.command()
 def add(
-    file: Annotated[list[Path], typer.Argument(help="Results files of committed trees.")],
+    file: Annotated[list[Path], typer.Argument(help="Results files of committed trees; JSON of other tools.")],
     folder: StoreOption = STORE,
+    commit: Annotated[str | None, typer.Option("--commit", metavar="REV", help="Of files of other tools.")] = None,
 ) -> None:
-    """Put results made elsewhere into the store."""
+    """Put results made elsewhere into the store: ours, of NVBench or of pytest-benchmark."""
     from bench.show.history import added
     from bench.show.tables import console
 
-    engines = [path for path in file if served_file.is_one(path)]
-    file = [path for path in file if path not in engines]
+    foreign = [path for path in file if foreign_file.is_one(path)]
+    engines = [path for path in file if path not in foreign and served_file.is_one(path)]
+    file = [path for path in file if path not in (*engines, *foreign)]
     entries = [entry_of(path, store.read(path)) for path in file]  # all of them are right before one is written
     for path in engines:
         console().print(served_history.add(path, folder))
+    for path in foreign:
+        console().print(foreign_file.add(path, folder, commit))
     for path, entry in zip(file, entries, strict=True):
         console().print(added(path, entry, records.write(folder, entry)))
 
@@ -166,6 +163,7 @@ def show(
     config: ConfigOption = configuration.DEFAULT_PATH,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Also changes that went away again.")] = False,
     toolchains: Annotated[
         bool, typer.Option("--toolchains", help="The commits that two toolchains measured, side by side, instead.")
     ] = False,
@@ -175,12 +173,15 @@ def show(
     from bench.show.history import tables
     from bench.show.tables import console
 
+    if tool := foreign_file.clock_of(clock):
+        foreign_file.show(folder, tool, [*contender, *subject], config)
+        return
     if served_file.CLOCK in clock:
         if toolchains:
             raise ConfigError("--toolchains: engines have no series of kernels; expected it without -k engine")
         served_history.show(folder, case, [*contender, *subject], gpu, config)
         return
-    found = view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)
+    found = view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported, every)
     console().print(two.tables(crossings(found.eras)) if toolchains else tables(found))
 
 
@@ -216,9 +217,7 @@ def bisect(
     line = _with_start(source, commits)
     chosen_profile = profile or _profile(loaded, source, False)
     plan = _plan(loaded, Selection(chosen_profile, axis, ["graph"], contender, case), False)
-    points = [
-        point for point in plan.points if _any(point.contender, subject or contender or loaded.history.contenders)
-    ]
+    points = _of_contenders(plan, subject or contender or loaded.history.contenders)
     machine.require_gpu()
     with Libraries(source) as libraries:
         chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)
@@ -311,8 +310,8 @@ def _with_start(source: Source, commits: str) -> list[Commit]:
     return [source.commit(commits.split("..", 1)[0]), *source.line(commits)]
 
 
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fits(name, pattern) for pattern in patterns)
+def _of_contenders(plan: Plan, patterns: Sequence[str]) -> list[PlannedPoint]:
+    return [point for point in plan.points if any(fits(point.contender, pattern) for pattern in patterns)]
 
 
 def register(root: typer.Typer) -> None:

@@ -29,7 +29,7 @@ from bench.cli.options import (
 )
 from bench.cli.selection import DEFAULT_PROFILE, of_files
 from bench.cli.series import view
-from bench.judge.figures import CONTENDER, SORTS, Figure, figures, pivoted, standings
+from bench.judge.figures import CONTENDER, OURS, SORTS, Figure, figures, pivoted, standings
 from bench.model import config as configuration
 from bench.model import history as stored
 from bench.model import pairs, store, verdict
@@ -38,6 +38,7 @@ from bench.model.config import ConfigError
 from bench.model.history import HISTORY_NAME
 from bench.model.pairs import PAIRS_NAME
 from bench.model.records import SCHEMA_NAME, Results, ResultsError, Selection
+from bench.model.registry import fits
 from bench.model.text import for_log
 from bench.model.verdict import REPORT_NAME
 from bench.show.rows import FORMATS
@@ -60,6 +61,9 @@ def show(
     ],
     case: CaseOption = [],
     contender: ContenderOption = [],
+    subject: Annotated[
+        str | None, typer.Option("--subject", metavar="NAME", help="Tell the others by this contender, not by ours.")
+    ] = None,
     clock: ClockOption = [],
     sort: Annotated[str | None, typer.Option("--sort", help="ratio, time or floor: the worst first.")] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="So many of the worst, by --sort.")] = None,
@@ -84,17 +88,17 @@ def show(
         raise ConfigError(f"--sort {sort}: expected one of {', '.join(SORTS)}")
     guards.refuse_unknown_format(format)
     if served_file.is_one(file):
-        if sort or top or pivot:
-            raise ConfigError(f"{file}: is of bench serve; expected neither --sort nor --top nor --pivot with it")
+        if sort or top or pivot or subject:
+            raise ConfigError(f"{file}: is of bench serve; expected no --sort, --top, --pivot or --subject with it")
         served_file.show(file, case, contender, clock, format, wide=wide)
         return
     if other := _of_another_kind(file):
-        if case or contender or clock or sort or top or pivot or format != "table":
+        if case or contender or subject or clock or sort or top or pivot or format != "table":
             raise ConfigError(f"{file}: is no results file; expected no option but --wide with it")
         console(wide=wide).print(other())
         return
     results = store.read(file)
-    chosen = figures(results, of_files(results.points, clock or CLOCKS, contender, case))
+    chosen = figures(results, of_files(results.points, clock or CLOCKS, contender, case), _subject(results, subject))
     if not chosen:
         raise ResultsError(f"{file}: has no point with this case, contender and clock; expected others")
     if format != "table":
@@ -102,6 +106,17 @@ def show(
         sys.stdout.write(for_log(FORMATS[format](rows)))
         return
     console(wide=wide).print(_answer(results, chosen, sort, top, axes, wide))
+
+
+def _subject(results: Results, name: str | None) -> str:
+    """The one contender of the file that fits a name or pattern; ours, unless one is named. Raises ConfigError."""
+    if name is None:
+        return OURS
+    known = list(dict.fromkeys(point.contender for point in results.points))
+    found = [one for one in known if fits(one, name)]
+    if len(found) != 1:
+        raise ConfigError(f"--subject {name}: names {len(found)} contenders; expected one of {', '.join(known)}")
+    return found[0]
 
 
 def _answer(

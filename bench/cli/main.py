@@ -40,6 +40,9 @@ GROUPS: dict[str, dict[str, str]] = {
     "gate": {
         "gate": "Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times.",
     },
+    "comment": {
+        "comment": "A gate's report as a comment: verdict, picture, flagged points; what passed is folded away.",
+    },
     "baseline": {
         "compare": "The gate's analysis of two files, without a verdict.",
         "baseline": "Write a baseline; refuses uncommitted changes, too few rounds, failed and unstable points.",

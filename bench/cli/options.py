@@ -64,6 +64,10 @@ SglangCheckoutOption = Annotated[
     Path | None,
     typer.Option("--sglang-checkout", metavar="FOLDER", help="The same of the commits of a git checkout of SGLang."),
 ]
+AcceptedOption = Annotated[
+    Path | None,
+    typer.Option("--accepted", metavar="FILE", help="Accepted slowdowns: docs/how-to/gate.md; default: accepted.toml."),
+]
 CaseOption = Annotated[
     list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
 ]

@@ -84,6 +84,7 @@ class Choice:
     allow_changed_rules: bool = False
     subjects: list[str] = field(default_factory=list)  # judged whatever bench.toml says, then or now
     around: Around = HERE
+    partial: bool = False  # a baseline may lack points
 
     @property
     def rules(self) -> Rules:

@@ -11,6 +11,7 @@ from bench.execute.commits import ExportedSource, GitSource, Source
 from bench.execute.sglang_source import Checkout, Versions
 from bench.judge.changes import changes
 from bench.judge.history import History
+from bench.judge.moves import moves, standing
 from bench.judge.series import eras, order_of
 from bench.model import config as configuration
 from bench.model import git
@@ -30,12 +31,13 @@ def view(
     gpu: str | None,
     config: Path = configuration.DEFAULT_PATH,
     exported: Path | None = None,
+    every: bool = False,
 ) -> History:
     """What the store holds of a line, with its changes. Raises ResultsError, GateError."""
     stored = records.read_all(folder)
     clock = _one_clock(clocks, stored, folder)
     entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
-    return _viewed(folder, stored, entries, clock, commits, contenders, cases, config, exported)
+    return _viewed(folder, stored, entries, clock, commits, contenders, cases, config, exported, every)
 
 
 def views(folder: Path, commits: str | None, clocks: Sequence[str], gpu: str | None) -> Iterator[History]:
@@ -62,6 +64,7 @@ def _viewed(
     cases: Sequence[str] = (),
     config: Path = configuration.DEFAULT_PATH,
     exported: Path | None = None,
+    every: bool = False,
 ) -> History:
     line = source_of(exported).line(commits) if commits is not None else _own_line(entries)
     order = order_of(entries, line)
@@ -76,17 +79,20 @@ def _viewed(
     settings = configuration.load(config).history
     known = list(line) if line is not None else order
     named = {entry.commit.sha: entry.commit for entry in stored}  # of other clocks and machines, too: with a subject
+    changed = [changes(one, known, settings) for era in found for one in era.series]
+    judged = [(found_here, []) if every else standing(found_here, settings) for found_here in changed]
     return History(
         clock=clock,
         line=known,
         eras=found,
         changes=[
             replace(change, suspects=tuple(named.get(commit.sha, commit) for commit in change.suspects))
-            for era in found
-            for one in era.series
-            for change in changes(one, known, settings)
+            for kept, _ in judged
+            for change in kept
         ],
         missing=[commit for commit in known if commit.sha not in {item.sha for item in order}],
+        moves=moves(found, settings),
+        gone=[one for _, gone in judged for one in gone],
     )
 
 

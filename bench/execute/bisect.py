@@ -86,7 +86,7 @@ def bisect(job: Bisection) -> Generator[BisectEvent, None, None]:
         raise CannotJudge(f"no commit after {job.line[0].short} changes the library: there is nothing to name")
     first, last = job.line[0], job.line[-1]
     yield Comparing(first, last, len(candidates))
-    report = yield from _pair(job, first, last, job.points, screen=True)
+    report = yield from pair(job, first, last, job.points, screen=True)
     whole = _largest(report)
     yield Compared(first, last, whole, changed=True)
     focus = [_unmeasured(point) for point in job.points if _same(point, whole)]
@@ -130,7 +130,7 @@ def _judged(
 ) -> Generator[PairEvent, None, Compared]:
     """The followed point on this pair: changed if the difference is more than half of what is looked for."""
     try:
-        report = yield from _pair(job, before, after, focus, screen=False)
+        report = yield from pair(job, before, after, focus, screen=False)
     except CannotJudge as reason:
         return Compared(before, after, None, job.libraries.without_paths(str(reason)))
     (verdict,) = report.verdicts
@@ -139,9 +139,10 @@ def _judged(
     return Compared(before, after, verdict, changed=log(verdict.ratio) / effect > 0.5)
 
 
-def _pair(
+def pair(
     job: Bisection, before: Commit, after: Commit, points: Iterable[PairPoint], *, screen: bool
 ) -> Generator[PairEvent, None, Report]:
+    """Both commits interleaved on these points; the run is kept in `job.runs`. Raises CannotJudge."""
     sides = job.libraries.tree(before), job.libraries.tree(after)
     copies = [_unmeasured(point) for point in points]
     run = session.pair_run(job.config, "against", sides, copies, job.seed + len(job.runs), [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, log
 from statistics import median
 
@@ -126,6 +126,17 @@ def match(before: Iterable[Point], after: Iterable[Point], wanted: Callable[[Poi
         repeated=twice + again,
         notes=[f"{then} is {now} now: its file has changed" for now, then in changed.items()],
     )
+
+
+def without_new(match: Match) -> Match:
+    """The match without the points that the baseline does not know; a note says how many those are."""
+    notes = [unknown(len(match.new), len(match.new) + len(match.both))] if match.new else []
+    return replace(match, new=[], notes=match.notes + notes)
+
+
+def unknown(count: int, total: int) -> str:
+    """What is said of points that a baseline does not know."""
+    return f"the baseline does not know {count} of {total} points: those are not judged"
 
 
 def _changed_files(old: Iterable[Key], new: Iterable[Key]) -> dict[str, str]:

@@ -33,6 +33,7 @@ class Figure:
     high_us: float | None
     floor: Floor | None
     to_ours: float | None = None
+    subject: str = OURS  # whose time `to_ours` is told by: ours, or who was named in its place
 
     @property
     def case(self) -> Case:
@@ -76,10 +77,11 @@ class Standing:
     case: Case
     clock: str
     by_name: dict[str, Figure]
+    subject: str = OURS  # as of its figures
 
     @property
     def ours(self) -> Figure | None:
-        return self.by_name.get(OURS)
+        return self.by_name.get(self.subject)
 
     @property
     def best_peer(self) -> Figure | None:
@@ -87,9 +89,12 @@ class Standing:
         timed = [
             item
             for name, item in self.by_name.items()
-            if not name.startswith(OWN) and name != BASE and item.time_us is not None
+            if not self._is_own(name) and name != BASE and item.time_us is not None
         ]
         return min(timed, key=lambda item: item.time_us or 0.0, default=None)
+
+    def _is_own(self, name: str) -> bool:
+        return name.startswith(OWN) if self.subject.startswith(OWN) else name == self.subject
 
     @property
     def ratio(self) -> float | None:
@@ -118,17 +123,17 @@ SORTS: dict[str, Callable[[Standing], float]] = {
 }
 
 
-def figures(results: Results, wanted: Wanted = lambda point: True) -> list[Figure]:
-    """Of the wanted points, in the order of the file; ratios to ours are kept where ours itself is not wanted."""
+def figures(results: Results, wanted: Wanted = lambda point: True, subject: str = OURS) -> list[Figure]:
+    """Of the wanted points, in the order of the file; ratios to the subject are kept where it is not wanted itself."""
     bandwidth = {gpu: anchor_value(results, "copy_bandwidth", gpu) for gpu in {item.gpu for item in results.points}}
-    ours = {(p.case, p.clock): found.value for p in results.points if p.contender == OURS and (found := timed(p))}
+    ours = {(p.case, p.clock): found.value for p in results.points if p.contender == subject and (found := timed(p))}
     made = []
     for point in results.points:
         if wanted(point):
             found, own = timed(point), ours.get((point.case, point.clock))
             value, low, high = (found.value, found.low, found.high) if found else (None, None, None)
             to_ours = value / own if value is not None and own is not None else None
-            made.append(Figure(point, value, low, high, floor(point, bandwidth[point.gpu]), to_ours))
+            made.append(Figure(point, value, low, high, floor(point, bandwidth[point.gpu]), to_ours, subject))
     return made
 
 
@@ -142,7 +147,9 @@ def standings(of: Iterable[Figure], *, sort: str | None = None, top: int | None 
     rows: dict[tuple[str, Case], dict[str, Figure]] = {}
     for item in sorted(of, key=lambda item: (item.point.clock, item.case, item.point.index)):
         rows.setdefault((item.point.clock, item.case), {})[item.contender] = item
-    found = [Standing(case, clock, by_name) for (clock, case), by_name in rows.items()]
+    found = [
+        Standing(case, clock, by_name, next(iter(by_name.values())).subject) for (clock, case), by_name in rows.items()
+    ]
     if sort is not None:
         found.sort(key=SORTS[sort])
     return found[:top]
@@ -189,7 +196,7 @@ def pivoted(of: Iterable[Standing], axes: tuple[str, str]) -> Pivot:
 
 
 def _competitors(item: Standing) -> list[Figure]:
-    return [figure for name, figure in item.by_name.items() if name not in (OURS, BASE)]
+    return [figure for name, figure in item.by_name.items() if name not in (item.subject, BASE)]
 
 
 def _along(figure: Figure, axis: str) -> Values:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.judge.changes import Change
+from bench.judge.moves import Gone, Move
 from bench.judge.series import Era
 from bench.model.case import ClockName
 from bench.model.history import Commit
@@ -13,13 +14,19 @@ from bench.model.history import Commit
 
 @dataclass(frozen=True)
 class History:
-    """`line`: the commits asked for, oldest first; `missing`: those of them without a measurement."""
+    """`line`: the commits asked for, oldest first; `missing`: those of them without a measurement.
+
+    changes  of the code, within an era, that still hold; gone: those that went away again
+    moves    of a level from one era to the next, with their causes
+    """
 
     clock: ClockName
     line: Sequence[Commit]
     eras: Sequence[Era]
     changes: Sequence[Change]
     missing: Sequence[Commit]
+    moves: Sequence[Move] = ()
+    gone: Sequence[Gone] = ()
 
     def of_commit(self) -> dict[str, list[Change]]:
         """The changes by the commit they are put down to, in the order of the line."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.judge.folding import folded
 from bench.judge.times import Wanted
 from bench.model import rules
 from bench.model.config import PlannedPoint
+from bench.model.pairs import PairPoint
 from bench.model.records import Point, Results
 from bench.model.rules import Rules
 from bench.model.verdict import Report
 
+Judged = Point | PlannedPoint | PairPoint
 ALLOW = "--allow-changed-rules"
 
 
@@ -24,9 +27,15 @@ def left_out(points: Iterable[Point | PlannedPoint], was_wanted: Wanted, is_want
     return sum(was_wanted(point) and not is_wanted(point) for point in points)
 
 
-def changes(now: Rules, then: Rules, clocks: Sequence[str], not_judged: int) -> list[str]:
-    """In what the present rules let more pass. `not_judged`: points that only the old ones judge."""
+def changes(
+    now: Rules, then: Rules, clocks: Sequence[str], not_judged: int, points: Iterable[Judged] = ()
+) -> list[str]:
+    """In what the present rules let more pass, at these points. `not_judged`: points that only the old ones judge."""
     found = rules.looser(now, then, clocks)
+    at_points = [
+        (point.case.label, change) for point in points for change in rules.looser_at(now, then, point.case, point.clock)
+    ]
+    found += [f"{change} at {cases}" for cases, change in folded(at_points) if change not in found]
     if not_judged:
         judged = [(name, *(", ".join(getattr(of, name)) for of in (now, then))) for name in ("contenders", "clocks")]
         why = [f"{name} are {mine}, they were {theirs}" for name, mine, theirs in judged if mine != theirs]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from statistics import mean, median
+from typing import Literal
 
 from bench.judge.estimate import Estimate, estimate, round_values
 from bench.judge.work import figures
@@ -18,6 +19,17 @@ from bench.model.records import Environment, Point, Round
 
 TIME = "time"  # the figure of the timed clocks, us a call; the work clock has the gate's figures
 Key = tuple[Case, str, ClockName]
+CauseKind = Literal["code", "measuring method", "toolchain", "hardware"]
+# What of an environment is the machine; the rest are versions of what compiles and runs.
+HARDWARE = ("gpu", "capability", "sm_count", "l2_bytes", "mem_bytes", "mig")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a level may move: of which kind, and what changed."""
+
+    kind: CauseKind
+    what: str
 
 
 @dataclass(frozen=True)
@@ -59,14 +71,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Era:
-    """All series of one instrument. `begins` says what it changed from the one before; None for the first."""
+    """All series of one instrument. `causes`: what differs from the one before; none for the first."""
 
     instrument: Conditions
     environment: Environment
     series: tuple[Series, ...]
     references: tuple[Point, ...]  # points of contenders that were measured at the anchor alone
     entries: tuple[Entry, ...]
-    begins: str | None = None
+    causes: tuple[Cause, ...] = ()
+
+    @property
+    def begins(self) -> str | None:
+        """What it changed from the one before, in words."""
+        return ", ".join(f"{cause.kind}: {cause.what}" for cause in self.causes) or None
 
 
 @dataclass
@@ -121,7 +138,7 @@ def _era(
         tuple(series),
         tuple(point for point in references if point.key not in set(followed) and point.status == "ok"),
         tuple(entries),
-        _begins(before, instrument, env) if before else None,
+        _causes(before, instrument, env) if before else (),
     )
 
 
@@ -132,18 +149,18 @@ def _followed(key: Key, entries: Sequence[Entry]) -> bool:
     return bool(having - anchors) or not anchors or having == {item.commit.sha for item in entries}
 
 
-def _begins(before: Era, instrument: Conditions, env: Environment) -> str:
-    """What changed since the era before, in words."""
-    found = []
-    if before.instrument.version != instrument.version:
-        found.append(f"measuring code {before.instrument.version[:7]} -> {instrument.version[:7]}")
-    if before.instrument.seed != instrument.seed:
-        found.append(f"seed {before.instrument.seed} -> {instrument.seed}")
-    old, new = before.environment.identity, env.identity
-    found += [
-        f"{name} {old.get(name)} -> {new.get(name)}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)
-    ]
-    return ", ".join(found)
+def _causes(before: Era, instrument: Conditions, env: Environment) -> tuple[Cause, ...]:
+    """What differs from the era before, by kind: a level that moves there has one of these causes."""
+    old, new = before.instrument, instrument
+    method = [f"measuring code {old.version[:7]} -> {new.version[:7]}"] if old.version != new.version else []
+    method += [f"seed {old.seed} -> {new.seed}"] if old.seed != new.seed else []
+    found: dict[CauseKind, list[str]] = {"measuring method": method, "toolchain": [], "hardware": []}
+    then, now = before.environment.identity, env.identity
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            kind: CauseKind = "hardware" if name in HARDWARE else "toolchain"
+            found[kind].append(f"{name} {then.get(name)} -> {now.get(name)}")
+    return tuple(Cause(kind, ", ".join(parts)) for kind, parts in found.items() if parts)
 
 
 def _series(

@@ -1,8 +1,8 @@
 """The tests of the gate, on arrays: screen, confirm, the smallest slowdown that can be seen. Pure.
 
 An observation is a log ratio of two round values, log(B / A): a slowdown is positive. Rows are points, columns
-observations that are independent of each other. Every test is one of scipy or statsmodels, imported when first used:
-they take longer to import than the command line to answer.
+observations that are independent of each other. Every test is one of scipy, imported when first used: it
+takes longer to import than the command line to answer.
 """
 
 from __future__ import annotations
@@ -124,12 +124,17 @@ def _certain(means: Array, slower: bool) -> Array:
 
 def with_holm(means: Array, p: Array, alpha: float, cleared: int = 0) -> list[Tested]:
     """Means and p values of a family, with Holm's over it and `cleared` more whose p is 1."""
-    from statsmodels.stats.multitest import multipletests
+    adjusted = holm(np.append(p, np.ones(cleared)))[: len(p)]
+    columns = zip(means, p, adjusted, strict=True)
+    return [Tested(float(mean), float(raw), float(both), bool(both <= alpha)) for mean, raw, both in columns]
 
-    rejected, adjusted, _, _ = multipletests(np.append(p, np.ones(cleared)), alpha=alpha, method="holm")
-    tested = len(p)
-    columns = zip(means, p, adjusted[:tested], rejected[:tested], strict=True)
-    return [Tested(float(mean), float(raw), float(holm), bool(reject)) for mean, raw, holm, reject in columns]
+
+def holm(p: Array) -> Array:
+    """p values after Holm (1979): rejecting those up to alpha errs in the whole family with at most alpha."""
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)
 
 
 def interval(observations: Array) -> tuple[float, float, float]:
@@ -176,15 +181,13 @@ def detectable(sd: Array, design: Design) -> Array:
     Three hurdles must be cleared, each granted a third of the misses: the screen's limit and the floor, which the
     mean must exceed, and the t test, for which one true slowdown is assumed. The sd is taken as exact.
     """
-    from scipy import stats
-    from statsmodels.stats.power import TTestPower
+    from scipy import special, stats
 
     each = 1 - (1 - design.power) / 3
     z = stats.norm.ppf(each)
     screen = log_limit(design.screen_pct) + z * sd / sqrt(design.screen_observations)
     floor = log_limit(design.floor_pct) + z * sd / sqrt(design.confirm_observations)
-    standardized = TTestPower().solve_power(
-        nobs=design.confirm_observations, alpha=design.alpha, power=each, alternative="larger"
-    )
-    least = np.maximum(np.maximum(screen, floor), float(standardized) * sd)
+    freedom = design.confirm_observations - 1
+    shift = special.nctdtrinc(freedom, 1 - each, stats.t.ppf(1 - design.alpha, freedom))  # of the t statistic
+    least = np.maximum(np.maximum(screen, floor), shift / sqrt(design.confirm_observations) * sd)
     return np.where(np.isnan(least), np.inf, least)

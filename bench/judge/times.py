@@ -14,7 +14,7 @@ from bench.judge.comparable import Match, Shift
 from bench.judge.estimate import round_values
 from bench.judge.statistics import Design, Tested, log_limit
 from bench.model.case import Case, ClockName
-from bench.model.config import Gate, PlannedPoint
+from bench.model.config import Gate, Limits, PlannedPoint
 from bench.model.pairs import PairPoint, PairRun, observations
 from bench.model.records import Code, Point, Results
 from bench.model.registry import fits
@@ -62,7 +62,7 @@ def judge_pairs(run: PairRun) -> Report:
         report.refusals.append("no point was measured")
     for clock in dict.fromkeys(point.clock for point in run.points):
         of_clock = [point for point in run.points if point.clock == clock]
-        report.verdicts += _pairs_of_clock(of_clock, run.gate, clock)
+        report.verdicts += _pairs_of_clock(of_clock, run.gate)
     return report
 
 
@@ -76,7 +76,7 @@ def screen_flag(point: PairPoint, gate: Gate) -> bool:
     if not screened:
         return False
     logs = np.array([[item.log_ratio for item in screened]])
-    return bool(statistics.flagged(logs, gate.limits(point.clock).screen_pct)[0])
+    return bool(statistics.flagged(logs, gate.limits_at(point.case, point.clock).screen_pct)[0])
 
 
 def is_cleared(point: PairPoint, gate: Gate) -> bool:
@@ -84,12 +84,11 @@ def is_cleared(point: PairPoint, gate: Gate) -> bool:
     values = observations(point.of_stage("confirm"))
     if not statistics.is_look(len(values), gate.wave, gate.confirm_processes):
         return False
-    floor_pct = gate.limits(point.clock).floor_pct
+    floor_pct = gate.limits_at(point.case, point.clock).floor_pct
     return bool(statistics.within_floor(np.array([values]), floor_pct, gate.clear_confidence)[0])
 
 
-def pair_design(gate: Gate, clock: ClockName) -> Design:
-    limits = gate.limits(clock)
+def pair_design(gate: Gate, limits: Limits) -> Design:
     return Design(
         screen_observations=gate.screen_processes,  # cautious: layouts of one process may share its luck
         confirm_observations=gate.confirm_processes,
@@ -100,7 +99,7 @@ def pair_design(gate: Gate, clock: ClockName) -> Design:
     )
 
 
-def _pairs_of_clock(points: Sequence[PairPoint], gate: Gate, clock: ClockName) -> list[Verdict]:
+def _pairs_of_clock(points: Sequence[PairPoint], gate: Gate) -> list[Verdict]:
     confirmed = [point for point in points if point.status == "ok" and point.of_stage("confirm")]
     fresh = [observations(point.of_stage("confirm")) for point in confirmed]
     usable = [index for index, values in enumerate(fresh) if len(values) == gate.confirm_processes]
@@ -109,11 +108,10 @@ def _pairs_of_clock(points: Sequence[PairPoint], gate: Gate, clock: ClockName) -
     slow = statistics.confirm(matrix, alpha=gate.alpha, cleared=cleared)
     fast = statistics.confirm(matrix, alpha=gate.alpha, slower=False, cleared=cleared)
     tests = {id(confirmed[index]): (slow[row], fast[row]) for row, index in enumerate(usable)}
-    design = pair_design(gate, clock)
-    return [_pair_verdict(point, gate, design, tests.get(id(point))) for point in points]
+    return [_pair_verdict(point, gate, tests.get(id(point))) for point in points]
 
 
-def _pair_verdict(point: PairPoint, gate: Gate, design: Design, tests: tuple[Tested, Tested] | None) -> Verdict:
+def _pair_verdict(point: PairPoint, gate: Gate, tests: tuple[Tested, Tested] | None) -> Verdict:
     base = Verdict(point.case, point.contender, point.clock, "error", "", extra_share=point.extra_share)
     if point.status != "ok":
         status: VerdictStatus = "skipped" if point.status == "skipped" else "error"
@@ -121,14 +119,14 @@ def _pair_verdict(point: PairPoint, gate: Gate, design: Design, tests: tuple[Tes
     if not point.rounds:
         return _but(base, "error", "no round was measured")
     stage = point.of_stage("confirm") or point.of_stage("screen")
-    limits = gate.limits(point.clock)
+    limits = gate.limits_at(point.case, point.clock)
     base = msgspec.structs.replace(
         base,
         before_us=geometric_mean(median(item.a_blocks_us) for item in stage),
         after_us=geometric_mean(median(item.b_blocks_us) for item in stage),
         rounds=len(stage),
         floor=1 + limits.floor_pct / 100,
-        detectable=_detectable(observations(stage), design),
+        detectable=_detectable(observations(stage), pair_design(gate, limits)),
         **_interval(observations(stage)),
     )
     if base.ratio is None or not isfinite(base.ratio):
@@ -294,7 +292,7 @@ def _sound(point: Point) -> bool:
 
 def _screened(old: Point, new: Point, shift: Shift, gate: Gate) -> bool:
     difference = float(np.mean(log_values(new)) - np.mean(log_values(old))) - shift.log_shift
-    return not abs(difference) <= log_limit(gate.limits(old.clock).screen_pct)  # a NaN is no quiet point
+    return not abs(difference) <= log_limit(gate.limits_at(old.case, old.clock).screen_pct)  # a NaN is no quiet point
 
 
 def _baseline_of_clock(
@@ -343,7 +341,7 @@ def _baseline_verdict(
         return _but(base, *unfit)
     new = latest
     mean, low, high, _ = statistics.welch(log_values(old), log_values(new) - shift)
-    floor_pct = gate.limits(old.clock).unconfirmed_floor_pct
+    floor_pct = gate.limits_at(old.case, old.clock).unconfirmed_floor_pct
     base = msgspec.structs.replace(
         base,
         before_us=exp(float(np.mean(log_values(old)))),

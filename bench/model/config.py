@@ -30,10 +30,11 @@ from bench.model.case import (
     Storage,
     point_name,
 )
+from bench.model.case_terms import case_terms
 from bench.model.choice import CASE_AXES, case_filter, select_contenders
 from bench.model.paths import ROOT
 from bench.model.registry import FAMILIES, INSTALLED, Family, provides
-from bench.model.rules import Rules
+from bench.model.rules import Rules, limits_of
 from bench.model.serving import ServeProfile, Serving
 from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
 
@@ -151,6 +152,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unconfirmed_floor_pct: Percent  # the same against a stored baseline alone
 
 
+class CaseLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Other limits of the cases that `case` names, as `--case` does; what is left out stays the clock's."""
+
+    case: str
+    clock: Literal["graph", "eager"]
+    screen_pct: Percent | None = None
+    floor_pct: Percent | None = None
+    unconfirmed_floor_pct: Percent | None = None
+
+
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the gate measures and decides; bench.toml says why. Defaults: how records without the field were made."""
 
@@ -176,6 +187,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     graph: Limits
     eager: Limits
     work_tolerance_pct: dict[Figure, Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]]
+    cases: tuple[CaseLimits, ...] = ()
 
     @property
     def rules(self) -> Rules:
@@ -185,6 +197,10 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def limits(self, clock: ClockName) -> Limits:
         """The limits of a timed clock."""
         return self.eager if clock == "eager" else self.graph
+
+    def limits_at(self, case: Case, clock: ClockName) -> Limits:
+        """The limits of a point: its clock's, with what the first entry of `cases` that fits it says instead."""
+        return limits_of(self.limits(clock), self.cases, case, clock)
 
 
 class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,6 +259,11 @@ def load(path: Path = DEFAULT_PATH) -> Config:
     missing = [name for name in Axes.__struct_fields__ if getattr(config.axes, name) is None]
     if missing:
         raise ConfigError(f"{path}: [axes] lacks {', '.join(missing)}; expected a default for every axis")
+    for index, entry in enumerate(config.gate.cases):
+        try:
+            case_terms(entry.case)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: gate.cases[{index}].case: {error}") from None
     return config
 
 

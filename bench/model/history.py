@@ -21,6 +21,7 @@ from bench.model.records import Results, ResultsError
 HISTORY_NAME, HISTORY_VERSION = "csgmv-bench-history", "1.1.0"
 NO_GPU = "no-gpu"
 ENGINE = ".engine.json"  # files of engines, which bench/model/served_history.py reads
+FOREIGN = ".foreign.json"  # of other tools: bench/model/foreign.py
 
 
 class HistorySchema(msgspec.Struct):
@@ -94,7 +95,7 @@ def read(path: Path) -> Entry:
 
 def read_all(folder: Path) -> list[Entry]:
     """Every entry below a folder, none if there is no such folder. Raises ResultsError for any file that is none."""
-    return [read(path) for path in sorted(folder.rglob("*.json")) if not path.name.endswith(ENGINE)]
+    return [read(path) for path in sorted(folder.rglob("*.json")) if not path.name.endswith((ENGINE, FOREIGN))]
 
 
 def machines(entries: Sequence[Entry]) -> list[str | None]:

@@ -1,7 +1,7 @@
 """What the running of pairs records: raw blocks of both sides by round, in a JSON file of its own.
 
 History of the format (semver, as in bench/model/store.py)
-1.3.0  `gpus` lists the GPUs that points ran on; a point has the place of its own
+1.3.0  `gpus` lists the GPUs that points ran on; a point has the place of its own; gate.cases: limits of single cases
 1.2.0  the use against-sglang, whose sides are two versions of SGLang
 1.1.0  gate.wave, gate.clear_confidence: flagged points may be cleared before all confirming rounds are taken; open_s
 1.0.0  first version

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
+
+from bench.model.case import Case, ClockName
+from bench.model.case_terms import fits
 
 
 class ClockRules(msgspec.Struct, frozen=True):
@@ -13,6 +17,38 @@ class ClockRules(msgspec.Struct, frozen=True):
     screen_pct: float
     floor_pct: float
     unconfirmed_floor_pct: float
+
+
+class CaseRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Other effect limits of some cases; see config.CaseLimits."""
+
+    case: str
+    clock: ClockName
+    screen_pct: float | None = None
+    floor_pct: float | None = None
+    unconfirmed_floor_pct: float | None = None
+
+
+class Entry(Protocol):
+    """What names cases and a clock, and says some of their limits."""
+
+    @property
+    def case(self) -> str: ...
+
+    @property
+    def clock(self) -> str: ...
+
+
+Limits = TypeVar("Limits", bound=msgspec.Struct)
+
+
+def limits_of(limits: Limits, entries: Sequence[Entry], case: Case, clock: ClockName) -> Limits:
+    """The clock's limits, with what the first entry that fits the point says instead."""
+    entry = next((one for one in entries if one.clock == clock and fits(case, one.case)), None)
+    if entry is None:
+        return limits
+    given = {name: getattr(entry, name) for name in limits.__struct_fields__}
+    return msgspec.structs.replace(limits, **{name: value for name, value in given.items() if value is not None})
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +70,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     graph: ClockRules
     eager: ClockRules
     work_tolerance_pct: dict[str, float]
+    cases: tuple[CaseRules, ...] = ()
+
+    def limits_at(self, case: Case, clock: ClockName) -> ClockRules:
+        """The limits of a timed point."""
+        return limits_of(self.eager if clock == "eager" else self.graph, self.cases, case, clock)
 
 
 # The rules of every file that names none: those of bench.toml while files did not record them.
@@ -73,6 +114,24 @@ LESS_IS_LOOSER = (
 ROUNDING = 1e-5  # files keep 6 digits
 
 
+def _is_looser(value: float, before: float, *, more_is_looser: bool) -> bool:
+    step = value - before if more_is_looser else before - value
+    return step > ROUNDING * abs(before)
+
+
+def looser_at(now: Rules, then: Rules, case: Case, clock: ClockName) -> list[str]:
+    """Each limit by which `now` lets pass at a point what `then` would not, where one of them has limits by case."""
+    if not (now.cases or then.cases) or clock not in ("graph", "eager"):
+        return []
+    mine, theirs = now.limits_at(case, clock), then.limits_at(case, clock)
+    pairs = [(name, getattr(mine, name), getattr(theirs, name)) for name in ClockRules.__struct_fields__]
+    return [
+        f"{clock}.{name} is {value:g}, it was {before:g}"
+        for name, value, before in pairs
+        if _is_looser(value, before, more_is_looser=True)
+    ]
+
+
 def looser(now: Rules, then: Rules, clocks: Sequence[str]) -> list[str]:
     """Each rule of `now` that lets pass what `then` would not, of those that a verdict on these clocks uses.
 
@@ -81,8 +140,7 @@ def looser(now: Rules, then: Rules, clocks: Sequence[str]) -> list[str]:
     found: list[str] = []
 
     def compare(name: str, value: float, before: float, *, more_is_looser: bool) -> None:
-        step = value - before if more_is_looser else before - value
-        if step > ROUNDING * abs(before):
+        if _is_looser(value, before, more_is_looser=more_is_looser):
             found.append(f"{name} is {value:g}, it was {before:g}")
 
     if "work" in clocks:

@@ -21,7 +21,8 @@ from bench.model.rules import Rules
 VerdictStatus = Literal["pass", "slow", "fast", "inconclusive", "skipped", "error"]
 Use = Literal["baseline", "against", "self-check", "work", "against-sglang"]
 REPORT_NAME = "csgmv-bench-gate"
-REPORT_VERSION = "1.2.0"  # 1.1.0: rules, changed_rules, rules_allowed; 1.2.0: the use against-sglang
+# 1.1.0: rules, changed_rules, rules_allowed; 1.2.0: the use against-sglang; 1.3.0: rules have limits of cases
+REPORT_VERSION = "1.3.0"
 
 
 class Exit(IntEnum):
@@ -120,6 +121,11 @@ class Report(msgspec.Struct):
             return Exit.CANNOT_JUDGE
         judged = any(verdict.status in ("pass", "fast") for verdict in self.verdicts)
         return Exit.PASS if judged else Exit.CANNOT_JUDGE
+
+    @property
+    def counted(self) -> bool:
+        """Whether it judged counts, of a baseline or of two versions of SGLang, and no times."""
+        return self.use == "work" or (bool(self.verdicts) and all(item.clock == "work" for item in self.verdicts))
 
     def counts(self) -> dict[str, int]:
         """Verdicts by status."""

@@ -36,20 +36,20 @@ def name_of(item: Verdict) -> str:
 
 def markdown(report: Report, summary: str, commands: Sequence[str], grouped: Sequence[tuple[Verdict, int]]) -> str:
     """For a step summary or a comment: cut at the end, with a note, where it would be too long."""
-    head = [f"**{_cell(summary)}**", ""]
-    head += [f"- refused: {_cell(reason)}" for reason in report.refusals]
-    head += [f"- {_cell(note)}" for note in report.notes]
+    head = [f"**{cell(summary)}**", ""]
+    head += [f"- refused: {cell(reason)}" for reason in report.refusals]
+    head += [f"- {cell(note)}" for note in report.notes]
     head += ["", "| verdict | point | change | 95 % | reason |", "| --- | --- | ---: | ---: | --- |"]
     rows = [_row(item, more) for item, more in grouped]
     tail = ["", "To see a flagged point again:", "", "```sh", *commands, "```"] if commands else []
-    return _within("\n".join(head) + "\n", rows, "\n".join(tail) + "\n" if tail else "")
+    return within("\n".join(head) + "\n", rows, "\n".join(tail) + "\n" if tail else "")
 
 
-def _within(head: str, rows: Sequence[str], tail: str) -> str:
-    """As many rows as fit, the worst ones being first; the tail only whole."""
+def within(head: str, rows: Sequence[str], tail: str, limit: int = SUMMARY_LIMIT_BYTES) -> str:
+    """As many rows as fit into `limit` bytes, the worst ones being first; the tail only whole."""
     text, left = head, len(rows)
     note = "\n{} more points are not shown: the summary would be too long.\n"
-    room = SUMMARY_LIMIT_BYTES - len(head.encode()) - len(note.encode()) - 20
+    room = limit - len(head.encode()) - len(note.encode()) - 20
     tail = tail if len(tail.encode()) < room // 2 else ""
     room -= len(tail.encode())
     for row in rows:
@@ -62,16 +62,16 @@ def _within(head: str, rows: Sequence[str], tail: str) -> str:
 
 def _row(item: Verdict, more: int) -> str:
     changes = ", ".join(f"{change.figure} {change.before} → {change.after}" for change in item.changes)
-    change = _percent(item.ratio) if item.ratio is not None else _cell(changes)
+    change = _percent(item.ratio) if item.ratio is not None else cell(changes)
     ends = "" if item.low is None else f"{_percent(item.low)} to {_percent(item.high)}"
-    return f"| {times(item.status, more)} | {_cell(name_of(item))} | {change} | {ends} | {_cell(item.reason)} |"
+    return f"| {times(item.status, more)} | {cell(name_of(item))} | {change} | {ends} | {cell(item.reason)} |"
 
 
 def _percent(ratio: float | None) -> str:
     return "" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that stays in its table cell and is not taken for markup."""
     for character in "\\|<>*_`[":
         text = text.replace(character, "\\" + character)
@@ -135,7 +135,7 @@ def bencher(report: Report) -> str:
     for item in report.verdicts:
         if item.after_us is not None:
             content[name_of(item)] = {"latency": _metric(item)}
-        elif report.use == "work" and item.status in ("pass", "fast", "slow"):
+        elif report.counted and item.status in ("pass", "fast", "slow"):
             content[name_of(item)] = {"changed-figures": {"value": float(len(item.changes))}} | {
                 change.figure.replace("_", "-"): {"value": float(change.after)} for change in item.changes
             }

@@ -116,7 +116,7 @@ def _parts(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(said, style="bold red")] if said else []
     rows = grouped(_rows(report))
     if rows:
-        parts += [_work_table(report, rows) if report.use == "work" else _timed_table(report, rows), Text()]
+        parts += [_work_table(report, rows) if report.counted else _timed_table(report, rows), Text()]
     parts += [Text(f"note: {note}") for note in report.notes]
     parts += [Text(f"refused: {reason}", style="red") for reason in report.refusals]
     parts += [Text(f"again: {command}") for command in commands(report)]
@@ -173,7 +173,8 @@ def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
         Column("changed figures", changes, words=True),
         Column("reason", [item.reason for item in items], words=True),
     ]
-    return Fitted(f"counted work: not times{usual(cases)}", [column for column in columns if any(column.cells)])
+    sides = "" if report.use == "work" else f" of {report.after.label} against {report.before.label}"
+    return Fitted(f"counted work{sides}: not times{usual(cases)}", [column for column in columns if any(column.cells)])
 
 
 def _verdicts(rows: Sequence[tuple[Verdict, int]]) -> list[Text]:

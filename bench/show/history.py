@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from bench.execute.bisect import BisectEvent, Compared, Comparing, Named
+from bench.execute.confirm import Confirmed, ConfirmEvent, Confirming, OutOfBudget
 from bench.execute.history import HistoryEvent, NothingLeft, Stored, Visiting
 from bench.execute.pairs import StageStarted
 from bench.execute.tasks import GpuLost, Measured
 from bench.judge.changes import Change
 from bench.judge.history import History
+from bench.judge.moves import Move
 from bench.judge.series import TIME, Era, Series
 from bench.model.history import Commit, Entry
 from bench.model.paths import shown
@@ -69,6 +72,8 @@ def tables(history: History) -> RenderableType:
     """Everything: what was measured, the changes, what failed, a table for each point."""
     parts: list[RenderableType] = [Text(heading(history))]
     parts += [Text("\n".join(change_lines(history)) + "\n")]
+    if said := move_lines(history) + gone_lines(history):
+        parts += [Text("\n".join(said) + "\n")]
     if failures := failure_lines(history):
         parts += [Text("\n".join(failures) + "\n")]
     for era in history.eras:
@@ -107,10 +112,40 @@ def change_lines(history: History) -> list[str]:
         counts = " and ".join(f"{len(part)} {word}" for part, word in ((worse, "worse"), (better, "better")) if part)
         lines += [
             f"{_blame(largest)}: {counts}; most: {_where(largest.series)} {size(largest)}",
-            f"    between {largest.before.short} and "
+            f"    code, between {largest.before.short} and "
             f"{largest.after.short if largest.after else 'the end of the line'}: {_shortened(largest.commit.subject)}",
         ]
     return lines or ["no change of level"]
+
+
+def move_lines(history: History) -> list[str]:
+    """Of each era after the first, what began it and which levels moved there."""
+    lines = []
+    for era in history.eras[1:]:
+        here = [move for move in history.moves if any(move.series == series for series in era.series)]
+        if not here:
+            lines.append(f"{era.begins or 'another environment'}: no level moved that both measured")
+        for causes in dict.fromkeys(move.causes for move in here):
+            alike = [move for move in here if move.causes == causes]
+            most = max(alike, key=lambda move: (move.worse, abs(move.ratio - 1)))
+            why = ", ".join(f"{cause.kind}: {cause.what}" for cause in causes) or "another environment"
+            lines.append(f"{why}: {len(alike)} moved; most: {_where(most.series)} {_moved(most)}")
+    return lines
+
+
+def _moved(move: Move) -> str:
+    assert move.before.value and move.after.value
+    old, new = move.before.commit.short, move.after.commit.short
+    at = f"at {new}, which both measured" if old == new else f"from {old} to {new}, so the code is among the causes"
+    if move.series.figure != TIME:
+        return f"{move.series.figure} {move.before.value.value:.0f} -> {move.after.value.value:.0f} {at}"
+    return f"{100 * (move.ratio - 1):+.1f} % {at}"
+
+
+def gone_lines(history: History) -> list[str]:
+    """Changes whose level came back, a line a pair of commits."""
+    counts = Counter((one.change.commit.short, one.back.commit.short) for one in history.gone)
+    return [f"{count} of {begun} went away with {back} (--all lists them)" for (begun, back), count in counts.items()]
 
 
 def failure_lines(history: History) -> list[str]:
@@ -183,6 +218,36 @@ def _cells(history: History, series: Series, row: int) -> list[str]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= SUBJECT_WIDTH else text[: SUBJECT_WIDTH - 3] + "..."
+
+
+# --- confirm -------------------------------------------------------------------------------------------------------
+
+
+def follow_confirmation(events: Generator[ConfirmEvent, None, None]) -> bool:
+    """Consume a confirmation and show it; whether every change was tried and has an answer."""
+    from bench.show.tables import console
+
+    steps, out, answered = progress_console(), console(), True
+    for event in events:
+        if isinstance(event, Confirming):
+            pair = f"{event.before.short} against {event.after.short}"
+            steps.print(f"{pair}: {event.points} changed points, {event.left_s:.0f} s of the budget left")
+        elif isinstance(event, Confirmed):
+            out.print(_confirmed(event))
+            answered &= event.verdict is not None
+        elif isinstance(event, OutOfBudget):
+            names = ", ".join(dict.fromkeys(change.commit.short for change in event.left))
+            out.print(f"not tried: {len(event.left)} changes at {names}: the budget is spent ({event.spent_s:.0f} s)")
+            answered = False
+    return answered
+
+
+def _confirmed(event: Confirmed) -> str:
+    change = event.change
+    what = f"{_blame(change)}: {_where(change.series)} {size(change)}"
+    if event.verdict is None:
+        return f"{what}: cannot be compared: {event.reason}"
+    return f"{what}: {'confirmed' if event.holds else 'NOT confirmed'}, in turns {_ratio(event.verdict)}"
 
 
 # --- bisect --------------------------------------------------------------------------------------------------------

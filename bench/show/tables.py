@@ -85,7 +85,7 @@ def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bo
     counted = [point for point in points if point.clock == "work"]
     if counted:
         parts += [work_table(counted, wide=wide), Text()]
-    parts += [ratios(points), errors(points), failures(points)]
+    parts += [ratios(points, of[0].subject if of else OURS), errors(points), failures(points)]
     return Group(*parts)
 
 
@@ -136,7 +136,8 @@ def timed_table(rows: Sequence[Standing], clock: str, kind: str, *, wide: bool =
     columns = [*_about(rows), Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True)]
     if any(row.cost_of_lora is not None for row in rows):
         columns.append(Column("LoRA costs", [_cost(row.cost_of_lora) for row in rows], rank=2, right=True))
-    names = [name for name in _columns([item.point for row in rows for item in row.by_name.values()]) if name != OURS]
+    names = _columns([item.point for row in rows for item in row.by_name.values()])
+    names = [name for name in names if name != rows[0].subject]
     for place, name in enumerate(names):
         columns.append(
             Column(short_name(name), [_time(row.by_name.get(name)) for row in rows], rank=5 + place, right=True)
@@ -152,12 +153,17 @@ def _about(rows: Sequence[Standing]) -> list[Column]:
     peers = [row.best_peer for row in rows]
     return [
         Column("case", row_labels([row.case for row in rows])),
-        Column("ours", [_time(row.ours) for row in rows], right=True),
+        Column(whose(rows), [_time(row.ours) for row in rows], right=True),
         Column("peer", [_time(peer) for peer in peers], right=True),
         Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
         Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
         Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=1),
     ]
+
+
+def whose(rows: Sequence[Standing]) -> str:
+    """Whose times the others are told by."""
+    return "ours" if not rows or rows[0].subject == OURS else short_name(rows[0].subject)
 
 
 # Why a time may be less than its bound, in a graph and called from Python.
@@ -203,8 +209,8 @@ def _floor(found: Floor | None, clock: str) -> str:
 def pivot_table(rows: Sequence[Standing], axes: tuple[str, str], *, wide: bool = False) -> RenderableType:
     """Times over ours by two axes, of the best peer or of every competitor; geometric means of what shares a cell."""
     found = pivoted(rows, axes)
-    whose = "time" if CONTENDER in axes else "best peer's time"
-    title = f"{whose} over ours, {axes[0]} by {axes[1]}" + ("; geometric means" if found.several else "")
+    what = "time" if CONTENDER in axes else "best peer's time"
+    title = f"{what} over {whose(rows)}, {axes[0]} by {axes[1]}" + ("; geometric means" if found.several else "")
     columns = [Column(axes[0], [_named(axes[0], value) for value in found.down])]
     for value in found.across:
         means = [_multiple(cell[0] if (cell := found.cells.get((row, value))) else None) for row in found.down]
@@ -263,14 +269,14 @@ def _joined(values: Iterable[int]) -> str:
     return "+".join(map(str, values)) or "-"
 
 
-def ratios(of: Sequence[Point]) -> RenderableType:
-    """Geometric mean and range of each contender's time over ours, per clock, over the points both have."""
+def ratios(of: Sequence[Point], subject: str = OURS) -> RenderableType:
+    """Geometric mean and range of each contender's time over the subject's, per clock, over the points both have."""
     lines: list[str] = []
     clocks: tuple[ClockName, ...] = ("graph", "eager", "prepare")
     for clock in clocks:
         points = [point for point in of if point.clock == clock and point.status == "ok"]
         for op in OPS:
-            lines += _ratios(clock, op, [point for point in points if point.case.op == op])
+            lines += _ratios(clock, op, [point for point in points if point.case.op == op], subject)
         spreads = [spread for point in points if (spread := process_spread(point)) is not None]
         if spreads:
             middle, worst = f"{100 * median(spreads):.2f} %", f"{100 * max(spreads):.2f} %"
@@ -278,18 +284,21 @@ def ratios(of: Sequence[Point]) -> RenderableType:
     return Text("\n".join(lines) + "\n" if lines else "")
 
 
-def _ratios(clock: ClockName, op: Op, points: Sequence[Point]) -> Iterator[str]:
+def _ratios(clock: ClockName, op: Op, points: Sequence[Point], subject: str) -> Iterator[str]:
     by_case = _by_case(points)
     what = clock if op == "lookup" else f"{op}, {clock}"
     for name in _columns(points):
-        values = [_value(row[name]) / _value(row[OURS]) for row in by_case.values() if name in row and OURS in row]
+        values = [
+            _value(row[name]) / _value(row[subject]) for row in by_case.values() if name in row and subject in row
+        ]
         if name == BASE and values:
             costs = [with_lora(op, 1 / value) for value in values]
             low, high = _cost(min(costs)), _cost(max(costs))
             yield f"{what}: LoRA costs {_cost(geometric_mean(costs))} ({low} to {high}, {len(costs)} cases)"
-        elif name != OURS and values:
+        elif name != subject and values:
+            whom = "ours" if subject == OURS else f"that of {short_name(subject)}"
             yield (
-                f"{what}: {short_name(name)} takes {geometric_mean(values):.2f} times ours "
+                f"{what}: {short_name(name)} takes {geometric_mean(values):.2f} times {whom} "
                 f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
             )
 

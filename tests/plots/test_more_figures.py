@@ -242,7 +242,7 @@ def test_the_history_draws_every_commit_and_marks_the_change(line: History) -> N
     )
     marks = [item.get_xdata()[0] for item in axes.get_lines() if item.get_color() == SLOWER]
     assert marks == [7.5], "between the last fast commit and the first slow one"
-    assert "new series: measuring code v1 -> v2" in texts
+    assert "new series: measuring method: measuring code v1 -> v2" in texts
     title = axes.get_title(loc="left")
     assert f"100 % is {eras[0][0]:.3g} us of {name_of(OURS)}" in title and "an empty kernel 0.8 us" in title
 

@@ -104,7 +104,7 @@ def crossed(tmp_path: Path) -> Path:
 def test_one_commit_under_two_tritons_is_two_series(call: Call, crossed: Path) -> None:
     code, out = call("history", "show", "--store", crossed)
     assert code == 0 and out.startswith("4 commits of 000000000 to 000000003") and "no change of level" in out
-    assert "new series: triton 3.8.0 -> 3.6.0" in out
+    assert "new series: toolchain: triton 3.8.0 -> 3.6.0" in out
 
 
 def test_two_toolchains_are_compared_on_request(call: Call, crossed: Path, stored: Path) -> None:

@@ -62,3 +62,16 @@ def test_history_shows_the_changes_of_the_subject(run: Run, tmp_path: Path) -> N
     shown = run("history", "show", "--store", tmp_path, "--subject", "sglang_*")
     assert shown.code == 0 and "000000005: 1 worse" in shown.out
     assert run("history", "show", "--store", tmp_path, "--subject", OURS).code == 2
+
+
+def test_show_tells_the_others_by_the_subject(run: Run) -> None:
+    done = run("show", AA, "--subject", PEER, "--sort", "ratio", "--top", 1, "-f", "json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)
+    own = next(row for row in rows if row["contender"] == PEER)
+    assert own["to_ours"] == 1.0
+    assert all(row["to_ours"] == row["median_us"] / own["median_us"] for row in rows)
+    table = run("show", AA, "--subject", "sglang_tri*").out
+    assert "ours-vocab takes" in table and "times that of triton" in table
+    done = run("show", AA, "--subject", "nobody")
+    assert done.code == 2 and "names 0 contenders; expected one of" in done.err

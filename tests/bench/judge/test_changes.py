@@ -145,7 +145,7 @@ def test_another_instrument_or_environment_starts_another_series(change: dict[st
     first, second = made(entries)
     assert [len(era.series[0].observations) for era in (first, second)] == [6, 6]
     assert first.begins is None
-    assert second.begins == ("measuring code v1 -> v2" if "version" in change else "")
+    assert second.begins == ("measuring method: measuring code v1 -> v2" if "version" in change else None)
     line = order_of(entries, None)
     assert [changes(era.series[0], line, HISTORY) for era in (first, second)] == [[], []], "no change across them"
 
@@ -161,7 +161,7 @@ def test_an_environment_that_differs_says_in_what() -> None:
     other = entry(3, 2.0, env_key="other")
     assert other.results.env is not None
     other.results.env.identity["triton"] = "3.7.0"
-    assert made([entry(number, 2.0) for number in range(3)] + [other])[1].begins == "triton 3.6.0 -> 3.7.0"
+    assert made([entry(number, 2.0) for number in range(3)] + [other])[1].begins == "toolchain: triton 3.6.0 -> 3.7.0"
 
 
 def test_drift_within_a_session_is_taken_out_by_the_anchor() -> None:

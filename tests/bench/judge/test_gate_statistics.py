@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from math import log
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from bench.judge import statistics
 from bench.judge.statistics import confirm, detectable, flagged, log_limit, outcome, welch, within_floor
@@ -140,7 +139,7 @@ def test_a_change_counts_when_significant_and_past_the_floor(mean: float, slow: 
 
 def test_the_smallest_detectable_slowdown_is_found_as_often_as_it_says() -> None:
     """Simulated without the process and layout structure: the formula's own assumptions."""
-    design = pair_design(GATE, "graph")
+    design = pair_design(GATE, GATE.graph)
     sd = 0.01
     least = float(detectable(np.array([sd]), design)[0])
     screen = RNG.normal(least, sd, (4000, design.screen_observations))
@@ -153,19 +152,20 @@ def test_the_smallest_detectable_slowdown_is_found_as_often_as_it_says() -> None
     assert log_limit(GATE.graph.floor_pct) < quiet < least < noisy
 
 
-@pytest.fixture
-def frozen() -> Iterator[None]:
-    """statsmodels collects garbage in every call; what is alive already need not be looked at each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def test_the_power_of_the_t_test_is_that_of_statsmodels() -> None:
+    """Where the t test is the highest hurdle."""
+    for observations in (3, 8, 16):
+        design = replace(pair_design(GATE, GATE.graph), confirm_observations=observations, screen_observations=10**6)
+        each = 1 - (1 - design.power) / 3
+        size = TTestPower().solve_power(nobs=observations, alpha=design.alpha, power=each, alternative="larger")
+        assert float(detectable(np.array([1.0]), design)[0]) == pytest.approx(size, rel=1e-4)
 
 
 def simulated(noise: Noise, **options: object) -> Counts:
     return simulate(noise, GATE, **options)  # type: ignore[arg-type]
 
 
-def test_a_run_over_500_points_and_two_modes_is_quiet_and_finds_5_percent(frozen: None) -> None:
+def test_a_run_over_500_points_and_two_modes_is_quiet_and_finds_5_percent() -> None:
     """The large simulation is docs/experiments/simulate_gate.py, its figures are in docs/explanation/gate.md."""
     quiet = simulated(Noise(), runs=100)
     assert (quiet.runs_with_false_slow, quiet.runs_with_false_fast) == (0, 0)
@@ -175,7 +175,7 @@ def test_a_run_over_500_points_and_two_modes_is_quiet_and_finds_5_percent(frozen
     assert slowed.detection_rate >= 0.985
 
 
-def test_clearing_points_early_costs_little_power_and_saves_most_processes(frozen: None) -> None:
+def test_clearing_points_early_costs_little_power_and_saves_most_processes() -> None:
     """The same noise with and without the looks."""
     patient = msgspec.structs.replace(GATE, clear_confidence=1.0)
     options = {"runs": 15, "slowed": 40, "seed": 3}
@@ -186,18 +186,18 @@ def test_clearing_points_early_costs_little_power_and_saves_most_processes(froze
     assert looked.confirming < 0.6 * unlooked.confirming == 0.6 * GATE.confirm_processes * looked.flagged
 
 
-def test_without_confirmation_the_screen_alone_would_raise_false_alarms(frozen: None) -> None:
+def test_without_confirmation_the_screen_alone_would_raise_false_alarms() -> None:
     quiet = simulated(Noise(), runs=3)
     assert quiet.flagged / quiet.runs > 1
 
 
-def test_bimodal_points_raise_no_alarm(frozen: None) -> None:
+def test_bimodal_points_raise_no_alarm() -> None:
     quiet = simulated(replace(Noise(), bimodal_share=1.0), runs=5)
     assert quiet.runs_with_false_slow == 0
     assert quiet.flagged > 50
 
 
-def test_anchors_keep_a_session_shift_out_of_a_stored_comparison(frozen: None) -> None:
+def test_anchors_keep_a_session_shift_out_of_a_stored_comparison() -> None:
     """A session 3 % slower as a whole would screen everything in; what the anchors see is subtracted."""
     noise = replace(Noise(), process_sd_pct=0.3, session_sd_pct=3.0, bimodal_share=0.0)
     corrected = simulated(noise, runs=3, use=stored)

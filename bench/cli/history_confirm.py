@@ -1,0 +1,81 @@
+"""`history confirm`: the changes that a history shows, measured again by interleaved pairs of their commits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bench.cli import history
+from bench.cli.history import STORE, ExportedOption, StoreOption
+from bench.cli.options import (
+    CaseOption,
+    ConfigOption,
+    ContenderFileOption,
+    ContenderOption,
+    GpuOption,
+    LineOption,
+    SeedOption,
+    SglangCheckoutOption,
+    SglangLineOption,
+    SubjectOption,
+)
+from bench.cli.series import source_of, view
+from bench.execute.commits import Libraries
+from bench.execute.interleaved import LAYOUT_SEEDS, Machine
+from bench.model import config as configuration
+from bench.model import pairs as pair_store
+from bench.model.verdict import CannotJudge, Exit
+
+
+def confirm(
+    context: typer.Context,
+    commits: LineOption = None,
+    contender: ContenderOption = [],
+    contender_file: ContenderFileOption = [],
+    subject: SubjectOption = [],
+    case: CaseOption = [],
+    gpu: GpuOption = None,
+    config: ConfigOption = configuration.DEFAULT_PATH,
+    folder: StoreOption = STORE,
+    exported: ExportedOption = None,
+    sglang: SglangLineOption = None,
+    sglang_checkout: SglangCheckoutOption = None,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds that the pairs may take.")] = 300,
+    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the records of the pairs.")] = None,
+    seed: SeedOption = None,
+) -> None:
+    """Measure the commits around each change in turns, the largest first. Exit: 0 each has an answer, 3 not."""
+    from bench.execute.bisect import Bisection
+    from bench.execute.confirm import confirm as tried
+    from bench.show.history import follow_confirmation
+
+    loaded = configuration.load(config)
+    source = source_of(exported, sglang, sglang_checkout, loaded)
+    if processes is not None:
+        loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
+    found = view(folder, commits, ["graph"], [*contender, *subject], case, gpu, config, exported)
+    if not found.changes:
+        raise CannotJudge(f"{folder}: shows no change of level that holds: there is nothing to confirm")
+    machine: Machine = context.obj or Machine()
+    machine.require_gpu()
+    with Libraries(source) as libraries:
+        chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)
+        job = Bisection(loaded, found.line, [], libraries, machine.open_side, chosen)
+        try:
+            answered = follow_confirmation(tried(job, found.changes, budget_s))
+        finally:
+            for number, pairs in enumerate(job.runs, 1):
+                if output is not None and any(point.rounds for point in pairs.points):
+                    pair_store.write(output / f"confirm-{number}.json", pairs)
+    if not answered:
+        raise typer.Exit(int(Exit.CANNOT_JUDGE))
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verb to those of `history`."""
+    history.app.command()(confirm)

@@ -1,0 +1,93 @@
+"""The gate's report as a comment on a pull request: verdict, picture and what matters; the rest is folded away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.judge.folding import times
+from bench.model.verdict import Report, Verdict
+from bench.show.exports import cell, within
+from bench.show.gate import MEANING, change_text, commands, grouped, interval, one_lined, percent, summary, worst_first
+from bench.show.tables import microseconds, row_labels, short_name, usual
+
+LIMIT_BYTES = 60_000  # GitHub refuses a comment of more than 65536 characters
+TIMED = ("verdict", "case", "contender", "clock", "before, us", "after, us", "change", "95 %", "reason")
+COUNTED = ("verdict", "case", "contender", "changed figures", "reason")
+LEAST_BYTES = 2_000  # room for a table of a few rows
+QUIET = ("pass", "skipped")
+
+
+def marker(title: str) -> str:
+    """The first line of a comment, which tells it from the others of a pull request: a later run replaces it."""
+    return f"<!-- bench comment: {' '.join(title.replace('--', '-').split())} -->"
+
+
+def comment(report: Report, title: str, picture: str | None = None) -> str:
+    """Markdown. `picture` is the address of the figure `gate` of this report; `title` names the gate among others."""
+    report = one_lined(report)
+    report.verdicts = worst_first(report.verdicts)
+    rows = grouped(report.verdicts)
+    loud = [item for item in rows if item[0].status not in QUIET]
+    quiet = [item for item in rows if item[0].status in QUIET]
+    head = [marker(title), f"### {cell(title)}: {MEANING[report.exit_code]}", "", cell(summary(report)), ""]
+    if picture:
+        head += [f"![change of each point, with its interval and the limit]({picture})", ""]
+    head += [f"- refused: {cell(reason)}" for reason in report.refusals]
+    head += [f"- {cell(note)}" for note in report.notes]
+    tail = _again(report) + f"\n{cell(_sides(report))}\n"
+    text = "\n".join(head) + "\n\n" + _table(report, loud, LIMIT_BYTES // 2)
+    return text + _folded(report, quiet, LIMIT_BYTES - len((text + tail).encode())) + tail
+
+
+def _table(report: Report, rows: Sequence[tuple[Verdict, int]], limit: int) -> str:
+    """The rows with what tells their cases apart; what all of the report's have stands below."""
+    if not rows:
+        return ""
+    counted = report.counted
+    names = COUNTED if counted else TIMED
+    cases = [item.case for item in report.verdicts]
+    labels = row_labels([item.case for item, _ in rows], cases)
+    cells = [_counted(item) if counted else _timed(item) for item, _ in rows]
+    lines = [
+        _row(times(item.status, more), label, short_name(item.contender), *own)
+        for (item, more), label, own in zip(rows, labels, cells, strict=True)
+    ]
+    head = f"{_row(*names)}\n|{' --- |' * len(names)}\n"
+    common = usual(cases).removeprefix(";").strip()
+    return within(head, lines, f"\n{cell(common)}\n" if common else "", limit)
+
+
+def _row(*texts: str) -> str:
+    return f"| {' | '.join(map(cell, texts))} |"
+
+
+def _timed(item: Verdict) -> list[str]:
+    times_us = [microseconds(item.before_us), microseconds(item.after_us)]
+    return [item.clock, *times_us, percent(item.ratio), interval(item), item.reason]
+
+
+def _counted(item: Verdict) -> list[str]:
+    return [", ".join(map(change_text, item.changes)) or "-", item.reason]
+
+
+def _folded(report: Report, rows: Sequence[tuple[Verdict, int]], limit: int) -> str:
+    """The points that ask for nothing; their number alone where there is no room for them."""
+    counts = {status: sum(1 + more for item, more in rows if item.status == status) for status in QUIET}
+    title = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    if not rows or limit < LEAST_BYTES:
+        return f"\n{title}\n" if rows else ""
+    opening, closing = f"\n<details><summary>{title}</summary>\n\n", "\n</details>\n"
+    return opening + _table(report, rows, limit - len(opening) - len(closing)) + closing
+
+
+def _again(report: Report) -> str:
+    """The commands that show flagged points again, if they are few enough to read."""
+    lines = "\n".join(dict.fromkeys(commands(report)))
+    if not lines or len(lines.encode()) > LIMIT_BYTES // 4:
+        return ""
+    return f"\n<details><summary>To see a flagged point again</summary>\n\n```sh\n{lines}\n```\n\n</details>\n"
+
+
+def _sides(report: Report) -> str:
+    machine = report.identity.get("gpu") or ("counted, no GPU" if report.counted else "no GPU")
+    return f"{report.after.label} against {report.before.label}; {machine}; {report.started_utc[:10]}"
