@@ -42,6 +42,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup  ## the site of docs/ into build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 gate: setup  ## counted work against this Triton's of bench/baselines: no GPU needed
 	$(BIN)/python -m bench gate --clock work
 
