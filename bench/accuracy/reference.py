@@ -43,11 +43,18 @@ class HuggingFace:
                 self._model.load_adapter(other.folder, adapter_name=other.name, **options)
         self._model.eval()
         # Adapters are served in the model's dtype: what is compared is rounding while computing, not of the weights.
-        # Buffers stay as they are: transformers computes rotary angles in float32 whatever the model's dtype.
-        for weight in self._model.parameters():
-            weight.data = weight.data.to(model.dtype).to(dtype)
+        self.cast(model.dtype)
+        self.cast(dtype)
         self._device = model.device
         self._groups: dict[str | None, _Group] = {}
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in another dtype from now on.
+
+        Buffers stay as they are: transformers computes rotary angles in float32 whatever the model's dtype.
+        """
+        for weight in self._model.parameters():
+            weight.data = weight.data.to(dtype)
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
         """See generation.Engine."""
@@ -73,6 +80,24 @@ class HuggingFace:
                 out = self._model(input_ids=ids, past_key_values=group.cache, use_cache=True, **group.batch.grow())
             found |= dict(zip(group.rows, out.logits[:, -1], strict=True))
         return torch.stack([found[k] for k in range(len(tokens))])
+
+    @contextmanager
+    def without(self, modules: Sequence[str]) -> Iterator[None]:
+        """Within it adapters do nothing at modules of these names: their B is zero."""
+        ends = tuple(f".{module}.lora_{kind}B." for module in modules for kind in ("", "embedding_"))
+        kept = {
+            weight: weight.data.clone()
+            for name, weight in self._model.named_parameters()
+            if any(end in name for end in ends)
+        }
+        assert kept, f"no adapter is on {' or '.join(modules)}"
+        for weight in kept:
+            weight.data.zero_()
+        try:
+            yield
+        finally:
+            for weight, data in kept.items():
+                weight.data.copy_(data)
 
     @contextmanager
     def _active(self, name: str | None) -> Iterator[None]:

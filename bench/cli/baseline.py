@@ -89,7 +89,7 @@ def baseline(
     guards.refuse_unknown_clocks(clock, GATED)
     guards.refuse_mixed_clocks(clock)
     guards.refuse_dirty()
-    results = store.read(result) if result else _measure_baseline(chosen)
+    results = _selected(store.read(result), chosen) if result else _measure_baseline(chosen)
     refuse_unproven(results, result)
     left_out = [
         point for point in results.points if leave_out_unstable and fitness.is_unstable(point, chosen.config.gate)
@@ -103,6 +103,15 @@ def baseline(
     for point in left_out:
         progress_console().print(f"left out: {fitness.instability(point, chosen.config.gate)}", soft_wrap=True)
     progress_console().print(f"written to {shown(path)}: {len(results.points)} points")
+
+
+def _selected(results: Results, chosen: Choice) -> Results:
+    """The results, of the points that were chosen alone. Raises ConfigError for what only a measurement can follow."""
+    if chosen.profile or chosen.axes:
+        raise ConfigError("--profile and --axis say what to measure; expected --case, -k or -c to choose from a RESULT")
+    wanted = of_files(results.points, chosen.clocks or configuration.CLOCKS, chosen.contenders, chosen.cases)
+    results.points = [point for point in results.points if wanted(point)]
+    return results
 
 
 def _measure_baseline(chosen: Choice) -> Results:

@@ -37,6 +37,7 @@ from bench.execute import interleaved
 from bench.execute.commits import GitSource, Libraries, Source, export
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
 from bench.execute.sglang_source import Versions
+from bench.judge.toolchains import crossings
 from bench.model import config as configuration
 from bench.model import git, store
 from bench.model import history as records
@@ -159,15 +160,22 @@ def show(
     config: ConfigOption = configuration.DEFAULT_PATH,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
+    toolchains: Annotated[
+        bool, typer.Option("--toolchains", help="The commits that two toolchains measured, side by side, instead.")
+    ] = False,
 ) -> None:
     """The changes, and a table for each point."""
+    from bench.show import toolchains as two
     from bench.show.history import tables
     from bench.show.tables import console
 
     if served_file.CLOCK in clock:
+        if toolchains:
+            raise ConfigError("--toolchains: engines have no series of kernels; expected it without -k engine")
         served_history.show(folder, case, [*contender, *subject], gpu, config)
         return
-    console().print(tables(view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)))
+    found = view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported)
+    console().print(two.tables(crossings(found.eras)) if toolchains else tables(found))
 
 
 @app.command()

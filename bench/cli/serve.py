@@ -19,7 +19,7 @@ from bench.model.locks import only_writer
 from bench.model.paths import ROOT, results_path
 from bench.model.records import ResultsError
 from bench.model.served import SERVE_VERSION, ServeResults
-from bench.model.serving import ServePlan, make_serve_plan
+from bench.model.serving import Mode, ServePlan, make_serve_plan
 
 DEFAULT_PROFILE = "quick"
 CACHE = ROOT / "build" / "engine"
@@ -149,7 +149,7 @@ def _resumed(path: Path, plan: ServePlan) -> ServeResults:
 def _run(plan: ServePlan, results: ServeResults, path: Path, chosen: Chosen, cache: Path, budget: float | None) -> None:
     from bench.engine.run import Surroundings
     from bench.engine.run import serve as run_serve
-    from bench.judge.answers import answer_checks
+    from bench.judge import answers
     from bench.show.serving import follow, summary
     from bench.show.tables import console
 
@@ -164,8 +164,9 @@ def _run(plan: ServePlan, results: ServeResults, path: Path, chosen: Chosen, cac
         raise typer.Exit(INTERRUPTED) from None
     out.print(summary(results))
     out.print(f"written to {path}")
-    wrong = any(check.status == "wrong" for check in answer_checks(results))
-    if wrong or any(process.status != "ok" for process in results.processes if process.mode.startswith("plugin")):
+    wrong = answers.wrong(answers.answer_checks(results))
+    ours = [process for process in results.processes if Mode(process.mode).plugin or not Mode(process.mode).engine]
+    if wrong or any(process.status != "ok" for process in ours):
         raise typer.Exit(FOUND)
 
 

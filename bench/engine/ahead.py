@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from bench.engine import preparation, startup
+from bench.engine import peft_reference, preparation, startup
 from bench.engine.messages import Warm, WarmJob
 from bench.engine.processes import EngineChild, EngineLost
 from bench.model.serving import EngineRun, Mode
@@ -22,12 +22,13 @@ class Waiting:
     """The process of one engine, which imports and then waits for its job, and the folder it writes to."""
 
     def __init__(self, run: EngineRun, opener: str, open_child: OpenChild) -> None:
-        self.run, self._opener = run, opener
+        self.run = run
         self._folder = tempfile.TemporaryDirectory(prefix="bench-serve-")
         self.scratch = self._folder.name
         mode = Mode(run.mode)
         folders = {startup.FOLDER: self.scratch} | ({preparation.FOLDER: self.scratch} if mode.lora else {})
-        self.child = open_child(mode.environment | folders)
+        own = {} if mode.engine else peft_reference.environment()
+        self.child = open_child(mode.environment | folders | own)
         self._imported_us: float | None = None
         self._lost: EngineLost | None = None
         try:
@@ -64,9 +65,9 @@ class Waiting:
 
 
 class Ahead:
-    """At most one process that waits for its turn."""
+    """At most one process that waits for its turn. `opener`: of a mode."""
 
-    def __init__(self, opener: str, open_child: OpenChild) -> None:
+    def __init__(self, opener: Callable[[str], str], open_child: OpenChild) -> None:
         self._opener, self._open_child = opener, open_child
         self._next: Waiting | None = None
         self.off = False  # whether none is started ahead any more
@@ -74,7 +75,7 @@ class Ahead:
     def start(self, run: EngineRun) -> None:
         """Start the process whose turn is next."""
         if not self.off:
-            self._next = Waiting(run, self._opener, self._open_child)
+            self._next = Waiting(run, self._opener(run.mode), self._open_child)
 
     def quiet(self) -> None:
         """End it, unless all it does is wait: something is about to be measured."""
@@ -88,7 +89,7 @@ class Ahead:
             return found
         if found is not None:
             found.close()
-        return Waiting(run, self._opener, self._open_child)
+        return Waiting(run, self._opener(run.mode), self._open_child)
 
     def close(self) -> None:
         """End what waits."""

@@ -16,7 +16,7 @@ from bench.engine.processes import EngineChild, EngineLost
 from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, until_free
 from bench.model.environment import utc_now
 from bench.model.served import CrossLoad, CrossProcess, LoadStatus
-from bench.model.serving import Mode, ServePlan, not_crossed
+from bench.model.serving import Mode, ServePlan, engines, not_crossed
 
 MARGIN_S = 60.0  # of the client's own: its warm-up, and reading what it wrote
 
@@ -153,4 +153,4 @@ def of_plan(plan: ServePlan, modes_done: set[str]) -> list[str]:
     """Modes whose server is not in the file yet; none if bench_serving can ask nothing of the plan."""
     if all(not_crossed(load) is not None for load in plan.loads):
         return []
-    return [mode for mode in plan.modes if mode not in modes_done]
+    return [mode for mode in engines(plan.modes) if mode not in modes_done]

@@ -33,16 +33,23 @@ class RequestFailed(Exception):
     """An answer is not what was asked for; the load is worth nothing."""
 
 
-class Engine(Protocol):
-    """What is asked of an engine. `ask`, `answers` and `stream` raise RequestFailed for an answer that is not whole."""
+class Answering(Protocol):
+    """What is asked of all. `answers` raises RequestFailed for an answer that is not whole."""
 
     described: dict[str, Scalar]
 
+    def answers(self, asked: list[Request], new_tokens: int) -> list[ServedAnswer]:
+        """So many tokens each, greedily, and their log-probabilities, the prompts' too."""
+
+    def close(self) -> None:
+        """End it and all of its processes."""
+
+
+class Engine(Answering, Protocol):
+    """What is asked of one that is measured. `ask` and `stream` raise RequestFailed for an answer that is not whole."""
+
     def ask(self, asked: list[Request], new_tokens: int) -> None:
         """Answer all at once, so many tokens each, whatever they are."""
-
-    def answers(self, asked: list[Request], new_tokens: int) -> list[ServedAnswer]:
-        """The same with tokens and log-probabilities, the prompts' too."""
 
     def stream(self, request: Request, new_tokens: int) -> AsyncIterator[int]:
         """How many tokens there are, at each piece of one answer."""
@@ -55,9 +62,6 @@ class Engine(Protocol):
 
     async def end_trace(self) -> None:
         """Until now."""
-
-    def close(self) -> None:
-        """End it and all of its processes."""
 
 
 Opener = Callable[[ServeJob], Engine]

@@ -53,9 +53,9 @@ def _of_sites(config: dict[str, Any], setup: Setup, asked: Sequence[Request], to
     shapes, layers = linear_shapes(config), config["num_hidden_layers"]
     found: dict[Site, int] = {}
     for site in LAYER_SITES[setup.targets]:
-        names = SITE_LAYERS[site]  # type: ignore[index]  # LAYER_SITES holds sites
+        names = SITE_LAYERS[site]
         inputs = shapes[names[0]][1]
-        found[site] = layers * linear(inputs, [shapes[name][0] for name in names], live)  # type: ignore[index]
+        found[site] = layers * linear(inputs, [shapes[name][0] for name in names], live)
     if setup.targets != "attention":
         hidden = config["hidden_size"]
         found["embedding"] = live * ID_BYTES + ELEMENT_BYTES * (live_ranks + ranks * hidden + 2 * live * hidden)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.engine import peft_reference
 from bench.engine.ahead import Ahead, OpenChild, Waiting
 from bench.engine.cross_check import CLIENT, SERVER
 from bench.engine.crossing import CrossDone, CrossEvent, Crossing, of_plan
@@ -21,7 +22,7 @@ from bench.model.environment import collect_code, command_line, suite_version, u
 from bench.model.fields import LARGEST, SMALLEST
 from bench.model.records import ResultsError
 from bench.model.served import EngineProcess, ServedLoad, ServeResults, ServeRun
-from bench.model.serving import EngineRun, Load, ServePlan
+from bench.model.serving import EngineRun, Load, Mode, ServePlan
 
 OPENER = "bench.engine.sglang_engine:open_engine"
 
@@ -68,16 +69,21 @@ Event = Planned | CacheReady | ProcessStarted | LoadDone | ProcessDone | CrossEv
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What a run needs beside its plan. `opener`, `child` and `look` are other ones in tests."""
+    """What a run needs beside its plan. `opener`, `right`, `child` and `look` are other ones in tests."""
 
     cache: Path
     where: bool = False
     budget_s: float | None = None
     opener: str = OPENER
+    right: str = peft_reference.OPENER
     child: OpenChild = EngineChild
     look: Callable[[], Seen] = look
     server: str = SERVER
     client: str = CLIENT
+
+    def opener_of(self, mode: str) -> str:
+        """What starts the engine of a mode, or what is asked in its place."""
+        return self.opener if Mode(mode).engine else self.right
 
 
 def new_results(
@@ -120,7 +126,7 @@ def serve(plan: ServePlan, results: ServeResults, path: Path, around: Surroundin
     if not left and not crossing:
         return
     clock = _Clock(results, around.budget_s)
-    with closing(Ahead(around.opener, around.child)) as ahead:
+    with closing(Ahead(around.opener_of, around.child)) as ahead:
         if left:
             ahead.start(left[0])  # it imports while weights are written
         prepared = _prepare(plan, around)
@@ -225,7 +231,8 @@ class _Engine:
         self, process: EngineProcess, waiting: Waiting, ahead: Ahead, following: EngineRun | None
     ) -> Iterator[Event]:
         with closing(Watcher(self._around.look)) as watcher:
-            listener = _Listener(process, watcher, ahead.quiet)
+            timed = Mode(self._run.mode).engine
+            listener = _Listener(process, watcher, ahead.quiet if timed else lambda: None)
             if following is not None:
                 ahead.start(following)
             for load in listener.listen(waiting, self._job(waiting.scratch)):
@@ -238,10 +245,10 @@ class _Engine:
             mode=run.mode,
             setup=plan.setup,
             serving=plan.serving,
-            loads=plan.loads,
+            loads=plan.asked(run.mode),
             prepared=self._prepared,
-            trace=traced_loads(plan) if self._around.where and run.repeat == 0 else (),
-            opener=self._around.opener,
+            trace=traced_loads(plan) if self._around.where and run.repeat == 0 and Mode(run.mode).engine else (),
+            opener=self._around.opener_of(run.mode),
             imported_us=0.0,  # is told when it is known
             scratch=scratch,
         )

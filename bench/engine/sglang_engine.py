@@ -23,6 +23,7 @@ CAPTURED = (1, 2, 4, 8, 16, 32)
 MEMORY_FRACTION = 0.6
 PREFILL_TOKENS = 16384
 LEAST_CONTEXT = 4096
+DTYPE = "bfloat16"
 STOPS = {"ignore_eos": True, "temperature": 0.0}
 
 
@@ -47,7 +48,7 @@ def options(job: ServeJob | CrossJob) -> dict[str, Any]:
         "chunked_prefill_size": PREFILL_TOKENS,
         "max_prefill_tokens": PREFILL_TOKENS,
         "context_length": max(LEAST_CONTEXT, longest + tokens + 8),
-        "dtype": "bfloat16",
+        "dtype": DTYPE,
         "tp_size": setup.tp,
         "log_level": "error",
         "random_seed": job.serving.seed,

@@ -22,7 +22,7 @@ from bench.model.locks import only_writer
 from bench.model.serving import Setup, Targets
 
 Writer = Callable[[Path], None]
-MAKER = "1"  # of the folders' names: raise it when what is written changes
+MAKER = "2"  # of the folders' names: raise it when what is written changes
 SCALE = 0.02  # of weights
 SHARE, HEAD_SHARE = 1 / 8, 1 / 2  # of a layer's output, that its adapter adds; of lm_head's, which nothing amplifies
 LLAMA = {
@@ -167,21 +167,29 @@ class _Draws:
 
 
 def _write_model(config: dict[str, Any], folder: Path) -> None:
-    """A config.json and a file of safetensors for the ends and for each block."""
+    """A config.json and a file of safetensors for the ends and for each block, and the index of these files."""
     import torch
     from safetensors.torch import save_file
 
     draw, hidden = _Draws(1), config["hidden_size"]
+    index: dict[str, str] = {}
+
+    def write(tensors: dict[str, Any], name: str) -> None:
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     ends = ["model.embed_tokens"] + ([] if config.get("tie_word_embeddings") else ["lm_head"])
     tensors = {f"{name}.weight": draw(config["vocab_size"], hidden, scale=SCALE) for name in ends}
-    save_file({**tensors, "model.norm.weight": torch.ones(hidden).bfloat16()}, folder / "model-0.safetensors")
+    write({**tensors, "model.norm.weight": torch.ones(hidden).bfloat16()}, "model-0.safetensors")
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         block = {f"{prefix}{name}.weight": draw(*size, scale=SCALE) for name, size in linear_shapes(config).items()}
         for name in ("input_layernorm", "post_attention_layernorm"):
             block[f"{prefix}{name}.weight"] = torch.ones(hidden).bfloat16()
-        save_file(block, folder / f"model-{layer + 1}.safetensors")
+        write(block, f"model-{layer + 1}.safetensors")
+    described = json.dumps({"metadata": {}, "weight_map": index}, indent=1)
+    (folder / "model.safetensors.index.json").write_text(described, encoding="utf-8")
 
 
 def _write_adapter(config: dict[str, Any], targets: Targets, rank: int, seed: int, folder: Path) -> None:

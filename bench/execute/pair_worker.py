@@ -99,6 +99,8 @@ class Children:
             request = msgspec.json.decode(self._receiver.recv_bytes(), type=Request)
             if isinstance(request, Finish):
                 return
+            if isinstance(request, Begin):
+                raise TypeError("a child that measures was sent Begin; expected Prepare, Visit or Finish")
             answer = sampler.visit(request) if isinstance(request, Visit) else sampler.prepare(request)
             self._send(answer)
             if isinstance(answer, Prepared) and answer.lost:

@@ -1,23 +1,30 @@
-"""Whether modes answer alike: greedy tokens and log-probabilities of equal prompts, held against one mode's. Pure."""
+"""Whether modes answer alike: greedy tokens and log-probabilities of equal prompts, held against one mode's. Pure.
+
+They are held against the reference mode's, within the bounds of bench.toml, and where the mode `peft` ran against what
+is right, within twice its own rounding: an engine and the reference in the engines' dtype are two roundings of one
+exact result, and the engine rounds no more often (docs/accuracy.md), so no engine's answers enter that bound.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from bench.model.served import ServedAnswer, ServeResults
-from bench.model.serving import EXACT
+from bench.model.served import SITES, ServedAnswer, ServeResults, Site
+from bench.model.serving import EXACT, PEFT, Load
 
 NONE = "none"  # the mode without LoRA: what LoRA costs is told by it
+Status = Literal["ok", "wrong", "unknown", "other"]
 
 
 @dataclass(frozen=True)
 class AnswerCheck:
-    """A mode's answers beside the reference mode's.
+    """A mode's answers beside those of the mode `reference`.
 
-    status     ok, wrong, or unknown where one of the two has none; of the mode without LoRA `other`, for they differ
+    status     ok, wrong, or unknown where one of the two has none; `other` where the mode without LoRA was asked for an
+               adapter, for it has to differ
     mean_nats  mean difference of the log-probabilities of equal tokens, of the prompt where it is largest
     max_nats   the largest difference
     changed    prompts whose greedy answers take another token somewhere
@@ -25,7 +32,7 @@ class AnswerCheck:
 
     mode: str
     reference: str
-    status: Literal["ok", "wrong", "unknown", "other"]
+    status: Status
     reason: str | None = None
     equal: bool = False
     mean_nats: float | None = None
@@ -34,28 +41,98 @@ class AnswerCheck:
     prompts: int = 0
 
 
+class Bound(NamedTuple):
+    """By how much log-probabilities may differ: of any prompt in the mean, and anywhere."""
+
+    mean_nats: float
+    max_nats: float
+
+
+Told = dict[Load, list[list[ServedAnswer]]]  # by process
+
+
 def answer_checks(results: ServeResults) -> list[AnswerCheck]:
-    """Each mode's answers, the worst of its processes, beside the reference's first."""
+    """Each mode's answers, the worst of its processes and loads, beside each reference's."""
+    told = {mode: _told(results, mode) for mode in results.run.modes}
     reference = results.serving.reference
-    told: dict[str, list[list[ServedAnswer]]] = {mode: [] for mode in results.run.modes}
-    for process in results.processes:
-        told[process.mode] += [item.answers for item in process.loads if item.answers and item.status == "ok"]
-    expected = next(iter(told.get(reference, [])), None)
-    found = []
-    for mode, answers in told.items():
-        if expected is None or not answers:
-            missing = reference if expected is None else mode
-            found.append(AnswerCheck(mode, reference, "unknown", f"{missing} has no answers to compare"))
-            continue
-        checks = [_check(results, mode, theirs, expected) for theirs in answers]
-        found.append(max(checks, key=lambda check: (check.status == "wrong", check.max_nats or 0.0, not check.equal)))
+    found: list[AnswerCheck] = []
+    for name in [reference, PEFT] if PEFT in told else [reference]:
+        expected = {load: all_processes[0] for load, all_processes in told.get(name, {}).items()}
+        bound = bound_of(results, name)
+        for mode, answers in told.items():
+            if mode != PEFT:
+                found += _worst(mode, name, answers, expected, bound)
     return found
 
 
+def planted(results: ServeResults) -> dict[Site, AnswerCheck]:
+    """What the bound says of answers without a site's adapters: a site whose loss it would not see is `ok`."""
+    bound, found = bound_of(results, PEFT), {}
+    for load, of_load in _told(results, PEFT).items():
+        for site in SITES:
+            spoiled = [answer.without[site] for answer in of_load[0] if site in answer.without]
+            if spoiled and bound is not None:
+                found[site] = _check(f"{PEFT} without {site}", PEFT, load, spoiled, of_load[0], bound)
+    return found
+
+
+def wrong(checks: Iterable[AnswerCheck]) -> dict[str, AnswerCheck]:
+    """Modes that answer wrong, each with the check that says so."""
+    return {check.mode: check for check in checks if check.status == "wrong"}
+
+
+def bound_of(results: ServeResults, reference: str) -> Bound | None:
+    """How far a mode may be from a reference; None: the record does not say."""
+    if reference != PEFT:
+        return Bound(results.serving.mean_limit_nats, results.serving.max_limit_nats)
+    pairs = [
+        [*_differences(item.rounded, item)]
+        for of_load in _told(results, PEFT).values()
+        for answers in of_load
+        for item in answers
+        if item.rounded is not None
+    ]
+    if not pairs:
+        return None
+    return Bound(2 * max(map(fmean, pairs)), 2 * max(map(max, pairs)))
+
+
+def _told(results: ServeResults, mode: str) -> Told:
+    found: Told = {}
+    for process in results.processes:
+        for item in process.loads:
+            if process.mode == mode and item.answers and item.status == "ok":
+                found.setdefault(item.load, []).append(item.answers)
+    return found
+
+
+def _worst(
+    mode: str, reference: str, told: Told, expected: dict[Load, list[ServedAnswer]], bound: Bound | None
+) -> Iterator[AnswerCheck]:
+    """The worst where a mode has to answer as the reference; and beside it, where it cannot."""
+    checks = [
+        _check(mode, reference, load, answers, expected[load], bound)
+        for load, of_load in told.items()
+        if load in expected and bound is not None
+        for answers in of_load
+    ]
+    if not checks:
+        missing = mode if expected and bound is not None else reference
+        yield AnswerCheck(mode, reference, "unknown", f"{missing} has no answers to compare")
+    for comparable in (True, False):
+        some = [check for check in checks if (check.status != "other") == comparable]
+        if some:
+            yield max(some, key=lambda check: (check.status == "wrong", check.max_nats or 0.0, not check.equal))
+
+
 def _check(
-    results: ServeResults, mode: str, answers: Sequence[ServedAnswer], expected: Sequence[ServedAnswer]
+    mode: str,
+    reference: str,
+    load: Load,
+    answers: Sequence[ServedAnswer],
+    expected: Sequence[ServedAnswer],
+    bound: Bound,
 ) -> AnswerCheck:
-    reference, limits = results.serving.reference, results.serving
     if len(answers) != len(expected):
         return AnswerCheck(mode, reference, "wrong", f"{len(answers)} answers beside {len(expected)} of {reference}")
     by_prompt = [[*_differences(one, other)] for one, other in zip(answers, expected, strict=True)]
@@ -63,21 +140,20 @@ def _check(
         one.exact is not None and one.exact == other.exact for one, other in zip(answers, expected, strict=True)
     )
     changed = sum(one.tokens != other.tokens for one, other in zip(answers, expected, strict=True))
-    mean = max(fmean(values) for values in by_prompt)
-    most = max(max(values) for values in by_prompt)
+    mean = max(map(fmean, by_prompt))
+    most = max(map(max, by_prompt))
     reason = None
-    if mode in EXACT and not equal:
+    if mode in EXACT and reference != PEFT and not equal:
         reason = f"its answers are not {reference}'s to the bit: log-probabilities differ by up to {most:.3g}"
-    elif mean > limits.mean_limit_nats:
+    elif mean > bound.mean_nats:
         reason = f"a prompt's log-probabilities differ from {reference}'s by {mean:.3g} in the mean; "
-        reason += f"at most {limits.mean_limit_nats:g} allowed"
-    elif most > limits.max_limit_nats:
-        reason = (
-            f"a log-probability differs from {reference}'s by {most:.3g}; at most {limits.max_limit_nats:g} allowed"
-        )
-    status: Literal["ok", "wrong", "other"] = "other" if mode == NONE else "wrong" if reason else "ok"
-    told = reason if status == "wrong" else None
-    return AnswerCheck(mode, reference, status, told, equal, mean, most, changed, len(answers))
+        reason += f"at most {bound.mean_nats:.3g} allowed"
+    elif most > bound.max_nats:
+        reason = f"a log-probability differs from {reference}'s by {most:.3g}; at most {bound.max_nats:.3g} allowed"
+    status: Status = "wrong" if reason else "ok"
+    if mode == NONE and load.base_fraction < 1:
+        status, reason = "other", None
+    return AnswerCheck(mode, reference, status, reason, equal, mean, most, changed, len(answers))
 
 
 def _differences(one: ServedAnswer, other: ServedAnswer) -> Iterator[float]:

@@ -12,11 +12,11 @@ from math import ceil, exp, isfinite, log
 from statistics import geometric_mean, median
 from typing import Any, Literal
 
-from bench.judge.answers import NONE, AnswerCheck, answer_checks
+from bench.judge.answers import NONE, AnswerCheck, answer_checks, wrong
 from bench.judge.comparable import environment_refusals
 from bench.judge.served_spread import Spread, interval
 from bench.model.served import CLOCK, EngineProcess, ServedLoad, ServeResults
-from bench.model.serving import Load, ServeCase, prompt_lengths
+from bench.model.serving import Load, ServeCase, engines, prompt_lengths
 
 Unit = Literal["us", "bytes", "tokens/s"]
 LEAST_FOR_P99 = 100  # samples; of fewer, the 99th percentile is the largest and no quantile
@@ -132,15 +132,15 @@ class ServedFigure:
 
 def figures(results: ServeResults, wanted: Callable[[Load, str], bool] = lambda load, mode: True) -> list[ServedFigure]:
     """Every figure that some mode has, by load in the order asked, then by figure, then by mode."""
-    checks = {check.mode: check for check in answer_checks(results)}
+    checks, modes = wrong(answer_checks(results)), engines(results.run.modes)
     found = []
     for load in loads_of(results):
         for name, kind in KINDS.items():
-            values = {mode: _by_repeat(results, load, mode, kind) for mode in results.run.modes}
+            values = {mode: _by_repeat(results, load, mode, kind) for mode in modes}
             if not any(values.values()):
                 continue
             reference, none = values.get(results.serving.reference, {}), values.get(NONE, {})
-            for mode in results.run.modes:
+            for mode in modes:
                 if not wanted(load, mode) or (name == "prepare" and mode == NONE):
                     continue
                 status, reason = _status(results, load, mode, values[mode], checks.get(mode))
@@ -184,10 +184,10 @@ def _ratio(mine: dict[int, float], others: dict[int, float]) -> float | None:
 
 
 def _status(
-    results: ServeResults, load: Load, mode: str, values: dict[int, float], check: AnswerCheck | None
+    results: ServeResults, load: Load, mode: str, values: dict[int, float], wrong: AnswerCheck | None
 ) -> tuple[str, str | None]:
-    if check is not None and check.status == "wrong":
-        return "wrong", check.reason
+    if wrong is not None:
+        return "wrong", wrong.reason
     if values:
         return "ok", None
     for process in reversed(results.processes):

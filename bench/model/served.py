@@ -8,6 +8,7 @@ History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
 1.1.0  parts of a start, time under a profiler, anchors, sites of a trace by pass
 1.2.0  what SGLang's bench_serving says of a server
+1.3.0  the mode peft: what is right, and how far its own rounding takes it
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some, Uuid
 from bench.model.records import Anchor, Code, Environment, Scalar
 from bench.model.serving import Load, ModeName, Serving, Setup
 
-SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.2.0"
+SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.3.0"
 CLOCK = "engine"
 StartPart = Literal["import_us", "processes_us", "weights_us", "adapters_us", "pools_us", "graphs_us"]
 START_PARTS: tuple[StartPart, ...] = get_args(StartPart)
@@ -69,13 +70,17 @@ class ServeSchema(msgspec.Struct):
 class ServedAnswer(msgspec.Struct):
     """A prompt's greedy answer: tokens, their log-probabilities, and those of the prompt's own after its first.
 
-    exact: a hash of all of them in full, for a file keeps 6 digits.
+    exact    a hash of all of them in full, for a file keeps 6 digits
+    rounded  of what is right: the same, computed in the dtype of the engines
+    without  the same as `rounded`, a token long, if a site had no adapter: what a fault there would look like
     """
 
     tokens: Some[Count]
     logprobs: Some[Nats]
     prompt_logprobs: list[Nats] = []
     exact: str | None = None
+    rounded: ServedAnswer | None = None
+    without: dict[Site, ServedAnswer] = {}
 
 
 class ServedLoad(msgspec.Struct):

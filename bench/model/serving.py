@@ -19,14 +19,16 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 MODE = (
     r"^((none|triton)(-eager)?|(csgmv|plugin)(-chunk(32|64|128))?(-eager)?"
-    r"|plugin-(lookup|no_linear|no_layer|no_lm_head))$"
+    r"|plugin-(lookup|no_linear|no_layer|no_lm_head)|peft)$"
 )
+PEFT = "peft"  # no engine: what answers are right
 ModeName = Annotated[
     str,
     msgspec.Meta(
         pattern=MODE,
         description="none, triton, csgmv, plugin; csgmv and plugin also with -chunk32, -chunk64 or -chunk128; all of "
-        "them also with -eager; plugin-lookup, plugin-no_linear, plugin-no_layer, plugin-no_lm_head",
+        "them also with -eager; plugin-lookup, plugin-no_linear, plugin-no_layer, plugin-no_lm_head; peft, which is no "
+        "engine and says what is right",
     ),
 ]
 ServedMix = Annotated[
@@ -39,7 +41,7 @@ Targets = Literal["all", "ends", "attention"]
 LoadKind = Literal["decode", "prefill", "stream", "arrivals"]
 ANY_KIND = Literal["start", "answers", "decode", "prefill", "stream", "arrivals"]
 LOAD_KINDS: tuple[LoadKind, ...] = get_args(LoadKind)
-LAYER_SITES: dict[Targets, tuple[str, ...]] = {
+LAYER_SITES: dict[Targets, tuple[Literal["qkv", "o", "gate_up", "down"], ...]] = {
     "all": ("qkv", "o", "gate_up", "down"),
     "ends": (),
     "attention": ("qkv", "o"),
@@ -50,6 +52,8 @@ SWITCHES = {
     "no_lm_head": ("LM_HEAD",),
     "lookup": ("LINEAR", "LAYER", "LM_HEAD"),
 }
+# Shares of the answers' requests that have no adapter, where what is right is known: some, and all, as `none` has.
+BASE_ANSWERS = (0.25, 1.0)
 EXACT = ("plugin-lookup",)  # modes that copy rows where the reference does, and compute nothing otherwise
 GREATEST_PROMPT = 2**17
 
@@ -60,6 +64,11 @@ class Mode:
     def __init__(self, name: str) -> None:
         self.name = name
         self.base, *self.options = name.split("-")
+
+    @property
+    def engine(self) -> bool:
+        """Whether it is one of SGLang's, of which times are taken; the other answers prompts and no more."""
+        return self.base != PEFT
 
     @property
     def lora(self) -> bool:
@@ -201,7 +210,7 @@ class ServeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named selection of modes and loads on one setup."""
 
     modes: Some[ModeName]
-    loads: Some[LoadAxes]
+    loads: tuple[LoadAxes, ...] = ()  # none: modes start and answer, and nothing is timed
     setup: Setup = Setup()
     repeats: Whole = 1
 
@@ -251,6 +260,10 @@ class ServePlan(msgspec.Struct, frozen=True):
     def modes(self) -> list[str]:
         return list(dict.fromkeys(run.mode for run in self.runs))
 
+    def asked(self, mode: str) -> tuple[Load, ...]:
+        """The loads of a mode."""
+        return self.loads if Mode(mode).engine else tuple(load for load in self.loads if load.kind == "answers")
+
 
 def make_serve_plan(
     profiles: dict[str, ServeProfile],
@@ -277,8 +290,9 @@ def make_serve_plan(
     for load in wanted:
         _refuse_impossible(f"serve profile {name}: {load.label}", setup, load, serving)
     first = Load("start", min(setup.num_slots, 8), 16)
-    answers = Load("answers", serving.answer_requests, 24)
-    loads = (first, answers, *wanted)
+    shares = (0.0, *BASE_ANSWERS) if PEFT in chosen else (0.0,)
+    answers = [Load("answers", serving.answer_requests, 24, base_fraction=share) for share in shares]
+    loads = (first, *answers, *wanted)
     return ServePlan(name, setup, serving, loads, tuple(_interleaved(chosen, repeats or profile.repeats)))
 
 
@@ -293,11 +307,20 @@ def _modes(names: Sequence[str]) -> list[str]:
 
 
 def _interleaved(modes: Sequence[str], repeats: int) -> Iterator[EngineRun]:
-    """A B B A: every second time backwards, so that a drift of the machine meets all modes alike."""
+    """A B B A: every second time backwards, so that a drift of the machine meets all modes alike.
+
+    What is right is asked once: it is the same each time.
+    """
     places = itertools.count()
     for repeat in range(repeats):
         for mode in modes if repeat % 2 == 0 else reversed(modes):
-            yield EngineRun(next(places), mode, repeat)
+            if repeat == 0 or Mode(mode).engine:
+                yield EngineRun(next(places), mode, repeat)
+
+
+def engines(modes: Sequence[str]) -> list[str]:
+    """Those of which times are taken."""
+    return [mode for mode in modes if Mode(mode).engine]
 
 
 def _refuse_impossible(place: str, setup: Setup, load: Load, serving: Serving) -> None:

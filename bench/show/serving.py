@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -10,7 +10,7 @@ from rich.text import Text
 from bench.engine import trace
 from bench.engine.crossing import CrossDone, CrossLoadDone, CrossStarted
 from bench.engine.run import CacheReady, Event, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted, traced_loads
-from bench.judge.answers import AnswerCheck, answer_checks
+from bench.judge.answers import AnswerCheck, Bound, answer_checks, bound_of, planted
 from bench.judge.crossing import crossed
 from bench.judge.serving import (
     MAIN,
@@ -22,8 +22,8 @@ from bench.judge.serving import (
 )
 from bench.judge.spent import Spent, spent
 from bench.judge.where import Where, where
-from bench.model.served import SITES, START_PARTS, ServeResults
-from bench.model.serving import Load, ServePlan, Setup, not_crossed
+from bench.model.served import SITES, START_PARTS, ServeResults, Site
+from bench.model.serving import PEFT, Load, ServePlan, Setup, engines, not_crossed
 from bench.show.amounts import MARKS, amount
 from bench.show.crossing import cross_table, follow_line
 from bench.show.fit import Column, Fitted
@@ -45,7 +45,8 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
     for kind in dict.fromkeys(figure.case.load.kind for figure in found):
         chosen = [figure for figure in found if figure.case.load.kind == kind]
         parts += [figures_table(results, kind, chosen, wide=wide), Text()]
-    parts += [answers_table(answer_checks(results), wide=wide), Text()]
+    for table in answers_tables(results, wide=wide):
+        parts += [table, Text()]
     parts += [times_table(spent(results), wide=wide), Text()]
     traced = where(trace.anew(results))
     for load in dict.fromkeys(item.load for item in traced):
@@ -89,7 +90,7 @@ def modes_table(results: ServeResults, of: Sequence[ServedFigure], *, wide: bool
             rows.setdefault((figure.case.load, figure.name), {})[figure.mode] = figure
     labels = [f"{load.label}: {name}" for load, name in rows]
     columns = [Column("load", labels, words=True)]
-    for place, mode in enumerate(results.run.modes):
+    for place, mode in enumerate(engines(results.run.modes)):
         kept = mode in (results.serving.reference, "plugin")
         cells = [shown(row.get(mode)) for row in rows.values()]
         columns.append(Column(mode, cells, rank=0 if kept else 1 + place, right=True))
@@ -152,7 +153,19 @@ def _seconds(value: float | None) -> str:
     return "-" if not value else amount(value, "us")
 
 
-def answers_table(checks: Sequence[AnswerCheck], *, wide: bool = False) -> RenderableType:
+def answers_tables(results: ServeResults, *, wide: bool = False) -> Iterator[RenderableType]:
+    """A table for each mode that others' answers are held against."""
+    checks = answer_checks(results)
+    for reference in dict.fromkeys(check.reference for check in checks):
+        chosen = [check for check in checks if check.reference == reference]
+        yield answers_table(chosen, reference, bound_of(results, reference), wide=wide)
+    if lost := planted(results):
+        yield planted_table(lost, wide=wide)
+
+
+def answers_table(
+    checks: Sequence[AnswerCheck], reference: str, bound: Bound | None, *, wide: bool = False
+) -> RenderableType:
     """Whether modes answer alike, in nats."""
     verdicts = {"ok": "alike", "wrong": "WRONG", "unknown": "unknown", "other": "no LoRA"}
     columns = [
@@ -163,9 +176,22 @@ def answers_table(checks: Sequence[AnswerCheck], *, wide: bool = False) -> Rende
         Column("changed", [f"{check.changed}/{check.prompts}" for check in checks], rank=1, right=True),
         Column("reason", [check.reason or "-" for check in checks], rank=2, words=True),
     ]
-    reference = checks[0].reference if checks else "-"
     title = f"log-probabilities beside {reference}'s: mean of the worst prompt, the largest, answers with another token"
+    if bound is not None:
+        why = f", twice the rounding of {reference} itself" if reference == PEFT else ""
+        title += f"; at most {bound.mean_nats:.3g} and {bound.max_nats:.3g} allowed{why}"
     return Fitted(title, columns, wide=wide)
+
+
+def planted_table(checks: Mapping[Site, AnswerCheck], *, wide: bool = False) -> RenderableType:
+    """Whether the bound around what is right would see a site whose adapters are lost."""
+    columns = [
+        Column("without", [*checks]),
+        Column("would be", ["seen" if check.status == "wrong" else "NOT SEEN" for check in checks.values()]),
+        Column("mean", [_nats(check.mean_nats) for check in checks.values()], right=True),
+        Column("most", [_nats(check.max_nats) for check in checks.values()], right=True),
+    ]
+    return Fitted(f"{PEFT} without the adapters of a site, beside {PEFT}: a fault that was planted", columns, wide=wide)
 
 
 def _nats(value: float | None) -> str:

@@ -47,14 +47,15 @@ class Release:
     version: str
     kernels: str  # package of the dense LoRA kernels
     has_plugins: bool  # sglang.srt.plugins
-    request_fields: bool  # LoRABatchInfo has req_seg_indptr and req_weight_indices, and csgmv fills in MoE info
+    request_fields: bool  # LoRABatchInfo has req_seg_indptr and req_weight_indices
     prefill_graph: tuple[str, ...]  # parameters of init_prefill_cuda_graph_batch_info; empty: prefill is not captured
     lm_head_eager: bool  # the lm_head batch info says use_cuda_graph=False whatever the batch says
+    moe_info: bool = True  # csgmv fills in the part of LoRABatchInfo that layers of experts read
     decode_graph: str = "init_cuda_graph_batch_info"
     decode_graph_second: str = "num_tokens_per_req"
     stacked_slices: bool = True  # the backend takes a number of slices; replicated layers have LoRA
     graph_variant: tuple[str, ...] | None = ()  # further parameters of a capture; None: there are no graphs in variants
-    also: tuple[str, ...] = ()  # later versions whose wheels hold the same
+    also: tuple[str, ...] = ()  # further versions, post releases among them, whose wheels hold the same
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -161,12 +162,34 @@ RELEASES = (
         False,
         (),
         False,
+        moe_info=False,
         decode_graph_second="num_tokens_per_bs",
         stacked_slices=False,
         graph_variant=None,
+        also=("0.5.10.post1",),
     ),
     Release(
-        "0.5.11", OLDEST_KERNELS, True, False, (), False, decode_graph_second="num_tokens_per_bs", graph_variant=None
+        "0.5.11",
+        OLDEST_KERNELS,
+        True,
+        False,
+        (),
+        False,
+        moe_info=False,
+        decode_graph_second="num_tokens_per_bs",
+        graph_variant=None,
+    ),
+    Release(
+        "0.5.12",
+        OLDEST_KERNELS,
+        True,
+        True,
+        (),
+        False,
+        moe_info=False,
+        decode_graph_second="num_tokens_per_bs",
+        graph_variant=None,
+        also=("0.5.12.post1",),
     ),
     Release(
         "0.5.13",
@@ -177,7 +200,7 @@ RELEASES = (
         False,
         decode_graph_second="num_tokens_per_bs",
         graph_variant=None,
-        also=("0.5.14", "0.5.15"),
+        also=("0.5.13.post1", "0.5.14", "0.5.15", "0.5.15.post1"),
     ),
     Release("0.5.16", MIDDLE_KERNELS, True, True, (), False),
     Release("0.5.17", MIDDLE_KERNELS, True, True, PREFILL_TOKENS, True),

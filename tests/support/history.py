@@ -215,7 +215,9 @@ def entry(number: int, us: float | Sequence[float], **changes: object) -> Entry:
     item = commit(number)
     run = Run(RUN_ID, "sweep", Selection("p"), item.time or "", 0.0, [], 1, "", "0")
     code = Code(item.sha, item.short, None, item.time, False, None, "", str(changes.pop("version", "v1")))
-    env = Environment(dict(GPU) | {"gpu": changes.pop("gpu", "Fake GPU")}, str(changes.pop("env_key", "key")), {})  # type: ignore[arg-type]
+    triton = str(changes.pop("triton", GPU["triton"]))
+    identity = dict(GPU) | {"gpu": changes.pop("gpu", "Fake GPU"), "triton": triton}
+    env = Environment(identity, str(changes.pop("env_key", "key")), {})  # type: ignore[arg-type]
     made = Entry(item, RUN_ID, Results(Schema(), run, code, env, [], [point]))
     for name, value in changes.items():
         setattr(made, name, value)

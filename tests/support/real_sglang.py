@@ -6,7 +6,6 @@ devices are the CPU, a process group of one, and a namespace for the server's ar
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -25,7 +24,8 @@ from torch import nn
 
 from bench.contenders.sglang.harness import forward_batch as forward_batch
 from bench.contenders.sglang.harness import server_args as server_args
-from bench.contenders.sglang.harness import standalone, start_process_group
+from bench.contenders.sglang.harness import standalone
+from bench.contenders.sglang.harness import start_process_group as start_process_group
 from bench.model.environment import suite_version
 from csgmv_embed.sglang.targets import Release
 
@@ -109,28 +109,6 @@ def server_classes() -> str | None:
     except Exception as error:  # they want sgl_kernel, which wants its own libraries
         return f"{type(error).__name__}: {error}"[:200]
     return None
-
-
-def publish_settings() -> None:
-    """What SGLang's classes ask the process about, from 0.5.18 on: its defaults, unresolved, for one rank."""
-    context = importlib.import_module("sglang.srt.runtime_context")
-    found = importlib.import_module("sglang.srt.server_args").ServerArgs
-    if hasattr(context, "publish") and not dataclasses.is_dataclass(found):
-        ranks = {"ranks": context.SpawnRanks(world_rank=0)} if hasattr(context, "SpawnRanks") else {}
-        context.publish(found(model_path="none", device="cpu", lora_eviction_policy="lru"), role="test", **ranks)
-        return
-    arguments = found.__new__(found)  # its construction would look for the model
-    for field in dataclasses.fields(found):
-        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
-        setattr(arguments, field.name, made if field.default is dataclasses.MISSING else field.default)
-    context.get_context().set_server_args(arguments)
-
-
-def start_group_of_one() -> None:
-    """The process groups that SGLang's layers ask for."""
-    if importlib.util.find_spec("sglang.srt.runtime_context") is not None:
-        publish_settings()
-    start_process_group()
 
 
 class TwoModules(nn.Module):

@@ -1,12 +1,14 @@
 """SGLang's objects without a server: the arguments, batches, groups and host memory that they expect around them.
 
 What the suite, the accuracy runs and the tests stand in for is here, once: a namespace for the server's arguments, the
-fields of a ForwardBatch that LoRA reads, process groups of one, and on a CPU memory that is not pinned.
+fields of a ForwardBatch that LoRA reads, its settings, process groups of one, and on a CPU memory that is not pinned.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.util
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,10 +100,27 @@ class HostTorch:
         return torch.device("cpu")
 
 
+def publish_settings() -> None:
+    """What SGLang's classes ask the process about, from 0.5.18 on: its defaults, unresolved, for one rank."""
+    context: Any = importlib.import_module("sglang.srt.runtime_context")
+    found: Any = importlib.import_module("sglang.srt.server_args").ServerArgs
+    if hasattr(context, "publish") and not dataclasses.is_dataclass(found):
+        ranks = {"ranks": context.SpawnRanks(world_rank=0)} if hasattr(context, "SpawnRanks") else {}
+        context.publish(found(model_path="none", device="cpu", lora_eviction_policy="lru"), role="test", **ranks)
+        return
+    arguments = found.__new__(found)  # its construction would look for the model
+    for field in dataclasses.fields(found):
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+        setattr(arguments, field.name, made if field.default is dataclasses.MISSING else field.default)
+    context.get_context().set_server_args(arguments)
+
+
 def start_process_group() -> None:
     """Start the process groups that SGLang's layers ask for, of one process and without a network; once."""
     if torch.distributed.is_initialized():
         return
+    if importlib.util.find_spec("sglang.srt.runtime_context") is not None:
+        publish_settings()
     distributed: Any = importlib.import_module("sglang.srt.distributed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -44,7 +44,7 @@ def prepare(
         batch_info, heads = _planned(state, forward_batch, weight_indices, lora_ranks, scalings, static_info)
     else:
         batch_info, heads = _again(step), []
-    if state.release.request_fields:
+    if state.release.moe_info:
         batch_info = backend._add_moe_lora_info(forward_batch, batch_info)
     backend.batch_info = batch_info
     infos = [head_info(state, batch_info, *head) for head in heads]

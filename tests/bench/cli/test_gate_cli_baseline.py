@@ -121,6 +121,14 @@ def test_a_baseline_leaves_unstable_points_out_where_asked_and_names_them(
     assert run("baseline", only_shaky, "-o", tmp_path / "none.json", "--leave-out-unstable").code == 2
 
 
+def test_a_baseline_keeps_of_a_file_what_is_chosen(run: Run, clean: Results, tmp_path: Path) -> None:
+    path, wanted = tmp_path / "baseline.json", {p.key for p in aa().points if p.contender == "csgmv_embed-vocab_major"}
+    assert run("baseline", AA, "-o", path, "-c", "csgmv_embed-vocab_major").code == 0
+    assert wanted and {point.key for point in store.read(path).points} == wanted
+    refused = run("baseline", AA, "-o", path, "-p", "full")
+    assert refused.code == 2 and "--profile" in refused.err
+
+
 def test_a_baseline_refuses_a_dirty_tree_and_results_of_one(
     run: Run, clean: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,37 @@ def test_show_lists_what_it_may_be_where_commits_were_not_measured(call: Call, t
     assert "one of 000000005, 000000006 (only the last was measured): 1 worse" in out, "its parent is no neighbour"
 
 
+@pytest.fixture
+def crossed(tmp_path: Path) -> Path:
+    """Four commits under two Tritons, the newer 20 % faster and measured first; one more by other measuring code."""
+    folder = tmp_path / "crossed"
+    for number in range(4):
+        older = entry(number, [2.0], triton="3.6.0", env_key="old")
+        records.write(folder, older)
+        newer = entry(number, [1.6], triton="3.8.0", env_key="new", session="1" + older.session[1:])
+        newer.results.run.started_utc = "2025-12-01T00:00:00+00:00"
+        records.write(folder, newer)
+    other = entry(0, [9.0], triton="3.9.0", env_key="newest", version="v2", session="2" + older.session[1:])
+    records.write(folder, other)
+    return folder
+
+
+def test_one_commit_under_two_tritons_is_two_series(call: Call, crossed: Path) -> None:
+    code, out = call("history", "show", "--store", crossed)
+    assert code == 0 and out.startswith("4 commits of 000000000 to 000000003") and "no change of level" in out
+    assert "new series: triton 3.8.0 -> 3.6.0" in out
+
+
+def test_two_toolchains_are_compared_on_request(call: Call, crossed: Path, stored: Path) -> None:
+    code, out = call("history", "show", "--store", crossed, "--toolchains")
+    assert code == 0 and out.startswith("triton 3.6.0 -> 3.8.0: 4 commits, 000000000 to 000000003")
+    assert "ours-vocab, us a call: -20.0 % in the geometric mean of 4, 0 equal" in out and "3.9.0" not in out
+    rows = [line.split() for line in out.splitlines() if line.lstrip().startswith("00000000")]
+    assert [(row[0], row[-3:]) for row in rows] == [(f"{n:09d}", ["2.00", "1.60", "0.800"]) for n in range(4)]
+    code, out = call("history", "show", "--store", stored, "--toolchains")
+    assert code == 2 and "--toolchains: no commit was measured under two" in out
+
+
 def test_several_gpus_make_no_series(call: Call, stored: Path) -> None:
     records.write(stored, entry(20, 2.0, gpu="Other GPU"))
     code, out = call("history", "show", "--store", stored)

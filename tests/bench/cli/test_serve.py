@@ -44,7 +44,10 @@ def test_without_a_gpu_the_plan_is_told_and_the_status_is_that_of_other_verbs(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-p", "nope"), "serve profile 'nope' is unknown; expected one of 8b, cross, ends, evict, quick, switches"),
+        (
+            ("-p", "nope"),
+            "serve profile 'nope' is unknown; expected one of 1b, 8b, answers, cross, ends, evict, quick, switches",
+        ),
         (("-m", "flash"), "--mode flash: expected none, triton, csgmv, plugin"),
         (("-l", "stream"), "--load stream: serve profile quick has none; expected one of decode, prefill"),
         (("--model", "70b"), "model 70b: "),

@@ -20,7 +20,7 @@ from bench.workload.tensors import Workload, make_workload
 from tests.support.rounding import Exact, assert_errs_no_more
 from tests.support.verified import assert_verified_on_a_restored_output
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("slices_on_the_cpu")]
 LADDER = Case("decode", 6, 1, 8, adapters=3, rank_mix="ladder", base_fraction=0.3, vocab=97, dtype="float32")
 MIXED = Case("mixed", 9, 20, 8, adapters=4, rank_mix="gaps", base_fraction=0.3, vocab=97, dtype="float32")
 LAYER = [msgspec.structs.replace(case, op="layer", hidden=48) for case in (LADDER, MIXED)]

@@ -44,7 +44,7 @@ needs_interpreter = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, slices_on_the_cpu: None) -> None:
     """Small models, and graphs of few requests: the interpreter runs every program of a captured grid."""
     shrink_models(monkeypatch)
     for module in (peers, lookup):

@@ -1,16 +1,10 @@
-"""SGLang's triton_v2 equals the oracle in every op, where its version is installed or first on the path.
-
-Its expand wants the boundaries of its slices on a CUDA device, so here a stand-in makes the same table on the CPU.
-"""
+"""SGLang's triton_v2 equals the oracle in every op, where its version is installed or first on the path."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
-from typing import Any
 
 import msgspec
 import pytest
@@ -45,23 +39,10 @@ POINTS += [(name, case) for case in CASES if case.phase == "decode" and case.op 
 
 
 @pytest.fixture
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch, slices_on_the_cpu: None) -> None:
     shrink_models(monkeypatch)
     for module in (peers, lookup):
         monkeypatch.setattr(module, "DECODE_GRAPH_CAPACITY", 12)
-    if torch.cuda.is_available():
-        return
-    tables = importlib.import_module("sglang.kernels.ops.lora.common.lora_b")
-
-    def geometry(offsets: Any, block: int, device: torch.device) -> Any:
-        with monkeypatch.context() as patched:
-            patched.setattr(torch.cuda, "device", lambda _: nullcontext())
-            patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-            return tables._build_geometry(
-                *tables._geometry_inputs(offsets, block, None)[:1], block, device, offsets[:-1]
-            )
-
-    monkeypatch.setattr("sglang.srt.lora.dense.runner.slice_geometry", geometry)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs kernels on the CPU: TRITON_INTERPRET=1")

@@ -13,11 +13,13 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from bench.engine import drive, watch
+from bench.engine import drive, peft_reference, watch
 from bench.engine.messages import Job, Loaded, Message, Prepared, PrepareJob, ServeJob, WarmJob
 from bench.engine.processes import EngineChild
 from bench.engine.run import Event, LoadDone, OutOfTime, Planned, ProcessDone, Surroundings, new_results, serve
 from bench.engine.watch import Seen
+from bench.judge.answers import answer_checks
+from bench.judge.serving import figures
 from bench.model import config, served
 from bench.model.paths import ROOT
 from bench.model.records import Environment, ResultsError
@@ -124,6 +126,37 @@ def test_every_load_of_every_mode_is_in_the_file_with_its_samples(tiny: Path, tm
             assert item.throttle == ["power_cap"] and item.sm_mhz == [1980, 1980]
     assert events[0] == Planned(4, 0) and sum(isinstance(event, ProcessDone) for event in events) == 4
     assert results.run.duration_s > 0 and results.env is not None
+
+
+def test_what_is_right_is_asked_once_and_for_answers_alone(tiny: Path, tmp_path: Path) -> None:
+    plan = plan_of(tiny, "peft", "none", "csgmv", repeats=2)
+    results, _ = ran(plan, tmp_path, right=fake_engine.OPENER)
+    assert [item.mode for item in results.processes] == ["peft", "none", "csgmv", "csgmv", "none"]
+    right, *engines = [[item.load for item in process.loads if item.status == "ok"] for process in results.processes]
+    assert [(load.kind, load.base_fraction) for load in right] == [("answers", share) for share in (0.0, 0.25, 1.0)]
+    assert all(loads == [*plan.loads] for loads in engines)
+    assert [load.kind for load in plan_of(tiny, "csgmv").loads].count("answers") == 1, "as ever, where it is not asked"
+    assert {figure.mode for figure in figures(results)} == {"none", "csgmv"}
+
+
+def test_what_is_right_is_asked_of_another_program_with_its_own_packages(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[tuple[str | None, bool]] = []
+
+    class Seeing(Quick):
+        def __init__(self, environment: Mapping[str, str]) -> None:
+            paths.append((environment.get("PYTHONPATH"), "BENCH_START_TIMES" in environment))
+            super().__init__(environment)
+
+    monkeypatch.setenv(peft_reference.PATH, str(ROOT / "elsewhere"))
+    results, _ = ran(plan_of(tiny, "peft", "csgmv"), tmp_path, child=Seeing, right="tests.support.fake_engine:missing")
+    assert (f"{ROOT / 'elsewhere'}:{ROOT}", True) in paths and [path for path, _ in paths].count(None) == 2
+    peft, csgmv = results.processes
+    assert (peft.status, csgmv.status) == ("crashed", "ok") and "has no attribute 'missing'" in str(peft.reason)
+    assert {check.reason for check in answer_checks(results) if check.reference == "peft"} == {
+        "peft has no answers to compare"
+    }
 
 
 def test_a_step_is_the_difference_of_long_and_short_answers(tiny: Path, tmp_path: Path) -> None:

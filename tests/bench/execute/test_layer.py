@@ -44,7 +44,7 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
         layer._load_layers()
-    support.start_group_of_one()
+    support.start_process_group()
     with support.on_the_cpu(support.server_args(), "sglang.srt.lora.layers"):
         yield lambda dtype: layer.Layers(torch.device("cpu"), VOCAB, HIDDEN, dtype)
 

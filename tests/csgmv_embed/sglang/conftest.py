@@ -59,7 +59,7 @@ def plugin_on(loaded: Any) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture(scope="module")
 def group_of_one(loaded: Any) -> None:
-    support.start_group_of_one()
+    support.start_process_group()
 
 
 @pytest.fixture

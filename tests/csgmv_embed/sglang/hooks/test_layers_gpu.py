@@ -41,7 +41,7 @@ def active() -> Iterator[Callable[..., None]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SGLang's imports are not ours to mend
         layer._load_layers()
-    support.start_group_of_one()
+    support.start_process_group()
     with support.on_the_cpu(support.server_args(128), "sglang.srt.lora.layers"):
         yield lambda **settings: runtime.activate(runtime.Active(release, Settings(**settings)))
     runtime.activate(None)
