@@ -26,6 +26,10 @@ def span(name: str, payload: int | None = None) -> Iterator[None]:
     if _domain is None:
         yield
         return
+    if not hasattr(_domain, "push_range"):  # nvtx before 0.2.12, whose ranges alone nsys before 2024 keeps
+        with nvtx.annotate(message=name, domain=DOMAIN, payload=payload):
+            yield
+        return
     _domain.push_range(_domain.get_event_attributes(message=name, payload=payload))
     try:
         yield

@@ -82,6 +82,7 @@ KNOWN = (
         2, "5c35d7bafb1a5546", "the oracle and the tables are the suite's own, equal to the library's; tests hold it"
     ),
     Known(2, "59bc6744ce781c78", "both of these: own tracer, own oracle"),
+    Known(2, "1eb23dbbef3f503c", "ranges of an nvtx before 0.2.12; nothing that is timed or counted"),
     Known(
         2, "10266718aea337fa", "SGLang's settings are published for layers outside a server; no contender needs them"
     ),

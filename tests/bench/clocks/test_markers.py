@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +61,19 @@ def test_nvtx_s_own_domain_takes_what_a_span_gives_it(monkeypatch):
     with markers.span("point|graph|rank=16", payload=3), markers.span("sample"):
         ran.append(1)
     assert ran == [1]
+
+
+def test_an_nvtx_whose_domain_has_no_ranges_is_given_them_by_name(monkeypatch):
+    """Before 0.2.12: what nsys 2022 and 2023 need."""
+    seen = []
+
+    @contextmanager
+    def annotate(message=None, color=None, domain=None, category=None, payload=None):
+        seen.append((message, domain, payload))
+        yield
+
+    monkeypatch.setattr(markers, "_domain", object())
+    monkeypatch.setattr(markers, "nvtx", SimpleNamespace(annotate=annotate), raising=False)
+    with markers.span("point", payload=7), markers.span("sample"):
+        pass
+    assert seen == [("point", markers.DOMAIN, 7), ("sample", markers.DOMAIN, None)]
