@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import accuracy, baseline, entry, gate, history, look, measure, profile, report, serve
+from bench.cli import accuracy, baseline, entry, gate, history, look, measure, profile, serve
 from bench.execute.interleaved import Machine
 from bench.model.environment import suite_version
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     help=__doc__,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (measure, serve, look, report, gate, baseline, history, profile, accuracy):
+for group in (measure, serve, look, gate, baseline, history, profile, accuracy):
     group.register(app)
 
 
