@@ -163,6 +163,7 @@ def every_kind_is_drawn(seen: dict[str, Any]) -> None:
     ops = {kind.split(",")[0] for kind in seen["kinds"]}
     assert {"embedding lookup", "embedding layer", "lm_head", "LoRA of a linear layer", "expand"} <= ops
     assert set(seen["drawn"]) == set(seen["kinds"])
+    assert seen["kinds"][0] == "embedding lookup, decode: CUDA graph" and "counted" in seen["kinds"][-1]
     for kind, drawn in seen["drawn"].items():
         assert drawn["rows"] and drawn["figures"], kind
         assert len(drawn["sizes"]) == len(drawn["titles"]) and all(min(size) > 200 for size in drawn["sizes"]), kind
