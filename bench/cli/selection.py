@@ -11,6 +11,7 @@ import msgspec
 from bench.execute.interleaved import Machine
 from bench.judge import keeping, times
 from bench.judge.times import TIMED, Wanted
+from bench.model import choice
 from bench.model import config as configuration
 from bench.model.case import Case, ClockName
 from bench.model.config import Config, ConfigError, Plan, PlannedPoint
@@ -49,7 +50,7 @@ def replicated(plan: Plan, rounds: int | None, processes: int | None) -> Plan:
 
 def of_files(points: Sequence[Point], clocks: Sequence[str], contenders: Sequence[str], cases: Sequence[str]) -> Wanted:
     """Which of the points of some files were selected. Raises ConfigError for a case that none of them has."""
-    in_cases = configuration.case_filter([point.case for point in points], cases)
+    in_cases = choice.case_filter([point.case for point in points], cases)
     return times.wanted(clocks, contenders or ["*"], in_cases)
 
 
@@ -136,8 +137,8 @@ class Choice:
         if not points:
             return lambda point: True
         stated = [*self.subjects, *self.contenders]
-        names = configuration.select_contenders(list(dict.fromkeys(p.contender for p in points)), stated)
-        in_cases = configuration.case_filter([point.case for point in points], self.cases)
+        names = choice.select_contenders(list(dict.fromkeys(p.contender for p in points)), stated)
+        in_cases = choice.case_filter([point.case for point in points], self.cases)
         of_profile: set[tuple[Case, str]] | None = None
         if self.profile or self.axes:
             of_profile = {(point.case, point.contender) for point in self._plan(profile, clocks).points}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +22,13 @@ def when_imported(name: str, wrap: Wrap) -> None:
         wrap(sys.modules[name])
     else:
         sys.meta_path.insert(0, ImportHook(name, wrap))
+
+
+def wrap_to_folder(variable: str, name: str, wrap: Callable[[Path, ModuleType], None]) -> None:
+    """Wrap a module, so that it writes to the folder that a variable of the environment names; without one, not."""
+    folder = os.environ.get(variable)
+    if folder:
+        when_imported(name, partial(wrap, Path(folder)))
 
 
 class ImportHook(MetaPathFinder):

@@ -18,7 +18,7 @@ from time import monotonic_ns
 from types import ModuleType
 from typing import Any
 
-from bench.engine.hooks import when_imported
+from bench.engine.hooks import wrap_to_folder
 
 FOLDER = "BENCH_PREPARE_TIMES"  # the variable that names where to write
 MODULE, CLASS, METHOD = "sglang.srt.lora.lora_manager", "LoRAManager", "prepare_lora_batch"
@@ -27,9 +27,7 @@ RECORD = struct.Struct("<qq")  # began, took: ns
 
 def install() -> None:
     """Time batch preparation in this process, if the environment says where to."""
-    folder = os.environ.get(FOLDER)
-    if folder:
-        when_imported(MODULE, functools.partial(_wrap, Path(folder)))
+    wrap_to_folder(FOLDER, MODULE, _wrap)
 
 
 def _wrap(folder: Path, module: ModuleType) -> None:

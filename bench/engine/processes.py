@@ -76,6 +76,11 @@ class EngineChild:
         raise EngineLost(f"no answer within {timeout_s:g} s: killed{self._words()}", crashed=False)
 
     @property
+    def group(self) -> int:
+        """The process group that it and all it spawns are in."""
+        return self._process.pid
+
+    @property
     def speaks(self) -> bool:
         """Whether `hear` need not wait."""
         return self._receiver.poll(0)

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,12 +15,12 @@ from bench.engine import peft_reference
 from bench.engine.ahead import Ahead, OpenChild, Waiting
 from bench.engine.cross_check import CLIENT, SERVER
 from bench.engine.crossing import CrossDone, CrossEvent, Crossing, of_plan
-from bench.engine.messages import Begun, Done, Loaded, Message, Prepared, PrepareJob, ServeJob, Started, Traced
+from bench.engine.listening import Listener
+from bench.engine.messages import Prepared, PrepareJob, ServeJob
 from bench.engine.processes import EngineChild, EngineLost
-from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, look, until_free
+from bench.engine.watch import Guard, Seen, Watcher, look, until_free
 from bench.model import served
 from bench.model.environment import collect_code, command_line, suite_version, utc_now
-from bench.model.fields import LARGEST, SMALLEST
 from bench.model.records import ResultsError
 from bench.model.served import EngineProcess, ServedLoad, ServeResults, ServeRun
 from bench.model.serving import EngineRun, Load, Mode, ServePlan
@@ -231,15 +232,21 @@ class _Engine:
         self, process: EngineProcess, waiting: Waiting, ahead: Ahead, following: EngineRun | None
     ) -> Iterator[Event]:
         with closing(Watcher(self._around.look)) as watcher:
+            guard = Guard(watcher, waiting.child.group)
             timed = Mode(self._run.mode).engine
-            listener = _Listener(process, watcher, ahead.quiet if timed else lambda: None)
+            listener = Listener(process, guard, ServedLoad, ahead.quiet if timed else lambda: None)
             if following is not None:
                 ahead.start(following)
-            for load in listener.listen(waiting, self._job(waiting.scratch)):
+            for load in listener.listen(waiting.child, partial(self._begin, waiting), self._plan.serving):
                 yield LoadDone(self._run, load)
-            _add_memory(process, watcher)
+            _add_memory(process, guard)
 
-    def _job(self, scratch: str) -> ServeJob:
+    def _begin(self, waiting: Waiting) -> None:
+        """Wait for its imports, and tell it what to do. Raises EngineLost."""
+        imported_us = waiting.imported_us(self._plan.serving.start_timeout_s)
+        waiting.child.begin(self._job(waiting.scratch, imported_us))
+
+    def _job(self, scratch: str, imported_us: float) -> ServeJob:
         plan, run = self._plan, self._run
         return ServeJob(
             mode=run.mode,
@@ -249,7 +256,7 @@ class _Engine:
             prepared=self._prepared,
             trace=traced_loads(plan) if self._around.where and run.repeat == 0 and Mode(run.mode).engine else (),
             opener=self._around.opener_of(run.mode),
-            imported_us=0.0,  # is told when it is known
+            imported_us=imported_us,
             scratch=scratch,
         )
 
@@ -277,105 +284,7 @@ def _turn(run: EngineRun, ahead: Ahead, look: Callable[[], Seen]) -> Waiting | s
     return until_free(look) or ahead.take(run)
 
 
-def _add_memory(process: EngineProcess, watcher: Watcher) -> None:
+def _add_memory(process: EngineProcess, guard: Guard) -> None:
     for item in process.loads:
-        if item.load.kind == "start" and item.status == "ok" and watcher.greatest_bytes:
-            item.samples["gpu_bytes"] = [float(watcher.greatest_bytes)]
-
-
-def _no_figure(message: Loaded) -> str | None:
-    """Why samples are none: all of them are times, bytes or counts, finite and above 0."""
-    for name, values in message.samples.items():
-        if not values:
-            return f"{name} has no sample"
-        for value in values:
-            if not SMALLEST <= value <= LARGEST:
-                return f"{name} has a sample of {value:g}; expected a finite one above 0"
-    return None
-
-
-class _Listener:
-    """Hears one engine, and writes down what it says. `quiet` is called before the engine is first asked."""
-
-    def __init__(self, process: EngineProcess, watcher: Watcher, quiet: Callable[[], None]) -> None:
-        self._process, self._watcher, self._quiet = process, watcher, quiet
-        self._begun: Begun | None = None
-        self._own: int | None = None
-
-    def listen(self, waiting: Waiting, job: ServeJob) -> Iterator[ServedLoad]:
-        """Each load as it is done. What an engine leaves unsaid is the process's reason."""
-        serving = job.serving
-        timeout_s = serving.start_timeout_s
-        try:
-            job.imported_us = waiting.imported_us(timeout_s)
-            waiting.child.begin(job)
-            while True:
-                message = waiting.child.hear(timeout_s)
-                timeout_s = serving.load_timeout_s
-                if isinstance(message, Done):  # it has nothing left to say or to write: it is ended, not waited for
-                    self._done(message)
-                    return
-                yield from self._heard(message)
-        except EngineLost as lost:
-            self._process.status = "crashed" if lost.crashed else "error"
-            self._process.reason = str(lost)
-            yield from self._unfinished(str(lost))
-
-    def _heard(self, message: Message) -> Iterator[ServedLoad]:
-        if isinstance(message, Started):
-            self._process.engine = message.engine
-            self._quiet()
-        elif isinstance(message, Begun):
-            self._begun = message
-        elif isinstance(message, Loaded):
-            self._begun = None
-            found = self._load(message)
-            self._process.loads.append(found)
-            yield found
-        elif isinstance(message, Traced):
-            if self._begun is not None:
-                self._process.traced_s += (time.monotonic_ns() - self._begun.at_ns) / 1e9
-            self._begun = None
-            if message.trace is not None:
-                self._process.traces.append(message.trace)
-            else:
-                self._process.trace_notes.append(f"{message.load.label}: {message.problem}")
-
-    def _load(self, message: Loaded) -> ServedLoad:
-        seen = self._watcher.during(message.began_ns, message.ended_ns)
-        if message.load.kind == "start":  # nobody else was there before: until now all are the engine's own
-            self._own = greatest_processes(seen)
-        clocks = [item.sm_mhz for item in seen if item.sm_mhz is not None]
-        found = ServedLoad(
-            message.load,
-            "ok",
-            samples=message.samples,
-            answers=message.answers,
-            sm_mhz=[min(clocks), max(clocks)] if clocks else [],
-            throttle=sorted({reason for item in seen for reason in item.throttle}),
-            duration_s=(message.ended_ns - message.began_ns) / 1e9,
-        )
-        if message.problem is not None:
-            found.status = "void" if message.problem.startswith("a request failed") else "error"
-            found.reason = message.problem
-        elif reason := _no_figure(message):
-            found.status, found.reason, found.samples = "error", reason, {}
-        elif reason := disturbance(seen, processes=self._own):
-            found.status, found.reason = "void", reason
-        return found
-
-    def _done(self, message: Done) -> None:
-        """What makes a whole process worth nothing makes each of its loads so."""
-        if message.problem is None:
-            return
-        self._process.status, self._process.reason = "error", message.problem
-        for item in self._process.loads:
-            if item.status == "ok":
-                item.status, item.reason = "void", message.problem
-
-    def _unfinished(self, reason: str) -> Iterator[ServedLoad]:
-        """The load during which an engine was lost; those after it were not asked, which the process's reason tells."""
-        if self._begun is not None and all(item.load != self._begun.load for item in self._process.loads):
-            found = ServedLoad(self._begun.load, "crashed", reason[:300])
-            self._process.loads.append(found)
-            yield found
+        if item.load.kind == "start" and item.status == "ok" and guard.greatest_bytes:
+            item.samples["gpu_bytes"] = [float(guard.greatest_bytes)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from bench.engine.hooks import when_imported
+from bench.engine.hooks import wrap_to_folder
 from bench.model.served import SampleName
 
 FOLDER = "BENCH_START_TIMES"  # the variable that names where to write
@@ -40,9 +40,7 @@ class Part(msgspec.Struct):
 
 def install() -> None:
     """Time the parts of a start in this process, if the environment says where to."""
-    folder = os.environ.get(FOLDER)
-    if folder:
-        when_imported(MODULE, functools.partial(_wrap, Path(folder)))
+    wrap_to_folder(FOLDER, MODULE, _wrap)
 
 
 def _wrap(folder: Path, module: ModuleType) -> None:

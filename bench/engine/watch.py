@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns, sleep
+from typing import NamedTuple
 
 PERIOD_S = 0.2
 FREE_S = 20.0  # for a GPU to be left by the engine before
@@ -22,7 +24,12 @@ class Seen:
     sm_mhz: int | None
     throttle: tuple[str, ...]
     used_bytes: int | None
-    processes: int | None
+    pids: tuple[int, ...] | None
+
+    @property
+    def processes(self) -> int | None:
+        """How many are on the GPU."""
+        return None if self.pids is None else len(self.pids)
 
 
 def look() -> Seen:
@@ -35,13 +42,13 @@ def look() -> Seen:
         return Seen(monotonic_ns(), None, (), None, None)
     nvml, handle = found
     sm_mhz, throttle = gpu_state()
-    used = processes = None
+    used = pids = None
     try:
         used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        processes = len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        pids = tuple(item.pid for item in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
     except nvml.NVMLError:
         pass
-    return Seen(monotonic_ns(), sm_mhz, tuple(throttle), used, processes)
+    return Seen(monotonic_ns(), sm_mhz, tuple(throttle), used, pids)
 
 
 class Watcher:
@@ -69,10 +76,56 @@ class Watcher:
         inside = [item for item in seen if began_ns <= item.at_ns <= ended_ns]
         return inside or [item for item in seen if item.at_ns <= ended_ns][-1:]
 
+
+class Conditions(NamedTuple):
+    """How the GPU was during a load: least and most of its clock, why that was lowered, and what voids the load."""
+
+    sm_mhz: list[int]
+    throttle: list[str]
+    disturbance: str | None
+
+
+class Guard:
+    """Tells an engine's own processes on the GPU from others. `group`: the process group that it runs in."""
+
+    def __init__(self, watcher: Watcher, group: int) -> None:
+        self._watcher, self._group = watcher, group
+        self._began_ns = monotonic_ns()
+        self._own: int | None = None
+
+    def started(self) -> None:
+        """The engine is there: what it has on the GPU now it will have.
+
+        Where NVML's ids are those of this machine, its own are those of its group. In a container they may be another
+        namespace's: then all that came since nobody was there count as its own.
+        """
+        seen = self._watcher.during(self._began_ns, monotonic_ns())
+        pids = {pid for item in seen for pid in item.pids or ()}
+        self._own = sum(in_group(pid, self._group) for pid in pids) or greatest_processes(seen)
+
+    def during(self, began_ns: int, ended_ns: int) -> Conditions:
+        """How it was in between."""
+        seen = self._watcher.during(began_ns, ended_ns)
+        clocks = [item.sm_mhz for item in seen if item.sm_mhz is not None]
+        throttle = sorted({reason for item in seen for reason in item.throttle})
+        span = [min(clocks), max(clocks)] if clocks else []
+        return Conditions(span, throttle, disturbance(seen, processes=self._own))
+
     @property
     def greatest_bytes(self) -> int | None:
-        """Most memory in use at any look."""
-        return max((item.used_bytes for item in self.seen if item.used_bytes is not None), default=None)
+        """Most memory in use at any look; None if some of it may have been another's."""
+        seen = [*self._watcher.seen]
+        if others(seen, processes=self._own):
+            return None
+        return max((item.used_bytes for item in seen if item.used_bytes is not None), default=None)
+
+
+def in_group(pid: int, group: int) -> bool:
+    """Whether a process of this machine is in a group."""
+    try:
+        return os.getpgid(pid) == group
+    except OSError:
+        return False
 
 
 def greatest_processes(seen: list[Seen]) -> int | None:
@@ -85,6 +138,11 @@ def disturbance(seen: list[Seen], *, processes: int | None) -> str | None:
     slowed = sorted({reason for item in seen for reason in item.throttle} - HARMLESS)
     if slowed:
         return f"the GPU's clock was lowered: {', '.join(slowed)}"
+    return others(seen, processes=processes)
+
+
+def others(seen: list[Seen], *, processes: int | None) -> str | None:
+    """Who was on the GPU beside the engine's own processes, if somebody was."""
     most = greatest_processes(seen)
     if most is not None and processes is not None and most > processes:
         return f"another process was on the GPU: {most} where the engine has {processes}"

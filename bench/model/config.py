@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_type_hints
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -30,8 +30,9 @@ from bench.model.case import (
     Storage,
     point_name,
 )
+from bench.model.choice import CASE_AXES, case_filter, select_contenders
 from bench.model.paths import ROOT
-from bench.model.registry import FAMILIES, INSTALLED, Family, fits, provides
+from bench.model.registry import FAMILIES, INSTALLED, Family, provides
 from bench.model.rules import Rules
 from bench.model.serving import ServeProfile, Serving
 from bench.model.toml import ConfigError, convert, parse_toml, read_toml, refuse_not_finite
@@ -60,8 +61,6 @@ T = TypeVar("T")
 Some = Annotated[tuple[T, ...], msgspec.Meta(min_length=1)]  # an empty list would plan nothing and call it a success
 
 __all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_overrides", "read_toml"]
-
-CASE_AXES = tuple(Case.__struct_fields__)
 
 
 class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -371,48 +370,3 @@ def _option(axis: str, value: object) -> str:
     if axis == "sglang":
         return "" if value == INSTALLED else f"@{value}"
     return f"-chunk{value}" if axis == "chunk_size" else f"-{value}"
-
-
-def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
-    """Those that fit a pattern; without patterns all. Raises ConfigError for a pattern that none fits."""
-    if not patterns:
-        return names
-    for pattern in patterns:
-        if not any(fits(name, pattern) for name in names):
-            raise ConfigError(f"--contender {pattern}: matches none of {', '.join(names)}")
-    return [name for name in names if any(fits(name, pattern) for pattern in patterns)]
-
-
-def case_filter(cases: Sequence[Case], selections: Sequence[str]) -> Callable[[Case], bool]:
-    """Whether a case has all terms of a selection; without selections every one does.
-
-    Raises ConfigError for a selection that none of `cases` fits.
-    """
-    wanted = [[_term(selection, text, cases) for text in selection.split(",")] for selection in selections]
-
-    def fits(case: Case, terms: Sequence[tuple[str, object]]) -> bool:
-        return all(getattr(case, name) == value for name, value in terms)
-
-    for selection, terms in zip(selections, wanted, strict=True):
-        if not any(fits(case, terms) for case in cases):
-            raise ConfigError(f"--case {selection}: no case has all of these values")
-    return lambda case: not wanted or any(fits(case, terms) for terms in wanted)
-
-
-def _term(selection: str, text: str, cases: Sequence[Case]) -> tuple[str, object]:
-    """`rank=16` -> (name, value), the value one that a case has."""
-    name, equals, written = (part.strip() for part in text.partition("="))
-    if not equals or name not in CASE_AXES:
-        known = ", ".join(CASE_AXES)
-        raise ConfigError(
-            f"--case {selection}: {text!r} is no term; expected NAME=VALUE[,NAME=VALUE...] with NAME one of {known}"
-        )
-    values = sorted({getattr(case, name) for case in cases})
-    try:
-        value: object = msgspec.convert(written, get_type_hints(Case)[name], strict=False)
-    except msgspec.ValidationError:
-        value = None
-    if value not in values:
-        listed = ", ".join(map(str, values))
-        raise ConfigError(f"--case {selection}: no case has {name}={written}; expected one of {listed}")
-    return name, value

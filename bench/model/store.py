@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from inspect import cleandoc
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -208,5 +209,12 @@ def _check_schema(path: Path, data: bytes, name: str, version: str) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the file, as checked in beside this module."""
-    return msgspec.json.schema(Results)
+    """The JSON Schema of the file, as checked in beside this module.
+
+    Descriptions are docstrings: without their indentation, which Python 3.13 takes off and earlier ones keep.
+    """
+    schema = msgspec.json.schema(Results)
+    for definition in schema["$defs"].values():
+        if "description" in definition:
+            definition["description"] = cleandoc(definition["description"])
+    return schema

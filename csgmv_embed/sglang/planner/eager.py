@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from csgmv_embed.sglang.planner.heads import HEAD_ARRAYS, HeadPlan, head_arrays
 from csgmv_embed.sglang.planner.sending import lora_utils, send_new, staging_of, write_all
 from csgmv_embed.sglang.planner.state import State
 from csgmv_embed.sglang.planner.views import BATCH, HEAD, LINEAR, layer_batch, tiled_batch
+
+Array = TypeVar("Array")
 
 
 def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
@@ -36,32 +38,38 @@ def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list
     planned = (*sizes_of(plan.most_segments(slots), plan.tokens, requests, slots), *tiles, *map(len, extras))
     packing = packing_of(planned, shrinking=2)
     views = staging_of(state).next(packing).views
-    segments = write(state, plan, views[: len(ARRAYS)])
-    first_extra = len(ARRAYS) + len(tiles)
+    of_batch, of_tiles, others = _parted(views, len(tiles))
+    segments = write(state, plan, of_batch)
     if tiles:
-        tile_words, tile_rows, *head_words = views[len(ARRAYS) : first_extra]
-        tile_words.fill(0)
-        write_tiles(
-            state, plan, views[: len(ARRAYS)], block, tile_words, tile_rows, head_words[0] if head_words else None
-        )
-    write_all(views[first_extra:], extras)
-    found = send_new(state, packing, (segments + 1, segments))
+        words, rows, *own_words = of_tiles
+        words.fill(0)
+        write_tiles(state, plan, of_batch, block, words, rows, own_words[0] if own_words else None)
+    write_all(others, extras)
 
-    arrays, extra_arrays = named(found[: len(ARRAYS)]), iter(found[first_extra:])
-    info = _batch_info(state, plan, arrays, segments)
+    arrays, tile_arrays, other_arrays = _parted(send_new(state, packing, (segments + 1, segments)), len(tiles))
+    info = _batch_info(state, plan, named(arrays), segments)
     contents = Contents(plan.tokens, state.ranks.largest)
     if head_served:
         setattr(info, HEAD, None)
     if tiles:
-        words, rows, *own_words = found[len(ARRAYS) : first_extra]
-        setattr(info, LINEAR, tiled_batch(info, words, rows, block, contents))
+        tile_words, tile_rows, *head_words = tile_arrays
+        setattr(info, LINEAR, tiled_batch(info, tile_words, tile_rows, block, contents))
         if some_head:
-            setattr(info, HEAD, tiled_batch(info, own_words[0] if own_words else words, rows, block, contents))
+            setattr(
+                info, HEAD, tiled_batch(info, head_words[0] if head_words else tile_words, tile_rows, block, contents)
+            )
     if word_by_slot is None:
         setattr(info, BATCH, None)
     else:
-        setattr(info, BATCH, layer_batch(info, next(extra_arrays), next(extra_arrays), contents))
-    return info, list(zip(*[extra_arrays] * HEAD_ARRAYS, strict=True))
+        layer_words, layer_ranks, *other_arrays = other_arrays
+        setattr(info, BATCH, layer_batch(info, layer_words, layer_ranks, contents))
+    return info, list(zip(*[iter(other_arrays)] * HEAD_ARRAYS, strict=True))
+
+
+def _parted(arrays: list[Array], tiles: int) -> tuple[list[Array], list[Array], list[Array]]:
+    """Those of SGLang, those of the tiles and the others, as they lie in the buffer."""
+    end = len(ARRAYS) + tiles
+    return arrays[: len(ARRAYS)], arrays[len(ARRAYS) : end], arrays[end:]
 
 
 def _batch_info(state: State, plan: Plan, arrays: dict[str, torch.Tensor], segments: int) -> Any:

@@ -19,7 +19,7 @@ from bench.engine.processes import EngineChild
 from bench.engine.run import Event, LoadDone, OutOfTime, Planned, ProcessDone, Surroundings, new_results, serve
 from bench.engine.watch import Seen
 from bench.judge.answers import answer_checks
-from bench.judge.serving import figures
+from bench.judge.serving import failures, figures
 from bench.model import config, served
 from bench.model.paths import ROOT
 from bench.model.records import Environment, ResultsError
@@ -267,7 +267,7 @@ def test_an_engine_whose_imports_take_a_place_on_the_gpu_is_started_in_its_turn_
 
     def looks() -> Seen:
         alive = sum(not child.closed and child.prepared is None for child in counted)
-        return Seen(monotonic_ns(), 1980, (), 2**30, alive)
+        return Seen(monotonic_ns(), 1980, (), 2**30, (*range(2**24, 2**24 + alive),))
 
     results, _ = ran(plan_of(tiny, "none", "csgmv"), tmp_path, child=Counted, look=looks)
     assert [item.status for item in results.processes] == ["ok", "ok"]
@@ -346,7 +346,32 @@ def test_a_mode_whose_plugin_is_off_has_no_figures(tiny: Path, tmp_path: Path, m
     assert {(item.status, item.reason) for item in process.loads} == {("void", process.reason)}
 
 
-def test_a_lowered_clock_or_another_process_voids_what_it_met(tiny: Path, tmp_path: Path) -> None:
+def test_another_process_voids_what_it_met_and_is_shown(tiny: Path, tmp_path: Path) -> None:
+    """The engine has one on the GPU from the second look on; another's comes with the answers, and stays."""
+    pids: list[int] = []
+    path, plan = tmp_path / "out.json", plan_of(tiny, "csgmv", kinds=("arrivals",), arrivals_s=1.0)
+
+    def looks() -> Seen:
+        found = Seen(monotonic_ns(), 1980, (), 2**30, tuple(pids))
+        pids[:] = pids or [2**24]
+        return found
+
+    for event in serve(plan, begun(plan), path, around(tmp_path, look=looks)):
+        if isinstance(event, LoadDone) and event.load.load.kind == "answers":
+            pids.append(2**24 + 1)
+    results = served.read(path)
+    start, answers, arrivals = results.processes[0].loads
+    reason = "another process was on the GPU: 2 where the engine has 1"
+    assert (start.status, answers.status) == ("ok", "ok")
+    assert (arrivals.status, arrivals.reason) == ("void", reason) and arrivals.samples, "kept, labelled"
+    found = {figure.name: figure for figure in figures(results)}
+    assert {figure.name for figure in found.values() if figure.case.load.kind == "arrivals"} == set()
+    assert found["start"].value and "memory" not in found, "some of it was the other's"
+    told = [(item.what, item.status, item.reason) for item in failures(results)]
+    assert told == [(arrivals.load.label, "void", reason)], "what `show` prints"
+
+
+def test_a_lowered_clock_voids_what_it_met(tiny: Path, tmp_path: Path) -> None:
     began = time.monotonic()
 
     def disturbed() -> Seen:
@@ -363,7 +388,7 @@ def test_no_engine_starts_on_a_gpu_that_is_anothers(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "FREE_S", 0.1)
-    results, _ = ran(plan_of(tiny, "csgmv"), tmp_path, look=lambda: Seen(monotonic_ns(), 1980, (), 2**35, 0))
+    results, _ = ran(plan_of(tiny, "csgmv"), tmp_path, look=lambda: Seen(monotonic_ns(), 1980, (), 2**35, ()))
     (process,) = results.processes
     assert process.status == "error" and "32.0 GiB in use before the engine was started" in str(process.reason)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import os
+import subprocess
 import time
+from time import monotonic_ns
 
 import pytest
 
-from bench.engine.watch import Seen, Watcher, disturbance, greatest_processes, occupied
+from bench.engine.watch import Guard, Seen, Watcher, disturbance, greatest_processes, occupied
 
 
 def seen(at_ns: int = 0, *throttle: str, processes: int | None = 1, used: int | None = 2**30) -> Seen:
-    return Seen(at_ns, 1980, throttle, used, processes)
+    return Seen(at_ns, 1980, throttle, used, None if processes is None else (*range(processes),))
 
 
 @pytest.mark.parametrize(
@@ -57,4 +61,39 @@ def test_a_watcher_looks_until_it_is_closed_and_tells_what_lay_between() -> None
     assert len(watcher.seen) == count, "closed"
     assert [item.at_ns for item in watcher.during(2, 6)] == [2, 4, 6]
     assert [item.at_ns for item in watcher.during(7, 7)] == [6], "the last look before it"
-    assert watcher.greatest_bytes == 2**30 + 2 * count - 1
+
+
+def guarded(looks: list[Seen], group: int = 1) -> tuple[Watcher, Guard]:
+    """A watcher that has seen these, and a guard that knows what is the engine's own."""
+    watcher = Watcher(lambda: looks[0], period_s=60.0)
+    watcher.close()
+    guard = Guard(watcher, group)
+    watcher.seen = [dataclasses.replace(item, at_ns=monotonic_ns()) for item in looks]
+    guard.started()
+    return watcher, guard
+
+
+def test_memory_is_the_most_that_was_seen_and_none_of_it_anothers() -> None:
+    watcher, guard = guarded([seen(used=1), seen(used=9), seen(used=3)])
+    assert guard.greatest_bytes == 9
+    watcher.seen.append(seen(processes=2, used=12))
+    assert guard.greatest_bytes is None
+
+
+def test_who_comes_while_an_engine_starts_is_not_the_engines_own() -> None:
+    """NVML's ids are this machine's: then its own are of its group."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as engine:
+        looks = [dataclasses.replace(seen(), pids=pids) for pids in ((), (engine.pid,), (engine.pid, os.getpid()))]
+        _, guard = guarded(looks, engine.pid)
+        engine.kill()
+    found = guard.during(0, monotonic_ns())
+    assert found.disturbance == "another process was on the GPU: 2 where the engine has 1"
+    assert guard.greatest_bytes is None
+
+
+def test_where_ids_are_anothers_namespace_all_that_came_count_as_its_own() -> None:
+    looks = [dataclasses.replace(seen(), pids=pids) for pids in ((), (2**24,), (2**24, 2**24 + 1))]
+    watcher, guard = guarded(looks)
+    assert guard.during(0, monotonic_ns()).disturbance is None
+    watcher.seen.append(dataclasses.replace(seen(monotonic_ns()), pids=(2**24, 2**24 + 1, 2**24 + 2)))
+    assert "3 where the engine has 2" in str(guard.during(0, monotonic_ns()).disturbance)

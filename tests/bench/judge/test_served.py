@@ -5,11 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bench.judge.answers import AnswerCheck, answer_checks
+from bench.judge.answers import AnswerCheck, answer_checks, planted, wrong
 from bench.judge.serving import ServedFigure, compare, failures, figures
 from bench.judge.where import where
+from bench.model import served
+from bench.model.paths import ROOT
 from bench.model.records import Anchor
 from bench.model.served import ServedAnswer, ServedLoad, ServedTrace, ServeResults, TracedKernel
+from bench.model.serving import PEFT
 from tests.support.served import DECODE, PREFILL, STREAM, answer, answers, decode, process, results, trace, usual
 
 
@@ -98,6 +101,23 @@ def test_a_mode_that_answers_wrong_has_no_figures() -> None:
     step = named(made, "step", "plugin")
     assert (step.status, step.value, step.to_reference, step.reason) == ("wrong", None, None, check.reason)
     assert named(made, "step", "csgmv").status == "ok"
+
+
+def test_on_a_real_record_engines_are_right_and_one_without_a_site_is_not() -> None:
+    """An H200, 1B shapes, adapters on every module; what is planted is put in the plugin's place."""
+    real = served.read(ROOT / "docs" / "results" / "h200-engine-1b.json")
+    told = {(check.mode, check.status) for check in answer_checks(real) if check.reference == PEFT}
+    assert told == {("none", "ok"), ("none", "other"), ("csgmv", "ok"), ("plugin", "ok")} and not wrong(
+        answer_checks(real)
+    )
+    assert [(site, check.status) for site, check in planted(real).items()] == [
+        (site, "wrong") for site in ("embedding", "qkv", "o", "gate_up", "down", "lm_head")
+    ]
+    peft, plugin = (next(item for item in real.processes if item.mode == mode) for mode in (PEFT, "plugin"))
+    (asked,) = [item for item in plugin.loads if item.load == peft.loads[0].load]
+    asked.answers = [answer.without["down"] for answer in peft.loads[0].answers]
+    assert {*wrong(answer_checks(real))} == {"plugin"}
+    assert {figure.status for figure in figures(real) if figure.mode == "plugin"} == {"wrong"}
 
 
 def test_one_large_difference_among_small_ones_is_wrong() -> None:
