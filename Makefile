@@ -10,7 +10,7 @@ VENV := .venv$(if $(filter $(DEFAULT_ENV),$(ENV)),,-$(ENV))
 BIN := $(VENV)/bin
 SWEEP_ARGS ?=
 
-.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint gate accuracy adapters plots headline
+.PHONY: sweep test coverage test-numeric test-numeric-everywhere test-versions lint docs gate accuracy adapters plots headline
 .PHONY: wheels wheels-between wheels-in-turn setup clean
 
 sweep: setup  ## verify and time the quick profile (count its work where there is no GPU)
@@ -47,6 +47,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## the site of docs/ into build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
 
 gate: setup  ## counted work against this Triton's of bench/baselines: no GPU needed
 	$(BIN)/python -m bench gate --clock work

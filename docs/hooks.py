@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs runs as a program of its own
+LINK = re.compile(r"\[(\w+)\]\(#\w+\)")
 MARK = re.compile(r"^<!-- made: (\w+) -->$", re.M)
 
 
@@ -54,7 +55,7 @@ def keys() -> Iterator[str]:
             (
                 (
                     f"`{key}`",
-                    _type(of),
+                    LINK.sub(r"\1", _type(of)),  # a table has its own heading, not its structure's
                     f"`{json.dumps(table[key])}`" if key in table else "",
                     comments.get((name, key), ""),
                 )

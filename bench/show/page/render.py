@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.judge.figures import OURS
+from bench.model.case import OPS
 from bench.show.methods import METHODS
 from bench.show.page import facts, gates, lines, runs
 from bench.show.page.content import Content
@@ -43,6 +44,7 @@ def data(content: Content) -> dict[str, Any]:
         "reports": [gates.report(name, found, pairs.get(name)) for name, found in content.reports],
         "lines": [line for name, history in content.histories for line in lines.line(name, history)],
         "clocks": [*runs.CLOCKS],
+        "ops": OPS,
         "figures": runs.TIMED,
         "marks": MARKS,
         "below": BELOW,

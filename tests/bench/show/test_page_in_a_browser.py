@@ -75,21 +75,26 @@ const tell = async () => {
   const act = (...kinds) => kinds.forEach((kind) => over.dispatchEvent(new MouseEvent(kind, move)));
   act("mouseenter", "mousemove"); await settle();
   seen.tip = document.querySelector("#points .tip").innerText;
-  act("mousedown", "mouseup", "click"); await settle();
   const detail = document.getElementById("detail"), text = () => detail.querySelector(".body").innerText;
+  const until = async (open) => {
+    for (let turn = 0; turn < 50 && detail.open !== open; turn += 1) await settle();
+    await settle();
+  };
+  const close = async () => { detail.querySelector(".close").click(); await until(false); };
+  act("mousedown", "mouseup", "click"); await until(true);
   seen.point = [detail.open, location.hash, text(), detail.querySelectorAll("canvas").length, wide()];
-  detail.querySelector(".close").click(); await settle();
+  await close();
   seen.closed = [detail.open, location.hash];
 
-  location.hash = "verdict-0-0"; await settle();
+  location.hash = "verdict-0-0"; await until(true);
   seen.verdict = [text(), detail.querySelectorAll("canvas").length];
-  detail.close();
+  await close();
   const history = document.querySelector('form[data-of="history"]');
   seen.historyKinds = Array.from(history.elements.kind.options, (option) => option.text);
   seen.lines = all("#history .u-legend .u-series").length;
   const changed = document.querySelector("#history .changes a");
-  changed.click(); await settle();
-  seen.commit = text(); detail.close();
+  changed.click(); await until(true);
+  seen.commit = text(); await close();
   seen.links = all('a[href^="#"]').map((link) => link.getAttribute("href")).filter((address) => {
     if (document.querySelector(address)) return false;
     const [kind, ...places] = address.slice(1).split("-");
@@ -158,6 +163,7 @@ def every_kind_is_drawn(seen: dict[str, Any]) -> None:
     ops = {kind.split(",")[0] for kind in seen["kinds"]}
     assert {"embedding lookup", "embedding layer", "lm_head", "LoRA of a linear layer", "expand"} <= ops
     assert set(seen["drawn"]) == set(seen["kinds"])
+    assert seen["kinds"][0] == "embedding lookup, decode: CUDA graph" and "counted" in seen["kinds"][-1]
     for kind, drawn in seen["drawn"].items():
         assert drawn["rows"] and drawn["figures"], kind
         assert len(drawn["sizes"]) == len(drawn["titles"]) and all(min(size) > 200 for size in drawn["sizes"]), kind

@@ -20,11 +20,15 @@ function follow() {
   detail.querySelectorAll(".chart").forEach((chart) => chart.draw?.());
 }
 
-detail.querySelector(".close").addEventListener("click", () => detail.close());
-detail.addEventListener("click", (event) => { if (event.target === detail) detail.close(); });
-detail.addEventListener("close", () => {
-  if (OPENERS[location.hash.slice(1).split("-")[0]]) history.replaceState(null, "", location.pathname + location.search);
-});
+// At once, and not when the element says that it is closed: by then the address may be another one's.
+function closeDetail() {
+  history.replaceState(null, "", location.pathname + location.search);
+  detail.close();
+}
+
+detail.querySelector(".close").addEventListener("click", closeDetail);
+detail.addEventListener("click", (event) => { if (event.target === detail) closeDetail(); });
+detail.addEventListener("cancel", closeDetail);
 window.addEventListener("hashchange", follow);
 
 const listed = (facts) =>

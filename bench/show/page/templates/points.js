@@ -5,8 +5,8 @@ function startPoints() {
   if (!form) return;
   const all = DATA.runs.flatMap((run) => run.points);
   const titles = new Map(all.map((point) => [point.kind, point.title]));
-  const clockOf = (kind) => DATA.clocks.indexOf(kind.split("|")[1]);
-  const kinds = [...titles].sort((a, b) => clockOf(a[0]) - clockOf(b[0]));
+  const placeOf = new Map(all.map((point) => [point.kind, 100 * DATA.clocks.indexOf(point.clock) + DATA.ops.indexOf(point.op)]));
+  const kinds = [...titles].sort((a, b) => placeOf.get(a[0]) - placeOf.get(b[0]));
   const of = (kind) => {
     const points = all.filter((point) => point.kind === kind);
     const contenders = CONTENDERS.filter((name) => points.some((point) => point.contender === name));
