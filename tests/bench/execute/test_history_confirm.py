@@ -11,7 +11,7 @@ from bench.execute.interleaved import Machine
 from bench.model import history as records
 from bench.model import pairs as pair_store
 from bench.model.config import PlannedPoint
-from tests.bench.execute.test_history_bisect import Gpu
+from tests.bench.execute.test_history_bisect import FakeGpu
 from tests.support.gate import Outcome
 from tests.support.history import entry, exported, sha
 
@@ -27,11 +27,11 @@ def store(folder: Path, levels: list[float]) -> tuple[object, ...]:
     return ("--store", folder / "store", "--exported", folder / "commits", "--commits", line, "--processes", 6)
 
 
-def machine(level: dict[int, float], broken: frozenset[int] = frozenset()) -> tuple[Gpu, Machine]:
+def machine(level: dict[int, float], broken: frozenset[int] = frozenset()) -> tuple[FakeGpu, Machine]:
     def known(number: int, planned: PlannedPoint) -> float:
         return level[number]
 
-    gpu = Gpu(known, set(broken))
+    gpu = FakeGpu(known, set(broken))
     return gpu, Machine(has_gpu=lambda: True, open_side=gpu.open_side)
 
 
@@ -57,10 +57,10 @@ def test_the_budget_ends_it_and_what_was_not_tried_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from bench.execute import interleaved
+    from bench.execute import stages
 
     moments = iter(range(0, 100_000, 10))
-    monkeypatch.setattr(interleaved.time, "monotonic", lambda: float(next(moments)))
+    monkeypatch.setattr(stages.time, "monotonic", lambda: float(next(moments)))
     options = store(tmp_path, LEVELS)
     gpu, instrument = machine(dict(enumerate(LEVELS)))
     done: Outcome = run("history", "confirm", *options, "--budget-s", 60, instrument=instrument)
