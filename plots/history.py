@@ -262,8 +262,8 @@ def _draw_panel(axes: Axes, panel: Panel, letters: dict[float, str], *, labelled
     axes.set_ylabel("time, % of the first commit's" if timed else f"{panel.figure.replace('_', ' ')} a launch")
     if panel.names:
         axes.set_xlim(panel.names[0][0] - 0.7, panel.names[-1][0] + 0.7)
-    shown = [name if labelled else "" for _, name in panel.names]
-    axes.set_xticks([x for x, _ in panel.names], shown, rotation=90, fontsize=7, family="monospace")
+    names = [name if labelled else "" for _, name in panel.names]
+    axes.set_xticks([x for x, _ in panel.names], names, rotation=90, fontsize=7, family="monospace")
     if panel.figure != TIME:
         axes.set_ylim(bottom=0)
 
@@ -305,7 +305,6 @@ def _draw_changes(axes: Axes, panel: Panel, letters: dict[float, str]) -> None:
         color = SLOWER if largest.worse else FASTER
         axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
         late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
-        height = 0.98 - 0.07 * (number % 3)
         axes.text(
             x - (0.6 if late else 0.4), (0.98, 0.9)[number % 2], f"{letters[x]}  {_size(largest)}",
             color=color, fontsize=7.5, va="top", ha="right" if late else "left",

@@ -52,8 +52,9 @@ def _end_with(error: Exception, name: str) -> NoReturn:
     if hasattr(error, "exit_code") and hasattr(error, "show"):  # of usage: typer exports no class of them
         error.show()
         raise SystemExit(error.exit_code) from None
-    if isinstance(error, ModuleNotFoundError):
-        end(FAILED, _missing(error), name)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in MEASURING:
+        missing = f"needs {error.name}, which a light install leaves out"
+        end(FAILED, f"{missing}; expected the whole one: make setup", name)
     if isinstance(error, ImportError):
         end(FAILED, f"{type(error).__name__}: {error}", name)
     from bench.execute.isolate import WorkerDied
@@ -67,10 +68,3 @@ def _end_with(error: Exception, name: str) -> NoReturn:
         end(FAILED, error, name)
     traceback.print_exception(error)
     end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    """A package that is not there; a light install has no torch, and says what has."""
-    if (error.name or "").partition(".")[0] in MEASURING:
-        return f"needs {error.name}, which a light install leaves out; expected the whole one: make setup"
-    return f"{type(error).__name__}: {error}"

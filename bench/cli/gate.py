@@ -79,12 +79,12 @@ def gate(
     allow_changed_rules: Annotated[
         bool, typer.Option("--allow-changed-rules", help="Judge although bench.toml's rules have become looser.")
     ] = False,
-    gpus: GpusOption = None,
-    one_at_a_time: OneAtATimeOption = False,
     accepted: AcceptedOption = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="The baseline has only some of the points: judge those, say how many not.")
     ] = False,
+    gpus: GpusOption = None,
+    one_at_a_time: OneAtATimeOption = False,
 ) -> None:
     """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
     from bench.show.gate import emit, parse_formats
@@ -112,8 +112,8 @@ def gate(
         seed,
         allow_changed_rules,
         subject,
-        Around(gpus=guards.chosen_gpus(gpus, one_at_a_time, counted="work" in clock), one_at_a_time=one_at_a_time),
         partial,
+        Around(gpus=guards.chosen_gpus(gpus, one_at_a_time, counted="work" in clock), one_at_a_time=one_at_a_time),
     )
     if accepted is not None and use in ("work", "self-check"):
         raise GateError(f"--accepted: is of timed points; expected {INSTEAD[use]}")

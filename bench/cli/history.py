@@ -12,6 +12,7 @@ import typer
 
 from bench.cli import foreign_file, guards, served_file, served_history
 from bench.cli.exit_codes import INTERRUPTED
+from bench.cli.history_confirm import confirm
 from bench.cli.options import (
     AxisOption,
     CaseOption,
@@ -34,7 +35,7 @@ from bench.cli.options import (
     SubjectOption,
 )
 from bench.cli.selection import judging, planned
-from bench.cli.series import source_of, view
+from bench.cli.series import STORE, ExportedOption, StoreOption, source_of, view
 from bench.execute import interleaved
 from bench.execute.commits import GitSource, Libraries, Source, export
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
@@ -52,15 +53,10 @@ from bench.model.records import Results, ResultsError, Selection
 from bench.model.registry import fits
 from bench.model.verdict import Exit, GateError
 
-STORE = ROOT / "history"
 SGLANG_STORE = ROOT / "history-sglang"  # unless --store says otherwise: a line of its own
 SGLANGS_OWN = ("sglang_*",)
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
-ExportedOption = Annotated[
-    Path | None, typer.Option("--exported", help="Take commits from this folder, made by `history export`.")
-]
-app = typer.Typer(no_args_is_help=True, help="Series across commits: measure, add, show, bisect.")
+app = typer.Typer(no_args_is_help=True, help="Series across commits: measure, add, show, bisect, confirm.")
 
 
 @app.command()
@@ -316,4 +312,5 @@ def _of_contenders(plan: Plan, patterns: Sequence[str]) -> list[PlannedPoint]:
 
 def register(root: typer.Typer) -> None:
     """Add the verbs."""
+    app.command()(confirm)
     root.add_typer(app, name="history")

@@ -9,8 +9,6 @@ from typing import Annotated
 import msgspec
 import typer
 
-from bench.cli import history
-from bench.cli.history import STORE, ExportedOption, StoreOption
 from bench.cli.options import (
     CaseOption,
     ConfigOption,
@@ -23,7 +21,7 @@ from bench.cli.options import (
     SglangLineOption,
     SubjectOption,
 )
-from bench.cli.series import source_of, view
+from bench.cli.series import STORE, ExportedOption, StoreOption, source_of, view
 from bench.execute.commits import Libraries
 from bench.execute.interleaved import LAYOUT_SEEDS, Machine
 from bench.model import config as configuration
@@ -74,8 +72,3 @@ def confirm(
                     pair_store.write(output / f"confirm-{number}.json", pairs)
     if not answered:
         raise typer.Exit(int(Exit.CANNOT_JUDGE))
-
-
-def register(root: typer.Typer) -> None:
-    """Add the verb to those of `history`."""
-    history.app.command()(confirm)

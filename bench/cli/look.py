@@ -27,7 +27,6 @@ from bench.cli.options import (
     RowsFormatOption,
     WideOption,
 )
-from bench.cli.report import report
 from bench.cli.selection import DEFAULT_PROFILE, of_files
 from bench.cli.series import view
 from bench.judge.figures import CONTENDER, OURS, SORTS, Figure, figures, pivoted, standings
@@ -262,7 +261,7 @@ def doctor() -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
-    for verb in (show, plot, report, doctor):
+    for verb in (show, plot, doctor):
         app.command()(verb)
     app.command(name="list")(list_points)
     app.command(name="config")(show_config)

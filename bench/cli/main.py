@@ -56,7 +56,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "loss curves.",
         "small-model": "Train the small model of the tests, in under a minute on a CPU; train its adapters after it.",
     },
-    "history": {"history": "Series across commits: measure, add, show, bisect."},
+    "history": {"history": "Series across commits: measure, add, show, bisect, confirm."},
     "profile": {"profile": "Show what happens inside a point: nsys, ncu or torch's profiler."},
 }
 

@@ -55,3 +55,8 @@ def _names(files: list[Path]) -> dict[Path, str]:
     """What each is called on the page: a file by its name, if no other has it; a folder as one would type it."""
     counts = Counter(path.name for path in files)
     return {path: path.name if path.is_file() and counts[path.name] == 1 else shown(path) for path in files}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(report)

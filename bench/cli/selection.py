@@ -83,8 +83,8 @@ class Choice:
     seed: int | None = None
     allow_changed_rules: bool = False
     subjects: list[str] = field(default_factory=list)  # judged whatever bench.toml says, then or now
-    around: Around = HERE
     partial: bool = False  # a baseline may lack points
+    around: Around = HERE
 
     @property
     def rules(self) -> Rules:

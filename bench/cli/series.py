@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from bench.cli.selection import of_files
 from bench.execute.commits import ExportedSource, GitSource, Source
@@ -19,7 +22,14 @@ from bench.model import history as records
 from bench.model.case import ClockName
 from bench.model.config import Config, ConfigError
 from bench.model.history import Commit, Entry
+from bench.model.paths import ROOT
 from bench.model.records import ResultsError
+
+STORE = ROOT / "history"
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
+ExportedOption = Annotated[
+    Path | None, typer.Option("--exported", help="Take commits from this folder, made by `history export`.")
+]
 
 
 def view(
@@ -78,9 +88,9 @@ def _viewed(
         raise ResultsError(f"{folder}: no point of these commits has this contender and case; expected others")
     settings = configuration.load(config).history
     known = list(line) if line is not None else order
-    named = {entry.commit.sha: entry.commit for entry in stored}  # of other clocks and machines, too: with a subject
     changed = [changes(one, known, settings) for era in found for one in era.series]
     judged = [(found_here, []) if every else standing(found_here, settings) for found_here in changed]
+    named = {entry.commit.sha: entry.commit for entry in stored}  # of other clocks and machines, too: with a subject
     return History(
         clock=clock,
         line=known,

@@ -9,8 +9,8 @@ History of the format (semver: a reader refuses another major and ignores keys a
 1.3.0  a case has a site and a model, none where it says nothing; ops shrink and linear; ranks in pairs
 1.4.0  contenders of another SGLang have its version behind their name, and `other_sglang` says which files those are
 1.5.0  contenders of files have the hash of their file behind their name, and `outside` says which files those are
-1.6.0  `gpus` lists the GPUs that points ran on; a point and an anchor have the place of theirs; rules may have limits of
-       single cases
+1.6.0  `gpus` lists the GPUs that points ran on; a point and an anchor have the place of theirs; rules may have
+       limits of single cases
 
 Units are in the names (`_us`, `_bytes`, `_mhz`). Raw block values are kept by round; whatever can be derived is not
 stored. Floats are rounded to 6 significant digits when written; keys are sorted, so that two files diff well.

@@ -15,8 +15,8 @@ from typing import Any
 @cache
 def quicken() -> None:
     """Do each once, in this process from now on. A Triton that is written otherwise stays as it is."""
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    core = importlib.import_module("triton.language.core")
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    core: Any = importlib.import_module("triton.language.core")
     if hasattr(interpreter, "_get_np_dtype"):
         interpreter._get_np_dtype = _looked_up(interpreter._get_np_dtype, core)
     if hasattr(interpreter, "_patch_lang") and hasattr(interpreter, "_LangPatchScope"):
