@@ -99,7 +99,7 @@ def test_show_answers_in_every_format(run: Run, file: Path) -> None:
         (("--case", "kind=prefill"), "no load has all of these values"),
         (("--case", "rank=16"), "'rank=16' is no term"),
         (("-k", "graph"), "expected engine"),
-        (("--top", "3"), "expected neither --sort nor --top nor --pivot"),
+        (("--top", "3"), "expected no --sort, --top, --pivot or --subject"),
         (("-f", "xml"), "--format xml"),
     ],
 )

@@ -460,8 +460,8 @@ def test_a_library_that_cannot_be_driven_cannot_be_judged(tmp_path: Path, tree_p
     old = broken(tmp_path, "raise ImportError('an API of long ago')")
     run = session.pair_run(TINY, "against", (old, tree_pair[1]), planned(TINY, *ONE)[:1], 1, [])
 
-    def opened(tree: Tree, settings: Measure, contenders: tuple[str, ...]) -> Side:
-        return (interpreted if tree is old else FakeGpu().open_side)(tree, settings, contenders)
+    def opened(tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None) -> Side:
+        return (interpreted if tree is old else FakeGpu().open_side)(tree, settings, contenders, gpu)
 
     with pytest.raises(CannotJudge, match="old: its library cannot be driven: .*an API of long ago"):
         list(run_pairs(run, (old, tree_pair[1]), opened))

@@ -74,4 +74,4 @@ def test_counts_of_two_versions_of_sglang_have_the_layout_of_counts() -> None:
     report = Report("against-sglang", *sides, {}, [counted])
     table = table_text(report)
     assert "counted work of SGLang 0.5.23 against SGLang 0.5.20: not times" in table and "95 %" not in table
-    assert "| slow | decode" in comment(report, "x") and "programs 32 -> 256" in comment(report, "x")
+    assert "| slow | decode" in comment(report, "x") and r"programs 32 -\> 256" in comment(report, "x")
