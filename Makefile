@@ -49,7 +49,7 @@ lint: setup
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs  ## the site of docs/ into build/site; a link that leads nowhere is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
