@@ -86,7 +86,7 @@ def gate(
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
 ) -> None:
-    """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times."""
+    """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot tell."""
     from bench.show.gate import emit, parse_formats
 
     if baseline is not None and result is not None and any(map(served_file.says_so, (baseline, result))):

@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "comes from."
     },
     "gate": {
-        "gate": "Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot times.",
+        "gate": "Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot tell.",
     },
     "comment": {
         "comment": "A gate's report as a comment: verdict, picture, flagged points; what passed is folded away.",
