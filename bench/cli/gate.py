@@ -95,9 +95,7 @@ def gate(
     formats = parse_formats(format)
     if against_sglang is None and sglang is not None:
         raise GateError(f"--sglang {sglang}: expected --against-sglang V, which it is judged against")
-    if against_sglang is not None and (baseline or against or self_check or result):
-        raise GateError("--against-sglang excludes RESULT, --baseline, --against and --self-check")
-    use: Use = "against-sglang" if against_sglang else _use(baseline, against, self_check, clock, result)
+    use = _use(baseline, against, self_check, clock, result, against_sglang)
     subject = subject or (list(gate_sglang.CONTENDERS) if against_sglang else [])
     chosen = Choice(
         judging(configuration.load(config), subject),
@@ -143,8 +141,17 @@ def _report(chosen: Choice, use: Use, baseline: Path | None, against: str | None
 
 
 def _use(
-    baseline: Path | None, against: str | None, self_check: bool, clocks: Sequence[str], result: Path | None
+    baseline: Path | None,
+    against: str | None,
+    self_check: bool,
+    clocks: Sequence[str],
+    result: Path | None,
+    against_sglang: str | None,
 ) -> Use:
+    if against_sglang is not None and (baseline or against or self_check or result):
+        raise GateError("--against-sglang excludes RESULT, --baseline, --against and --self-check")
+    if against_sglang:
+        return "against-sglang"
     guards.refuse_unknown_clocks(clocks, GATED)
     if (baseline is not None) + (against is not None) + self_check > 1:
         raise GateError("--baseline, --against and --self-check exclude each other; expected one of them")

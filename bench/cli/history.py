@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -34,11 +33,11 @@ from bench.cli.options import (
     SglangLineOption,
     SubjectOption,
 )
-from bench.cli.selection import judging, planned
+from bench.cli.selection import confirming, judging, planned
 from bench.cli.series import STORE, ExportedOption, StoreOption, source_of, view
 from bench.execute import interleaved
 from bench.execute.commits import GitSource, Libraries, Source, export
-from bench.execute.interleaved import LAYOUT_SEEDS, Machine
+from bench.execute.interleaved import Machine
 from bench.execute.sglang_source import Versions
 from bench.judge.toolchains import crossings
 from bench.model import config as configuration
@@ -207,16 +206,15 @@ def bisect(
     loaded = configuration.load(config)
     source = source_of(exported, sglang, sglang_checkout, loaded)
     loaded = judging(loaded, subject or (SGLANGS_OWN if source.varies_sglang else ()))
+    loaded = confirming(loaded, processes)
     machine: Machine = context.obj or Machine()
-    if processes is not None:
-        loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
     line = _with_start(source, commits)
     chosen_profile = profile or _profile(loaded, source, False)
     plan = _plan(loaded, Selection(chosen_profile, axis, ["graph"], contender, case), False)
     points = _of_contenders(plan, subject or contender or loaded.history.contenders)
     machine.require_gpu()
     with Libraries(source) as libraries:
-        chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)
+        chosen = seed or machine.layout_seed()
         job = Bisection(loaded, line, interleaved.pair_points(points), libraries, machine.open_side, chosen)
         try:
             named = follow_bisection(search(job))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from bench.cli.options import (
@@ -21,9 +19,10 @@ from bench.cli.options import (
     SglangLineOption,
     SubjectOption,
 )
+from bench.cli.selection import confirming
 from bench.cli.series import STORE, ExportedOption, StoreOption, source_of, view
 from bench.execute.commits import Libraries
-from bench.execute.interleaved import LAYOUT_SEEDS, Machine
+from bench.execute.interleaved import Machine
 from bench.model import config as configuration
 from bench.model import pairs as pair_store
 from bench.model.verdict import CannotJudge, Exit
@@ -52,17 +51,15 @@ def confirm(
     from bench.execute.confirm import confirm as tried
     from bench.show.history import follow_confirmation
 
-    loaded = configuration.load(config)
+    loaded = confirming(configuration.load(config), processes)
     source = source_of(exported, sglang, sglang_checkout, loaded)
-    if processes is not None:
-        loaded = msgspec.structs.replace(loaded, gate=msgspec.structs.replace(loaded.gate, confirm_processes=processes))
     found = view(folder, commits, ["graph"], [*contender, *subject], case, gpu, config, exported)
     if not found.changes:
         raise CannotJudge(f"{folder}: shows no change of level that holds: there is nothing to confirm")
     machine: Machine = context.obj or Machine()
     machine.require_gpu()
     with Libraries(source) as libraries:
-        chosen = seed or random.SystemRandom().randrange(1, LAYOUT_SEEDS)
+        chosen = seed or machine.layout_seed()
         job = Bisection(loaded, found.line, [], libraries, machine.open_side, chosen)
         try:
             answered = follow_confirmation(tried(job, found.changes, budget_s))

@@ -67,6 +67,13 @@ def judging(config: Config, subjects: Sequence[str]) -> Config:
     )
 
 
+def confirming(config: Config, processes: int | None) -> Config:
+    """The configuration with so many fresh processes of a confirming pair, where a number was stated."""
+    if processes is None:
+        return config
+    return msgspec.structs.replace(config, gate=msgspec.structs.replace(config.gate, confirm_processes=processes))
+
+
 @dataclass
 class Choice:
     """What was stated, and the configuration for the rest."""
