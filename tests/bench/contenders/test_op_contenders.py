@@ -17,6 +17,7 @@ from bench.model import registry
 from bench.model.case import Case, Op
 from bench.workload import traffic
 from bench.workload.tensors import Workload, make_workload
+from tests.support.contenders import built
 from tests.support.rounding import Exact, assert_errs_no_more
 from tests.support.verified import assert_verified_on_a_restored_output
 
@@ -42,11 +43,8 @@ def made(case: Case, sets: int = 2, seed: int = 3) -> Workload:
     return make_workload(case, seed=seed, index_sets=sets, device=torch.device("cpu"))
 
 
-def check_of(name: str, case: Case, *, static: bool, seed: int = 3) -> measure.Check:
-    contender = contenders.build(name, case.op)
-    if (reason := contender.unavailable()) is not None:
-        pytest.skip(reason)
-    workload = made(case, seed=seed)
+def check_of(name: str, case: Case, monkeypatch: pytest.MonkeyPatch, *, static: bool, seed: int = 3) -> measure.Check:
+    contender, workload = built(name, case, monkeypatch), made(case, seed=seed)
     with faithful() if case.dtype == "bfloat16" else nullcontext():
         return measure.verify_eager(contender, workload, contender.setup(workload, static=static))
 
@@ -61,31 +59,40 @@ def exact(name: str, case: Case, index_set: int) -> Exact:
     if contender.in_place:  # the oracle makes the logits that it adds to itself
         logits = workload.unadded(index_set).double()
         absolutes += logits.abs() - logits
-    return Exact(value, absolutes, terms=case.hidden + case.rank + 2)
+    # In bfloat16 the shrunk rows are rounded, and so is what is added to the embedding or the logits.
+    inner = 0 if case.dtype == "float32" else 2
+    return Exact(value, absolutes, terms=case.hidden + case.rank + 2, inner=inner)
 
 
-POINTS = [(name, case) for case in (*LAYER, HEAD, EXPAND) for name in named(case.op)]
+def in_a_dtype_of(name: str, case: Case) -> Case:
+    """vLLM's kernels take no float32."""
+    return msgspec.structs.replace(case, dtype="bfloat16") if name.startswith("vllm") else case
+
+
+POINTS = [(name, in_a_dtype_of(name, case)) for case in (*LAYER, HEAD, EXPAND) for name in named(case.op)]
 
 
 @needs_interpreter
 @pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
 @pytest.mark.parametrize(("name", "case"), POINTS, ids=[f"{name}-{case.label}" for name, case in POINTS])
-def test_every_contender_equals_the_oracle(name: str, case: Case, static: bool) -> None:
+def test_every_contender_equals_the_oracle(
+    name: str, case: Case, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TF32 is a GPU's: here products are of float32. A check's error is of the oracle's largest value."""
-    check = check_of(name, case, static=static)
+    check = check_of(name, case, monkeypatch, static=static)
     bounds = [exact(name, case, index_set) for index_set in range(2)]
-    allowed = [float(bound.allowed(torch.float32).amax() / bound.value.abs().amax()) for bound in bounds]
+    allowed = [float(bound.allowed(getattr(torch, case.dtype)).amax() / bound.value.abs().amax()) for bound in bounds]
     assert check.max_error is not None and check.max_error <= max(allowed)
 
 
 @needs_interpreter
 @pytest.mark.parametrize("case", [LAYER[1], HEAD, EXPAND], ids=lambda case: case.label)
-def test_ours_errs_no_more_than_sglang_does(case: Case) -> None:
+def test_ours_errs_no_more_than_sglang_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """On average over seeds. bfloat16: one rounding where SGLang has two or three."""
     case = msgspec.structs.replace(case, dtype="bfloat16")
 
     def errors(name: str) -> list[float]:
-        checks = [check_of(name, case, static=True, seed=seed) for seed in range(10)]
+        checks = [check_of(name, case, monkeypatch, static=True, seed=seed) for seed in range(10)]
         return [check.max_error for check in checks if check.max_error is not None]
 
     ours = errors("csgmv_embed-vocab_major")

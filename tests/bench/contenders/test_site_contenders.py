@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 
@@ -12,7 +11,6 @@ import torch
 
 from bench import contenders
 from bench.clocks.work.interpreter import faithful
-from bench.contenders.base import Contender
 from bench.contenders.ours import lookup
 from bench.contenders.sglang import peers
 from bench.execute import measure
@@ -20,6 +18,7 @@ from bench.model import registry
 from bench.model.case import Case, Op
 from bench.workload import traffic
 from bench.workload.tensors import Workload, make_workload
+from tests.support.contenders import built
 from tests.support.small_sites import shrink_models
 from tests.support.verified import assert_verified_on_a_restored_output
 
@@ -54,18 +53,6 @@ def small(monkeypatch: pytest.MonkeyPatch, slices_on_the_cpu: None) -> None:
 def made(case: Case, reuse_bytes: int = 1 << 40) -> Workload:
     """Index sets of it have tables of their own, as if the cache were infinite."""
     return make_workload(case, seed=3, index_sets=SETS, device=torch.device("cpu"), reuse_bytes=reuse_bytes)
-
-
-def built(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> Contender:
-    contender = contenders.build(name, case.op, case.site)
-    if name.startswith("vllm") and not torch.cuda.is_available():
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else vLLM has no Triton without a GPU
-    if (reason := contender.unavailable()) is not None:
-        pytest.skip(reason)
-    if name.startswith("vllm"):
-        utils = importlib.import_module("vllm.lora.ops.triton_ops.utils")
-        monkeypatch.setattr(utils, "async_tensor_h2d", torch.tensor)  # the real one pins memory
-    return contender
 
 
 @needs_interpreter
