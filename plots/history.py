@@ -119,16 +119,19 @@ def _places(history: History) -> tuple[dict[tuple[int, str], float], list[tuple[
 
 
 def _figures(history: History, case: Case) -> list[str]:
-    """Time; of counts one panel a figure that ever differs, or the first if none does."""
+    """Time; of counts the first figure that ever differs between commits, or the first of all if none does."""
     found = [series for era in history.eras for series in era.series if series.case == case]
     if all(series.figure == TIME for series in found):
         return [TIME]
-    varied = [
-        name
-        for name in COUNTED
-        if len({item.value.value for s in found if s.figure == name for item in s.observations if item.value}) > 1
-    ]
+    contenders = {series.contender for series in found}
+    varied = [name for name in COUNTED if any(_varies([s for s in found if s.figure == name], of) for of in contenders)]
     return varied[:1] or [name for name in COUNTED if any(series.figure == name for series in found)][:1]
+
+
+def _varies(found: Sequence[Series], contender: str) -> bool:
+    """Whether the figure of a contender differs between commits. That two contenders differ is no change."""
+    items = [item for series in found if series.contender == contender for item in series.observations]
+    return len({item.value.value for item in items if item.value}) > 1
 
 
 def _lines(history: History, case: Case, figure: str, places: dict[tuple[int, str], float]) -> list[Line]:
@@ -199,7 +202,8 @@ def _heading(history: History) -> tuple[str, str]:
     dtypes = sorted({series.case.dtype for each in history.eras for series in each.series})
     line = [commit.short for commit in history.line]
     parts = [str(identity.get("gpu") or "no GPU"), ", ".join(dtypes), f"{line[0]} to {line[-1]}", *runs[-1:]]
-    return f"{what} across commits, oldest first", "; ".join(parts)
+    versions = all(commit.label for commit in history.line)
+    return f"{what} across {'versions' if versions else 'commits'}, oldest first", "; ".join(parts)
 
 
 def _reading(history: History) -> list[str]:
@@ -227,6 +231,8 @@ def _told(panels: Sequence[Panel]) -> list[str]:
 
 def _named(commit: Commit) -> str:
     subject = commit.subject if len(commit.subject) <= SUBJECT else f"{commit.subject[: SUBJECT - 3]}..."
+    if commit.label and commit.label in subject:
+        return subject
     return f"{commit.short} ({subject})" if subject and subject != commit.short else commit.short
 
 

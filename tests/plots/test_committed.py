@@ -113,6 +113,20 @@ def test_the_planted_commit_is_named_by_its_counts() -> None:
     assert [sha[:9] for sha in seen("work").of_commit()] == short("Sizes and strides are constants", SLOW)
 
 
+def test_a_counted_history_draws_the_count_that_moved() -> None:
+    """Programs differ from contender to contender, and in no contender from commit to commit."""
+    panels = history.data(seen("work"))
+    assert {panel.figure for panel in panels} == {"instructions"}
+    assert all(len({mark.value for mark in line.marks}) > 1 for panel in panels for line in panel.lines)
+
+
+def test_versions_are_called_by_their_names() -> None:
+    found = view(DOCS / "experiments" / "sglang-versions", None, ["work"], [], [], None)
+    assert history._heading(found)[0] == "Counted work (not times) across versions, oldest first"
+    told = history._told(history.data(found))
+    assert "B: SGLang 0.5.14; before it SGLang 0.5.13; after it SGLang 0.5.15" in told
+
+
 def test_the_pairs_of_the_bisection_have_the_planted_commit_on_the_new_level_and_its_parent_on_the_old() -> None:
     ratios = {}
     for path in sorted(BISECT.glob("bisect-*.json")):
