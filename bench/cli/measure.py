@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from bench.model import config as configuration
 from bench.model import store
 from bench.model.config import Config, ConfigError, Plan
 from bench.model.environment import collect_code, has_gpu
+from bench.model.gpus import Gpu
 from bench.model.locks import only_writer
 from bench.model.outside import is_outside
 from bench.model.paths import results_path
@@ -67,6 +69,10 @@ def sweep(
             f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang, "
             "--contender-file, --gpus and --one-at-a-time"
         )
+    if ray and (gpus or sglang):
+        raise ConfigError(
+            f"--ray {ray}: takes every GPU of the cluster; expected neither --gpus nor --sglang beside it"
+        )
     selection.axes = with_versions(selection.axes, sglang)
     results = store.read(resume) if resume else None  # bad input is named before anything is made
     loaded = configuration.load(config)
@@ -74,19 +80,24 @@ def sweep(
     others = installs.find(installs.wanted(point.contender for point in plan.points), sglang, loaded.sglang_files)
     counted = all(point.clock == "work" for point in plan.points)
     chosen = guards.chosen_gpus(gpus, one_at_a_time and not ray, counted=counted)
-    if ray and (gpus or sglang):
-        raise ConfigError(
-            f"--ray {ray}: takes every GPU of the cluster; expected neither --gpus nor --sglang beside it"
-        )
     path = resume or output or results_path(selection.profile)
-    with only_writer(path):
+    again = ["python -m bench sweep", f"--resume {path}", *_where(ray, chosen, one_at_a_time=one_at_a_time)]
+    # The cluster is reached first: a file is begun only where there is something to measure on.
+    with _hosts(ray, counted) if ray else nullcontext(Around(gpus=chosen)) as around, only_writer(path):
         if resume:
             results = store.read(resume)  # again: another process may have gone on with it until now
             _check_resumable(results, plan, path)
         else:
             results = _begin(plan, selection, path)
-        with _hosts(ray, counted) if ray else nullcontext(Around(gpus=chosen)) as around:
-            _sweep(plan, results, path, others, replace(around, one_at_a_time=one_at_a_time))
+        _sweep(plan, results, path, others, replace(around, one_at_a_time=one_at_a_time), " ".join(again))
+
+
+def _where(ray: str | None, gpus: Sequence[Gpu], *, one_at_a_time: bool) -> list[str]:
+    """The options that say where to measure, which a file does not keep."""
+    if ray:
+        return [f"--ray {ray}"]
+    named = [f"--gpus {','.join(str(gpu.index) for gpu in gpus)}"] if gpus else []
+    return [*named, *(["--one-at-a-time"] if one_at_a_time else [])]
 
 
 def _hosts(address: str, counted: bool) -> AbstractContextManager[Around]:
@@ -110,13 +121,13 @@ def plan_of(config: Config, selection: Selection) -> Plan:
     return planned(config, selection, () if selection.clocks or has_gpu() else ["work"])
 
 
-def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path], around: Around) -> None:
+def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path], around: Around, again: str) -> None:
     from bench.show.tables import console, summary
 
     out = console()
     if all(point.clock == "work" for point in plan.points):
         out.print("Work clock: what follows are counts from Triton's interpreter, not times.")
-    _run(plan, results, path, others, around)
+    _run(plan, results, path, others, around, again)
     out.print(summary(results))
     out.print(f"written to {path}")
     if any(_is_own(point.contender) and not _as_wanted(point) for point in results.points):
@@ -168,7 +179,7 @@ def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
     results.run.resumed += 1
 
 
-def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path], around: Around) -> None:
+def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path], around: Around, again: str) -> None:
     from bench.execute.sweep import sweep as run_sweep
     from bench.show.progress import follow
     from bench.show.tables import console
@@ -178,8 +189,7 @@ def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path], arou
         follow(events, console())
     except KeyboardInterrupt:
         events.close()
-        again = f" --gpus {','.join(str(gpu.index) for gpu in around.gpus)}" if around.gpus else ""
-        console().print(f"interrupted; go on with: python -m bench sweep --resume {path}{again}", soft_wrap=True)
+        console().print(f"interrupted; go on with: {again}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -209,9 +219,10 @@ def tune(
     gpu = on[0].name if on else torch.cuda.get_device_name()
     found = tuned(run.tune(chosen, on, one_at_a_time=one_at_a_time), console())
     asked = [f"-k {name}" for name in kernel or ()] + ([f"--gpus {gpus}"] if gpus else [])
+    asked += ["--one-at-a-time"] if one_at_a_time else []
     command = " ".join(["python -m bench tune", *asked])
     path = output or table_path(gpu)
-    store.write_bytes(path, run.encode(run.as_file(gpu, collect_code().sha, command, found)))
+    store.write_bytes(path, run.encode(run.as_file(gpu, collect_code().sha, command, found, on)))
     console().print(f"written to {path}")
 
 

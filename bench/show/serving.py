@@ -269,8 +269,9 @@ def failed(results: ServeResults) -> RenderableType:
 def planned(plan: ServePlan, *, where: bool, cross_check: bool = False) -> RenderableType:
     """What a run would do."""
     order = " ".join(run.mode for run in plan.runs)
+    engines = "1 engine, " if len(plan.runs) == 1 else f"{len(plan.runs)} engines, one after another: "
     lines = [
-        f"serve profile {plan.profile}: {len(plan.runs)} engines, one after another: {order}",
+        f"serve profile {plan.profile}: {engines}{order}",
         setup_words(plan.setup),
         "each is asked:",
         *(f"  {load.label}" for load in plan.loads),

@@ -25,11 +25,15 @@ ALPHA = 0.05  # of all winners of a kernel together
 
 
 class TunedFile(msgspec.Struct):
-    """The file `csgmv_embed/tuned/<GPU>.json`: what it was made with, the grids, the rows."""
+    """The file `csgmv_embed/tuned/<GPU>.json`: what it was made with, the grids, the rows.
+
+    gpus: the UUIDs of those that --gpus dealt the cells to; empty where the first GPU measured all.
+    """
 
     gpu: str
     commit: str | None
     command: str
+    gpus: list[str]
     vocab: int
     adapters: int
     grids: list[dict[str, Any]]
@@ -107,11 +111,11 @@ def _upper(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     return float(ratios.mean() + stats.t.ppf(1 - ALPHA, count - 1) * ratios.std(ddof=1) / sqrt(count))
 
 
-def as_file(gpu: str, commit: str | None, command: str, found: Sequence[Tuned]) -> TunedFile:
-    """What is written for a GPU."""
+def as_file(gpu: str, commit: str | None, command: str, found: Sequence[Tuned], on: Sequence[Gpu] = ()) -> TunedFile:
+    """What is written for a GPU model. `on`: the GPUs that its cells were dealt to."""
     grids = [each.subject.grid()._asdict() for each in found]
     rows = [row._asdict() for each in found for row in each.rows]
-    return TunedFile(gpu, commit, command, VOCAB, ADAPTERS, grids, rows)
+    return TunedFile(gpu, commit, command, [each.uuid for each in on], VOCAB, ADAPTERS, grids, rows)
 
 
 def encode(table: TunedFile) -> bytes:

@@ -202,8 +202,10 @@ def _run(results: Results) -> Iterator[tuple[str, str]]:
     yield "measuring code", described(code.bench_version)
     if timed:
         yield from _sampling(timed)
+    several = len({item.gpu for item in results.anchors}) > 1
     for item in results.anchors:
-        yield item.name, f"{median(item.values):.4g} {item.unit}" if item.values else ""
+        of = f" of GPU {item.gpu}" if several and item.gpu is not None else ""
+        yield f"{item.name}{of}", f"{median(item.values):.4g} {item.unit}" if item.values else ""
 
 
 def _sampling(timed: list[Point]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from bench.cli import guards, serve
-from bench.model import config, served
+from bench.model import config, gpus, served
 from bench.model.serving import make_serve_plan
 from tests.support.gate import Outcome
 from tests.support.served import usual
@@ -39,6 +39,24 @@ def test_without_a_gpu_the_plan_is_told_and_the_status_is_that_of_other_verbs(
     assert done.code == 2 and done.err == "bench: serve: needs an NVIDIA GPU and none was found\n"
     assert "4 engines, one after another: csgmv plugin-lookup plugin-lookup csgmv" in done.out
     assert "  decode 256\n" in done.out and "prefill" not in done.out and "then traced: decode 32" in done.out
+
+
+def test_a_model_over_several_gpus_is_planned_whole_and_refused_where_it_cannot_be_split(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (serve, guards):
+        monkeypatch.setattr(module, "has_gpu", lambda: False)
+    done = run("serve", "-p", "quick", "-m", "csgmv", "--tp", "2", "--repeats", "1")
+    assert done.code == 2 and done.err == "bench: serve: needs an NVIDIA GPU and none was found\n"
+    assert "8 slots, 2 GPUs" in done.out and done.out.startswith("serve profile quick: 1 engine, csgmv\n")
+    odd = run("serve", "-p", "quick", "--tp", "3")
+    assert odd.code == 2 and odd.out == "" and "tp 3" in odd.err
+    for module in (serve, guards):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+    monkeypatch.setattr(guards, "require_timing", lambda verb: None)
+    monkeypatch.setattr(gpus, "visible", lambda: (gpus.Gpu(0, "GPU-a", "NVIDIA H200"),))
+    fewer = run("serve", "-p", "quick", "--tp", "2")
+    assert fewer.code == 2 and "tp 2: there is no GPU 1" in fewer.err
 
 
 @pytest.mark.parametrize(

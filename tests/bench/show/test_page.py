@@ -19,6 +19,7 @@ from bench.judge.estimate import point_estimate
 from bench.model import config, store
 from bench.model.paths import ROOT
 from bench.model.records import Results, Selection
+from bench.show.page import facts
 from bench.show.page.content import Content
 from bench.show.page.render import data, page
 
@@ -169,6 +170,16 @@ def test_files_of_two_machines_stand_side_by_side(tmp_path: Path) -> None:
     assert "<h1>LoRA kernels on NVIDIA H100 80GB HBM3 and NVIDIA H200</h1>" in text
     cells = Seen(text).cells
     assert all(gpu in cells for gpu in gpus), "a column for each"
+
+
+def test_each_gpu_of_a_run_has_its_own_anchors() -> None:
+    results, content = contents(ROOT / "docs/results/h200-quick.json")
+    (anchor,) = [item for item in results.anchors if item.name == "copy_bandwidth"]
+    other = msgspec.structs.replace(anchor, gpu=1, values=[value / 2 for value in anchor.values])
+    results.anchors = [msgspec.structs.replace(anchor, gpu=0), other]
+    ((_, told),) = facts.runs_of(content)
+    (first, second) = (float(told[f"copy_bandwidth of GPU {gpu}"].split()[0]) for gpu in (0, 1))
+    assert second == pytest.approx(first / 2, rel=1e-3)
 
 
 def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:

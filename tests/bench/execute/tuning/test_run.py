@@ -100,8 +100,8 @@ def test_a_cell_is_screened_and_proven_on_one_gpu(monkeypatch: pytest.MonkeyPatc
 def test_the_library_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = run.proven([winner(CELLS[1])], processes(0.5, 0.5, 0.5, 0.5, 0.5))
     found = run.Tuned(SUBJECTS[0], 3, 1, [row])
-    text = run.encode(run.as_file("GPU X", "abc", "python -m bench tune", [found]))
-    assert json.loads(text)["commit"] == "abc"
+    text = run.encode(run.as_file("GPU X", "abc", "python -m bench tune", [found], [Gpu(1, "GPU-b", "GPU X")]))
+    assert json.loads(text)["commit"] == "abc" and json.loads(text)["gpus"] == ["GPU-b"]
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     (tmp_path / "GPU-X.json").write_bytes(text)
     rank, tokens = row.at
@@ -109,7 +109,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.M
         cached.cache_clear()
     try:
         assert tiles.choose_lookup("tokens", tokens, rank, True, 2, "GPU X") == CELLS[1].tiles[1]
-        assert len(text.splitlines()) == 13, "a line a grid and a row"
+        assert len(text.splitlines()) == 16, "a line a GPU, a grid and a row"
     finally:
         for cached in (tuned.tuned, tuned.read_table):
             cached.cache_clear()
