@@ -88,7 +88,15 @@ def baseline(
     """Write a baseline; refuses uncommitted changes, too few rounds, failed and unstable points."""
     from bench.show.gate import progress_console
 
-    chosen = Choice(configuration.load(config), context.obj or Machine(), profile, axis, clock, contender, case)
+    chosen = Choice(
+        config=configuration.load(config),
+        machine=context.obj or Machine(),
+        profile=profile,
+        axes=axis,
+        clocks=clock,
+        contenders=contender,
+        cases=case,
+    )
     guards.refuse_unknown_clocks(clock, GATED)
     guards.refuse_mixed_clocks(clock)
     guards.refuse_dirty()

@@ -98,20 +98,22 @@ def gate(
     use = _use(baseline, against, self_check, clock, result, against_sglang)
     subject = subject or (list(gate_sglang.CONTENDERS) if against_sglang else [])
     chosen = Choice(
-        judging(configuration.load(config), subject),
-        context.obj or Machine(),
-        profile,
-        axis,
-        clock,
-        contender,
-        case,
-        output,
-        counts_only,
-        seed,
-        allow_changed_rules,
-        subject,
-        partial,
-        Around(gpus=guards.chosen_gpus(gpus, one_at_a_time, counted="work" in clock), one_at_a_time=one_at_a_time),
+        config=judging(configuration.load(config), subject),
+        machine=context.obj or Machine(),
+        profile=profile,
+        axes=axis,
+        clocks=clock,
+        contenders=contender,
+        cases=case,
+        record=output,
+        counts_only=counts_only,
+        seed=seed,
+        allow_changed_rules=allow_changed_rules,
+        subjects=subject,
+        partial=partial,
+        around=Around(
+            gpus=guards.chosen_gpus(gpus, one_at_a_time, counted="work" in clock), one_at_a_time=one_at_a_time
+        ),
     )
     if accepted is not None and use in ("work", "self-check"):
         raise GateError(f"--accepted: is of timed points; expected {INSTEAD[use]}")

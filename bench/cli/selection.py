@@ -74,7 +74,7 @@ def confirming(config: Config, processes: int | None) -> Config:
     return msgspec.structs.replace(config, gate=msgspec.structs.replace(config.gate, confirm_processes=processes))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Choice:
     """What was stated, and the configuration for the rest."""
 

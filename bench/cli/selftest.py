@@ -80,7 +80,7 @@ def planted(
 
 
 def _points(config: Config, profile: str, contenders: list[str]) -> list[PairPoint]:
-    choice = Choice(config, Machine(), profile, contenders=contenders)
+    choice = Choice(config=config, machine=Machine(), profile=profile, contenders=contenders)
     return interleaved.pair_points(choice.plan(profile, ["graph"]).points)
 
 

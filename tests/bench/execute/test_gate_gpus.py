@@ -57,7 +57,7 @@ class _Side(FakeSide):
 
 
 def planned() -> list[PairPoint]:
-    choice = Choice(LOADED, Machine())
+    choice = Choice(config=LOADED, machine=Machine())
     return session.pair_points(choice.plan("quick", ["graph"]).points)
 
 

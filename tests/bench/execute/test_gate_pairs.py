@@ -44,7 +44,7 @@ def small(**changes: object) -> Config:
 
 
 def planned(config: Config = LOADED, *axes: str) -> list[PairPoint]:
-    choice = Choice(config, Machine(), axes=list(axes))
+    choice = Choice(config=config, machine=Machine(), axes=list(axes))
     return session.pair_points(choice.plan("quick", ["graph"]).points)
 
 
