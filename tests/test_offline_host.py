@@ -91,3 +91,9 @@ def test_parts_join_to_the_archive(
     with tarfile.open(fileobj=joined, mode="r:xz") as tar:
         member = tar.extractfile("./random")
         assert member is not None and member.read() == (site / "random").read_bytes()
+
+
+def test_what_there_is_no_recipe_for_is_refused_before_anything_is_fetched(example: ModuleType) -> None:
+    for requirement in ("flashinfer==0.6", "sglang"):
+        with pytest.raises(ValueError, match=f"{requirement}: expected NAME==VERSION of one of triton, sglang, vllm"):
+            example.recipes_of(["triton==3.8.0", requirement])

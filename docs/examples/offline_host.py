@@ -1,8 +1,8 @@
-"""Packs today's peers and Triton for a GPU host without a network, as archives small enough to carry.
+"""Packs today's peers and Triton for a GPU host without a network, as an archive small enough to carry.
 
-`python docs/examples/offline_host.py FOLDER triton==3.8.0 sglang==0.5.23 vllm==0.33.0` fetches each wheel for Linux on
-x86-64, leaves out what the suite does not run, and writes FOLDER/NAME.tar.xz, or NAME.tar.xz.00, .01, ... where
-`--part-mib` is reached. docs/how-to/measure-offline.md says how the host unpacks and uses them.
+`python docs/examples/offline_host.py peers.tar.xz sglang==0.5.23 vllm==0.33.0` fetches each wheel for Linux on x86-64,
+leaves out what the suite does not run, and writes one archive with a folder each: sglang-0.5.23/, vllm-0.33.0/. Where
+`--part-mib` is reached it writes peers.tar.xz.00, .01, ... docs/how-to/measure-offline.md says how the host uses them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import io
+import lzma
 import subprocess
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from pathlib import Path
 GLIBC = (17, 24, 27, 28, 31, 34, 35, 38, 39)
 PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in GLIBC))
 MIB = 1 << 20
+DICTIONARY_MIB = 256
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,13 @@ def unpack(wheel: Path, recipe: Recipe, into: Path) -> None:
 
 
 def pack(folder: Path, archive: Path, part_mib: int) -> list[Path]:
-    """The folder as one archive, or as parts that `cat` joins again where it is larger than a part may be."""
+    """The folder as one archive, or as parts that `cat` joins again where it is larger than a part may be.
+
+    Versions of a package share most of their text: the dictionary is large enough to find it in the one before.
+    """
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:xz", preset=6) as tar:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": DICTIONARY_MIB * MIB}]
+    with lzma.open(packed, "wb", filters=filters) as compressed, tarfile.open(fileobj=compressed, mode="w|") as tar:
         tar.add(folder, arcname=".")
     content, size = packed.getvalue(), part_mib * MIB
     parts = [content[start : start + size] for start in range(0, len(content), size)]
@@ -128,23 +134,35 @@ def pack(folder: Path, archive: Path, part_mib: int) -> list[Path]:
     return written
 
 
+def recipes_of(requirements: list[str]) -> dict[str, Recipe]:
+    """The recipe of each NAME==VERSION. Raises ValueError for what there is none for."""
+    found = {}
+    for requirement in requirements:
+        name, _, version = requirement.partition("==")
+        if name not in RECIPES or not version:
+            raise ValueError(f"{requirement}: expected NAME==VERSION of one of {', '.join(RECIPES)}")
+        found[requirement] = RECIPES[name]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the archives go")
+    parser.add_argument("archive", type=Path, help="the file to write, .tar.xz")
     parser.add_argument("requirements", nargs="+", help=f"NAME==VERSION of {', '.join(RECIPES)}")
     parser.add_argument("--python", default="3.12", help="the host's Python (%(default)s)")
     parser.add_argument("--part-mib", type=int, default=1024, help="the largest part, in MiB (%(default)s)")
     chosen = parser.parse_args()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    for requirement in chosen.requirements:
-        name = requirement.split("==")[0]
-        if name not in RECIPES:
-            parser.error(f"{requirement}: nothing is known of {name}; expected one of {', '.join(RECIPES)}")
-        with tempfile.TemporaryDirectory() as temporary:
-            downloads, site = Path(temporary, "wheels"), Path(temporary, "site")
-            unpack(fetch(requirement, chosen.python, downloads), RECIPES[name], site)
-            for part in pack(site, chosen.folder / f"{name}.tar.xz", chosen.part_mib):
-                sys.stdout.write(f"{part} {part.stat().st_size / MIB:.1f} MiB\n")
+    try:
+        recipes = recipes_of(chosen.requirements)
+    except ValueError as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as temporary:
+        site = Path(temporary, "site")
+        for requirement, recipe in recipes.items():
+            folder = requirement.replace("==", "-")
+            unpack(fetch(requirement, chosen.python, Path(temporary, "wheels", folder)), recipe, site / folder)
+        for part in pack(site, chosen.archive, chosen.part_mib):
+            sys.stdout.write(f"{part} {part.stat().st_size / MIB:.1f} MiB\n")
 
 
 if __name__ == "__main__":
