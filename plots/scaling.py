@@ -241,5 +241,5 @@ def _draw_panel(axes: Axes, found: PanelData) -> None:
     axes.set_yscale("log")
     axes.set_xlabel(found.panel.label)
     axes.set_title(found.panel.title, loc="left")
-    plain(axes.xaxis, spread_out((mark.x for item in found.series for mark in item.marks), 1.5))
+    plain(axes.xaxis, spread_out(mark.x for item in found.series for mark in item.marks))
     plain(axes.yaxis, TICKS_US)

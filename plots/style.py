@@ -87,10 +87,15 @@ def plain(axis: Axis, ticks: Iterable[float] | None = None) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def spread_out(values: Iterable[float], factor: float) -> list[float]:
-    """Values that are at least `factor` apart, from the largest down: ticks whose labels do not run together."""
+def spread_out(values: Iterable[float], share: float = 0.11) -> list[float]:
+    """Ticks of a logarithmic axis whose labels do not run together, from the largest value down.
+
+    share: of the axis between two of them at least; a label of four digits takes a tenth of a panel.
+    """
+    found = sorted(set(values), reverse=True)
+    factor = (found[0] / found[-1]) ** share if found else 1.0
     kept: list[float] = []
-    for value in sorted(set(values), reverse=True):
+    for value in found:
         if not kept or kept[-1] >= factor * value:
             kept.append(value)
     return kept

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.cli.history import view
@@ -45,6 +48,13 @@ def test_every_figure_is_drawn_from_committed_records(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in written) and len(written) == 2 * len(names)
 
 
+def assert_labels_stand_apart(axes: Axes) -> None:
+    """Of the axis below a panel: "128", "256" and "512" had run together."""
+    FigureCanvasAgg(axes.figure).draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) > 1 and all(left.x1 + 2 < right.x0 for left, right in pairwise(boxes))
+
+
 @pytest.mark.parametrize(("name", "panels"), [("h100-full", 4), ("h100-layer", 3), ("h100-head", 1)])
 def test_scaling_shows_the_op_of_its_file_whole(name: str, panels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
@@ -53,6 +63,7 @@ def test_scaling_shows_the_op_of_its_file_whole(name: str, panels: int, monkeypa
     used = [axes for axes in drawn[0].axes if axes.axison]
     assert len(used) == panels, "a panel for each axis that varies, none that is empty"
     for axes in used:
+        assert_labels_stand_apart(axes)
         low, high = axes.get_ylim()
         times = [
             time for line in axes.get_lines() if not line.get_label().startswith("least") for time in line.get_ydata()
