@@ -122,6 +122,7 @@ def server_verb(
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
     """A timeline of a running server: so many requests, with the ranges of the plugin's hooks."""
+    from bench.engine import imports
     from bench.engine.session import Session
     from bench.model.serving import make_serve_plan
 
@@ -144,6 +145,8 @@ def server_verb(
         _print_command(command.arguments, command.dropped, found is None)
         return
     guards.require_gpu("profile server")
+    nsys.require()
+    imports.require(imports.SERVER)
     with _failures():
         _finish(workflow.run_nsys(Request(target, stem), program, domain=None), stem)
 

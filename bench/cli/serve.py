@@ -83,10 +83,19 @@ def serve(
         guards.require_gpu("serve")
     guards.require_timing("serve")
     guards.require_gpus(plan.setup.tp)
+    if chosen.cross_check:
+        _require_servers()
     path = resume or output or results_path(f"serve-{plan.profile}")
     with only_writer(path):
         results = _resumed(path, plan) if resume else _begun(path, plan, chosen)
         _run(plan, results, path, chosen, cache, budget)
+
+
+def _require_servers() -> None:
+    """Raises ConfigError if the cross-check, which comes after all engines, could only fail."""
+    from bench.engine import imports
+
+    imports.require(imports.SERVER, imports.CLIENT)
 
 
 def plan_of(config: configuration.Config, chosen: Chosen) -> ServePlan:

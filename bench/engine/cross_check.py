@@ -8,17 +8,16 @@ so these are kept as it says them.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from math import inf
 from pathlib import Path
-from socket import socket
-from time import monotonic, monotonic_ns, sleep
-from typing import IO, Any
+from select import select
+from time import monotonic_ns
+from typing import Any
 
 import msgspec
 
@@ -26,12 +25,12 @@ from bench.engine import preparation, weights
 from bench.engine.drive import WARM_TOKENS, WAVES
 from bench.engine.messages import Begun, Crossed, CrossJob, Done, Message, Started
 from bench.engine.requests import arrivals_s
+from bench.engine.server_process import DIRECT, HOST, RequestRefused, Server, ServerDied, free_port
 from bench.engine.sglang_engine import STOPS, adapter_name, options
 from bench.model.served import CrossName
 from bench.model.serving import Load, Mode, Serving
 
 SERVER, CLIENT = "bench.engine.http_server", "bench.engine.peer_client"
-HOST, POLL_S = "127.0.0.1", 0.2
 # What it says, by our names; the factor makes microseconds of milliseconds.
 SAID: dict[CrossName, tuple[str, float]] = {
     "ttft_us": ("median_ttft_ms", 1000.0),
@@ -52,9 +51,9 @@ def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
     tokenizer = weights.tokenizer(job.setup.model, Path(job.prepared.model), Path(job.cache))
     given = arguments_of_server(job, str(tokenizer), free_port())
     with ExitStack() as stack:
-        client = stack.enter_context(_client(job))  # it imports while the server starts
-        server = stack.enter_context(_server(job, given))
-        until_ready(server, given["port"], job.serving.start_timeout_s)
+        client = stack.enter_context(_Client(job.client))  # it imports while the server starts
+        server = stack.enter_context(Server(job.server, given, job.serving.load_timeout_s))
+        server.until_ready(job.serving.start_timeout_s)
         tell(Started({"port": given["port"], "tokenizer": "own" if str(tokenizer) == job.prepared.model else "words"}))
         for load in job.asked:
             began = monotonic_ns()
@@ -62,8 +61,9 @@ def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
             said: dict[CrossName, float] = {}
             problem = None
             try:
-                said = _asked(job, load, client, given["port"], tokenizer)
+                said = _asked(job, load, client, server, tokenizer)
             except CrossError as error:
+                server.check("while it was asked")
                 problem = str(error)
             tell(Crossed(load, began, monotonic_ns(), said, problem))
         mode = Mode(job.mode)
@@ -134,18 +134,20 @@ def said_of(line: bytes, *, prompts: int, tokens: int) -> dict[CrossName, float]
 
 
 def _asked(
-    job: CrossJob, load: Load, client: subprocess.Popen[bytes], port: int, tokenizer: Path
+    job: CrossJob, load: Load, client: subprocess.Popen[bytes], server: Server, tokenizer: Path
 ) -> dict[CrossName, float]:
     mode, output = Mode(job.mode), Path(job.scratch) / f"cross-{job.asked.index(load)}.jsonl"
-    _warm(port, load, mode, job.setup.adapters)
+    _warm(server, load, mode, job.setup.adapters)
     asked = arguments_of_client(load, mode, job.setup.adapters, job.serving, output)
-    where = ["--host", HOST, "--port", str(port), "--model", str(tokenizer), "--tokenizer", str(tokenizer)]
+    where = ["--host", HOST, "--port", str(server.port), "--model", str(tokenizer), "--tokenizer", str(tokenizer)]
     assert client.stdin is not None and client.stdout is not None
     try:
         client.stdin.write(msgspec.json.encode([*asked, *where]) + b"\n")
         client.stdin.flush()
     except OSError:
         raise CrossError("bench_serving's process has ended") from None
+    if not select([client.stdout], [], [], job.serving.load_timeout_s)[0]:
+        raise ServerDied(f"bench_serving did not end within {job.serving.load_timeout_s:g} s{server.words()}")
     answer = client.stdout.readline()
     if not answer:
         raise CrossError("bench_serving's process has ended")
@@ -161,64 +163,28 @@ def _asked(
     return said_of(lines[-1], prompts=prompts_of(load, job.serving), tokens=tokens_of(load, job.serving))
 
 
-def _warm(port: int, load: Load, mode: Mode, adapters: int) -> None:
+def _warm(server: Server, load: Load, mode: Mode, adapters: int) -> None:
     """An answer of each adapter, all at once: none is put on the GPU for the first time while it is measured."""
     names = adapters_of(load, mode, adapters)
     ids = [[3] * load.prompt_tokens] * max(1, len(names))
     body: dict[str, Any] = {"input_ids": ids, "sampling_params": {"max_new_tokens": WARM_TOKENS, **STOPS}}
     body |= {"lora_path": names} if names else {}
-    request = urllib.request.Request(
-        f"http://{HOST}:{port}/generate", msgspec.json.encode(body), {"Content-Type": "application/json"}
-    )
     try:
-        with opener().open(request, timeout=600) as answer:
-            answer.read()
-    except (OSError, urllib.error.URLError) as error:
+        server.post("generate", body)
+    except RequestRefused as error:
         raise CrossError(f"a request failed: {error}") from None
 
 
-def until_ready(server: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
-    """Wait for a server to be healthy. Raises RuntimeError if it ends before, or is not in time."""
-    end = monotonic() + timeout_s
-    while monotonic() < end:
-        if server.poll() is not None:
-            raise RuntimeError(f"the server ended with exit status {server.returncode} before it answered")
-        with suppress(OSError), opener().open(f"http://{HOST}:{port}/health", timeout=5) as answer:
-            if answer.status == 200:
-                return
-        sleep(POLL_S)
-    raise RuntimeError(f"the server did not answer within {timeout_s:g} s")
+class _Client(subprocess.Popen[bytes]):
+    """bench_serving's module, in the group of this process, whose end ends it; what it says beside goes to the log."""
 
-
-def opener() -> urllib.request.OpenerDirector:
-    """Asks this machine, whatever proxies the environment names."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket() as taken:
-        taken.bind((HOST, 0))
-        return int(taken.getsockname()[1])
-
-
-def _server(job: CrossJob, given: Mapping[str, Any]) -> _Closing:
-    process = _Closing(job.server, stdout=sys.stderr.fileno())
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(given) + b"\n")
-    process.stdin.close()
-    return process
-
-
-def _client(job: CrossJob) -> _Closing:
-    return _Closing(job.client, stdout=subprocess.PIPE)
-
-
-class _Closing(subprocess.Popen[bytes]):
-    """A module that runs in the group of this process, whose end ends it; what it says beside goes to the log."""
-
-    def __init__(self, module: str, *, stdout: int | IO[bytes]) -> None:
-        super().__init__([sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=stdout)
+    def __init__(self, module: str) -> None:
+        super().__init__(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **DIRECT},
+        )
 
     def __exit__(self, *_: object) -> None:
         self.kill()

@@ -49,9 +49,15 @@ def serve(main: Callable[[], Any]) -> None:
         answers.flush()
 
 
-if __name__ == "__main__":
+def imported() -> Callable[[], Any]:
+    """What bench_serving's command line calls."""
     without_datasets()
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it has moved, and is there under both names
         from sglang.bench_serving import cli_main
-    serve(cli_main)
+    found: Callable[[], Any] = cli_main
+    return found
+
+
+if __name__ == "__main__":
+    serve(imported())

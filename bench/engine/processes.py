@@ -112,11 +112,20 @@ class EngineChild:
             code = self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             return f"closed its pipe and lived on: killed{self._words()}"
-        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return f"the engine's process ended with {ending}{self._words()}"
+        return f"the engine's process ended with {ending(code)}{self._words()}"
 
     def _words(self) -> str:
         """The end of what it wrote."""
-        self._log.seek(0)
-        words = " ".join(self._log.read().decode(errors="replace").split())
-        return f": ...{words[-LAST_WORDS:]}" if words else ""
+        return last_words(self._log, LAST_WORDS)
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def last_words(log: IO[bytes], most: int) -> str:
+    """The end of what a process wrote to its log, as the end of a sentence."""
+    log.seek(0)
+    words = " ".join(log.read().decode(errors="replace").split())
+    return f": ...{words[-most:]}" if words else ""

@@ -7,27 +7,24 @@ compilation, and its server is one that runs.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench.engine import cross_check, weights
-from bench.engine.cross_check import HOST, arguments_of_server, free_port, opener, until_ready
+from bench.engine import cross_check, preparation, weights
+from bench.engine.cross_check import arguments_of_server
+from bench.engine.drive import RequestFailed
 from bench.engine.messages import CrossJob, Prepared, PrepareJob
-from bench.engine.processes import COMMON, EngineChild, EngineLost
+from bench.engine.processes import EngineChild, EngineLost
 from bench.engine.requests import Request, requests
-from bench.engine.sglang_engine import STOPS, adapter_name
+from bench.engine.server_process import RequestRefused, Server, ServerDied, free_port
+from bench.engine.sglang_engine import STOPS, adapter_name, check
 from bench.model.serving import Load, Mode, ModeName, Serving, Setup
 
-END_S = 60.0  # for a server to end by itself
 PROFILER = {"activities": ["CUDA_PROFILER"]}  # cudaProfilerStart in the scheduler's process, and no profiler of torch's
 
 
@@ -51,6 +48,7 @@ class SessionError(Exception):
 
 def run(session: Session, prepared: Prepared) -> None:
     """Start the server, ask, capture, and end it. Raises SessionError."""
+    mode = Mode(session.mode)
     with tempfile.TemporaryDirectory(prefix="bench-session-") as scratch:
         job = CrossJob(
             session.mode,
@@ -66,19 +64,18 @@ def run(session: Session, prepared: Prepared) -> None:
         )
         tokenizer = weights.tokenizer(session.setup.model, Path(prepared.model), Path(session.cache))
         given = arguments_of_server(job, str(tokenizer), free_port())
-        environment = {**os.environ, **COMMON, **Mode(session.mode).environment}
-        command = [sys.executable, "-m", session.server]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        try:
-            assert server.stdin is not None
-            server.stdin.write(msgspec.json.encode(given) + b"\n")
-            server.stdin.close()
-            until_ready(server, given["port"], session.serving.start_timeout_s)
-            _captured(session, given["port"], prepared.vocab)
-        except (OSError, RuntimeError) as error:
-            raise SessionError(str(error)) from None
-        finally:
-            _end(server)
+        environment = mode.environment | ({preparation.FOLDER: scratch} if mode.lora else {})
+        with Server(session.server, given, session.serving.start_timeout_s, environment) as server:
+            try:
+                server.until_ready(session.serving.start_timeout_s)
+                _captured(session, server, prepared.vocab)
+                problem = preparation.plugin_problem(Path(scratch), wanted=mode.plugin) if mode.lora else None
+            except (RequestFailed, RequestRefused, ServerDied) as error:
+                raise SessionError(str(error)) from None
+            finally:
+                server.end()
+        if problem is not None:
+            raise SessionError(problem)
 
 
 def batches(session: Session, vocab: int, count: int, part: str) -> Iterator[list[Request]]:
@@ -96,40 +93,27 @@ def batches(session: Session, vocab: int, count: int, part: str) -> Iterator[lis
         count, number = count - len(asked), number + 1
 
 
-def _captured(session: Session, port: int, vocab: int) -> None:
+def _captured(session: Session, server: Server, vocab: int) -> None:
     for asked in batches(session, vocab, session.after, "before"):
-        _ask(session, port, asked)
-    _post(port, "start_profile", PROFILER)
+        _ask(session, server, asked)
+    server.post("start_profile", PROFILER)
     for asked in batches(session, vocab, session.captured, "captured"):
-        _ask(session, port, asked)
-    _post(port, "stop_profile", {})
+        _ask(session, server, asked)
+    server.post("stop_profile", {})
 
 
-def _ask(session: Session, port: int, asked: list[Request]) -> None:
+def _ask(session: Session, server: Server, asked: list[Request]) -> None:
+    """Ask them all at once. Raises RequestFailed unless each has its tokens: a capture of less is not what it says."""
     body: dict[str, Any] = {"input_ids": [request.ids for request in asked]}
     body["sampling_params"] = {"max_new_tokens": session.tokens, **STOPS}
     if Mode(session.mode).lora:
         names = [None if request.adapter is None else adapter_name(request.adapter) for request in asked]
         body["lora_path"] = names
-    _post(port, "generate", body)
-
-
-def _post(port: int, verb: str, body: dict[str, Any]) -> None:
-    request = urllib.request.Request(
-        f"http://{HOST}:{port}/{verb}", msgspec.json.encode(body), {"Content-Type": "application/json"}
-    )
-    with opener().open(request, timeout=600) as answer:
-        answer.read()
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, so that what watches its processes sees them end."""
-    server.send_signal(signal.SIGTERM)
-    try:
-        server.wait(END_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+    answers = msgspec.json.decode(server.post("generate", body), type=list[dict[str, Any]])
+    if len(answers) != len(asked):
+        raise RequestFailed(f"{len(answers)} answers to {len(asked)} requests came")
+    for answer in answers:
+        check(answer, session.tokens)
 
 
 def main(file: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-FAULTS = "FAKE_HTTP"  # a word: die
+FAULTS = "FAKE_HTTP"  # a word: die, die-asked, refuse, hang, abort
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -21,10 +22,25 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with Path(os.environ["FAKE_HTTP_SAW"]).open("a") as file:
             file.write(json.dumps(body | {"path": self.path}) + "\n")
-        self._say(b"[]")
+        fault = os.environ.get(FAULTS)
+        if fault == "die-asked":
+            sys.stderr.write("CUDA error: an illegal memory access\n")
+            sys.stderr.flush()
+            os._exit(1)
+        if fault == "hang":
+            sys.stderr.write("waiting for a lock\n")
+            sys.stderr.flush()
+            time.sleep(60)
+        if fault == "refuse":
+            self._say(b'{"error": "LoRA adapter a0 is not loaded"}', 400)
+            return
+        tokens = body.get("sampling_params", {}).get("max_new_tokens", 0)
+        ended = {"type": "abort", "message": "out of memory"} if fault == "abort" else {"type": "length"}
+        answer = {"meta_info": {"completion_tokens": tokens, "finish_reason": ended}}
+        self._say(json.dumps([answer] * len(body.get("input_ids", []))).encode())
 
-    def _say(self, body: bytes) -> None:
-        self.send_response(200)
+    def _say(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from bench.engine.messages import Prepared
+from bench.engine.server_process import HOST, Server, ServerDied, free_port
 from bench.engine.session import Session, SessionError, batches, run
 from bench.model import config
 from bench.model.records import Environment
@@ -43,13 +44,42 @@ def test_so_many_requests_are_captured_and_so_many_go_before(
     assert asked[3]["lora_path"] == ["a0", "a1", "a0", "a1"] and asked[0]["input_ids"] != asked[3]["input_ids"]
 
 
-def test_a_server_that_dies_is_no_capture(
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("die", "the server ended with exit status 1 before it answered: ...no kernel image is available$"),
+        (
+            "die-asked",
+            "the server ended with exit status 1 while it was asked: ...CUDA error: an illegal memory access$",
+        ),
+        ("refuse", 'generate: HTTP status 400: {"error": "LoRA adapter a0 is not loaded"}'),
+        ("abort", "out of memory"),
+    ],
+)
+def test_a_server_that_fails_is_no_capture_and_says_why(
+    session: Session, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, why: str
+) -> None:
+    monkeypatch.setenv("FAKE_HTTP_SAW", str(tmp_path / "saw"))
+    monkeypatch.setenv("FAKE_HTTP", fault)
+    with pytest.raises(SessionError, match=why):
+        run(session, prepared)
+
+
+def test_a_server_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_HTTP_SAW", str(tmp_path / "saw"))
+    given = {"host": HOST, "port": free_port()}
+    with Server(SERVER, given, answer_s=0.2, environment={"FAKE_HTTP": "hang"}) as server:
+        server.until_ready(30.0)
+        with pytest.raises(ServerDied, match=r"the server did not answer generate within 0\.2 s"):
+            server.post("generate", {})
+
+
+def test_a_capture_of_the_plugin_without_it_is_none(
     session: Session, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_HTTP_SAW", str(tmp_path / "saw"))
-    monkeypatch.setenv("FAKE_HTTP", "die")
-    with pytest.raises(SessionError, match="the server ended with exit status 1 before it answered"):
-        run(session, prepared)
+    with pytest.raises(SessionError, match="nothing says whether the plugin was on"):
+        run(msgspec.structs.replace(session, mode="plugin"), prepared)
 
 
 def test_a_session_travels_as_json(session: Session) -> None:
