@@ -11,25 +11,8 @@ from bench.engine import trace
 from bench.judge.where import Where, where
 from bench.model.served import SITES, ServeResults, Site
 from bench.show.serving import setup_words
+from bench.show.sites import COLORS, NAMES, SHARES
 from plots.style import caption, heading, provenance, save, styled, versions
-
-COLORS: dict[Site, str] = {
-    "embedding": "#0072B2",
-    "qkv": "#D55E00",
-    "o": "#E69F00",
-    "gate_up": "#CC79A7",
-    "down": "#F0E442",
-    "lm_head": "#56B4E9",
-    "unplaced": "#8C564B",
-    "base": "#999999",
-    "attention": "#009E73",
-    "copies": "#444444",
-    "rest": "#CCCCCC",
-}
-NAMES: dict[Site, str] = {
-    site: f"LoRA of {site}" for site in ("embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced")
-}
-NAMES |= {"base": "base products", "attention": "attention", "copies": "copies", "rest": "rest"}
 
 
 def data(results: ServeResults) -> list[list[Where]]:
@@ -66,10 +49,5 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         figure.legend(list(shown.values()), list(shown), loc="outside right center", fontsize=8)
         where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
         heading(figure, "Where a pass of a real SGLang engine goes", where)
-        said = (
-            "Kernel time under the engine's profiler: compare shares; no time of a server. floor: the bytes that each "
-            "site must read and write,\nat the bandwidth of a copy, and an empty node a launch; it has none of "
-            "attention, copies and rest, and counts no arithmetic"
-        )
-        caption(figure, f"{said}\n{versions(results)}")
+        caption(figure, f"{SHARES}\n{versions(results)}")
         return save(figure, path)

@@ -11,7 +11,6 @@ import typer
 from bench.cli.options import ClockOption, FilesArgument, GpuOption, LineOption
 from bench.cli.series import views
 from bench.model import store
-from bench.model.config import ConfigError
 from bench.model.paths import shown
 
 
@@ -36,9 +35,8 @@ def report(
     content = Content(files=[(names[path], path.read_bytes()) for path in files if path.is_file()])
     for path in files:
         found = inputs.load([path])
-        if found.served:
-            raise ConfigError(f"{path}: is of bench serve, which the page does not hold; expected show or plot")
         content.results += [(names[path], results) for _, results in found.results]
+        content.served += [(names[path], served) for _, served in found.served]
         content.pairs += [(names[path], run) for _, run in found.pairs]
         content.reports += [(names[path], item) for _, item in found.reports]
         content.reports += [(names[path], judge_pairs(run)) for _, run in found.pairs]

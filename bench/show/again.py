@@ -6,9 +6,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from bench.judge.serving import ServedFigure
 from bench.model.case import Case
 from bench.model.history import Entry
 from bench.model.records import Point, Results, Selection
+from bench.model.served import ServeResults
 
 BENCH = ("python", "-m", "bench")
 # What a contender needs beside its name; where it lies, only the command that measured it says.
@@ -32,6 +34,17 @@ def history(entry: Entry, point: Point, store: str, commit: str) -> str:
     folder = [] if store in DEFAULT_STORES else ["--store", store]
     chosen = _selected(entry.results.run.selection, point)
     return shlex.join([*BENCH, "history", "run", *line, "--again", *folder, *chosen])
+
+
+def serve(results: ServeResults, figure: ServedFigure) -> str:
+    """The engines of this mode and of the one that it is told by, asked this kind of load alone."""
+    run, load = results.run, figure.case.load
+    modes = dict.fromkeys((results.serving.reference, figure.mode))
+    chosen = [part for mode in modes for part in ("-m", mode)]
+    chosen += [] if load.kind == "start" else ["-l", load.kind]  # every engine starts
+    chosen += ["--model", run.model] if run.model else []
+    chosen += ["--tp", str(run.tp)] if run.tp else []
+    return shlex.join([*BENCH, "serve", "-p", run.profile, *chosen])
 
 
 def _selected(selection: Selection, point: Point) -> list[str]:

@@ -28,14 +28,15 @@ def cross_table(results: ServeResults, of: Sequence[Crossed], *, wide: bool = Fa
         Column("difference", [_difference(item.ratio) for item in of], right=True, style="bold"),
     ]
     title = "SGLang's bench_serving over HTTP, a server a mode, beside our engines"
-    return Group(Fitted(title, columns, wide=wide), *map(Text, _lines(results)))
+    return Group(Fitted(title, columns, wide=wide), *map(Text, cross_lines(results)))
 
 
 def _difference(ratio: float | None) -> str:
     return "-" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
 
 
-def _lines(results: ServeResults) -> Iterator[str]:
+def cross_lines(results: ServeResults) -> Iterator[str]:
+    """What has no figure there, and why."""
     for load in loads_of(results):
         reason = not_crossed(load)
         if reason is not None and load.kind != "start":

@@ -20,6 +20,12 @@ METHODS = {
         "poisoned first: one that differs is marked wrong and has no time."
     ),
     "ratio": "Time of the contender over ours (vocab-major table) on the same case and clock; above 1 ours is faster.",
+    "engine": (
+        "A process is one real SGLang engine; modes run in turns, there and back. A value of a mode is the geometric "
+        "mean over its processes, each the median of its samples; processes apart: the largest over the smallest, "
+        "less 1. Ratios are taken within a repeat. A step is the time of long answers less that of short ones over the "
+        "difference of their tokens."
+    ),
     "floor": (
         "The larger of two times that no implementation can beat: an empty kernel, measured the same way in the same "
         "run, and the least bytes of the lookup over the bandwidth of a 1 GiB copy."

@@ -213,12 +213,12 @@ def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
         cells = [amount(floors[site], "us") if site in floors else "-" for site in sites]
         columns.insert(1, Column("floor", [*cells, "-", "-", "-"], rank=1, right=True))
     per = of[0].per if len({item.per for item in of}) == 1 else "pass or trace"
-    lines = [line for item in of for line in _where_lines(item)]
+    lines = [line for item in of for line in where_lines(item)]
     title = f"where a {per} of {of[0].load.label} goes: kernel time under a profiler, shares and no figures"
     return Group(Fitted(title, columns, wide=wide), *map(Text, lines))
 
 
-def _where_lines(item: Where) -> Iterator[str]:
+def where_lines(item: Where) -> Iterator[str]:
     """What the table leaves out or does not name."""
     if item.prepare is not None:
         yield f"{item.mode}: batch preparation on the host, in no trace: {amount(item.prepare, 'us')} a step"

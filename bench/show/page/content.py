@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from bench.judge.history import History
 from bench.model.pairs import PairRun
 from bench.model.records import Results
+from bench.model.served import ServeResults
 from bench.model.verdict import Report
 
 
@@ -19,11 +20,13 @@ class Content:
     pairs: list[tuple[str, PairRun]] = field(default_factory=list)
     reports: list[tuple[str, Report]] = field(default_factory=list)
     histories: list[tuple[str, History]] = field(default_factory=list)
+    served: list[tuple[str, ServeResults]] = field(default_factory=list)
 
     @property
     def gpus(self) -> list[str]:
         """The GPU models that were measured on, in the order of the files."""
         found = [results.env.identity.get("gpu") for _, results in self.results if results.env]
+        found += [served.env.identity.get("gpu") for _, served in self.served if served.env]
         found += [run.env.identity.get("gpu") for _, run in self.pairs if run.env]
         found += [report.identity.get("gpu") for _, report in self.reports]
         found += [era.environment.identity.get("gpu") for _, history in self.histories for era in history.eras]
@@ -35,4 +38,4 @@ class Content:
         clocks = {point.clock for _, results in self.results for point in results.points if point.status == "ok"}
         clocks |= {verdict.clock for _, report in self.reports for verdict in report.verdicts}
         clocks |= {history.clock for _, history in self.histories}
-        return clocks == {"work"}
+        return clocks == {"work"} and not self.served

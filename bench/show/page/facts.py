@@ -9,13 +9,14 @@ from hashlib import sha256
 from statistics import geometric_mean, median
 
 from bench.judge.figures import BASE, OURS, OWN, Figure, figures, with_lora
+from bench.judge.serving import figures as served_figures
 from bench.model import registry
 from bench.model.case import OPS, Op
 from bench.model.instrument import described
 from bench.model.records import Point, Results
 from bench.show.history import change_lines, failure_lines
 from bench.show.history import heading as history_heading
-from bench.show.page import runs
+from bench.show.page import engines, runs
 from bench.show.page.content import Content
 from bench.show.tables import name_of
 
@@ -39,13 +40,17 @@ def title(content: Content) -> str:
     """What was measured, on what."""
     if content.counted_only or not content.gpus:
         return "LoRA kernels: counted work of a launch, no times"
-    return f"LoRA kernels on {' and '.join(content.gpus)}"
+    kernels = content.results or content.pairs or content.reports or content.histories
+    what = ["LoRA kernels"] * bool(kernels) + ["SGLang engines with LoRA"] * bool(content.served)
+    return f"{' and '.join(what)} on {' and '.join(content.gpus)}"
 
 
 def subtitle(content: Content) -> str:
     """Which commits, from when, of how many files."""
-    commits = dict.fromkeys(results.code.short or "unknown" for _, results in content.results)
-    days = sorted({results.run.started_utc[:10] for _, results in content.results})
+    found = [(results.code, results.run.started_utc) for _, results in content.results]
+    found += [(served.code, served.run.started_utc) for _, served in content.served]
+    commits = dict.fromkeys(code.short or "unknown" for code, _ in found)
+    days = sorted({started[:10] for _, started in found})
     parts = [f"commit {', '.join(commits)}"] if commits else []
     parts += [" to ".join(dict.fromkeys((days[0], days[-1])))] if days else []
     for history in [history for _, history in content.histories][:1]:
@@ -135,6 +140,12 @@ def statuses(content: Content) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
+def engine_statuses(content: Content) -> str:
+    """How many figures of engines of each status."""
+    counts = Counter(figure.status for _, served in content.served for figure in served_figures(served))
+    return ", ".join(f"{count} {status}" for status, count in counts.items()) or "no figure"
+
+
 def failed(content: Content) -> list[Failure]:
     """Every point without a figure, by reason; first what is more than left out."""
     groups: dict[tuple[str, str, str], list[str]] = {}
@@ -174,6 +185,7 @@ Facts = list[tuple[str, dict[str, str]]]
 def environments(content: Content) -> Facts:
     """What each file, and each stretch of a history, was measured on."""
     found = [(name, results.env) for name, results in content.results]
+    found += [(name, served.env) for name, served in content.served]
     found += [(name, run.env) for name, run in content.pairs]
     found += [
         (f"{name}, {history.clock}", era.environment) for name, history in content.histories for era in history.eras
@@ -188,7 +200,8 @@ def environments(content: Content) -> Facts:
 
 def runs_of(content: Content) -> Facts:
     """How each results file was made."""
-    return [(name, {key: value for key, value in _run(results) if value}) for name, results in content.results]
+    found = [(name, {key: value for key, value in _run(results) if value}) for name, results in content.results]
+    return found + [(name, engines.origins(served)) for name, served in content.served]
 
 
 def _run(results: Results) -> Iterator[tuple[str, str]]:

@@ -12,13 +12,15 @@ from markupsafe import Markup
 
 from bench.judge.figures import OURS
 from bench.model.case import OPS
+from bench.show.crossing import cross_lines
 from bench.show.methods import METHODS
-from bench.show.page import facts, gates, lines, runs
+from bench.show.page import engines, facts, gates, lines, runs
 from bench.show.page.content import Content
+from bench.show.sites import COLORS, SHARES
 from bench.show.tables import BELOW, MARKS, name_of, short_name
 
 HERE = Path(__file__).parent
-SCRIPTS = ("common.js", "chart.js", "details.js", "points.js", "verdicts.js", "history.js")
+SCRIPTS = ("common.js", "chart.js", "engines.js", "details.js", "points.js", "verdicts.js", "history.js")
 
 
 def page(content: Content) -> str:
@@ -26,6 +28,10 @@ def page(content: Content) -> str:
     values = {
         "content": content,
         "facts": facts,
+        "engines": engines,
+        "cross_lines": cross_lines,
+        "colors": COLORS,
+        "shares": SHARES.replace("\n", " "),
         "methods": {name: text for name, text in METHODS.items() if name in _methods(content)},
         "data": _embedded(data(content)),
         "styles": [_text("uplot", "uPlot.min.css"), _text("templates", "page.css")],
@@ -41,6 +47,7 @@ def data(content: Content) -> dict[str, Any]:
     pairs = dict(content.pairs)
     made: dict[str, Any] = {
         "runs": [runs.run(name, results) for name, results in content.results],
+        "engines": [engines.run(name, served) for name, served in content.served],
         "reports": [gates.report(name, found, pairs.get(name)) for name, found in content.reports],
         "lines": [line for name, history in content.histories for line in lines.line(name, history)],
         "clocks": [*runs.CLOCKS],
@@ -55,12 +62,13 @@ def data(content: Content) -> dict[str, Any]:
     return made
 
 
-PARTS = (("runs", "points"), ("reports", "verdicts"), ("lines", "points"))
+PARTS = (("runs", "points"), ("engines", "points"), ("reports", "verdicts"), ("lines", "points"))
 
 
 def _methods(content: Content) -> list[str]:
     clocks = facts.clocks(content)
-    return [*clocks, *(["time", "ratio", "floor"] if any(clock != "work" for clock in clocks) else [])]
+    timed = ["time", "ratio", "floor"] if any(clock != "work" for clock in clocks) else []
+    return [*clocks, *timed, *(["engine"] if content.served else [])]
 
 
 def _embedded(value: object) -> Markup:

@@ -180,12 +180,6 @@ def test_the_history_keeps_a_series_for_each_load_mode_and_figure(run: Run, tmp_
     assert "expected one made in a checkout" in run("history", "add", files[0], "--store", store).err
 
 
-def test_the_page_does_not_hold_it(run: Run, file: Path, tmp_path: Path) -> None:
-    done = run("report", file, "-o", tmp_path / "page.html")
-    assert done.code == 2 and "which the page does not hold; expected show or plot" in done.err
-    assert not (tmp_path / "page.html").exists()
-
-
 def test_plot_draws_both_pictures(run: Run, file: Path, tmp_path: Path) -> None:
     done = run("plot", "all", file, "-o", tmp_path / "x.png")
     assert done.code == 0

@@ -211,10 +211,3 @@ def test_a_verdict_has_the_rounds_of_both_sides_and_the_command_that_shows_it_ag
     judged = [item for item in report["verdicts"] if item["status"] != "skipped"]
     assert judged and all(item["rounds"] and "bench gate" in item["again"] for item in judged)
     assert all(len(round_) == 5 for item in judged for round_ in item["rounds"])
-
-
-def test_a_file_of_an_engine_is_refused_with_what_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.main(["report", str(DOCS / "results" / "h200-engine.json"), "-o", str(tmp_path / "r.html")])
-    assert end.value.code == 2 and "expected show or plot" in capsys.readouterr().err
-    assert not (tmp_path / "r.html").exists()

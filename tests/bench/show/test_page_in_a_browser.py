@@ -23,6 +23,7 @@ FILES = [
     ROOT / "bench" / "baselines" / "work-triton-3.6.json",
     DOCS / "experiments" / "h100-self-check-1.json",
     DOCS / "experiments" / "planted-slow",
+    DOCS / "results" / "h200-engine.json",
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -89,6 +90,20 @@ const tell = async () => {
   location.hash = "verdict-0-0"; await until(true);
   seen.verdict = [text(), detail.querySelectorAll("canvas").length];
   await close();
+  const engines = document.querySelector('form[data-of="engines"]');
+  seen.engineKinds = Array.from(engines.elements.kind.options, (option) => option.text);
+  seen.engineFigures = Array.from(engines.elements.figure.options, (option) => option.text);
+  seen.engineRows = all("#engines .panels table.sortable tbody tr").map((row) => row.textContent);
+  seen.engineSizes = all("#engines canvas").map((canvas) => [canvas.width, canvas.height]);
+  engines.elements.csv.click();
+  seen.engineCsv = await csv[1];
+  await change(engines.elements.figure, "to_none", "change");
+  seen.overNone = document.querySelector("#engines .panels table.sortable tbody tr").textContent;
+  document.querySelector("#engines .panels td a").click(); await until(true);
+  seen.engine = [location.hash, text(), wide()];
+  await close();
+  const widths = (bar) => Array.from(bar.querySelectorAll("i"), (part) => part.offsetWidth);
+  seen.bars = all(".stack").map((bar) => [bar.querySelector("div").clientWidth, ...widths(bar)]);
   const history = document.querySelector('form[data-of="history"]');
   seen.historyKinds = Array.from(history.elements.kind.options, (option) => option.text);
   seen.lines = all("#history .u-legend .u-series").length;
@@ -157,6 +172,7 @@ def test_a_reader_finds_what_the_files_hold(browsed: tuple[dict[int, dict[str, A
     every_kind_is_drawn(seen)
     filters_choose(seen)
     what_lies_below_is_shown(seen)
+    engines_are_drawn(seen)
 
 
 def every_kind_is_drawn(seen: dict[str, Any]) -> None:
@@ -171,6 +187,22 @@ def every_kind_is_drawn(seen: dict[str, Any]) -> None:
         assert ("not times" in drawn["caption"]) == ("counted" in kind)
     eager = seen["drawn"]["embedding lookup, decode: called from Python"]["titles"]
     assert [title.split(":")[0] for title in eager] == ["NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+
+
+def engines_are_drawn(seen: dict[str, Any]) -> None:
+    assert seen["engineKinds"][0] == "decode: step" and "prefill: prefill rate" in seen["engineKinds"]
+    assert seen["engineFigures"] == ["value", "over csgmv's", "over that without LoRA"]
+    assert len(seen["engineRows"]) == 5 and all(row.count(" %)") == 4 for row in seen["engineRows"])
+    assert [min(size) > 200 for size in seen["engineSizes"]] == [True]
+    assert seen["engineCsv"].startswith(
+        "file,gpu,commit,case,mode,figure,status,value,unit,processes,spread,to_reference"
+    )
+    assert len(seen["engineCsv"].splitlines()) == 1 + 20 and seen["overNone"].startswith("111.622.43")
+    address, text, wide = seen["engine"]
+    assert address == "#engine-0-0" and "Processes" in text and "-p 8b -m csgmv -m none -l decode" in text and not wide
+    assert len(seen["bars"]) == 10
+    for width, *parts in seen["bars"]:
+        assert width > 100 and 0 < sum(parts) <= width + len(parts), "rounded to whole pixels"
 
 
 def filters_choose(seen: dict[str, Any]) -> None:

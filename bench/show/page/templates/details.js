@@ -1,7 +1,7 @@
 "use strict";
 // What lies below one figure: an address such as #point-0-12 opens it, so that it can be linked to.
 const detail = document.getElementById("detail");
-const OPENERS = { point: pointDetail, verdict: verdictDetail, commit: commitDetail };
+const OPENERS = { point: pointDetail, verdict: verdictDetail, commit: commitDetail, engine: engineDetail };
 
 function openDetail(address) {
   location.hash = address;
@@ -153,6 +153,7 @@ function commitDetail(place, index, at) {
 document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll("table.sortable").forEach(sortable);
   startPoints();
+  startEngines();
   startVerdicts();
   startHistory();
   follow();

@@ -52,14 +52,14 @@ function drawPoints(filter) {
   filter.say(count ? `${count} points` : "no point has these words and contenders");
 }
 
-// The cases along x, and a line for each contender. An interval is of the time, so it is drawn where that is.
+// The cases along x, and a line for each contender. An interval is of the time or the value, so it is drawn where that is.
 function linesOf(points, figure) {
   const labels = new Map(points.map((point) => [point.case, point.label]));
   const cases = [...labels.keys()];
   const lines = CONTENDERS.map((contender) => {
     const own = new Map(points.filter((point) => point.contender === contender).map((point) => [point.case, point]));
     const ofCases = cases.map((key) => own.get(key));
-    const bound = (side) => (figure === "us" ? ofCases.map((point) => point?.[side] ?? null) : undefined);
+    const bound = (side) => (figure === "us" || figure === "value" ? ofCases.map((point) => point?.[side] ?? null) : undefined);
     return {
       contender, name: nameOf(contender), ...styleOfContender(contender), points: ofCases,
       ys: ofCases.map((point) => valueOf(point, figure)), lows: bound("low"), highs: bound("high"),
