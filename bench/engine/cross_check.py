@@ -63,7 +63,7 @@ def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
             try:
                 said = _asked(job, load, client, server, tokenizer)
             except CrossError as error:
-                server.check("while it was asked")
+                server.check_after_failure()
                 problem = str(error)
             tell(Crossed(load, began, monotonic_ns(), said, problem))
         mode = Mode(job.mode)

@@ -23,7 +23,7 @@ from bench.engine.processes import COMMON, ending, last_words
 HOST, POLL_S = "127.0.0.1", 0.2
 WORDS = 900  # characters of its log that a reason quotes: an engine's reason quotes this one in turn
 BODY = 300  # of what it says of a request that it refuses
-END_S = 60.0  # for it to end by itself
+END_S, DYING_S = 60.0, 0.3  # for it to end by itself; to be gone once its connections are
 # What a server asks of itself, and bench_serving of it, goes through no proxy.
 DIRECT = {"NO_PROXY": HOST, "no_proxy": HOST}
 
@@ -72,6 +72,12 @@ class Server:
         if (code := self._process.poll()) is not None:
             raise ServerDied(f"the server ended with {ending(code)} {when}{self.words()}")
 
+    def check_after_failure(self) -> None:
+        """Raises ServerDied if a request failed because it died: its connections close before it is gone."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(DYING_S)
+        self.check("while it was asked")
+
     def post(self, verb: str, body: Mapping[str, Any]) -> bytes:
         """What it answers. Raises RequestRefused, or ServerDied if it does not answer."""
         request = urllib.request.Request(
@@ -86,9 +92,7 @@ class Server:
         except TimeoutError:
             raise ServerDied(f"the server did not answer {verb} within {self._answer_s:g} s{self.words()}") from None
         except (OSError, HTTPException) as error:
-            with suppress(subprocess.TimeoutExpired):  # one that is dying closes its connections before it is gone
-                self._process.wait(1)
-            self.check("while it was asked")
+            self.check_after_failure()
             raise RequestRefused(f"{verb}: {error}") from None
 
     def words(self) -> str:

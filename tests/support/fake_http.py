@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-FAULTS = "FAKE_HTTP"  # a word: die, die-asked, refuse, hang, abort
+FAULTS = "FAKE_HTTP"  # a word: die, die-asked, die-later, refuse, hang, abort
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -27,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
             sys.stderr.write("CUDA error: an illegal memory access\n")
             sys.stderr.flush()
             os._exit(1)
+        if fault == "die-later":
+            threading.Timer(0.1, os._exit, [1]).start()
         if fault == "hang":
             sys.stderr.write("waiting for a lock\n")
             sys.stderr.flush()

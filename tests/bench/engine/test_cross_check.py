@@ -97,11 +97,19 @@ def test_a_load_that_fails_is_a_row_with_its_reason(
     assert {item.theirs for item in crossed(results)} == {None}
 
 
-@pytest.mark.parametrize(("fault", "words"), [("die", "no kernel image"), ("die-asked", "an illegal memory access")])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("die", "before it answered: ...no kernel image"),
+        ("die-asked", "while it was asked: ...CUDA error: an illegal memory access"),
+        ("die-later", "while it was asked"),  # bench_serving has failed requests then
+    ],
+)
 def test_a_server_that_dies_says_its_last_words(
     plan: ServePlan, tmp_path: Path, saw: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
 ) -> None:
     monkeypatch.setenv("FAKE_HTTP", fault)
+    monkeypatch.setenv(fake_client.FAULTS, "fail")
     results, said = ran(msgspec.structs.replace(plan, runs=plan.runs[:1]), tmp_path)
     (process,) = results.cross_checks
     assert process.status == "crashed" and words in (process.reason or "")

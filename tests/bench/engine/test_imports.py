@@ -60,6 +60,8 @@ def test_a_cross_check_and_a_session_ask_before_they_begin(
     for module in ("serve", "guards"):
         monkeypatch.setattr(f"bench.cli.{module}.has_gpu", lambda: True)
     monkeypatch.setenv("NSYS", sys.executable)
+    for begun in ("bench.cli.serve._run", "profiles.workflow.run_nsys"):
+        monkeypatch.setattr(begun, lambda *_, **__: pytest.fail("it has begun"))
     both = f"{imports.SERVER.name}; {imports.CLIENT.name}"
     for verb, named in (
         (["serve", "-p", "cross", "--cross-check", "-o", tmp_path / "x.json"], both),
