@@ -111,7 +111,9 @@ def server_verb(
     mode: Annotated[str, typer.Option("--mode", "-m", help="How the server serves: docs/how-to/serve.md.")] = (
         "plugin"
     ),
-    load: Annotated[str, typer.Option("--load", "-l", help="The first load of this kind.")] = "decode",
+    load: Annotated[
+        str, typer.Option("--load", "-l", help="Of this kind the load of 32 requests at once, or the nearest.")
+    ] = "decode",
     model: Annotated[str | None, typer.Option("--model", help="8b, 1b, a config.json, a checkpoint.")] = None,
     after: Annotated[int, typer.Option("--after", min=1, help="Requests that are answered before the capture.")] = 64,
     requests: Annotated[int, typer.Option("--requests", min=1, help="Requests within the capture.")] = 32,
@@ -123,12 +125,14 @@ def server_verb(
 ) -> None:
     """A timeline of a running server: so many requests, with the ranges of the plugin's hooks."""
     from bench.engine import imports
+    from bench.engine.run import USUAL_REQUESTS
     from bench.engine.session import Session
     from bench.model.serving import make_serve_plan
 
     loaded = configuration.load(config)
     plan = make_serve_plan(loaded.serve, loaded.serving, profile, modes=[mode], kinds=[load], model=model)
-    asked = next(item for item in plan.loads if item.kind == load)
+    of_kind = [item for item in plan.loads if item.kind == load]
+    asked = min(of_kind, key=lambda item: abs(item.requests - USUAL_REQUESTS))  # one alone would use one adapter
     session = Session(mode, plan.setup, plan.serving, asked, str(cache.resolve()), after, requests, tokens)
     target = Target(f"server-{mode}", (), requests, 1, plan.serving.seed)
 

@@ -26,6 +26,7 @@ from bench.model.served import EngineProcess, ServedLoad, ServeResults, ServeRun
 from bench.model.serving import EngineRun, Load, Mode, ServePlan
 
 OPENER = "bench.engine.sglang_engine:open_engine"
+USUAL_REQUESTS = 32  # of the load that is traced or profiled, if several are asked
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -267,7 +268,7 @@ def traced_loads(plan: ServePlan) -> tuple[Load, ...]:
     """One decode and one prefill of a plan: those whose requests are most usual, 32 in flight if that is asked."""
     decodes = [load for load in plan.loads if load.kind == "decode" and not load.base_fraction]
     prefills = [load for load in plan.loads if load.kind == "prefill"]
-    return (*sorted(decodes, key=lambda load: abs(load.requests - 32))[:1], *prefills[:1])
+    return (*sorted(decodes, key=lambda load: abs(load.requests - USUAL_REQUESTS))[:1], *prefills[:1])
 
 
 def _turn(run: EngineRun, ahead: Ahead, look: Callable[[], Seen]) -> Waiting | str:

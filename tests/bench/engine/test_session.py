@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from bench.cli import main as cli
 from bench.engine.messages import Prepared
 from bench.engine.server_process import HOST, Server, ServerDied, free_port
 from bench.engine.session import Session, SessionError, batches, run
 from bench.model import config
 from bench.model.records import Environment
 from bench.model.serving import Load, Setup
+from profiles.capture import CaptureFailed
 from tests.bench.engine.test_run import tiny
 
 __all__ = ["tiny"]
@@ -80,6 +83,22 @@ def test_a_capture_of_the_plugin_without_it_is_none(
     monkeypatch.setenv("FAKE_HTTP_SAW", str(tmp_path / "saw"))
     with pytest.raises(SessionError, match="nothing says whether the plugin was on"):
         run(msgspec.structs.replace(session, mode="plugin"), prepared)
+
+
+def test_the_load_that_is_asked_is_the_most_usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def began(_: object, program: Callable[[Path], list[str]], **__: object) -> None:
+        program(tmp_path)
+        raise CaptureFailed("enough")
+
+    for ready in ("bench.cli.guards.require_gpu", "profiles.nsys.require", "bench.engine.imports.require"):
+        monkeypatch.setattr(ready, lambda *_: None)
+    monkeypatch.setattr("profiles.workflow.run_nsys", began)
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            ["profile", "server", "-p", "quick", "-m", "plugin-eager", "--requests", "8", "-o", str(tmp_path / "x")]
+        )
+    session = msgspec.json.decode((tmp_path / "session.json").read_bytes(), type=Session)
+    assert end.value.code == 3 and (session.load.requests, session.captured, session.mode) == (32, 8, "plugin-eager")
 
 
 def test_a_session_travels_as_json(session: Session) -> None:
