@@ -1,4 +1,4 @@
-"""`python -m csgmv_embed doctor` and `convert`: whether the SGLang plugin is on; a plain adapter of another form."""
+"""`python -m csgmv_embed doctor` says whether the SGLang plugin is on; `convert` writes an adapter in plain form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USAGE = """usage: python -m csgmv_embed doctor
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0: the plugin is on, the adapter was written; 1: it is off, or has no plain form, and why; 2: bad usage."""
+    """Returns 0 if the plugin is on or the adapter was written, 1 with the reason if not, 2 for bad usage."""
     match list(arguments):
         case ["doctor"]:
             return _doctor()

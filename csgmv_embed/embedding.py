@@ -1,4 +1,4 @@
-"""The whole embedding layer, base lookup, A lookup and product with B in one kernel: contract, checks, launch."""
+"""The whole embedding layer (base lookup, A lookup and product with B) in one kernel: contract, checks, launch."""
 
 from __future__ import annotations
 
@@ -46,25 +46,24 @@ def embedding_lora(
 ) -> torch.Tensor:
     """The embedding layer with LoRA: out[t] = embedding[id] + scaling * B[slot] @ A[slot, :, id].
 
-    slot, rank and scaling of token t by `batch`, id = input_ids[t]; a token without adapter, and a row behind the
-    tokens of a static batch, gets its base row alone.
+    `batch` gives slot, rank and scaling of token t; id = input_ids[t]. A token without adapter gets only its base row.
+    So does a row behind the tokens of a static batch.
 
-    input_ids         (tokens,) int32 or int64, contiguous. An id outside [0, rows) has a base row of zeros. For the
-                      LoRA part, ids in [vocab_size, vocab_size + extra) read extra_embeddings, other ids outside
-                      [0, vocab_size) nothing.
+    input_ids         (tokens,) int32 or int64, contiguous. An id outside [0, rows) has a base row of zeros. In the
+                      LoRA part, ids in [vocab_size, vocab_size + extra) read extra_embeddings, and other ids
+                      outside [0, vocab_size) add nothing.
     embedding         (rows, hidden), dtype of a_table, rows contiguous.
     a_table           (slots, max_rank, >= vocab_size) fp16, bf16 or fp32, of any strides.
     b_table           (slots, hidden, max_rank), dtype of a_table, last axis contiguous.
     batch             planned with segments=True (any chunk size, with scalings) or from SGLang.
     extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
     out               (tokens, hidden), dtype of a_table, rows contiguous; may be uninitialised. Allocated if None.
-    missing_row       the row of `embedding` that ids outside it read instead of zeros.
+    missing_row       index of the row of `embedding` that ids outside it read, instead of zeros.
 
-    Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32); scaling and base row are
-    applied in float32 and the sum is rounded once.
-    Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a static
-    batch. Raises ShapeError, DtypeError, DeviceError, GradError,
-    CapacityError.
+    Products of values in the tables' dtype are accumulated in float32 (float32 tables: IEEE, not TF32). Scaling and
+    base row are applied in float32, and the result is rounded once. Returns out, without autograd. Makes one kernel
+    launch and no synchronisation; with a static batch it can be captured in a CUDA graph. Raises ShapeError,
+    DtypeError, DeviceError, GradError, CapacityError.
     """
     missing = NO_ROW
     if missing_row is not None:
@@ -90,9 +89,9 @@ def embedding_lora_add(
 ) -> torch.Tensor:
     """The LoRA part alone, in place: base_output[t] += scaling * B[slot] @ A[slot, :, id].
 
-    For a base layer that has to do more than look up, all-reduce its vocabulary shards for example. base_output
-    (tokens, hidden), dtype of a_table, rows contiguous; rows without adapter stay as they are. All else as in
-    `embedding_lora`. Returns base_output.
+    Use it if the base layer does more than look up, such as an all-reduce over its vocabulary shards. base_output
+    (tokens, hidden) has the dtype of a_table and contiguous rows. Rows without adapter stay as they are. Everything
+    else is as in `embedding_lora`. Returns base_output.
     """
     operands = input_ids, base_output, a_table, b_table, extra_embeddings, base_output
     _run(operands, batch, vocab_size, NO_ROW, add=True)

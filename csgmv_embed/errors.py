@@ -1,4 +1,4 @@
-"""What bad input raises: each message says what was wrong and what was expected."""
+"""The errors that bad input raises. Each message says what was wrong and what was expected."""
 
 
 class CsgmvEmbedError(Exception):
@@ -18,7 +18,7 @@ class DeviceError(CsgmvEmbedError, ValueError):
 
 
 class GradError(CsgmvEmbedError, RuntimeError):
-    """Autograd expects a gradient of a tensor, and the op has none."""
+    """Autograd expects a gradient of a tensor, but the op computes none."""
 
 
 class SlotError(CsgmvEmbedError, ValueError):
@@ -26,4 +26,4 @@ class SlotError(CsgmvEmbedError, ValueError):
 
 
 class CapacityError(CsgmvEmbedError, ValueError):
-    """A batch does not fit the static buffers it was to be written into."""
+    """A batch does not fit into its static buffers."""

@@ -34,8 +34,8 @@ def lora_linear(
 ) -> torch.Tensor:
     """LoRA on a linear layer of one or more slices, in place: out[t, n] += scaling * B[slot, n] @ A_i[slot] @ x[t].
 
-    i is the slice that column n belongs to; slot, rank and scaling of row t by `batch`. Rows without adapter, and those
-    behind the tokens of a static batch, stay as they are.
+    i is the slice that column n belongs to. `batch` gives slot, rank and scaling of row t. Rows without adapter stay as
+    they are. So do rows behind the tokens of a static batch.
 
     x        (tokens, in_features) fp16, bf16 or fp32, rows contiguous.
     a_table  (slots, slices * max_rank, in_features), dtype of x, last axis contiguous. A slot of rank r has row k of
@@ -45,11 +45,12 @@ def lora_linear(
     batch    planned with tiles=True.
     starts   first column of each slice, and out_features: (0, 4096, 5120, 6144) for q, k and v. None: one slice.
 
-    Under tensor parallelism b_table and out are a rank's shard of the columns, or a_table and x its shard of the input.
-    Products are of the tables' dtype, summed in float32 (float32 tables: IEEE, not TF32). The shrunk row is rounded to
-    the dtype of x; B's products are scaled and added to the output in float32 and rounded once. The result is the same
-    in every run. Returns out. Two kernel launches, no synchronisation; safe to capture in a CUDA graph with a static
-    batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
+    Under tensor parallelism, b_table and out are a rank's shard of the columns, or a_table and x its shard of the
+    input. Products of values in the tables' dtype are accumulated in float32 (float32 tables: IEEE, not TF32). The
+    shrunk row is rounded to the dtype of x. B's products are scaled and added to the output in float32, and the result
+    is rounded once. The result is the same in every run. Returns out. Makes two kernel launches and no synchronisation;
+    with a static batch it can be captured in a CUDA graph. Raises ShapeError, DtypeError, DeviceError, GradError,
+    CapacityError.
     """
     _check_axes(x, a_table)
     if registered.traces(x):
@@ -72,10 +73,11 @@ def lora_linear(
 def lora_shrink(
     x: torch.Tensor, a_table: torch.Tensor, batch: EmbeddingBatch, slices: int = 1, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """out[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank; other columns, and rows without adapter, stay.
+    """out[t, i * max_rank + r] = A_i[slot, r] @ x[t] for r < rank; all other elements of out are left as they are.
 
-    Arguments as in `lora_linear`; out (tokens, slices * max_rank), dtype of x, rows contiguous and apart, allocated if
-    None: what is not written is then what the memory held. Returns out.
+    Arguments are as in `lora_linear`. out (tokens, slices * max_rank) has the dtype of x and contiguous rows that do
+    not overlap. If None, it is allocated uninitialised, and elements that are not written hold arbitrary values.
+    Returns out.
     """
     _check_axes(x, a_table)
     if out is None:

@@ -35,23 +35,23 @@ def embedding_lora_a(
 ) -> torch.Tensor:
     """The A side of LoRA on an embedding layer: out[t, :r] = A[slot, :r, id], out[t, r:] = 0.
 
-    slot is the adapter slot of token t by `batch`, r = rank[slot], id = input_ids[t].
+    slot is the adapter slot that `batch` gives token t; r = rank[slot], id = input_ids[t].
 
     input_ids         (tokens,) int32 or int64, contiguous. Ids in [vocab_size, vocab_size + extra) read
                       extra_embeddings; any other id outside [0, vocab_size) gives a zero row.
     a_table           (slots, max_rank, >= vocab_size) fp16, bf16 or fp32, of any strides.
     batch             the adapters of these tokens. A static batch may hold fewer tokens than input_ids, but not more:
-                      the rows behind them are zero. No tokens go with any batch.
+                      the rows behind them are zero. Empty input_ids fit any batch.
     extra_embeddings  (slots, extra, max_rank), dtype of a_table, of any strides.
     out               (tokens, max_rank), dtype of a_table, rows contiguous; may be uninitialised: every
                       element is written. Allocated if None.
-    pdl               programmatic dependent launch: set up while the kernel before still runs, which it waits for
-                      before it reads. Without effect before compute capability 9.0 and on AMD GPUs, which a warning
-                      says once. Pays where the neighbours are launched so too; between ordinary kernels it costs
-                      (docs/results/h100.md).
+    pdl               programmatic dependent launch: the kernel is set up while its predecessor still runs, and waits
+                      for it before reading. It has no effect before compute capability 9.0 and on AMD GPUs; a warning
+                      says so once. It saves time if the neighbouring kernels are launched so too, and costs time
+                      between ordinary kernels (docs/results/h100.md).
 
-    Returns out, outside autograd. One kernel launch, no synchronisation; safe to capture in a CUDA graph with a
-    static batch. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
+    Returns out, without autograd. Makes one kernel launch and no synchronisation; with a static batch it can be
+    captured in a CUDA graph. Raises ShapeError, DtypeError, DeviceError, GradError, CapacityError.
     """
     if type(vocab_size) is not int:
         vocab_size = integer("vocab_size", vocab_size)

@@ -1,4 +1,4 @@
-"""The oracles: the promises of the ops in plain torch, slow and obvious."""
+"""The oracles: each computes what an op promises, in plain torch, slow and obvious."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The ops as torch knows them: `torch.ops.csgmv_embed.*`, for torch.compile, FakeTensor and other tracing.
 
-An op of torch takes tensors and numbers, so a batch is taken apart (`parts`) and put together again. Each writes into a
-tensor that it is given and returns nothing. Where nothing traces, a call of the library goes past all this.
+An op of torch takes tensors and numbers, so a batch is taken apart (`parts`) and put together again. Each op writes
+into a tensor that it is given and returns nothing. Calls that nothing traces do not go through here.
 
-What a static batch holds changes with every refill, so it is no part of what is compiled: under torch.compile the
-number of its tokens and its largest rank are not checked against the operands.
+The contents of a static batch change with every refill, so they are not part of what is compiled. Under torch.compile
+the batch's number of tokens and its largest rank are not checked against the operands.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _ops: dict[str, Any] = {}
 
 
 def traces(tensor: torch.Tensor) -> bool:
-    """Whether this call is one that torch wants to see: it compiles, or a mode or a tensor of another class listens."""
+    """Whether torch wants to see this call: it compiles, or a mode or a tensor subclass intercepts calls."""
     return is_dynamo_compiling() or _listeners() > 0 or type(tensor) not in _plain
 
 
 def parts(batch: EmbeddingBatch) -> tuple[Any, ...]:
-    """A batch as the ops of torch take it: PARTS."""
+    """The fields of a batch as the ops of torch take them: PARTS."""
     changing = batch.static
     return (
         batch.token_adapters,
@@ -71,8 +71,8 @@ def register(
 ) -> None:
     """Make `torch.ops.csgmv_embed.<name>(operands, batch, options) -> ()`.
 
-    operands: the tensors of the schema, of which `written` is written. run(operands, batch, options) does it. axes: of
-    each operand, which the fake implementation checks.
+    operands: the tensors of the schema; the op writes to `written`. run(operands, batch, options) does the work. axes:
+    the number of axes of each operand, which the fake implementation checks.
     """
     names = [operand.split()[-1] for operand in operands.split(", ")]
     count = len(names)
@@ -93,7 +93,7 @@ def register(
 
 
 def call(name: str, operands: Mapping[str, torch.Tensor | None], batch: EmbeddingBatch, *options: object) -> None:
-    """Call the op of this name where torch sees it. Raises GradError."""
+    """Call the op of this name through torch, if torch wants to see the call. Raises GradError."""
     for operand, tensor in operands.items():
         if tensor is not None:
             check_autograd(operand, tensor)

@@ -1,7 +1,7 @@
-"""`python -m csgmv_embed convert`: a plain adapter that means the same, checked against PEFT on random inputs.
+"""`python -m csgmv_embed convert`: writes an equivalent plain adapter and checks it against PEFT on random inputs.
 
-Needs safetensors and peft. use_rslora and alpha_pattern go into B, rank_pattern is filled up with zeros, and a module
-that ensure_weight_tying added is named. B is rounded to its dtype once.
+Needs safetensors and peft. use_rslora and alpha_pattern are multiplied into B. rank_pattern is padded with zeros to one
+rank. A module that ensure_weight_tying added is named. B is rounded to its dtype once.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Tensors = dict[str, torch.Tensor]
 
 
 def convert(source: Path, target: Path) -> float:
-    """Write a plain adapter of the folder `source` to the new folder `target`.
+    """Convert the adapter in the folder `source` to a plain one in the new folder `target`.
 
-    Returns the largest difference from the original that PEFT shows, in parts of the largest value. Raises AdapterError
-    for what has no plain form, for a result that differs by more than its dtype rounds, and if target is there.
+    Returns the largest difference from the original that PEFT shows, relative to the largest value. Raises AdapterError
+    if there is no plain form, if the result differs by more than rounding to its dtype explains, or if `target` exists.
     """
     try:
         from safetensors.torch import load_file, save_file
     except ImportError as error:
         raise AdapterError(NEEDS) from error
     if target.exists():
-        raise AdapterError(f"{target} is there already; expected the name of a new folder")
+        raise AdapterError(f"{target} exists; expected the name of a new folder")
     try:
         config: dict[str, Any] = json.loads((source / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(source / WEIGHTS)
@@ -51,7 +51,9 @@ def convert(source: Path, target: Path) -> float:
         off = difference(source, folder, tensors, tied=bool(config.get("ensure_weight_tying")))
         allowed = 8 * max(torch.finfo(tensor.dtype).eps for tensor in made.values())
         if not off <= allowed:
-            raise AdapterError(f"{source}: the plain adapter differs from it by {off:.1e}, more than {allowed:.1e}")
+            raise AdapterError(
+                f"{source}: the converted adapter differs from it by {off:.1e}, more than the allowed {allowed:.1e}"
+            )
         shutil.copytree(folder, target)
     return off
 
@@ -93,9 +95,9 @@ def _targets(given: Any, tensors: Tensors) -> list[str]:
 
 
 def difference(first: Path, second: Path, tensors: Tensors, *, tied: bool = False) -> float:
-    """How far two adapters are from each other on random inputs, by PEFT, in parts of the largest value of a module.
+    """How much the outputs of two adapters differ in PEFT on random inputs, relative to a module's largest value.
 
-    The model around them has zeros where LoRA is added, of the shapes that `tensors` say; `tied`: its lm_head
+    The surrounding model has zeros where LoRA is added, and the shapes come from `tensors`. With `tied`, its lm_head
     has the weight of its embedding. Raises AdapterError.
     """
     try:
@@ -148,7 +150,7 @@ class _Skeleton(nn.Module):
         at.add_module(last, module)
 
     def run(self) -> dict[str, torch.Tensor]:
-        """The output of each module on random inputs, the same in every call."""
+        """The output of each module on random inputs, which are the same in every call."""
         generator = torch.Generator().manual_seed(1)
         found = {}
         with torch.inference_mode():

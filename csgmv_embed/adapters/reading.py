@@ -1,4 +1,4 @@
-"""An adapter, tensor by tensor: what is served of it so that the result is PEFT's. What cannot be is refused."""
+"""Reads an adapter tensor by tensor so that serving gives PEFT's result, or refuses the adapter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Difference = Callable[[FullWeight, torch.Tensor], str]
 class Reading:
     """One adapter that is being read.
 
-    `take` each tensor once, then `finish`. All modules are served at `scale`; a module of another scale has the ratio
-    of the two in its B.
+    Call `take` for each tensor once, then `finish`. All modules are served at the one `scale`. For a module of another
+    scale, the ratio of the two is multiplied into its B.
     """
 
     def __init__(self, name: str, config: Config, difference: Difference, *, tied: bool = False) -> None:
@@ -29,7 +29,7 @@ class Reading:
         self._names: set[str] = set()
 
     def take(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The tensor to serve, in its own dtype; None for a weight that the model has anyway. Raises AdapterError."""
+        """The tensor to serve, in its own dtype. None if the weight is the model's own. Raises AdapterError."""
         found = rules.lora_tensor(name)
         if found is None:
             self._require_models_own(name, tensor)
@@ -42,7 +42,7 @@ class Reading:
         return tensor * ratio if found.side == "B" and ratio != 1 else tensor
 
     def finish(self) -> None:
-        """Raises AdapterError if a half of a module's LoRA is missing."""
+        """Raises AdapterError if the A or the B of a module is missing."""
         for name in sorted(self._names):
             if rules.partner(name) not in self._names:
                 raise self.error(f"has {name} and no {rules.partner(name)}; save or download it again")
@@ -53,7 +53,7 @@ class Reading:
                 raise self.error(f"ties lm_head's LoRA to embed_tokens' and has no tensor of {missing}; save it again")
 
     def error(self, what: str) -> AdapterError:
-        """What to raise about this adapter."""
+        """The error to raise about this adapter."""
         return AdapterError(f"adapter {self.name}: {what}")
 
     def _require_models_own(self, name: str, tensor: torch.Tensor) -> None:
@@ -65,9 +65,9 @@ class Reading:
 
 
 def differs(found: torch.Tensor, own: torch.Tensor) -> str:
-    """How a weight (rows, columns) differs from the model's own; empty if by no more than a rounding to either's dtype.
+    """How a weight (rows, columns) differs from the model's own. Empty if rounding to either dtype explains it.
 
-    A model in float16 and an adapter in bfloat16 may come of one checkpoint in float32.
+    A model in float16 and an adapter in bfloat16 may both come from one checkpoint in float32.
     """
     if found.shape != own.shape:
         return f"it has shape {tuple(found.shape)}, the model's {tuple(own.shape)}"

@@ -1,7 +1,7 @@
-"""What PEFT reads out of an adapter's configuration and the names of its tensors. Pure: no file, no model.
+"""What an adapter's configuration and tensor names mean to PEFT. Pure: reads no file and needs no model.
 
-A plain adapter is `out + alpha / r * B(A(x))` on each of its modules. Servers serve that, and take whatever else the
-configuration says as if it were not there. Here each of these keys has its meaning, or the reason why it has none.
+A plain adapter is `out + alpha / r * B(A(x))` on each of its modules. Servers serve that and ignore every other key of
+the configuration. This module gives each of these keys its meaning, or the reason why it cannot be served.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _SIDE = re.compile(r"(\.lora_(?:embedding_)?)([AB])(?=\.|$)")
 
 
 class AdapterError(CsgmvEmbedError, ValueError):
-    """An adapter cannot be served as PEFT means it; the message names it, the tensor or key, and what to do."""
+    """An adapter cannot be served as PEFT means it. The message names the adapter, the tensor or key, and a remedy."""
 
 
 class LoraTensor(NamedTuple):
-    """A or B of a module; `module` is its path in the model, as PEFT matches patterns against it."""
+    """The A or B of a module. `module` is its path in the model, which PEFT matches patterns against."""
 
     module: str
     side: str  # A or B
@@ -58,7 +58,7 @@ class LoraTensor(NamedTuple):
 
 
 class FullWeight(NamedTuple):
-    """The whole weight of embed_tokens or lm_head; `base`: it is the one that LoRA was trained beside."""
+    """The whole weight of embed_tokens or lm_head. With `base`, it is the weight that LoRA was trained on top of."""
 
     module: str
     last: str
@@ -66,24 +66,24 @@ class FullWeight(NamedTuple):
 
 
 def lora_tensor(name: str) -> LoraTensor | None:
-    """What a tensor's name says; None if it is no A or B, which the bias of a B is not."""
+    """The module and side that a tensor's name means. None if it is neither A nor B, such as the bias of a B."""
     found = _LORA.fullmatch(name)
     return LoraTensor(found["module"], found["side"]) if found else None
 
 
 def full_weight(name: str) -> FullWeight | None:
-    """What a tensor's name says; None if it is not the weight of one of the two modules."""
+    """The module that a tensor's name means. None if it is not the weight of embed_tokens or lm_head."""
     found = _FULL.fullmatch(name)
     return FullWeight(found["module"], found["last"], found["base"] is not None) if found else None
 
 
 def partner(name: str) -> str:
-    """The name of the B to an A, of the A to a B."""
+    """The name of the B for an A, or of the A for a B."""
     return _SIDE.sub(lambda found: found[1] + ("B" if found[2] == "A" else "A"), name)
 
 
 def other_than_lora(name: str) -> str:
-    """What a tensor is that is neither A nor B."""
+    """A description of a tensor that is neither A nor B."""
     if "trainable_tokens" in name:
         return "has rows of their own for some tokens (trainable_token_indices)"
     if "magnitude" in name:
@@ -94,26 +94,26 @@ def other_than_lora(name: str) -> str:
 
 
 def require_lora(name: str, config: Config) -> None:
-    """Raises AdapterError if the configuration says that the adapter `name` is something else than A and B."""
+    """Raises AdapterError if the configuration of the adapter `name` is not plain A and B."""
     for key, what in OTHER_FORWARDS.items():
         if config.get(key):
             raise AdapterError(f"adapter {name}: {what}; {MERGE}")
     init = config.get("init_lora_weights", True)
     if (init.lower() if isinstance(init, str) else init) not in PLAIN_INITS:
         raise AdapterError(
-            f"adapter {name}: its init ({init}) takes a part out of the model's own weights; save it with PEFT's "
+            f"adapter {name}: its init ({init}) changes the model's own weights; save it with PEFT's "
             f"path_initial_model_for_weight_conversion, or {MERGE}"
         )
 
 
 def rank(config: Config, module: str) -> int:
-    """The rank of a module: rank_pattern's, else the adapter's."""
+    """The rank of a module: from rank_pattern, otherwise the adapter's."""
     found: int = _own(config.get("rank_pattern") or {}, module, config["r"])
     return found
 
 
 def scale(config: Config, module: str | None = None) -> float:
-    """What PEFT multiplies B(A(x)) by in a module; without one, in a module that no pattern names."""
+    """The factor by which PEFT multiplies B(A(x)) in a module. Without a module: where no pattern matches."""
     alpha, r = config["lora_alpha"], config["r"]
     if module is not None:
         alpha, r = _own(config.get("alpha_pattern") or {}, module, alpha), rank(config, module)

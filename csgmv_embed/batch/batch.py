@@ -31,7 +31,7 @@ NO_STRUCTURE = "this batch was planned without csgmv's structure; expected one m
 
 
 class StaticBuffers(NamedTuple):
-    """What a refill writes into."""
+    """The buffers that a refill writes into."""
 
     capacity: BatchCapacity
     buffer: torch.Tensor  # of all arrays, on the device
@@ -94,27 +94,30 @@ class EmbeddingBatch:
 
     @property
     def static(self) -> bool:
-        """Whether the buffers have a capacity and may hold fewer tokens than they are launched for."""
+        """Whether this batch has static buffers, which may hold fewer tokens than they have room for."""
         return self.max_tokens is not None
 
     @property
     def num_tokens(self) -> int | None:
-        """Tokens in the batch; None if only the device knows (a static batch of SGLang)."""
+        """Tokens in the batch. None if only the device knows (a static batch of SGLang)."""
         return self.contents.num_tokens
 
     @property
     def adapted(self) -> bool:
-        """Whether a token of the batch may have an adapter: False if it was built without any; static ones may."""
+        """Whether a token of the batch may have an adapter.
+
+        False only if it was built without any; static batches may.
+        """
         return self.contents.adapted
 
     def seen_words(self) -> int:
-        """All of the batch that a lookup by token words depends on, but what `check_fits` looks at every time."""
+        """What a lookup by token words depends on, except what `check_fits` checks in every call."""
         if self._arrays_seen is None:  # the arrays never change
             self._arrays_seen = _number_of(self)
         return self._arrays_seen
 
     def seen(self) -> tuple[object, ...]:
-        """The same for what walks csgmv's structure."""
+        """What kernels that walk csgmv's structure depend on, except what `check_fits` checks in every call."""
         contents, static = self.contents, self.max_tokens is not None
         return (
             self.seen_words(),
@@ -127,9 +130,9 @@ class EmbeddingBatch:
         )
 
     def structure(self) -> tuple[torch.Tensor, ...]:
-        """Permutation, bounds and slots of the segments, ranks and scalings: what kernels that multiply read.
+        """Permutation, bounds and slots of the segments, ranks and scalings, for kernels that multiply.
 
-        Raises ShapeError if the batch was planned without.
+        Raises ShapeError if the batch was planned without csgmv's structure.
         """
         bounds, slots, ranks, scalings = self.seg_indptr, self.seg_slots, self.ranks, self.scalings
         if bounds is None or slots is None or ranks is None or scalings is None:
@@ -137,14 +140,17 @@ class EmbeddingBatch:
         return bounds if self.permutation is None else self.permutation, bounds, slots, ranks, scalings
 
     def segment_arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same without scalings. In the place of a permutation that is none, which kernels are told, the bounds."""
+        """The same without scalings.
+
+        If there is no permutation, the bounds stand in its place and kernels are told so.
+        """
         bounds, slots, ranks = self.seg_indptr, self.seg_slots, self.ranks
         assert bounds is not None and slots is not None and ranks is not None
         return bounds if self.permutation is None else self.permutation, bounds, slots, ranks
 
     @property
     def without_adapter(self) -> bool:
-        """Whether no token of the batch has an adapter, now and whenever this launch is repeated in a graph."""
+        """Whether no token has an adapter, now and in every replay of a graph that captures this launch."""
         return not self.static and not self.adapted
 
     @property
@@ -167,10 +173,10 @@ class EmbeddingBatch:
     ) -> EmbeddingBatch:
         """Plan one batch into buffers of exactly its size.
 
-        seq_lens, seq_slots (sequences,): tokens and slot of each sequence, seq_lens None for one token each (decode);
-        ranks (slots,), 0 = no LoRA; scalings (slots,), 1.0 each if None; all on the host. segments: plan csgmv's
-        structure too, which alone keeps the scalings; tiles: those of linear layers beside it. Raises ShapeError,
-        SlotError, CapacityError on bad values.
+        seq_lens, seq_slots (sequences,): tokens and slot of each sequence; seq_lens=None means one token each (decode).
+        ranks (slots,): 0 means no LoRA. scalings (slots,): None means 1.0 each. All are on the host. segments=True also
+        plans csgmv's structure; scalings are kept only with it. tiles=True plans the tiles of linear layers and csgmv's
+        structure. Raises ShapeError, SlotError or CapacityError for bad values.
         """
         known = Ranks()
         known.update(ranks)
@@ -200,7 +206,7 @@ class EmbeddingBatch:
         chunk_size: int = 16,
         device: torch.device | str = "cuda",
     ) -> EmbeddingBatch:
-        """Static buffers for a CUDA graph, empty until the first `refill`. max_sequences: max_tokens if not given."""
+        """Static buffers for a CUDA graph, empty until the first `refill`. max_sequences defaults to max_tokens."""
         capacity = BatchCapacity(
             max_tokens=checked_size("max_tokens", max_tokens, 0),
             max_sequences=checked_size("max_sequences", max_tokens if max_sequences is None else max_sequences, 0),
@@ -217,10 +223,10 @@ class EmbeddingBatch:
 
     @classmethod
     def from_sglang(cls, batch_info: Any) -> EmbeddingBatch:
-        """A view of an SGLang LoRABatchInfo, of the csgmv backend or of the triton backend; nothing is copied.
+        """A view of an SGLang LoRABatchInfo, from the csgmv or the triton backend. Nothing is copied.
 
-        Take another view after each `prepare_lora_batch`, which may replace the arrays. Raises ShapeError, DtypeError,
-        DeviceError if a field the lookup needs is missing or is not what the kernels read.
+        Take a new view after each `prepare_lora_batch`, because it may replace the arrays. Raises ShapeError,
+        DtypeError or DeviceError if a field that the lookup needs is missing, or is not what the kernels read.
         """
         return cls(**foreign.described(batch_info))
 
@@ -229,9 +235,9 @@ class EmbeddingBatch:
     ) -> None:
         """Write another batch into the static buffers, in place, in the order of the current stream.
 
-        Takes what `build` takes. Raises CapacityError if it does not fit; the buffers are then unchanged.
-        One copy to the device; waits for the GPU only if it is several refills behind. Not while a graph is captured,
-        which would record the copy (DeviceError): refill before a replay.
+        Takes the arguments of `build`. Raises CapacityError if the batch does not fit; the buffers are then unchanged.
+        Makes one copy to the device. Waits for the GPU only if it is several refills behind. Call it before a replay,
+        not during a capture: the graph would record the copy (DeviceError).
         """
         if self._static is None:
             raise CapacityError("this batch has no static buffers; expected one made by EmbeddingBatch.allocate")
@@ -254,7 +260,7 @@ class EmbeddingBatch:
         staging.send(buffer)
 
     def without_token_words(self) -> EmbeddingBatch:
-        """The same batch seen through csgmv's structure alone; shares the device arrays and follows refills.
+        """A view of this batch with csgmv's structure only. It shares the device arrays and follows refills.
 
         Raises ShapeError if the batch was planned without segments.
         """
@@ -264,10 +270,10 @@ class EmbeddingBatch:
         return EmbeddingBatch(token_adapters=None, contents=self.contents, **others)
 
     def check_fits(self, tokens: int, slots: int, max_rank: int, what: str) -> None:
-        """Whether `tokens` rows of an operand and tables of slots and max_rank go with this batch.
+        """Check that an operand of `tokens` rows and tables of these slots and this max_rank fit the batch.
 
-        No rows do always: engines run their layers so on a rank that idles while others work. what: the operand's
-        name. Raises ShapeError, CapacityError.
+        Zero rows always fit: engines run their layers so on a rank that idles while others work. what: the operand's
+        name. Raises ShapeError or CapacityError.
         """
         contents, capacity = self.contents, self.max_tokens
         planned = contents.num_tokens

@@ -1,4 +1,4 @@
-"""The arrays of a batch in one buffer: views of it on the device, and what one plan writes into a host buffer."""
+"""The arrays of a batch in one buffer: views of it on the device, and writing a plan into a host buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csgmv_embed.batch.tile_plan import plan_tiles
 
 
 def device_arrays(capacity: BatchCapacity, device: torch.device) -> tuple[dict[str, Any], torch.Tensor]:
-    """What an EmbeddingBatch without contents is made of, and the one buffer of all its arrays."""
+    """The arrays of an EmbeddingBatch without contents, and the one buffer that holds them all."""
     packing = capacity.packing
     with torch.inference_mode(False):  # an inference tensor could not be refilled outside that mode
         buffer = torch.empty(packing.total, dtype=torch.int32, device=device)
@@ -48,7 +48,7 @@ def write_plan(
     tokens: int,
     factors: Int32Array,
 ) -> None:
-    """Write the arrays of these tokens into a host buffer of zeros. factors: the scalings, as 32-bit words."""
+    """Write the arrays of these tokens into a host buffer of zeros. factors: the scalings as 32-bit words."""
     words, *structure = host.views
     of_sequence = ranks.words[slots]
     words[:tokens] = of_sequence if lens is None else of_sequence.repeat(lens)

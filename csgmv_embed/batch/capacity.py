@@ -1,4 +1,4 @@
-"""What the buffers of a batch can hold, and what the host knows of what they hold."""
+"""What the buffers of a batch can hold, and what the host knows about their contents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from csgmv_embed.batch.tile_plan import block_for, most_tiles
 
 @dataclass(frozen=True)
 class BatchCapacity:
-    """What the buffers of a batch can hold; `segments`: csgmv's structure beside the token words."""
+    """What the buffers of a batch can hold. With `segments`, csgmv's structure in addition to the token words."""
 
     max_tokens: int
     max_sequences: int
@@ -21,12 +21,15 @@ class BatchCapacity:
 
     @property
     def max_segments(self) -> int:
-        """Most segments any batch can need: full chunks, and one ragged chunk for each slot in use."""
+        """The most segments that any batch can need: full chunks, and one partial chunk for each slot in use."""
         return self.max_tokens // self.chunk_size + min(self.slots, self.max_sequences, self.max_tokens)
 
     @property
     def packing(self) -> Packing:
-        """Of token_adapters, and with segments of permutation, seg_indptr, seg_slots, ranks and scalings."""
+        """The packing of the arrays.
+
+        These are token_adapters, and with segments also permutation, seg_indptr, seg_slots, ranks and scalings.
+        """
         if not self.segments:
             return packing_of((self.max_tokens,))
         structure = (self.max_tokens, self.max_segments + 1, self.max_segments, self.slots, self.slots)
@@ -46,7 +49,7 @@ class BatchCapacity:
 
 @dataclass
 class Contents:
-    """What the host knows of the tokens in the buffers; one object for every view of them."""
+    """What the host knows about the tokens in the buffers. All views of the buffers share one object."""
 
     num_tokens: int | None  # None: not known on the host
     max_rank: int | None  # largest rank in use; None: not known on the host

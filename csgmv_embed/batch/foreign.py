@@ -1,4 +1,4 @@
-"""A batch info of SGLang: what it has to be for the kernels, which read its arrays by address, and a view of it."""
+"""Checks a batch info of SGLang and makes a view of it. The kernels read its arrays by address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEEDED = ("seg_indptr", "weight_indices", "lora_ranks", "max_len")
 
 
 def check(batch_info: Any) -> None:
-    """Raises ShapeError, DtypeError, DeviceError."""
+    """Raises ShapeError, DtypeError or DeviceError if the kernels cannot read this batch info."""
     for name in NEEDED:
         if getattr(batch_info, name, None) is None:
             raise ShapeError(f"batch_info.{name} is None or missing; expected SGLang's LoRABatchInfo, prepared")
@@ -39,7 +39,7 @@ def check(batch_info: Any) -> None:
 
 
 def described(batch_info: Any) -> dict[str, Any]:
-    """What an EmbeddingBatch that views a LoRABatchInfo is made of. Raises ShapeError, DtypeError, DeviceError."""
+    """The fields of an EmbeddingBatch that views a LoRABatchInfo. Raises ShapeError, DtypeError, DeviceError."""
     check(batch_info)
     permutation = getattr(batch_info, "permutation", None)
     static = bool(batch_info.use_cuda_graph)

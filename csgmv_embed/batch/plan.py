@@ -1,4 +1,4 @@
-"""The arithmetic of a plan: what callers give as checked arrays, and csgmv's structure. numpy alone, no torch."""
+"""The arithmetic of a plan: checks the callers' arrays and computes csgmv's structure. Uses numpy only, no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Int32Array = npt.NDArray[np.int32]
 
 
 class Ranks:
-    """The ranks of the slots and what follows from them alone; they change when adapters do, not with every batch."""
+    """The ranks of the slots and what follows from them. They change with the adapters, not with every batch."""
 
     def __init__(self) -> None:
         self.given: list[int] | None = None
@@ -56,10 +56,10 @@ def plan_segments(
     seg_slots: Int32Array,
     rank_out: Int32Array,
 ) -> int:
-    """Write csgmv's structure into the given arrays; returns the number of segments.
+    """Write csgmv's structure into the given arrays. Returns the number of segments.
 
-    What is beyond the tokens in permutation, and beyond the segments in seg_slots, is left as it is: zeros, to be
-    neutral. seg_indptr has a neutral tail.
+    The rest of permutation behind the tokens, and of seg_slots behind the segments, is left as it is; it must be zeros
+    to be neutral. seg_indptr gets a neutral tail.
     """
     # 8 and 16-bit integers are sorted by radix.
     order = slots.astype(np.uint8 if len(ranks) <= BYTE else np.int16).argsort(kind="stable")
@@ -89,7 +89,7 @@ def plan_segments(
 
 
 def group_sizes(lens: Int64Array | None, slots: Int64Array, num_slots: int) -> Int64Array:
-    """Tokens of each slot; lens None: one a sequence."""
+    """Tokens of each slot. lens=None means one token for each sequence."""
     if lens is None:
         return np.bincount(slots, minlength=num_slots)
     return np.bincount(slots, weights=lens, minlength=num_slots).astype(np.int64)
@@ -97,7 +97,7 @@ def group_sizes(lens: Int64Array | None, slots: Int64Array, num_slots: int) -> I
 
 @cache
 def chunk_constants(chunk_size: int) -> tuple[Int64Array, Int64Array]:
-    """chunk_size and chunk_size - 1 without axes: numpy takes these at half the time of a Python int."""
+    """chunk_size and chunk_size - 1 as 0-d arrays, which numpy uses in half the time of a Python int."""
     return np.array(chunk_size), np.array(chunk_size - 1)
 
 
@@ -107,7 +107,7 @@ _counting_int32: Int32Array = np.arange(1024, dtype=np.int32)
 
 
 def counting(size: int) -> Int64Array:
-    """0, 1, ... size - 1, to be read only: a slice of an array made once costs less than another one."""
+    """0, 1, ... size - 1, read-only: a slice of an array made once, because that costs less than a new one."""
     global _counting
     if size > len(_counting):
         _counting = np.arange(1 << (size - 1).bit_length())
@@ -123,7 +123,10 @@ def counting_int32(size: int) -> Int32Array:
 
 
 def checked(seq_lens: Ints | None, seq_slots: Ints, num_slots: int) -> tuple[Int64Array | None, Int64Array, int]:
-    """Lengths (None: all one) and slots as int64 arrays and the tokens, or the error that names the first bad value."""
+    """Lengths (None: one each) and slots as int64 arrays, and the number of tokens.
+
+    Raises an error naming the first bad value.
+    """
     slots = _slot_array(seq_slots, num_slots)
     if seq_lens is None:
         return None, slots, len(slots)
@@ -157,7 +160,7 @@ def _allowed_bytes(num_slots: int) -> bytes:
 
 
 def checked_scalings(scalings: Sequence[float] | None, num_slots: int) -> Int32Array:
-    """The float32 scalings of the slots as 32-bit words, as they lie in a buffer; 1.0 each if None."""
+    """The float32 scalings of the slots as 32-bit words, as a buffer holds them. None means 1.0 each."""
     if scalings is None:
         return _ones(num_slots)
     try:
@@ -186,7 +189,7 @@ def checked_size(name: str, value: object, low: int, high: int = MAX_TOKENS) -> 
 
 
 def integer(name: str, value: object) -> int:
-    """A plain int, of anything that counts as one but a boolean. Raises ShapeError."""
+    """A plain int from any integer type except bool. Raises ShapeError."""
     try:
         if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
             raise TypeError

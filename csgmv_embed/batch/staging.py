@@ -20,7 +20,7 @@ LAPS = 2
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the arrays of a plan lie in a buffer of 32-bit words; each starts on 64 bytes."""
+    """Where the arrays of a plan lie in a buffer of 32-bit words. Each starts at a multiple of 64 bytes."""
 
     sizes: tuple[int, ...]
     starts: tuple[int, ...]
@@ -29,11 +29,14 @@ class Packing:
     places: tuple[int, ...]  # of the arrays among the cuts
 
     def host(self, words: Int32Array) -> list[Int32Array]:
-        """Views of a host buffer."""
+        """Views of the arrays in a host buffer."""
         return [words[start : start + size] for start, size in zip(self.starts, self.sizes, strict=True)]
 
     def device(self, buffer: torch.Tensor, used: Sequence[int] = ()) -> list[torch.Tensor]:
-        """Views of a device buffer. used: the sizes in use of the shrinking arrays, none larger than planned for."""
+        """Views of the arrays in a device buffer.
+
+        used: the used sizes of the shrinking arrays, at most the planned ones.
+        """
         cuts = [*self.cuts]
         for place, size in zip(self.places, used, strict=False):
             cuts[place + 1] += cuts[place] - size
@@ -44,9 +47,9 @@ class Packing:
 
 @lru_cache(maxsize=1024)
 def packing_of(sizes: tuple[int, ...], shrinking: int = 0) -> Packing:
-    """These arrays in this order, of which the first `shrinking` may be used in part.
+    """The packing of these arrays in this order. The first `shrinking` of them may be used in part.
 
-    Decode steps have the same sizes again and again.
+    Cached, because decode steps have the same sizes again and again.
     """
     ends = tuple(itertools.accumulate(_padded(size) for size in sizes))
     cuts: list[int] = []
@@ -59,7 +62,7 @@ def packing_of(sizes: tuple[int, ...], shrinking: int = 0) -> Packing:
 
 
 def host_memory(elements: int, *, pinned: bool) -> torch.Tensor:
-    """Zeros, in memory that a copy to the device may read while the host goes on."""
+    """Zeros in memory that can be copied to the device asynchronously."""
     with torch.inference_mode(False):
         return torch.zeros(elements, dtype=torch.int32, device="cpu", pin_memory=pinned)
 
@@ -72,7 +75,7 @@ class HostBuffer:
         self._packing: Packing | None = None
 
     def holds(self, packing: Packing) -> bool:
-        """Make room for it; False if the memory is too small. Steps of one size find their views made already."""
+        """Make room for a packing; False if the memory is too small. Steps of the same size reuse their views."""
         if self._packing is packing:
             return True
         if self._memory.shape[0] < packing.total:
@@ -85,10 +88,10 @@ class HostBuffer:
 
 
 class Staging:
-    """Pinned host buffers, taken in turn: the host fills one while the copies out of others are in flight.
+    """Pinned host buffers, used in turn: the host fills one while earlier ones are still being copied.
 
-    The ring goes round in LAPS. An event a lap, not one a copy, says when the buffers of a lap may be written again:
-    recording one and asking for it costs as much as planning the segments.
+    The ring is used in LAPS. One event for each lap, not for each copy, says when the buffers of a lap may be written
+    again, because recording and querying an event costs as much as planning the segments.
     """
 
     def __init__(self, device: torch.device, elements: int = 0) -> None:
@@ -100,7 +103,7 @@ class Staging:
         self._stream: tuple[int, torch.cuda.Stream] | None = None  # of the last copy
 
     def next(self, packing: Packing) -> HostBuffer:
-        """A buffer for `packing` that no copy reads any more; what is in it is undefined."""
+        """A buffer for `packing` that no copy reads any more. Its contents are undefined."""
         self._turn = (self._turn + 1) % len(self._buffers)
         if self._turn % LAP == 0 and self._stream is not None:
             self._record((self._turn - 1) // LAP % LAPS)  # the lap that ends here
@@ -114,7 +117,10 @@ class Staging:
         return buffer
 
     def send(self, target: torch.Tensor) -> None:
-        """Copy the buffer taken last to `target`, of its packing's size, in the order of the current stream."""
+        """Copy the buffer that `next` returned last to `target`, in the order of the current stream.
+
+        `target` has the size of the buffer's packing.
+        """
         if self._pinned:
             self._follow_stream()
         target.copy_(self._buffers[self._turn].tensor, non_blocking=True)

@@ -1,7 +1,8 @@
-"""Tiles of a batch: at most `block` rows of one slot each, what the kernels of linear layers walk. numpy alone.
+"""Plans the tiles of a batch, which the kernels of linear layers walk. Uses numpy only.
 
-Worked example, block 2, ranks [8, 0, 4], tokens 0, 1, 2 of slot 0, 3 of slot 1, 4 of slot 2: the tiles are rows 0, 1
-and row 2 of slot 0, and row 4 of slot 2. Row 3 has no adapter and no tile.
+A tile is at most `block` rows of one slot. Worked example with block 2, ranks [8, 0, 4], tokens 0, 1, 2 of slot 0,
+token 3 of slot 1, token 4 of slot 2: the tiles are rows 0 and 1 of slot 0, row 2 of slot 0, and row 4 of slot 2. Row 3
+has no adapter and no tile.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ DECODE_TOKENS = 512  # up to here a slot seldom has rows for a larger tile
 
 
 def block_for(tokens: int) -> int:
-    """Rows of a tile of a batch, or of buffers, of so many tokens."""
+    """Rows of a tile, for a batch or buffers of this many tokens."""
     return DECODE_BLOCK if tokens <= DECODE_TOKENS else PREFILL_BLOCK
 
 
 def most_tiles(tokens: int, slots: int, block: int) -> int:
-    """Never fewer than the tiles of a batch of `tokens` tokens in `slots` slots: whole ones, and one ragged each."""
+    """Upper bound of the tiles of `tokens` tokens in `slots` slots: full tiles, and one partial tile for each slot."""
     return tokens // block + min(slots, tokens)
 
 
@@ -34,11 +35,11 @@ def plan_tiles(
     words: Int32Array,
     rows: Int32Array,
 ) -> int:
-    """Write the tiles into the given arrays; returns their number.
+    """Write the tiles into the given arrays. Returns their number.
 
-    permutation (tokens,) groups the tokens by slot, group_tokens (slots,) of each; ranks (slots,); scalings (slots,) as
-    32-bit words. words (2 * most_tiles,) must be zeros: a pair slot << 16 | rank, scaling for each tile, and 0 behind
-    them. rows (block * most_tiles,) are overwritten, NO_ROW where a tile has none.
+    permutation (tokens,) groups the tokens by slot; group_tokens (slots,) counts them. ranks (slots,); scalings
+    (slots,) as 32-bit words. words (2 * most_tiles,) must be zeros on entry. Each tile gets a pair (slot << 16 | rank,
+    scaling); the rest stays 0. rows (block * most_tiles,) are overwritten, with NO_ROW where a tile has no row.
     """
     rows.fill(NO_ROW)
     adapted = ranks > 0

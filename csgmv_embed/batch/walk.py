@@ -1,4 +1,4 @@
-"""How programs walk csgmv's segments: several neighbouring ones in runs of one slot (kernels/common.py)."""
+"""How programs walk csgmv's segments: each takes several neighbouring ones, in runs of one slot (kernels/common.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Walk(NamedTuple):
 
 
 def walk(batch: EmbeddingBatch, tokens: int, block_m: int) -> Walk:
-    """How programs with tiles of block_m rows cover a batch of `tokens` tokens: several segments, or part of one."""
+    """How programs with tiles of block_m rows cover `tokens` tokens: each takes several segments, or part of one."""
     chunk_size = max(1, batch.chunk_size)
     segments = 1
     while 2 * segments * chunk_size <= block_m and segments < MAX_SEGMENTS:

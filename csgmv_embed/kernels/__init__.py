@@ -1,5 +1,6 @@
-"""The Triton kernels, and nothing else: what they compute is said in each file, who may call them in the op's.
+"""The Triton kernels and nothing else. Each file says what its kernels compute; the ops say who may call them.
 
-A kernel takes pointers, then counts that change from call to call, then one constant `c`: a NamedTuple with all that is
-compiled in, which the kernel's file defines. M, N and K are the axes of a product: rows, columns, what is summed over.
+A kernel takes pointers, then counts that change from call to call, then one constant `c`: a NamedTuple of everything
+that is compiled in, defined in the kernel's file. M, N and K are the axes of a product: rows, columns and the summed
+axis.
 """

@@ -21,7 +21,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 @triton.jit
 def overlap_launches():
-    """Programmatic dependent launch: the next kernel may be set up now, this one reads only after those before it."""
+    """Programmatic dependent launch: the next kernel may be set up now; this one waits for earlier ones, then reads."""
     gdc_launch_dependents()
     gdc_wait()
 
@@ -55,7 +55,7 @@ def run_at(segment, last, seg_slots_ptr, seg_indptr_ptr, SEGMENTS: tl.constexpr)
 
 @triton.jit
 def rows_at(start, end, num_tokens, permutation_ptr, HAS_PERMUTATION: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The rows at positions start, start + 1, ..., and the mask of those that there are."""
+    """The rows at positions start, start + 1, ..., and a mask of those that exist."""
     position = start + tl.arange(0, BLOCK_M)
     mask = position < end
     rows = position
@@ -66,7 +66,7 @@ def rows_at(start, end, num_tokens, permutation_ptr, HAS_PERMUTATION: tl.constex
 
 @triton.jit
 def rank_and_scaling(slot, num_slots, slot_ranks_ptr, scalings_ptr, MAX_RANK: tl.constexpr):
-    """Rank, at most MAX_RANK, and scaling of a slot; rank 0 for a slot that is none."""
+    """Rank, at most MAX_RANK, and scaling of a slot. The rank is 0 for an invalid slot."""
     known = (slot >= 0) & (slot < num_slots)
     rank = tl.minimum(tl.load(slot_ranks_ptr + slot, mask=known, other=0).to(tl.int32), MAX_RANK)
     return rank, tl.load(scalings_ptr + slot, mask=known, other=0.0).to(tl.float32)
@@ -129,7 +129,7 @@ def b_block(
 
 @triton.jit
 def product(left, right, total, WIDEN: tl.constexpr):
-    """total + left @ right in float32. WIDEN: for Triton's interpreter, which multiplies bfloat16 wrongly."""
+    """total + left @ right in float32. WIDEN is for Triton's interpreter, which gets bfloat16 products wrong."""
     if WIDEN:
         left = left.to(tl.float32)
         right = right.to(tl.float32)

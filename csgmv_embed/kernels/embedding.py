@@ -44,7 +44,10 @@ from csgmv_embed.kernels.common import a_rows, b_block, load_ids, product, rank_
 
 
 class RowsConstants(NamedTuple):
-    """What is compiled into the copy of base rows. Strides and widths in elements; bare_m are rows, bare_n columns."""
+    """Constants compiled into the copy of base rows.
+
+    Strides and widths in elements; bare_m are rows, bare_n columns.
+    """
 
     num_rows: int  # of the embedding
     missing_row: int  # -1: ids outside the embedding read zeros
@@ -58,7 +61,7 @@ class RowsConstants(NamedTuple):
 
 
 class LayerConstants(NamedTuple):
-    """What is compiled into the whole layer. block_m are rows, block_n columns, block_k ranks of a product."""
+    """Constants compiled into the whole layer. block_m are rows, block_n columns, block_k ranks of a product."""
 
     num_rows: int
     missing_row: int

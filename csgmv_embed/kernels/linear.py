@@ -40,7 +40,7 @@ from csgmv_embed.kernels.common import product
 
 
 class ShrinkConstants(NamedTuple):
-    """What is compiled into the shrink. Strides and widths in elements; block_m are tokens, block_n rows of A."""
+    """Constants compiled into the shrink. Strides and widths in elements; block_m are tokens, block_n rows of A."""
 
     x_stride_token: int
     a_stride_slot: int
@@ -61,7 +61,7 @@ class ShrinkConstants(NamedTuple):
 
 
 class ExpandConstants(NamedTuple):
-    """The same of the expand; block_n are columns of the output, block_k ranks."""
+    """Constants compiled into the expand. block_n are columns of the output, block_k ranks."""
 
     shrunk_stride_token: int
     shrunk_stride_split: int
@@ -86,7 +86,7 @@ class ExpandConstants(NamedTuple):
 
 
 class SumConstants(NamedTuple):
-    """The same of the sum of a shrink's parts."""
+    """Constants compiled into the sum of a shrink's parts."""
 
     parts_stride_token: int
     parts_stride_split: int

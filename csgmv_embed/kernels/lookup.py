@@ -1,4 +1,4 @@
-"""The two Triton kernels of the lookup: how they learn the adapter of a row differs, the rows they copy alike.
+"""The two Triton kernels of the lookup. They differ in how they find the adapter of a row, and copy rows alike.
 
 Equation, for every row t < num_tokens and column r < max_rank:
 
@@ -38,7 +38,7 @@ from csgmv_embed.kernels.common import a_rows, load_ids, overlap_launches
 
 
 class LookupConstants(NamedTuple):
-    """What is compiled into a lookup. Strides and widths in elements; block_m are rows, block_n ranks."""
+    """Constants compiled into a lookup. Strides and widths in elements; block_m are rows, block_n ranks."""
 
     vocab_size: int
     num_extra: int

@@ -1,1 +1,1 @@
-"""What every op shares between its contract and its kernel: checks, tiles, and launching once what was checked once."""
+"""What all ops share between contract and kernel: checks, tiles, and repeated launches without repeated checks."""

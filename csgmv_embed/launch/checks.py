@@ -1,4 +1,4 @@
-"""What every op asks of its tensors: each function raises an error that says what is wrong and what would be right.
+"""The checks that every op makes of its tensors. Each raises an error that says what is wrong and what was expected.
 
 None of this runs for operands that were seen before (direct.py).
 """
@@ -18,18 +18,18 @@ accept_host_tensors = INTERPRETED
 
 
 def check_axes(name: str, tensor: torch.Tensor, axes: int, described: str) -> None:
-    """Raises ShapeError unless the tensor has so many axes; described: what they are."""
+    """Raises ShapeError unless the tensor has `axes` axes. described: names of the axes, for the message."""
     if tensor.ndim != axes:
         raise wrong_shape(name, tensor, described)
 
 
 def wrong_shape(name: str, tensor: torch.Tensor, described: str) -> ShapeError:
-    """What to raise."""
+    """The ShapeError to raise for a tensor of the wrong shape."""
     return ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {described}")
 
 
 def check_memory(name: str, tensor: torch.Tensor) -> None:
-    """Raises DtypeError if the memory holds other values than the tensor: kernels read and write memory.
+    """Raises DtypeError if the tensor's memory holds other values than the tensor: kernels read and write memory.
 
     A conjugated tensor is complex, which no op takes.
     """
@@ -38,7 +38,7 @@ def check_memory(name: str, tensor: torch.Tensor) -> None:
 
 
 def check_autograd(name: str, tensor: torch.Tensor) -> None:
-    """Raises GradError if autograd expects a gradient of the tensor: no op has one to give."""
+    """Raises GradError if autograd expects a gradient of the tensor, because no op computes one."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise GradError(f"{name} requires grad; expected a tensor that does not, or a call under torch.no_grad()")
 
@@ -54,7 +54,10 @@ def check_tensor(
     any_dtype: bool = False,
     contiguous_last: bool = True,
 ) -> None:
-    """Raises ShapeError, DtypeError, DeviceError. shape: None where any extent will do; described: it in words."""
+    """Raises ShapeError, DtypeError, DeviceError.
+
+    shape: None where any extent is allowed. described: the shape in words.
+    """
     fits = tensor.ndim == len(shape) and all(
         wanted is None or have == wanted for have, wanted in zip(tensor.shape, shape, strict=True)
     )
@@ -73,13 +76,13 @@ def check_tensor(
 
 
 def check_rows_apart(name: str, tensor: torch.Tensor) -> None:
-    """Rows that are written must not share memory. Raises ShapeError."""
+    """Raises ShapeError if rows that are written share memory."""
     if tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
         raise ShapeError(f"{name} has strides {tensor.stride()}; expected rows that lie apart")
 
 
 def check_ids(input_ids: torch.Tensor, like: torch.Tensor, like_name: str) -> None:
-    """Raises ShapeError, DtypeError, DeviceError."""
+    """Raises ShapeError, DtypeError or DeviceError for unusable input ids."""
     if input_ids.ndim != 1 or not input_ids.is_contiguous():
         raise ShapeError(
             f"input_ids has shape {tuple(input_ids.shape)}, strides {input_ids.stride()}; expected contiguous (tokens,)"
@@ -94,7 +97,10 @@ def check_ids(input_ids: torch.Tensor, like: torch.Tensor, like_name: str) -> No
 def check_a_table(
     a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
 ) -> tuple[int, int, int]:
-    """Of an embedding layer. Returns (slots, max_rank, columns). Raises ShapeError, DtypeError, DeviceError."""
+    """Check the A table of an embedding layer.
+
+    Returns (slots, max_rank, columns). Raises ShapeError, DtypeError, DeviceError.
+    """
     check_tensor("a_table", a_table, (None,) * 3, "(slots, max_rank, vocab)", a_table, "a_table", contiguous_last=False)
     slots, max_rank, columns = a_table.shape
     if not 0 <= vocab_size <= columns:
@@ -107,7 +113,7 @@ def check_a_table(
 
 
 def check_device(batch_device: torch.device, like: torch.Tensor, like_name: str) -> None:
-    """Whether kernels can be launched, or interpreted, where the tensor is, and the batch is there too.
+    """Check that kernels can be launched, or interpreted, where the tensor is, and that the batch is there too.
 
     Raises DeviceError.
     """

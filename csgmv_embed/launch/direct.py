@@ -1,13 +1,14 @@
-"""Launching again what was launched before: without the checks, and without the JIT front of Triton.
+"""Repeats a launch with new pointers, without the checks and without the JIT front of Triton.
 
-Checking and preparing a launch costs more than launching, and Triton's front, which binds, specialises and hashes every
-argument of every call, costs more host time than the lookup takes on the GPU. So an op makes a key of all that its
-checks and its launch depend on, and `launches` keeps for each key what is to be launched. A `Launch` asks the front
-once and keeps the compiled kernel that it answers with.
+Checking and preparing a launch costs more than the launch itself. Triton's front binds, specialises and hashes every
+argument of every call, which costs more host time than the lookup takes on the GPU. So an op makes a key of everything
+that its checks and its launch depend on, and `launches` keeps a prepared launch for each key. A `Launch` asks the front
+once and keeps the compiled kernel that it returns.
 
-A key says all that Triton bakes into a binary too: the dtype of every tensor, which of them start on 16 bytes, all that
-decides a constant (strides and sizes, which Triton specialises on being 1 or a multiple of 16), the device. What it
-leaves out are the addresses. A key that forgot one thing would run another call's binary on this call's data.
+The key also covers everything that Triton bakes into a binary: the dtype of every tensor, which tensors start at a
+multiple of 16 bytes, the device, and all strides and sizes that decide a constant (Triton specialises on 1 and on
+multiples of 16). It does not contain addresses. If the key missed one of these, another call's binary would run on this
+call's data.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ _variants: dict[Key, tuple[Any, launchers.Run | None]] = {}
 
 @lru_cache
 def gpu_name(device: torch.device) -> str:
-    """The model of GPU, as tables of tiles are named by it; empty for a CPU."""
+    """The GPU model, as the names of tile tables have it. Empty for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 class Nothing:
-    """There is nothing to launch."""
+    """A launch that does nothing."""
 
     plan = ""
 
@@ -59,11 +60,11 @@ NOTHING = Nothing()
 
 
 class Launch:
-    """A launch but for its tensors: kernel, grid, counts and the constant `c`, checked and prepared.
+    """A prepared and checked launch without its tensors: kernel, grid, counts and the constant `c`.
 
     The kernel's parameters are tensors, then counts, then `c`. Counts are declared `do_not_specialize`. pdl: the kernel
-    may be set up while the one before it still runs, which it waits for (overlaps_launches); its constant must say so
-    too. Calling it launches on the current stream of the device where the tensors are.
+    may be set up while its predecessor still runs, and waits for it (overlaps_launches); its constant must say so too.
+    A call launches on the current stream of the device that the tensors are on.
     """
 
     __slots__ = ("_bound", "constant", "counts", "grid", "kernel", "num_warps", "pdl", "plan")
@@ -139,10 +140,10 @@ def ready(
     prepare: Callable[..., Launch | Nothing],
     *given: object,
 ) -> Callable[[], None]:
-    """The launch of a product: kernel(*arrays, *operands, ...), to be called. Raises what `prepare` raises.
+    """The launch of a product, to be called with kernel(*arrays, *operands, ...). Raises what `prepare` raises.
 
-    arrays: what the kernel reads of the batch. known: all else that checks and launch depend on.
-    prepare(*operands, *given) checks the operands and makes a launch that is not kept yet.
+    arrays: what the kernel reads of the batch. known: everything else that checks and launch depend on.
+    prepare(*operands, *given) checks the operands and makes a launch if none is kept yet.
     """
     tensors = (*arrays, *operands)
     pointers, misaligned = addresses(tensors)
@@ -154,7 +155,7 @@ def ready(
 
 
 def keep(key: Key, found: Launch | Nothing) -> Launch | Nothing:
-    """Launch this for equal operands from now on."""
+    """Keep this launch for calls with equal operands."""
     _kept(launches, key, found)
     return found
 
@@ -166,13 +167,13 @@ def _kept(store: dict[Key, Any], key: Key, value: object) -> None:
 
 
 def seen(tensor: torch.Tensor) -> Key:
-    """All of a tensor that a check or a launch depends on, but its address."""
+    """Everything about a tensor that a check or a launch depends on, except its address."""
     grad = tensor.requires_grad and torch.is_grad_enabled()
     return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.is_neg(), grad
 
 
 def addresses(tensors: Tensors) -> tuple[list[int], object]:
-    """Where the tensors are, and of these addresses what a launch depends on: how they lie modulo ALIGNMENT."""
+    """The tensors' addresses, and what a launch depends on of them: their remainder modulo ALIGNMENT."""
     pointers = [tensor.data_ptr() for tensor in tensors]
     if reduce(or_, pointers) % ALIGNMENT == 0:  # tells of all
         return pointers, None
@@ -180,7 +181,7 @@ def addresses(tensors: Tensors) -> tuple[list[int], object]:
 
 
 def width(tensor: torch.Tensor, *placing: int) -> int:
-    """Most elements that may be read as one: a power of two dividing the address and all `placing`, in elements."""
+    """The most elements that may be read as one: a power of two dividing the address and all `placing`, in elements."""
     element_bytes, address = tensor.element_size(), tensor.data_ptr()
     found = math.gcd(ALIGNMENT // element_bytes, *placing)
     while found > 1 and address % (found * element_bytes):
@@ -189,7 +190,7 @@ def width(tensor: torch.Tensor, *placing: int) -> int:
 
 
 def overlaps_launches(device: torch.device) -> bool:
-    """Whether kernels for this device may wait for their predecessors themselves: compute capability 9.0 and later.
+    """Whether kernels on this device can wait for their predecessors: compute capability 9.0 and later.
 
     On the CPU, where kernels are interpreted or only compiled, the driver's target decides.
     """
@@ -197,7 +198,7 @@ def overlaps_launches(device: torch.device) -> bool:
 
 
 def why_no_overlap(device: torch.device) -> str | None:
-    """What programmatic dependent launch (`pdl`) lacks on this device; None where it can be had."""
+    """Why programmatic dependent launch (`pdl`) is unavailable on this device; None if it is available."""
     if device.type == "cuda":
         return _why_no_overlap(device.index)
     if knobs.runtime.interpret:
@@ -218,7 +219,7 @@ def _why_no_overlap(device: int) -> str | None:
 
 
 def overlaps_or_warns(device: torch.device) -> bool:
-    """The same for a caller who asked for it: on a GPU that has none, a warning says once a process why."""
+    """Like overlaps_launches, but warns once in a process, with the reason, on a GPU that cannot do it."""
     reason = why_no_overlap(device)
     if reason is not None and device.type == "cuda":
         _warn_once(f"pdl=True has no effect: {reason}")
@@ -237,7 +238,7 @@ def _triton_has_pdl() -> bool:
 
 
 def variant_key(kernel: Any, tensors: Tensors, constant: object, num_warps: int, device: int) -> Key:
-    """What the binary of a call depends on."""
+    """What the compiled binary of a call depends on."""
     misaligned = 0
     for tensor in tensors:
         misaligned = misaligned << 1 | (tensor.data_ptr() % ALIGNMENT != 0)

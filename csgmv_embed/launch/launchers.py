@@ -1,9 +1,9 @@
-"""How a compiled kernel is launched without Triton's front: by the form of its launcher.
+"""Launches a compiled kernel without Triton's front, according to the form of its launcher.
 
-The front hands everything to the kernel's launcher, which makes the arguments of one function of the driver and calls
-it. To call that function straight away one has to know its arguments, and these differ between versions of Triton. So
-the launcher is asked: a copy of it, whose function only notes what it is given, is called as the front would. If that
-is one of the forms known here, the launch can be made without the launcher; if not, the front stays in use.
+The front passes everything to the kernel's launcher, which builds the arguments of one driver function and calls it.
+These arguments differ between versions of Triton. To learn them, a copy of the launcher, whose driver function only
+records its arguments, is called as the front would call it. If the arguments have one of the forms known here, the
+driver function is called directly from then on. Otherwise the front stays in use.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Run = Callable[[Grid, int, Sequence[int], tuple[int, ...]], None]  # grid, strea
 
 
 def straight(compiled: Any, constant: object, parameters: int) -> Run | None:
-    """Launches `compiled` with what its binary fixes; None where only Triton's front can.
+    """A function that launches `compiled` directly, with what its binary fixes; None if only Triton's front can.
 
-    parameters: of the kernel, which are pointers, counts and, last, the constant. The front is needed for a binary that
-    wants scratch memory, an instrumented one for example, for a launcher of an unknown form, and on an AMD GPU.
+    parameters: those of the kernel: pointers, counts and last the constant. The front is needed if the binary wants
+    scratch memory (an instrumented one does), if the launcher's form is unknown, and on an AMD GPU.
     """
     launcher = compiled.run
     if _wants_memory(launcher):

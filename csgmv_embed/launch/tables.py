@@ -1,4 +1,4 @@
-"""What kernels are told of the A table of an embedding layer and its added tokens."""
+"""The constants by which kernels read the A table of an embedding layer and its added tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from csgmv_embed.launch.direct import width
 
 
 def a_table_constants(a_table: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None) -> dict[str, Any]:
-    """a_table (slots, max_rank, >= vocab_size) and extra_embeddings (slots, extra, max_rank), checked."""
+    """Check the A table and the added tokens, and return their constants.
+
+    a_table (slots, max_rank, >= vocab_size); extra_embeddings (slots, extra, max_rank).
+    """
     extra = a_table if extra_embeddings is None else extra_embeddings  # never read when there is none
     max_rank = a_table.shape[1]
     wide = a_table.stride(1) == 1  # the ranks of a token lie side by side

@@ -1,8 +1,8 @@
-"""Which tile a kernel takes, and why: a rule for each kernel, and before it what was measured to be faster on this GPU.
+"""Chooses the tile of a kernel: what was measured to be fastest on this GPU, otherwise a rule for the kernel.
 
-A tile is BLOCK_M rows by BLOCK_N columns of what is written; a product takes BLOCK_K terms of its sum at a time.
+A tile is BLOCK_M rows by BLOCK_N columns of the output; a product takes BLOCK_K terms of its sum at a time.
 
-Every choice is asked for by the name of its kernel (`Kernel`). A tile that is forced comes first, then the GPU's table
+Every choice is asked for by the name of its kernel (`Kernel`). A forced tile comes first, then the GPU's table
 (launch/tuned.py), then the rule.
 """
 
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class LookupTile(NamedTuple):
-    """Of a lookup: one program copies block_m tokens by block_n ranks with num_warps warps."""
+    """Tile of a lookup: one program copies block_m tokens by block_n ranks with num_warps warps."""
 
     block_m: int
     block_n: int
@@ -49,9 +49,9 @@ SCATTERED_TILE = LookupTile(block_m=32, block_n=16, num_warps=4)
 
 
 class MatrixTile(NamedTuple):
-    """Of the embedding layer: a program takes block_m tokens by `steps` blocks of block_n columns.
+    """Tile of the embedding layer: a program takes block_m tokens by `steps` blocks of block_n columns.
 
-    Ranks are multiplied block_k at a time.
+    It multiplies block_k ranks at a time.
     """
 
     block_m: int
@@ -62,9 +62,9 @@ class MatrixTile(NamedTuple):
 
 
 class ShrinkTile(NamedTuple):
-    """Of linear layers and lm_head: a program takes a tile of tokens, block_n rows of A and one of `splits` parts.
+    """Tile of the shrink in linear layers and lm_head: tokens, block_n rows of A, and one of `splits` parts of the sum.
 
-    These are parts of the long sum, block_k input features. The rows of a tile are the batch's (batch/tile_plan.py).
+    The long sum is taken block_k input features at a time. The batch decides the tile's tokens (batch/tile_plan.py).
     """
 
     block_n: int
@@ -75,7 +75,10 @@ class ShrinkTile(NamedTuple):
 
 
 class ExpandTile(NamedTuple):
-    """The same: a program takes a tile of tokens and `steps` blocks of block_n columns; block_k are ranks."""
+    """Tile of the expand in linear layers and lm_head: a program takes `steps` blocks of block_n columns.
+
+    block_k are ranks. The batch decides the tile's tokens (batch/tile_plan.py).
+    """
 
     block_n: int
     block_k: int
@@ -101,7 +104,7 @@ VOCABULARY = 1 << 16  # columns from which on a decode step has programs enough 
 
 
 class Forced:
-    """Tiles that are used whatever the tables and the rules say, by kernel: for measuring them."""
+    """Tiles to use whatever the tables and rules say, by kernel. Used to measure tiles."""
 
     __slots__ = ("seen", "tiles")
 
@@ -115,7 +118,7 @@ forced_now = Forced()
 
 @contextmanager
 def forced(**kernels: tuple[Any, ...]) -> Iterator[None]:
-    """Within, these kernels use these tiles: forced(layer=MatrixTile(...)). Keywords are names of `Kernel`."""
+    """Within this context, kernels use these tiles: forced(layer=MatrixTile(...)). Keywords are names of `Kernel`."""
     before = forced_now.tiles
     _force({**before, **kernels})
     try:
@@ -149,7 +152,7 @@ def choose_lookup(
 ) -> LookupTile:
     """The tile for num_tokens rows of max_rank columns of element_bytes each.
 
-    rows_contiguous: the table is vocab-major. gpu: the name torch.cuda.get_device_name gives, empty for none.
+    rows_contiguous: the table is vocab-major. gpu: the name that torch.cuda.get_device_name returns, empty for none.
     """
     kernel = lookup_kernel(plan, rows_contiguous)
     rule = lookup_rule(num_tokens, max_rank, rows_contiguous)
@@ -161,12 +164,12 @@ def choose_lookup(
 
 
 def lookup_kernel(plan: Plan, rows_contiguous: bool) -> Kernel:
-    """A plan and a storage have a table of their own: what suits one does not suit the other."""
+    """The kernel's name in the tables. Each plan and storage has its own, because they need different tiles."""
     return f"lookup_{plan}_{'vocab' if rows_contiguous else 'rank'}_major"  # type: ignore[return-value]
 
 
 def lookup_rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> LookupTile:
-    """What is used where no table knows better."""
+    """The tile where no table has a better one."""
     rank = next_power_of_2(max_rank)
     if not rows_contiguous:
         return SCATTERED_TILE._replace(block_n=min(rank, SCATTERED_TILE.block_n))
@@ -176,7 +179,7 @@ def lookup_rule(num_tokens: int, max_rank: int, rows_contiguous: bool) -> Lookup
 
 
 def next_power_of_2(value: int) -> int:
-    """The smallest power of two that is not below value, 1 at least."""
+    """The smallest power of two that is at least `value`, and at least 1."""
     return 1 << max(0, value - 1).bit_length()
 
 
@@ -201,7 +204,7 @@ def choose_layer(num_tokens: int, max_rank: int, hidden: int, element_bytes: int
 
 
 def layer_rule(num_tokens: int, max_rank: int, element_bytes: int) -> MatrixTile:
-    """What is used where no table knows better."""
+    """The tile where no table has a better one."""
     small = max_rank <= SMALL_RANK
     if element_bytes > 2:
         return MatrixTile(16, 64, 16, 4, 1 if num_tokens <= WORDS_MAX_TOKENS else 4)
@@ -217,10 +220,10 @@ def layer_rule(num_tokens: int, max_rank: int, element_bytes: int) -> MatrixTile
 
 
 def block_k(config: MatrixTile, max_rank: int) -> int:
-    """Ranks multiplied at a time: 16 for tables of up to 16, else the tile's, which is 16 or 64 and never 32.
+    """Ranks multiplied at a time: 16 for tables of up to rank 16, otherwise the tile's, which is 16 or 64, never 32.
 
-    With blocks of 32 the LLVM of Triton 3.6 pairs the rank indices of A and B in one vector, shifts the unused half
-    beyond its 32 bits and lets it run over into the other: the kernel then reads A at odd addresses.
+    With blocks of 32, the LLVM of Triton 3.6 packs the rank indices of A and B into one vector, shifts the unused half
+    beyond its 32 bits and lets it carry into the other half. The kernel then reads A at odd addresses.
     tests/csgmv_embed/kernels/test_compiled_layers.py looks for such shifts.
     """
     return MIN_TILE if max_rank <= MIN_TILE else config.block_k
@@ -253,7 +256,7 @@ def _linear_shrink(
 def linear_shrink_rule(
     decode: bool, token_tiles: int, stacked: int, in_features: int, element_bytes: int
 ) -> ShrinkTile:
-    """What is used where no table knows better."""
+    """The tile where no table has a better one."""
     if element_bytes > 2:
         return ShrinkTile(16, 64, 1, 2, 4)
     block_n = min(64, max(MIN_TILE, next_power_of_2(stacked)))
@@ -266,16 +269,16 @@ def linear_shrink_rule(
 
 
 def choose_linear_expand(decode: bool, out_features: int, max_rank: int, element_bytes: int, gpu: str) -> ExpandTile:
-    """The expand's, from 5 tiles each, timed as for the shrink; block_k is never 32, as `block_k` says.
+    """The tile of the expand, from 5 tiles for each site, timed as for the shrink. block_k is never 32 (see `block_k`).
 
-    Of a vocabulary from 25 tiles, timed for 32, 128 and 512 rows of ranks 16 and 64.
+    For a vocabulary it is from 25 tiles, timed for 32, 128 and 512 rows of ranks 16 and 64.
     """
     rule = linear_expand_rule(decode, out_features, max_rank, element_bytes)
     return _choose("lora_expand", rule, (int(decode), max_rank, out_features), element_bytes, gpu)
 
 
 def linear_expand_rule(decode: bool, out_features: int, max_rank: int, element_bytes: int) -> ExpandTile:
-    """What is used where no table knows better."""
+    """The tile where no table has a better one."""
     if element_bytes > 2:
         return ExpandTile(64, MIN_TILE, 1, 1, 4)
     ranks = MIN_TILE if max_rank <= MIN_TILE else 64

@@ -1,9 +1,9 @@
 """Tiles that were measured to be faster than the rule's, by GPU model: `tuned/<GPU name>.json`.
 
-`python -m bench tune` writes such a file on its GPU. Its *grids* say for each kernel, and each size of an element in
-bytes, at which sizes was measured; its *rows* are the cells of these grids where a tile beat the rule by more than the
-noise of fresh processes, with both times and the least that this proves. A call belongs to the cell of the next larger
-sizes, or of the largest; where that cell has no row, or its GPU no file, the rule holds.
+`python -m bench tune` writes such a file on its GPU. For each kernel and element size in bytes, *grids* are the sizes
+that were measured. *rows* are the cells of these grids in which a tile beat the rule by more than the noise of fresh
+processes, with both times and the smallest gain that they prove. A call belongs to the cell of the next larger sizes,
+or of the largest. The rule holds if that cell has no row, or the GPU no file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Cell = tuple[str, int, Sizes]  # kernel, element_bytes, where
 
 
 class Grid(NamedTuple):
-    """At which sizes a kernel was measured: the steps of each of its axes, rising."""
+    """The sizes at which a kernel was measured: the steps of each axis, in rising order."""
 
     kernel: str
     element_bytes: int
@@ -33,7 +33,7 @@ class Grid(NamedTuple):
 
 
 class TunedRow(NamedTuple):
-    """A tile, by the fields of its kernel's, and what it gained over the rule's where it was measured."""
+    """A tile, as the fields of its kernel's tile, and its gain over the rule's where it was measured."""
 
     kernel: str
     element_bytes: int
@@ -45,7 +45,7 @@ class TunedRow(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What is known of a GPU."""
+    """The grids and rows of a GPU."""
 
     grids: dict[tuple[str, int], Grid]
     rows: dict[Cell, TunedRow]
@@ -53,7 +53,7 @@ class Table(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def tuned(gpu: str, kernel: str, element_bytes: int, sizes: Sizes) -> dict[str, int] | None:
-    """The fields of the tile for these sizes, in the order of the kernel's axes; None where the rule holds."""
+    """The fields of the tile for these sizes, given in the order of the kernel's axes. None where the rule holds."""
     table = read_table(gpu)
     grid = table.grids.get((kernel, element_bytes))
     row = table.rows.get((kernel, element_bytes, grid.cell(sizes))) if grid else None
@@ -62,7 +62,7 @@ def tuned(gpu: str, kernel: str, element_bytes: int, sizes: Sizes) -> dict[str, 
 
 @lru_cache
 def read_table(gpu: str) -> Table:
-    """What is known of a GPU by its name; nothing where it has not been tuned for."""
+    """The table of a GPU model; an empty one if the GPU has not been tuned."""
     path = table_path(gpu)
     if not gpu or not path.exists():
         return Table({}, {})
@@ -76,7 +76,7 @@ def read_table(gpu: str) -> Table:
 
 
 def table_path(gpu: str) -> Path:
-    """Where the table of a GPU is kept."""
+    """Path of the table of a GPU."""
     return FOLDER / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}.json"
 
 

@@ -1,7 +1,7 @@
-"""The SGLang plugin: embedding LoRA of the csgmv backend on this library's kernel and planner.
+"""The SGLang plugin: runs LoRA of the csgmv backend on this library's kernels and planner.
 
-SGLang 0.5.11 and later load it by its entry point; for 0.5.10 call `install()`. `status()` says what became of it,
-`python -m csgmv_embed doctor` shows it. Importing this package imports nothing of SGLang.
+SGLang 0.5.11 and later load it through its entry point; for 0.5.10 call `install()`. `status()` says whether it is
+active, and `python -m csgmv_embed doctor` prints that. Importing this package imports nothing of SGLang.
 """
 
 from csgmv_embed.sglang.installer import HookStatus, Status, install, register, status

@@ -1,9 +1,9 @@
-"""Whether a function of ours still runs where it was put: what is there now, and what that can call.
+"""Finds out whether a function of ours still runs where it was installed, by looking at what replaced it.
 
-Told: ours itself; a function that holds ours in its closure, its default values, a global that its code names, a
-partial, a method or a callable object, whether or not it calls it then. Not told: one that looks ours up in some other
-way when it is called, from a list or an attribute of an object. A `__wrapped__` alone is only a name: SGLang's own
-REPLACE hooks set it and never call what it names.
+It finds ours itself, and any function that holds ours in its closure, its default values, a global that its code names,
+a partial, a method or a callable object, even if it does not call it. It does not find ours if the replacement looks it
+up in another way, from a list or an attribute of an object. A `__wrapped__` alone proves nothing: SGLang's own REPLACE
+hooks set it and never call what it names.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MOST = 1000  # functions looked at; a wrapper reaches a handful
 
 
 def holds(function: Any, ours: Any) -> bool:
-    """Whether this very function is the one that was put in place around ours."""
+    """Whether this is exactly the function that was installed around ours."""
     return any(value is ours for value in _closure(function))
 
 
 def reaches(function: Any, ours: Any) -> bool:
-    """Whether what the function holds leads to ours."""
+    """Whether a function's contents lead to ours."""
     seen: set[int] = set()
     waiting = [(function, True)]
     while waiting and len(seen) < MOST:
@@ -40,7 +40,7 @@ def reaches(function: Any, ours: Any) -> bool:
 
 
 def described(function: Any) -> str:
-    """Where a function was written: its own words, for a wrapper bears the name of what it wraps."""
+    """Where a function was written. A wrapper bears the name of what it wraps, so its own code is asked."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if code is None:
         return f"{type(function).__module__}.{type(function).__qualname__} object"

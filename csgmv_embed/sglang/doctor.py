@@ -1,4 +1,4 @@
-"""`python -m csgmv_embed doctor`: loads the plugin as a server would, and says what became of each hook."""
+"""`python -m csgmv_embed doctor`: loads the plugin as a server would, and reports the state of each hook."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SELECT = "SGLANG_PLUGINS"  # SGLang's own list of plugins to load; empty means a
 
 
 def examine() -> tuple[Status, str]:
-    """Load the plugin in this process; returns its status and how it came to be loaded.
+    """Load the plugin in this process. Returns its status and how it was loaded.
 
-    Raises nothing: an error is the status's reason.
+    Raises nothing: the status has the reason of an error.
     """
     logging.disable(logging.CRITICAL)  # the reasons are in the status
     way = "csgmv_embed.sglang.install()"
@@ -48,7 +48,7 @@ def _selected() -> str:
 
 
 def report(found: Status, way: str) -> Iterator[str]:
-    """The lines of the doctor's answer."""
+    """The lines of the doctor's report."""
     yield f"sglang       {found.sglang or 'not installed'}"
     yield f"known        {', '.join(known_versions())}"
     yield f"loaded by    {way}"

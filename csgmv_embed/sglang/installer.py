@@ -1,4 +1,4 @@
-"""Putting the hooks in place, and making sure that they are: SGLang only logs a hook that did not apply."""
+"""Installs the hooks and checks that they are in place, because SGLang only logs a hook that did not apply."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ FUNCTIONS = _functions(with_ranges=ranges.wanted())
 
 @dataclass(frozen=True)
 class HookStatus:
-    """One hook: applied, or the reason why not; `file` is where the function that runs now was written.
+    """One hook: applied, or the reason why not. `file` is where the function that runs now was written.
 
-    `off`: what switches the hook off although it is applied; empty if it does its work. `behind`: another module's
-    function that stands before ours and decides whether ours is called; empty if there is none.
+    `off`: what disables the hook although it is applied; empty if it works. `behind`: another module's function that
+    runs before ours and decides whether ours is called; empty if there is none.
     """
 
     name: str
@@ -63,8 +63,8 @@ class HookStatus:
 class Status:
     """The plugin in this process. `reason` says why it is not active; empty if it is.
 
-    It is active while every required hook is in the chain of calls. If another module takes one out, those that are
-    left still run.
+    It is active while every required hook is in the chain of calls. If another module removes one, the others still
+    run.
     """
 
     sglang: str | None
@@ -78,7 +78,7 @@ _status = Status(None, False, NOT_LOADED)
 
 
 def status() -> Status:
-    """What became of the last `register` or `install` in this process, and whether each hook is in its place still."""
+    """The result of the last `register` or `install` in this process, and whether each hook is still in place."""
     hooks = tuple(_now(hook) for hook in _status.hooks)
     lost = [now for now, then in zip(hooks, _status.hooks, strict=True) if then.applied and not now.applied]
     missing = "; ".join(f"{hook.name}: {hook.reason}" for hook in lost if hook.required)
@@ -88,10 +88,10 @@ def status() -> Status:
 
 
 def register() -> None:
-    """The entry point in the group sglang.srt.plugins: registers the hooks, and a check for when SGLang applied them.
+    """The entry point in the group sglang.srt.plugins: registers the hooks, and a check after SGLang has applied them.
 
-    Refuses, with a warning in SGLang's log, an SGLang version it does not know; SGLang's own path then stays.
-    Raises SettingError on a bad CSGMV_EMBED_* variable, which SGLang logs.
+    Refuses an unknown SGLang version with a warning in SGLang's log; SGLang's own path then stays. Raises SettingError
+    for a bad CSGMV_EMBED_* variable, which SGLang logs.
     """
     release = _release()
     if release is None or runtime.active is not None:
@@ -103,7 +103,7 @@ def register() -> None:
 
 
 def install() -> Status:
-    """Put the hooks in place now. For SGLang 0.5.10, which loads no plugins; harmless where it does.
+    """Install the hooks now. For SGLang 0.5.10, which loads no plugins; harmless for later versions.
 
     Call it in every process before the server starts: at the top level of the script that launches it. Raises
     SettingError, VersionError.
@@ -124,7 +124,7 @@ def install() -> Status:
 
 
 def check(release: Release) -> Status:
-    """Look at every hook, and switch the plugin on if all required ones are in place, else off."""
+    """Look at every hook. Switch the plugin on if all required ones are in place, otherwise off."""
     settings = Settings.from_environment()
     found = tuple(_look(hook, settings) for hook in release.hooks)
     required = {hook.name for hook in release.hooks if hook.required}

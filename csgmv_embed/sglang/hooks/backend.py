@@ -1,4 +1,4 @@
-"""What runs in place of the backend's preparation of batches, and of what it prepares for."""
+"""Replaces how the backend prepares batches, and the modules that it prepares for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def prepare(
     use_cuda_graph: bool,
     use_prefill_cuda_graph: bool = False,
 ) -> None:
-    """`prepare_lora_batch`."""
+    """Replaces `prepare_lora_batch`."""
     state = runtime.state_of(backend)
     static_info = None
     if state is not None and use_prefill_cuda_graph:
@@ -34,7 +34,7 @@ def prepare(
 
 
 def decode_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -> None:
-    """The init method of the batch info of captured decode."""
+    """Replaces the init method of the batch info of captured decode."""
     original(backend, *args, **kwargs)
     state = runtime.state_of(backend)
     if state is not None:
@@ -42,7 +42,7 @@ def decode_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) ->
 
 
 def prefill_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -> None:
-    """The init method of the batch info of captured prefill."""
+    """Replaces the init method of the batch info of captured prefill."""
     original(backend, *args, **kwargs)
     state = runtime.state_of(backend)
     if state is not None:
@@ -50,9 +50,9 @@ def prefill_graph(original: Original, backend: Any, *args: Any, **kwargs: Any) -
 
 
 def modules(original: Original, manager: Any) -> None:
-    """`update_lora_info`: which of the two modules the backend has to prepare for.
+    """Replaces `update_lora_info`: decides which of the two modules the backend has to prepare for.
 
-    The adapters that a server starts with are read before there is a pool; here they are held against it.
+    The adapters that a server starts with are read before the pool exists, so they are checked against it here.
     """
     original(manager)
     state = runtime.state_of(manager.lora_backend)

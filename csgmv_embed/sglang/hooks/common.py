@@ -1,7 +1,7 @@
-"""What several hooks share.
+"""Functions that several hooks share.
 
 A hook is `hook(original, *arguments of the original)`, as SGLang's registry calls its around hooks. While the plugin is
-off each passes through to SGLang's own function.
+off, each hook calls SGLang's own function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Original = Callable[..., Any]
 
 
 def serving_state(hook: str, layer: Any) -> State | None:
-    """The plugin's state of the layer's backend; None where SGLang's own function is to run."""
+    """The plugin's state of the layer's backend. None if SGLang's own function is to run."""
     if not runtime.serves(hook):
         return None
     return runtime.state_of(layer.lora_backend)
@@ -35,7 +35,7 @@ def batch_info_of(state: State) -> Any:
 def added_tokens(
     weights: torch.Tensor, vocab_size: int, extra_embeddings: torch.Tensor | None
 ) -> tuple[int, torch.Tensor | None]:
-    """vocab_size and extra_embeddings as the ops take them: the columns beyond the vocabulary are added tokens too.
+    """vocab_size and extra_embeddings for the ops. Columns beyond the vocabulary are added tokens too.
 
     weights (slots, max_rank, vocab_size [+ added]). Raises ShapeError.
     """
@@ -49,19 +49,19 @@ def added_tokens(
 
 
 def planned_rows(batch: EmbeddingBatch, rows: int) -> int:
-    """How many of a layer's rows are the batch's: those that SGLang pads an eager batch with have no adapter."""
+    """How many of a layer's rows belong to the batch. SGLang pads eager batches with rows that have no adapter."""
     planned = batch.num_tokens
     return rows if batch.static or planned is None else min(rows, planned)
 
 
 def is_idle(base_output: torch.Tensor) -> bool:
-    """Whether there is nothing to add to: a rank that idles under data-parallel attention has no rows.
+    """Whether there are no rows to add to, as on a rank that idles under data-parallel attention.
 
-    It runs its layers while the last batch that it worked on is still planned, or before there was one.
+    Such a rank runs its layers while its last batch is still planned, or before it had one.
     """
     return base_output.numel() == 0
 
 
 def alike(first: torch.Tensor, *tables: torch.Tensor) -> bool:
-    """Whether a (rows, columns) tensor goes with the tables without a conversion."""
+    """Whether a (rows, columns) tensor can be used with the tables without a conversion."""
     return first.dim() == 2 and first.stride(1) == 1 and all(table.dtype == first.dtype for table in tables)

@@ -1,7 +1,7 @@
-"""What runs in place of the embedding layer's own methods.
+"""Replaces the embedding layer's own methods.
 
-SGLang's base layer, when all it does is look rows up, runs in the same kernel. Each hook falls back to SGLang's own
-function wherever it cannot do all of what that does; what SGLang calls it with is passed on as it came.
+If SGLang's base layer only looks rows up, it runs in the same kernel. Each hook falls back to SGLang's own function
+whenever it cannot do everything that function does, and passes its arguments on unchanged.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MISSING_ROW = 0  # SGLang's base layer reads this row for an id that is not in t
 
 
 def forward(original: Original, layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`VocabParallelEmbeddingWithLoRA.forward`: (tokens,) ids to (tokens, hidden), one kernel for all of it."""
+    """Replaces `VocabParallelEmbeddingWithLoRA.forward`: (tokens,) ids to (tokens, hidden), in one kernel."""
     state = serving_state("layer", layer)
     found = None if state is None else _embedding(state, layer, *args, **kwargs)
     return original(layer, *args, **kwargs) if found is None else found
 
 
 def apply(original: Original, layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`VocabParallelEmbeddingWithLoRA.apply_lora`: the LoRA part, added to what the base layer gave."""
+    """Replaces `VocabParallelEmbeddingWithLoRA.apply_lora`: adds the LoRA part to the base layer's output."""
     state = serving_state("layer_add", layer)
     found = None if state is None else _embedding_add(state, layer, *args, **kwargs)
     return original(layer, *args, **kwargs) if found is None else found

@@ -1,12 +1,12 @@
-"""A decode graph of its own for steps in which no request has an adapter.
+"""Captures a second decode graph for steps in which no request has an adapter.
 
-A captured graph launches LoRA's kernels whether a step needs them or not, and in a model of 32 layers the launches that
-find nothing take a tenth of a small step. SGLang's decode runner can capture each batch size a second time, as the
-variant "nolora", and choose by the requests of a step; it has no user of that for csgmv. Here it is asked for, and
-during that capture the LoRA layers are told that no adapter is set, as they are before the first one is loaded.
+A captured graph launches LoRA's kernels whether a step needs them or not. In a model of 32 layers, launches that find
+nothing to do take a tenth of a small step. SGLang's decode runner can capture each batch size a second time, as the
+variant "nolora", and choose by the requests of a step, but does not use that for csgmv. This hook asks for it. During
+that capture the LoRA layers are told that no adapter is set, as before the first one is loaded.
 
-Not under data-parallel attention: ranks with different batches share the layers behind it, and a row-parallel layer
-sums over the ranks once more where it has LoRA.
+Data-parallel attention gets no second graph: ranks with different batches share the layers behind it, and a
+row-parallel layer with LoRA sums over the ranks once more.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ VARIANT = 3  # where capture_one_shape takes it, behind the runner: size, forwar
 
 
 def capture_all(original: Original, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """`_capture_one_stream`: every batch size, in one variant or in two."""
+    """Replaces `_capture_one_stream`: captures every batch size, in one variant or in two."""
     if _wanted(runner):
         runner.record_nolora_graph = True
     return original(runner, *args, **kwargs)
 
 
 def capture_one(original: Original, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """`capture_one_shape`: one batch size in one variant."""
+    """Replaces `capture_one_shape`: captures one batch size in one variant."""
     variant = kwargs.get("variant_label", args[VARIANT] if len(args) > VARIANT else None)
     if variant != WITHOUT_LORA or not _wanted(runner):
         return original(runner, *args, **kwargs)

@@ -1,9 +1,9 @@
-"""What runs in place of LoRA on linear layers: q, k and v, gate and up, and layers of one slice.
+"""Replaces LoRA on linear layers: q, k and v, gate and up, and layers of one slice.
 
-A layer of one slice calls the backend for the shrink and for the expand; hooked as a whole, its shrink can leave the
-parts of its long sum to the expand. Under tensor parallelism a row-parallel layer sums the shrunk rows over the ranks
-in between: there the two halves run apart. Each hook falls back to SGLang's own function wherever it cannot do all of
-what that does.
+A layer of one slice calls the backend for the shrink and for the expand. If the layer is hooked as a whole, its shrink
+can leave the parts of its long sum to the expand. Under tensor parallelism, a row-parallel layer sums the shrunk rows
+over the ranks in between, so there the two halves run apart. Each hook falls back to SGLang's own function whenever it
+cannot do everything that function does.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ STARTS = "csgmv_embed_starts"  # attribute of a layer's offsets on the device: t
 
 
 def qkv(original: Original, backend: Any, *args: Any, **kwargs: Any) -> Any:
-    """`run_qkv_lora`: stacked slices of any widths, added to the base output in place."""
+    """Replaces `run_qkv_lora`: stacked slices of any widths, added to the base output in place."""
     batch = _batch("qkv", backend)
     found = None if batch is None else _qkv(batch, *args, **kwargs)
     return original(backend, *args, **kwargs) if found is None else found
 
 
 def gate_up(original: Original, backend: Any, *args: Any, **kwargs: Any) -> Any:
-    """`run_gate_up_lora`: two slices of one width."""
+    """Replaces `run_gate_up_lora`: two slices of the same width."""
     batch = _batch("gate_up", backend)
     found = None if batch is None else _gate_up(batch, *args, **kwargs)
     return original(backend, *args, **kwargs) if found is None else found
 
 
 def column(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
-    """`ColumnParallelLinearWithLoRA.apply_lora`: one slice."""
+    """Replaces `ColumnParallelLinearWithLoRA.apply_lora`: one slice."""
     return _one_slice("column", original, layer, base_output, x)
 
 
 def row(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
-    """`RowParallelLinearWithLoRA.apply_lora`: the same, before the sum over the ranks if there are several."""
+    """Replaces `RowParallelLinearWithLoRA.apply_lora`: one slice, before a sum over several ranks."""
     return _one_slice("row", original, layer, base_output, x)
 
 
 def replicated(original: Original, layer: Any, base_output: torch.Tensor, x: torch.Tensor) -> Any:
-    """`ReplicatedLinearWithLoRA.apply_lora`: one slice, or two that go through `run_qkv_lora`."""
+    """Replaces `ReplicatedLinearWithLoRA.apply_lora`: one slice, or two that go through `run_qkv_lora`."""
     if layer.first_output_dim:
         return original(layer, base_output, x)
     return _one_slice("replicated", original, layer, base_output, x)
 
 
 def row_forward(original: Original, layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`RowParallelLinearWithLoRA.forward`: within, the backend's two halves are a linear layer's.
+    """Replaces `RowParallelLinearWithLoRA.forward`: marks the backend's shrink and expand as a linear layer's.
 
-    Outside they are also those of the embedding and of lm_head, which have hooks and switches of their own.
+    Outside it they also serve the embedding and lm_head, which have hooks and switches of their own.
     """
     state = runtime.state_of(layer.lora_backend) if runtime.serves("row_forward") else None
     if state is None:
@@ -68,7 +68,7 @@ def row_forward(original: Original, layer: Any, *args: Any, **kwargs: Any) -> An
 
 
 def shrink(original: Original, backend: Any, x: torch.Tensor, weights: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`run_lora_a_sgemm` of a row-parallel layer: each rank's part of the shrunk rows."""
+    """Replaces `run_lora_a_sgemm` in a row-parallel layer: each rank's part of the shrunk rows."""
     batch = None if args or kwargs else _half("shrink", backend)
     if batch is None or not (x.dim() == 2 and x.shape[0] and x.stride(1) == 1 and x.dtype == weights.dtype):
         return original(backend, x, weights, *args, **kwargs)
@@ -88,7 +88,7 @@ def expand(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """`run_lora_b_sgemm` of a row-parallel layer: what the ranks sum to, added to the base output."""
+    """Replaces `run_lora_b_sgemm` in a row-parallel layer: adds the product with the ranks' sum to the base output."""
     batch = None if args or kwargs.keys() - {"output_offset_cpu"} else _half("expand", backend)
     if batch is None or not _fit_expand(x, weights, base_output):
         return original(backend, x, weights, output_offset, base_output, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""What runs in place of lm_head's own method: LoRA, added to the logits in place.
+"""Replaces lm_head's own method: adds LoRA to the logits in place.
 
-It falls back to SGLang's own function wherever it cannot do all of what that does; what SGLang calls it with is passed
-on as it came.
+It falls back to SGLang's own function whenever it cannot do everything that function does, and passes its arguments on
+unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOT_PLANNED: Any = object()
 
 
 def apply(original: Original, layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`ParallelLMHeadWithLoRA.apply_lora`: the LoRA part, added to the logits in place."""
+    """Replaces `ParallelLMHeadWithLoRA.apply_lora`: adds the LoRA part to the logits in place."""
     state = serving_state("lm_head", layer)
     found = None if state is None else _lm_head(state, layer, *args, **kwargs)
     return original(layer, *args, **kwargs) if found is None else found

@@ -1,4 +1,4 @@
-"""What runs in place of the backend's lookup, the A side of the embedding layer's LoRA."""
+"""Replaces the backend's lookup, the A side of the embedding layer's LoRA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lookup(
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """`run_lora_a_embedding`: (tokens,) ids to (tokens, max_rank), dtype of weights."""
+    """Replaces `run_lora_a_embedding`: (tokens,) ids to (tokens, max_rank), in the dtype of the weights."""
     state = runtime.state_of(backend)
     if state is None:
         result: torch.Tensor = original(backend, input_ids, weights, vocab_size, extra_embeddings, *args, **kwargs)
@@ -39,12 +39,12 @@ def run_lookup(
     vocab_size: int,
     extra_embeddings: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The lookup of the backend's current batch.
+    """Run the lookup of the backend's current batch.
 
     input_ids (tokens,); weights (slots, max_rank, vocab_size [+ added]), in either storage. Ids from vocab_size on are
-    added tokens: extra_embeddings (slots, added, max_rank) serves them, else the columns of weights beyond vocab_size.
-    Any other id gives a zero row. No ids give no rows, whatever batch is planned: a rank that idles under data-parallel
-    attention calls so. Raises what embedding_lora_a raises.
+    added tokens. They read extra_embeddings (slots, added, max_rank) if given, otherwise the columns of weights beyond
+    vocab_size. Any other id gives a zero row. Zero ids give zero rows, whatever batch is planned: a rank that idles
+    under data-parallel attention calls it so. Raises what embedding_lora_a raises.
     """
     check_axes("input_ids", input_ids, 1, "(tokens,)")
     vocab_size, extra_embeddings = added_tokens(weights, vocab_size, extra_embeddings)

@@ -1,4 +1,4 @@
-"""The memory pool: the A table vocab-major in SGLang's own buffer, and adapters checked before a slot is given up."""
+"""The memory pool: keeps the A table vocab-major in SGLang's own buffer, and checks adapters before a slot is taken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDES = {"A": ("lora_embedding_A", "lora_A"), "B": ("lora_embedding_B", "lora_B"
 
 
 def init_buffers(original: Original, pool: Any, base_model: torch.nn.Module) -> None:
-    """`LoRAMemoryPool.init_buffers`: afterwards the embedding layer's A table is vocab-major in the same memory."""
+    """Replaces `LoRAMemoryPool.init_buffers`: makes the embedding layer's A table vocab-major in the same memory."""
     original(pool, base_model)
     if runtime.active is None or runtime.active.settings.storage != "vocab_major":
         return
@@ -46,7 +46,7 @@ def load(
     lora_embed_tokens_module: Any,
     lora_lm_head_module: Any,
 ) -> None:
-    """`load_lora_weight_to_buffer`: checks the adapter first, then leaves nothing of the evicted one in the slot."""
+    """Replaces `load_lora_weight_to_buffer`: checks the adapter, loads it and clears the rest of its slot."""
     state = _state(lora_embed_tokens_module, lora_lm_head_module)
     if state is None:
         original(pool, uid, buffer_id, lora_adapter, lora_modules, lora_embed_tokens_module, lora_lm_head_module)
@@ -74,7 +74,7 @@ def admit(
     lora_embed_tokens_module: Any,
     lora_lm_head_module: Any,
 ) -> None:
-    """`LoRAMemoryPool.prepare_lora_batch`: checks new adapters before any slot is taken from another."""
+    """Replaces `LoRAMemoryPool.prepare_lora_batch`: checks new adapters before any of them takes a slot."""
     if _state(lora_embed_tokens_module, lora_lm_head_module) is not None:
         for uid in cur_uids:
             if uid is not None and uid not in pool.uid_to_buffer_id and uid in lora_adapters:
@@ -83,11 +83,11 @@ def admit(
 
 
 def check_adapter(pool: Any, adapter: Any) -> None:
-    """Raises ShapeError if an adapter's weights of the embedding layer or lm_head do not fit the pool's buffers,
-    AdapterError if the pool has none for them.
+    """Check an adapter's weights of the embedding layer and lm_head against the pool's buffers.
 
-    A is (rank, vocab + added) for the embedding layer, (rank, hidden) for lm_head; B is (hidden, rank) and
-    (vocab, rank); rank is the one in the adapter's configuration.
+    Raises ShapeError if they do not fit, AdapterError if the pool has no buffers for them. A is (rank, vocab + added)
+    for the embedding layer and (rank, hidden) for lm_head. B is (hidden, rank) and (vocab, rank). rank is the one in
+    the adapter's configuration.
     """
     rank, tables = adapter.config.r, _tables(pool)
     if rank > pool.max_lora_rank:
@@ -140,7 +140,7 @@ def _tables(pool: Any) -> dict[tuple[str, str], torch.Tensor]:
 def demand_rank_major(
     original: Original, input_ids: torch.Tensor, weights: torch.Tensor, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """SGLang's own lookup launchers, which read contiguous tables: says what was done to this one."""
+    """Replaces SGLang's own lookup launchers, which read contiguous tables: raises if this table is vocab-major."""
     if weights.dim() == 3 and not weights.is_contiguous():
         raise ShapeError(
             f"the A table has strides {weights.stride()}: csgmv-embed stores it vocab-major, and SGLang's own lookup "

@@ -1,7 +1,8 @@
-"""What runs in place of SGLang's reading of an adapter: each tensor is used as PEFT uses it, or the adapter is refused.
+"""Replaces how SGLang reads an adapter: uses each tensor as PEFT uses it, or refuses the adapter.
 
-SGLang takes one scale for all modules, alpha / r, and drops what it has no place for. Here a scale of its own is folded
-into B before SGLang sees it, in every module: q, k and v are not merged yet, and experts not sorted.
+SGLang takes one scale for all modules, alpha / r, and drops tensors that it has no place for. Here the scale of a
+module of its own is multiplied into B before SGLang sees it, in every module: at that point q, k and v are not merged
+yet, and experts not sorted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ READING = "csgmv_embed_reading"  # attribute of a LoRAConfig while its adapter i
 
 
 def read_weights(original: Original, manager: Any, lora_ref: Any, *args: Any, **kwargs: Any) -> None:
-    """`load_lora_weights` and `..._from_tensors`: an adapter that does not fit is forgotten, not left half loaded."""
+    """Replaces `load_lora_weights` and `..._from_tensors`: an adapter that is refused is forgotten, not half loaded."""
     if runtime.state_of(manager.lora_backend) is None:
         original(manager, lora_ref, *args, **kwargs)
         return
@@ -47,7 +48,7 @@ def read_weights(original: Original, manager: Any, lora_ref: Any, *args: Any, **
 
 
 def read_tensor(original: Original, adapter: Any, name: str, loaded_weight: torch.Tensor) -> None:
-    """`LoRAAdapter._process_weight`: one tensor of the file, by its name there."""
+    """Replaces `LoRAAdapter._process_weight`: reads one tensor of the file, by its name there."""
     reading: Reading | None = getattr(adapter.config, READING, None)
     if reading is None:
         original(adapter, name, loaded_weight)

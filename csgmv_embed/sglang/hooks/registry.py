@@ -1,4 +1,4 @@
-"""Every hook by its name in targets.py."""
+"""Every hook, by its name in targets.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arrays of SGLang's LoRABatchInfo as one batch fills them, and the token words. numpy writes, torch views."""
+"""The arrays of SGLang's LoRABatchInfo for one batch, and the token words. numpy writes them, torch views them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARRAYS = (
 
 
 class Plan(NamedTuple):
-    """A batch as the scheduler gave it, checked."""
+    """A checked batch, as the scheduler gave it."""
 
     lens: Int64Array | None  # None: one token each
     slots: Int64Array
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     chunk_size: int
 
     def most_segments(self, slots: int) -> int:
-        """Never less than the segments of the batch: full chunks, and one ragged chunk for each slot in use."""
+        """Upper bound of the segments of the batch: full chunks, and one partial chunk for each slot in use."""
         return self.tokens // self.chunk_size + min(slots, len(self.slots), self.tokens)
 
 
@@ -47,7 +47,7 @@ def named(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write(state: State, plan: Plan, views: list[Int32Array]) -> int:
-    """Write ARRAYS; returns the number of segments. Tails are neutral if they were zeros."""
+    """Write ARRAYS. Returns the number of segments. Tails are neutral if they were zeros."""
     seg_indptr, seg_slots, permutation, req_indptr, req_slots, ranks, scalings = views
     requests = len(plan.slots)
     segments = plan_segments(
@@ -87,9 +87,9 @@ def write_tiles(
     rows: Int32Array,
     head_words: Int32Array | None,
 ) -> None:
-    """Write the tiles of all slots with LoRA; views are ARRAYS as `write` left them, words are zeros.
+    """Write the tiles of all slots with LoRA. views: ARRAYS as `write` left them; words must be zeros.
 
-    head_words: the words of the same tiles for lm_head, no work where the adapter of a slot has no LoRA there.
+    head_words: the words of the same tiles for lm_head, 0 where the slot's adapter has no LoRA on lm_head.
     """
     ranks = state.ranks.values
     group_tokens = group_sizes(plan.lens, plan.slots, len(ranks))

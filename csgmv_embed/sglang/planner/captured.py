@@ -1,4 +1,4 @@
-"""Batches of captured graphs: their buffers, packed once and filled in place by each step."""
+"""Batches of captured graphs: their buffers are packed once and filled in place at each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATIC = "csgmv_embed_static"  # attribute of a LoRABatchInfo whose buffers belo
 
 @dataclass
 class StaticBatch:
-    """The buffers of a captured graph: SGLang's arrays, our words and ranks in one device buffer."""
+    """The buffers of a captured graph: SGLang's arrays, and our words and ranks, in one device buffer."""
 
     packing: Packing
     buffer: torch.Tensor
@@ -34,7 +34,7 @@ class StaticBatch:
 def pack(state: State, batch_info: Any) -> None:
     """Move the arrays of a LoRABatchInfo for captured graphs into one buffer, in the same sizes, with our words.
 
-    batch_info is fresh from the backend's own init method. Its attributes become views of the buffer.
+    batch_info comes fresh from the backend's own init method. Its attributes become views of the buffer.
     """
     tokens = batch_info.permutation.shape[0]
     requests = batch_info.req_weight_indices.shape[0] if state.release.request_fields else batch_info.bs
@@ -78,7 +78,7 @@ def check_capacity(static: StaticBatch, plan: Plan) -> None:
 
 
 def fill_captured(state: State, info: Any, plan: Plan) -> Any:
-    """Send the plan into the buffers of a captured graph; returns its batch info, up to date."""
+    """Send the plan into the buffers of a captured graph. Returns its updated batch info."""
     static: StaticBatch = getattr(info, STATIC)
     host = static.staging.next(static.packing)
     host.words.fill(0)  # one call for the neutral tails of all arrays

@@ -1,4 +1,4 @@
-"""Batches that are launched one by one: new device arrays for each, sent in one transfer."""
+"""Batches that are launched eagerly: each gets new device arrays, sent in one transfer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = TypeVar("Array")
 
 
 def fill_new(state: State, plan: Plan, heads: list[HeadPlan]) -> tuple[Any, list[tuple[torch.Tensor, ...]]]:
-    """Send the plan to new device arrays; returns the batch info, and the arrays of each lm_head pass."""
+    """Send the plan to new device arrays. Returns the batch info, and the arrays of each lm_head pass."""
     slots, requests = state.backend.max_loras_per_batch, len(plan.slots)
     word_by_slot = state.word_by_slot()
     own: list[Ints] = []  # what is sent beside SGLang's arrays: nothing if no adapter has LoRA on the embedding layer

@@ -34,7 +34,7 @@ class HeadPlan(NamedTuple):
 
 
 def merged_chunks(slots: Int64Array, lens: Int64Array, chunk_size: int) -> tuple[Int64Array, Int64Array]:
-    """Runs of requests of one slot, cut every chunk_size tokens: slots (segments,), bounds (segments + 1,).
+    """Merge runs of requests of one slot, cut every chunk_size tokens: slots (segments,), bounds (segments + 1,).
 
     slots, lens (requests,). Equals SGLang's merge_and_chunk_segments: a run without tokens keeps one empty segment.
     """
@@ -54,7 +54,7 @@ def merged_chunks(slots: Int64Array, lens: Int64Array, chunk_size: int) -> tuple
 
 
 def plan_heads(state: State, forward_batch: Any, weight_indices: list[int], plan: Plan) -> list[HeadPlan]:
-    """The lm_head batch, then its passes if log-probabilities are computed in passes; none if lm_head has no LoRA."""
+    """The lm_head batch, and its passes if log-probabilities are computed in passes. Empty if lm_head has no LoRA."""
     if state.lm_head_targeted is False or plan.lens is None:  # decode keeps every row
         return []
     kept = lora_utils().get_lm_head_pruned_lens(forward_batch)
@@ -87,12 +87,12 @@ def _tiles(state: State, slots: Int64Array, lens: Int64Array, tokens: int) -> tu
 
 
 def head_arrays(heads: list[HeadPlan]) -> list[Ints]:
-    """The arrays of each, as they are sent."""
+    """The arrays of each pass, in the order in which they are sent."""
     return [array for head in heads for array in (head.seg_slots, head.seg_indptr, head.tile_words, head.tile_rows)]
 
 
 def send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor, ...]]:
-    """lm_head runs outside the captured graph, so its arrays are new although the batch's are not."""
+    """Send lm_head's arrays. They are always new, because lm_head runs outside the captured graph."""
     if not heads:
         return []
     arrays = head_arrays(heads)
@@ -103,7 +103,7 @@ def send_heads(state: State, heads: list[HeadPlan]) -> list[tuple[torch.Tensor, 
 
 
 def head_info(state: State, batch_info: Any, head: HeadPlan, arrays: tuple[torch.Tensor, ...]) -> Any:
-    """SGLang's LoRABatchInfo of one pass; arrays: the first HEAD_ARRAYS of the plan, on the device."""
+    """SGLang's LoRABatchInfo of one pass. arrays: the first HEAD_ARRAYS of the plan, on the device."""
     seg_slots, seg_indptr, tile_words, tile_rows = arrays
     eager = {"use_cuda_graph": False} if state.release.lm_head_eager else {}
     info = dataclasses.replace(

@@ -30,13 +30,12 @@ def prepare(
     scalings: list[float],
     static_info: Any = None,
 ) -> None:
-    """What the backend's `prepare_lora_batch` does: sets batch_info, lm_head_batch_info, lm_head_pass_batch_infos.
+    """Replaces the backend's `prepare_lora_batch`: sets batch_info, lm_head_batch_info, lm_head_pass_batch_infos.
 
-    forward_batch is SGLang's; weight_indices (requests,) the slot of each request; lora_ranks and scalings (slots,).
-    static_info: the packed LoRABatchInfo of a captured graph to fill in place; None: a new one.
-    A decode step equal to the last one sends nothing.
-    Raises ShapeError, SlotError on values that do not fit together, CapacityError if the batch exceeds a captured
-    graph's buffers; the backend is then as it was.
+    forward_batch is SGLang's; weight_indices (requests,) is the slot of each request; lora_ranks and scalings (slots,).
+    static_info: the packed LoRABatchInfo of a captured graph to fill in place; None makes a new one. A decode step that
+    equals the last one sends nothing. Raises ShapeError or SlotError for values that do not fit together, and
+    CapacityError if the batch exceeds a captured graph's buffers; the backend is then unchanged.
     """
     backend = state.backend
     step = _repeated(state, forward_batch, weight_indices, lora_ranks, scalings, static_info)

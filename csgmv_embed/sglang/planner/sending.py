@@ -22,13 +22,13 @@ def staging_of(state: State) -> Staging:
 
 
 def write_all(views: list[Int32Array], arrays: list[Ints]) -> None:
-    """Write each array into its view, which has its size."""
+    """Write each array into its view, which has the same size."""
     for view, array in zip(views, arrays, strict=True):
         view[:] = array
 
 
 def send_new(state: State, packing: Packing, used: Sequence[int] = ()) -> list[torch.Tensor]:
-    """Send what was written last to a new device buffer; its arrays. used: as Packing.device takes it."""
+    """Send what was written last to a new device buffer and return its arrays. used: see Packing.device."""
     buffer = torch.empty(packing.total, dtype=torch.int32, device=state.backend.device)
     staging_of(state).send(buffer)
     return packing.device(buffer, used)
