@@ -1,4 +1,4 @@
-"""`python -m bench`. What keeps the suite from being imported is exit status 2 and one line: 1 would be a verdict."""
+"""`python -m bench`. If the suite cannot be imported, it prints one line and exits with 2, because 1 is a verdict."""
 
 import sys
 

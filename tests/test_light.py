@@ -58,5 +58,5 @@ def test_what_is_missing_says_so() -> None:
     done = light("doctor")
     assert done.returncode == 2
     assert done.stderr.endswith(
-        "bench: needs torch, which a light install leaves out; expected the whole one: make setup\n"
+        "bench: needs torch, which a light install leaves out; expected the full install: make setup\n"
     )

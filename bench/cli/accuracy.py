@@ -12,7 +12,7 @@ from bench.cli.guards import refuse_unknown_format
 from bench.model import environment
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="smollm2, small, or the folder of a Hugging Face model on this machine.")
+    str, typer.Option("--model", "-m", help="smollm2, small, or a local folder with a Hugging Face model.")
 ]
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -20,17 +20,24 @@ DTYPES = ("float32", "bfloat16", "float16")
 def accuracy(
     model: ModelOption = "smollm2",
     adapter: Annotated[
-        list[Path], typer.Option("--adapter", help="PEFT folder; may repeat. Default: the model's two trained ones.")
+        list[Path],
+        typer.Option(
+            "--adapter", help="Folder of a PEFT adapter; may be repeated. Default: the model's two trained adapters."
+        ),
     ] = [],
     dtype: Annotated[
-        str | None, typer.Option(help="float32 without a GPU; bfloat16 (default) or float16 on one.")
+        str | None, typer.Option(help="Without a GPU: float32. On a GPU: bfloat16 (default) or float16.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Greedy tokens of each request.")] = 32,
-    prompts: Annotated[int, typer.Option(min=1, max=5, help="How many of the five prompts.")] = 5,
-    self_check: Annotated[bool, typer.Option("--self-check", help="Also plant faults: each must be caught.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write what was found as JSON.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="How many tokens to decode greedily for each request.")] = 32,
+    prompts: Annotated[int, typer.Option(min=1, max=5, help="How many of the five prompts to use.")] = 5,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Also plant faults and check that each is caught.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the results to this file, as JSON.")
+    ] = None,
 ) -> None:
-    """Compare SGLang's LoRA, with and without the plugin, with Hugging Face + PEFT. Exits 1 if anything differs."""
+    """Compare SGLang's LoRA, with and without the plugin, against Hugging Face + PEFT. Exits 1 if anything differs."""
     has_gpu = environment.has_gpu()
     if not has_gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -71,9 +78,9 @@ def accuracy(
 
 
 def forms(
-    format: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    format: Annotated[str, typer.Option("--format", help="Output format: table, markdown, csv or json.")] = "table",
 ) -> None:
-    """Serve each form of adapter, by SGLang as installed and with the plugin. Exits 1 if the plugin is wrong."""
+    """Serve each form of adapter with the installed SGLang, then with the plugin. Exits 1 if the plugin is wrong."""
     refuse_unknown_format(format)
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     from bench.accuracy.forms import forms as served
@@ -93,14 +100,15 @@ def forms(
 def adapters(
     model: ModelOption = "smollm2",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for both; default: where `accuracy` looks.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for both adapters. Default: the folder that `accuracy` reads."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of each adapter.")] = 40,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="AdamW's, at its highest.")] = 1e-2,
-    seed: Annotated[int, typer.Option(help="Of the initial values.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each adapter.")] = 40,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate of AdamW.")] = 1e-2,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = 1,
     attention: Annotated[bool, typer.Option("--attention", help="Also train q_proj and v_proj.")] = False,
 ) -> None:
-    """Train two adapters of different rank and text on embed_tokens and lm_head; write them, with their loss curves."""
+    """Train two adapters on embed_tokens and lm_head, with different ranks and texts. Write them with their losses."""
     from bench.accuracy import models, training
     from bench.show.accuracy import trained
     from bench.show.tables import console
@@ -117,10 +125,13 @@ def adapters(
 
 def small_model(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: the committed one, its adapters removed.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for the model. Default: replace the committed model and remove its adapters."
+        ),
     ] = None,
 ) -> None:
-    """Train the small model of the tests, in under a minute on a CPU; train its adapters after it."""
+    """Train the small model of the tests, in under a minute on a CPU. Afterwards run `adapters -m small`."""
     from bench.accuracy import models, training
     from bench.show.accuracy import trained
     from bench.show.tables import console
@@ -131,7 +142,7 @@ def small_model(
 
 
 def _dtype(wanted: str | None, has_gpu: bool) -> str:
-    """The dtype to compare in. Triton's interpreter computes bf16 products wrongly; on a GPU, float32 ones are TF32."""
+    """The dtype to compare in. Triton's interpreter gets bf16 products wrong; a GPU computes float32 ones in TF32."""
     from bench.accuracy.models import AccuracyError
 
     allowed = DTYPES[1:] if has_gpu else DTYPES[:1]

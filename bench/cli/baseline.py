@@ -1,4 +1,4 @@
-"""`compare` and `baseline` of the command line: two files side by side, and which file becomes a baseline."""
+"""The verbs `compare` (two files side by side) and `baseline` (store a file as the baseline)."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from bench.show.rows import FORMATS
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="Results file.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="Results file.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="Results file, the one before.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Results file, the one after.")],
     clock: ClockOption = [],
     contender: ContenderOption = [],
     subject: SubjectOption = [],
     case: CaseOption = [],
     format: RowsFormatOption = "table",
 ) -> None:
-    """The gate's analysis of two files, without a verdict."""
+    """Compare two files as the gate does, without a verdict."""
     from bench.judge.compare import compare_files
     from bench.show.gate import comparison_rows, show_comparison
 
@@ -61,7 +61,8 @@ def compare(
     wanted = of_files([*old.points, *new.points], clock or configuration.CLOCKS, [*contender, *subject], case)
     if subject and not any(map(wanted, [*old.points, *new.points])):
         raise ConfigError(
-            f"--subject {' '.join(subject)}: neither file has a point of it; expected a contender of them"
+            f"--subject {' '.join(subject)}: neither file has a point of this contender; expected a contender that "
+            "one has"
         )
     comparison = compare_files(old, new, comparable.match(old.points, new.points, wanted))
     if format == "table":
@@ -80,12 +81,14 @@ def baseline(
     contender_file: ContenderFileOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: bench/baselines/NAME.json.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: bench/baselines/NAME.json.")
+    ] = None,
     leave_out_unstable: Annotated[
-        bool, typer.Option("--leave-out-unstable", help="Keep the stable points and name the others.")
+        bool, typer.Option("--leave-out-unstable", help="Keep only the stable points, and print the unstable ones.")
     ] = False,
 ) -> None:
-    """Write a baseline; refuses uncommitted changes, too few rounds, failed and unstable points."""
+    """Write a baseline. Refuses uncommitted changes, too few rounds, and failed or unstable points."""
     from bench.show.gate import progress_console
 
     chosen = Choice(
@@ -117,9 +120,11 @@ def baseline(
 
 
 def _selected(results: Results, chosen: Choice) -> Results:
-    """The results, of the points that were chosen alone. Raises ConfigError for what only a measurement can follow."""
+    """The results, reduced to the chosen points. Raises ConfigError for options that only a measurement can follow."""
     if chosen.profile or chosen.axes:
-        raise ConfigError("--profile and --axis say what to measure; expected --case, -k or -c to choose from a RESULT")
+        raise ConfigError(
+            "--profile and --axis select what to measure; expected --case, -k or -c to select from a RESULT"
+        )
     wanted = of_files(results.points, chosen.clocks or configuration.CLOCKS, chosen.contenders, chosen.cases)
     results.points = [point for point in results.points if wanted(point)]
     return results
@@ -131,7 +136,7 @@ def _measure_baseline(chosen: Choice) -> Results:
         return measured(chosen, chosen.plan(gate.work_profile, ["work"]), chosen.profile or gate.work_profile)
     if not chosen.machine.has_gpu():
         raise GateError(
-            "no NVIDIA GPU was found to take times on; expected --clock work, or a RESULT measured elsewhere"
+            "times need an NVIDIA GPU and none was found; expected --clock work, or a RESULT measured elsewhere"
         )
     plan = chosen.plan(gate.profile, chosen.gated_clocks)
     rounds = -(-gate.baseline_rounds // gate.baseline_processes)
@@ -139,7 +144,7 @@ def _measure_baseline(chosen: Choice) -> Results:
 
 
 def baseline_name(results: Results) -> str:
-    """`work-triton-3.6` for counts, else the GPU model: `nvidia-h100-80gb-hbm3`."""
+    """`work-triton-3.6` for counts; the GPU model, such as `nvidia-h100-80gb-hbm3`, for times."""
     identity = results.env.identity if results.env else {}
     if all(point.clock == "work" for point in results.points):
         return work_name(identity.get("triton"))

@@ -1,4 +1,4 @@
-"""`comment` of the command line: a report of the gate as Markdown for a pull request."""
+"""The verb `comment`: a report of the gate as Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from bench.model.text import for_log
 from bench.model.verdict import REPORT_NAME, Report
 
 EXPECTED = "a report of the gate (bench gate -f json=FILE) or a record of pairs (bench gate -o FILE)"
-ADDRESS = re.compile(r"https?://[^\s()<>]+")  # what Markdown takes as a link, whole
+ADDRESS = re.compile(r"https?://[^\s()<>]+")  # Markdown takes all of it as a link
 
 
 def comment(
     file: Annotated[Path, typer.Argument(help="A report of the gate, or a record of pairs.")],
-    title: Annotated[str, typer.Option("--title", help="Tells this gate from others of one pull request.")] = "gate",
-    picture: Annotated[str | None, typer.Option("--picture", metavar="URL", help="Of the figure `gate`.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: standard output.")] = None,
+    title: Annotated[
+        str, typer.Option("--title", help="Title, which tells this gate from others on the same pull request.")
+    ] = "gate",
+    picture: Annotated[
+        str | None, typer.Option("--picture", metavar="URL", help="Address of the picture that `plot gate` draws.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")
+    ] = None,
 ) -> None:
-    """A gate's report as a comment: verdict, picture, flagged points; what passed is folded away."""
+    """Write a gate's report as a Markdown comment: verdict, picture, flagged points. Passed points are folded."""
     from bench.show.comment import comment as written
 
     if picture is not None and not ADDRESS.fullmatch(picture):

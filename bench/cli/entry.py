@@ -1,7 +1,7 @@
-"""How a command line ends: the exit status says what happened, the last line of standard error why.
+"""How a command ends: the exit status says what happened, and the last line on standard error says why.
 
-1 is a verb's own finding and nothing else: a confirmed regression of the gate, a failed point of ours in a sweep. What
-goes wrong on the way, foreseen or not, is 2, as wrong usage is; what cannot be judged is 3.
+Status 1 is only a verb's own finding: a confirmed regression in the gate, or a failed point of ours in a sweep. Any
+error on the way, expected or not, is 2, like wrong usage. 3 means that no judgement is possible.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEASURING = ("torch", "triton", "nvtx", "pynvml", "sglang")
 
 
 def end(status: int, reason: object, name: str) -> NoReturn:
-    """Say the reason in one line and end."""
+    """Print the reason on one line and exit."""
     sys.stderr.write(f"{name}: {one_line(str(reason))}\n")
     raise SystemExit(status)
 
@@ -54,7 +54,7 @@ def _end_with(error: Exception, name: str) -> NoReturn:
         raise SystemExit(error.exit_code) from None
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in MEASURING:
         missing = f"needs {error.name}, which a light install leaves out"
-        end(FAILED, f"{missing}; expected the whole one: make setup", name)
+        end(FAILED, f"{missing}; expected the full install: make setup", name)
     if isinstance(error, ImportError):
         end(FAILED, f"{type(error).__name__}: {error}", name)
     from bench.execute.isolate import WorkerDied
@@ -67,4 +67,4 @@ def _end_with(error: Exception, name: str) -> NoReturn:
     if isinstance(error, ConfigError | GateError | ResultsError | WorkerDied):
         end(FAILED, error, name)
     traceback.print_exception(error)
-    end(FAILED, f"unforeseen {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)
+    end(FAILED, f"unexpected {type(error.__cause__ or error).__name__}: {error.__cause__ or error}", name)

@@ -21,24 +21,24 @@ __all__ = ["add", "clock_of", "compare", "is_one", "show"]
 
 
 def is_one(file: Path) -> bool:
-    """Whether a file is of one of the tools."""
+    """Whether the file was written by one of the tools."""
     return file.is_file() and foreign.tool_of(file) is not None
 
 
 def clock_of(clocks: Sequence[str]) -> Tool | None:
-    """The tool that is named in the place of a clock."""
+    """The tool that --clock names, if any."""
     return next((tool for tool in TOOLS if tool in clocks), None)
 
 
 def compare(before: Path, after: Path, names: Sequence[str], format: str) -> None:
-    """Two files side by side. Raises ResultsError unless both are of one tool, ConfigError for a name of neither."""
+    """Print two files side by side. Raises ResultsError unless one tool wrote both, ConfigError for unknown names."""
     from bench.judge.foreign import compare as compared
     from bench.show.foreign import comparison, comparison_rows
     from bench.show.tables import console
 
     old, new = foreign.read(before), foreign.read(after)
     if old.tool != new.tool:
-        raise ResultsError(f"{before} is of {old.tool}, {after} of {new.tool}; expected two files of one tool")
+        raise ResultsError(f"{before} was written by {old.tool}, {after} by {new.tool}; expected two files of one tool")
     rows = [row for row in compared(old, new) if _wanted(row.name, names)]
     if not rows:
         raise ConfigError(f"-c {' '.join(names)}: neither file has such a benchmark; expected a name or glob pattern")
@@ -49,7 +49,7 @@ def compare(before: Path, after: Path, names: Sequence[str], format: str) -> Non
 
 
 def add(path: Path, folder: Path, revision: str | None) -> str:
-    """Put a file into the store at the commit it names, or at `revision`; a line that says so. Raises ResultsError."""
+    """Add a file to the store at its own commit, or at `revision`. Returns a line that says so. Raises ResultsError."""
     from bench.execute.commits import GitSource
 
     results = foreign.read(path)
@@ -60,7 +60,7 @@ def add(path: Path, folder: Path, revision: str | None) -> str:
         raise ResultsError(f"{path}: {results.tool} does not say which commit it measured; expected --commit REV")
     try:
         commit = GitSource().commit(named)
-    except git.GitError as error:  # of another repository
+    except git.GitError as error:  # the commit is of another repository
         if not git.HASH.fullmatch(named):
             raise ResultsError(f"{path}: {error}; expected a commit of this repository, or a whole hash") from error
         commit = Commit(named, "", results.time)
@@ -69,7 +69,7 @@ def add(path: Path, folder: Path, revision: str | None) -> str:
 
 
 def show(folder: Path, tool: Tool, names: Sequence[str], config: Path) -> None:
-    """The tables of a tool's benchmarks. Raises ResultsError for a store without any."""
+    """Print the tables of a tool's benchmarks. Raises ResultsError if the store has none."""
     from bench.judge.foreign import series
     from bench.show.foreign import tables
     from bench.show.tables import console
@@ -77,9 +77,7 @@ def show(folder: Path, tool: Tool, names: Sequence[str], config: Path) -> None:
     found = series(foreign.read_all(folder, tool), configuration.load(config).history)
     chosen = [one for one in found if _wanted(one.name, names)]
     if not chosen:
-        raise ResultsError(
-            f"{folder}: has no such benchmark of {tool}; put one there: python -m bench history add FILE"
-        )
+        raise ResultsError(f"{folder}: has no such benchmark of {tool}; add one with: python -m bench history add FILE")
     console().print(tables(chosen, tool))
 
 

@@ -1,4 +1,4 @@
-"""`gate` of the command line: the steps are in bench/execute/interleaved.py, the decisions in bench/times."""
+"""The verb `gate`. Its steps are in bench/execute/interleaved.py, its decisions in bench/judge/times.py."""
 
 from __future__ import annotations
 
@@ -46,24 +46,40 @@ from bench.model.paths import BASELINES, shown
 from bench.model.records import Point, Results
 from bench.model.verdict import CannotJudge, Exit, GateError, Report, Use
 
-INSTEAD = {"work": "counts that are meant to be in a renewed baseline", "self-check": "it with two commits"}
+INSTEAD = {
+    "work": "a renewed baseline for counts that are meant to change",
+    "self-check": "--accepted with two commits",
+}
 RENEW_WORK = "python -m bench baseline --clock work"
 
 
 def gate(
     context: typer.Context,
     result: Annotated[Path | None, typer.Argument(help="Results to judge; default: measure now.")] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="Judge against this stored baseline.")] = None,
-    against: Annotated[str | None, typer.Option("--against", metavar="REV", help="Interleave with a revision.")] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="Compare with this stored baseline.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="REV", help="Compare with this git revision, measuring both in turns."),
+    ] = None,
     against_sglang: Annotated[
         str | None,
-        typer.Option("--against-sglang", metavar="V", help="Judge SGLang's kernels against those of this version."),
+        typer.Option(
+            "--against-sglang",
+            metavar="V",
+            help="Judge SGLang's kernels: compare with this version or wheel of SGLang.",
+        ),
     ] = None,
     sglang: Annotated[
         str | None,
-        typer.Option("--sglang", metavar="V", help="With --against-sglang: this one instead of the installed."),
+        typer.Option(
+            "--sglang",
+            metavar="V",
+            help="With --against-sglang: judge this version or wheel instead of the installed one.",
+        ),
     ] = None,
-    self_check: Annotated[bool, typer.Option("--self-check", help="Interleave this tree with itself.")] = False,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Compare this tree with itself, measuring both in turns.")
+    ] = False,
     profile: ProfileOption = None,
     axis: AxisOption = [],
     clock: ClockOption = [],
@@ -73,20 +89,23 @@ def gate(
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
     format: FormatOption = [],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the raw record goes.")] = None,
-    counts_only: Annotated[bool, typer.Option("--counts-only", help="Work: leave compiled figures out.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the raw measurements.")] = None,
+    counts_only: Annotated[
+        bool, typer.Option("--counts-only", help="With --clock work: compare counts only, not the compiled kernels.")
+    ] = False,
     seed: SeedOption = None,
     allow_changed_rules: Annotated[
-        bool, typer.Option("--allow-changed-rules", help="Judge although bench.toml's rules have become looser.")
+        bool, typer.Option("--allow-changed-rules", help="Judge even if the rules in bench.toml have become looser.")
     ] = False,
     accepted: AcceptedOption = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="The baseline has only some of the points: judge those, say how many not.")
+        bool,
+        typer.Option("--partial", help="Judge only the points that the baseline has, and report how many it lacks."),
     ] = False,
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
 ) -> None:
-    """Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot tell."""
+    """Decide whether a kernel became slower. Exit status: 0 no, 1 yes, 2 wrong usage, 3 cannot tell."""
     from bench.show.gate import emit, parse_formats
 
     if baseline is not None and result is not None and any(map(served_file.says_so, (baseline, result))):
@@ -94,7 +113,7 @@ def gate(
         return
     formats = parse_formats(format)
     if against_sglang is None and sglang is not None:
-        raise GateError(f"--sglang {sglang}: expected --against-sglang V, which it is judged against")
+        raise GateError(f"--sglang {sglang}: expected --against-sglang V with it, the version to compare with")
     use = _use(baseline, against, self_check, clock, result, against_sglang)
     subject = subject or (list(gate_sglang.CONTENDERS) if against_sglang else [])
     chosen = Choice(
@@ -116,7 +135,7 @@ def gate(
         ),
     )
     if accepted is not None and use in ("work", "self-check"):
-        raise GateError(f"--accepted: is of timed points; expected {INSTEAD[use]}")
+        raise GateError(f"--accepted: applies to timed points only; expected {INSTEAD[use]}")
     entries = [] if use in ("work", "self-check") else accepted_changes.load(accepted)
     with only_writer(output):
         report = (
@@ -160,11 +179,12 @@ def _use(
     if "work" in clocks:
         if against is not None or self_check or len(clocks) > 1:
             raise GateError(
-                "--clock work compares counts with a stored baseline; expected no other clock, at most FILE"
+                "--clock work compares counts with a stored baseline; expected no other clock, no --against and no "
+                "--self-check"
             )
         return "work"
     if baseline is None and result is not None:
-        raise GateError(f"{result}: a RESULT is judged against a baseline; expected --baseline FILE")
+        raise GateError(f"{result}: a RESULT is compared with a baseline; expected --baseline FILE with it")
     if baseline is None and against is None and not self_check:
         raise GateError("expected --baseline FILE, --against REV, --self-check or --clock work")
     return "baseline" if baseline is not None else "against" if against is not None else "self-check"
@@ -185,7 +205,7 @@ def _pairs(chosen: Choice, use: Use, against: str | None) -> Report:
 
 
 def _changed_since(chosen: Choice, sha: str, points: Sequence[PairPoint]) -> list[str]:
-    """In what this bench.toml lets more pass than that of a commit."""
+    """The rules in which this bench.toml is looser than the commit's."""
     before = chosen.machine.config_at(sha, chosen.config)
     if before is None:
         return []
@@ -216,7 +236,7 @@ def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
 
 
 def _counted(chosen: Choice, profile: str, before: Results) -> tuple[Results, list[str]]:
-    """The profile counted now, with --partial what the baseline knows of it; and what is said of the rest."""
+    """Count the profile now, with --partial only the points that the baseline has. Also returns notes on the others."""
     plan = chosen.plan(profile, ["work"])
     known = _known_part(chosen, plan, before) if chosen.partial else plan
     return measured(chosen, known, profile), _unknown(plan, known)
@@ -228,13 +248,16 @@ def _matched(chosen: Choice, before: Results, after: Results, wanted: times.Want
 
 
 def _known_part(chosen: Choice, plan: Plan, before: Results) -> Plan:
-    """The points that the baseline has, whatever its contenders' files held then. Raises CannotJudge if it has none."""
+    """The planned points that the baseline has, whatever contender files held then.
+
+    Raises CannotJudge if there are none.
+    """
     known = {(point.case, outside.without_hash(point.contender), point.clock) for point in before.points}
     kept = [p for p in plan.points if (p.case, outside.without_hash(p.contender), p.clock) in known]
     if not kept:
         raise CannotJudge(
-            f"the baseline has none of the {len(plan.points)} points of profile {plan.profile}; expected one of "
-            "these points, or the profile that it was made of"
+            f"the baseline has none of the {len(plan.points)} points of profile {plan.profile}; expected a "
+            "baseline with some of them, or the profile that it was made of"
         )
     return msgspec.structs.replace(plan, points=tuple(kept))
 
@@ -245,21 +268,21 @@ def _unknown(plan: Plan, known: Plan) -> list[str]:
 
 
 def work_name(triton: object) -> str:
-    """Of the baseline of counts: one for each minor version of Triton, whose compilers make other binaries."""
+    """Name of the baseline of counts. Each minor version of Triton has its own, because it compiles other binaries."""
     return f"work-triton-{'.'.join(str(triton or 'unknown').split('.')[:2])}"
 
 
 def _work_baseline(given: Results | None) -> Path:
-    """The one of the Triton that counted `given`, or of the installed one."""
+    """The baseline for the Triton that counted `given`, or for the installed Triton."""
     environment = given.env if given else None
     triton = environment.identity.get("triton") if environment else package_version("triton")
     path = BASELINES / f"{work_name(triton)}.json"
     if path.exists():
         return path
-    others = ", ".join(shown(other) for other in sorted(BASELINES.glob("work-*.json"))) or "there is none"
+    others = ", ".join(shown(other) for other in sorted(BASELINES.glob("work-*.json"))) or "none"
     raise CannotJudge(
         f"{shown(path)}: no baseline of counts under Triton {triton}; make one with: {RENEW_WORK}; "
-        f"or compare the counts alone: --counts-only --baseline with that of another Triton ({others})"
+        f"or compare counts only, with another Triton's baseline: --counts-only --baseline FILE ({others})"
     )
 
 
@@ -286,7 +309,7 @@ def _baseline(chosen: Choice, path: Path, result: Path | None) -> Report:
 
 
 def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], wanted: times.Wanted) -> Report:
-    """Measure, look, and measure the flagged points again: interleaved where the baseline's commit is at hand."""
+    """Measure all points, then the flagged ones again: in turns with the baseline's commit if this clone has it."""
     gate, machine = chosen.config.gate, chosen.machine
     code = collect_code()
     if code.instrument != before.code.instrument:
@@ -294,7 +317,7 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
     machine.require_gpu()
     planned = [_present(comparable.planned(point)) for point in points if point.status == "ok"]
     if not planned:
-        raise CannotJudge("the baseline has no point that this gate judges")
+        raise CannotJudge("the baseline has no successful point that this gate judges")
     plan = interleaved.baseline_plan(chosen.config, before, planned, fresh=False)
     after = measured(chosen, plan, before.run.selection.profile)
     match = comparable.match(points, after.points, wanted)
@@ -312,7 +335,7 @@ def _measured_against(chosen: Choice, before: Results, points: Sequence[Point], 
 
 
 def _present(planned: PlannedPoint) -> PlannedPoint:
-    """A point of a baseline as it is measured now: a contender of a file has what the file holds today."""
+    """A point of a baseline as it is measured now: a contender of a file gets the file's present hash."""
     return msgspec.structs.replace(planned, contender=outside.present(planned.contender))
 
 

@@ -1,6 +1,6 @@
-"""`gate --against-sglang`: two versions of SGLang, each other's judge; this repository is on neither side.
+"""`gate --against-sglang`: compares two versions of SGLang. This repository is on neither side.
 
-Times are taken of interleaved pairs, as of two commits of ours; counts are made of both sides and compared.
+Times come from interleaved pairs, as for two commits of ours. Counts are made of both sides and compared.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ LEAVE_OUT = "--subject NAME that both versions have"
 
 
 def report(chosen: Choice, before: str, after: str | None) -> Report:
-    """The verdict on `after`, or the installed SGLang, against `before`. Raises ConfigError for a version nowhere."""
+    """The verdict on `after` (None: the installed SGLang) against `before`.
+
+    Raises ConfigError for a missing version.
+    """
     if "work" in chosen.clocks and len(chosen.clocks) > 1:
-        raise ConfigError("--clock work counts both sides; expected no other clock beside it")
+        raise ConfigError("--clock work counts both sides; expected no other clock with it")
     try:
         with chosen.machine.open_sglang(before, after, chosen.config.sglang_files) as sides:
             return _counted(chosen, sides) if "work" in chosen.clocks else _timed(chosen, sides)
@@ -58,7 +61,9 @@ def _of_side(chosen: Choice, plan: Plan, profile: str, tree: Tree) -> Results:
     own = msgspec.structs.replace(plan, worker_env=plan.worker_env | tree.environment())
     found = measured(chosen, own, profile)
     if not tree.is_in(found.env):
-        raise CannotJudge(f"{tree.subject.label}: the worker found another SGLang; expected none before it on the path")
+        raise CannotJudge(
+            f"{tree.subject.label}: the worker imported another SGLang; expected none before it on the path"
+        )
     here, of = found.code, tree.subject
     short = of.sha[:9] if of.sha else None
     found.code = Code(of.sha, short, None, None, of.dirty, None, of.kernel_source_sha256, here.bench_version)

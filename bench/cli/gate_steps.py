@@ -1,4 +1,4 @@
-"""What all uses of the gate do: measure and keep what was measured, or say why nothing can be judged."""
+"""Steps that all uses of the gate share: measure, store the measurements, or report why no judgement is possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.model.verdict import Report, Subject, Use
 
 
 def refused(use: Use, against: str | None, *reasons: str) -> Report:
-    """A report without a verdict, for these reasons."""
+    """A report that refuses to judge, with these reasons."""
     code = collect_code()
     here = times.subject(code, "this tree")
     before = Subject(against, None, None, "") if against else here
@@ -30,19 +30,19 @@ def refused(use: Use, against: str | None, *reasons: str) -> Report:
 
 
 def follow_pairs(chosen: Choice, run: pair_store.PairRun, events: Iterable[PairEvent]) -> None:
-    """Consume a run of pairs, and keep it."""
+    """Follow a run of pairs to its end and store it."""
     from bench.show.gate import follow_pairs as follow
 
     path = chosen.record or results_path("pairs")
     try:
         follow(events)
-    finally:  # what was measured is kept, whatever became of the run
+    finally:  # keep what was measured, even if the run failed
         if any(point.rounds for point in run.points):
             pair_store.write(path, run)
 
 
 def measured(chosen: Choice, plan: Plan, profile: str) -> Results:
-    """A sweep of the plan, followed on standard error."""
+    """Run a sweep of the plan, with progress on standard error."""
     from bench.show.gate import progress_console
     from bench.show.progress import follow
 

@@ -1,4 +1,4 @@
-"""What must hold before a verb begins: a GPU, no profiler around it, clocks that it knows, a committed tree."""
+"""Checks before a verb begins: a GPU is there, no profiler runs, clocks are known, the tree is committed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def require_gpu(verb: str, instead: str = "") -> None:
 
 
 def require_gpus(count: int) -> None:
-    """Raises ConfigError where this process does not see so many GPUs, or not of one model."""
+    """Raises ConfigError unless this process sees `count` GPUs of the same model."""
     if count > 1:
         gpus.chosen(",".join(map(str, range(count))), option=f"tp {count}")
 
@@ -33,14 +33,17 @@ def require_timing(verb: str, instead: str = "") -> None:
 
 
 def chosen_gpus(text: str | None, one_at_a_time: bool, *, counted: bool = False) -> tuple[Gpu, ...]:
-    """The GPUs of --gpus; none for the one that CUDA calls the first. Raises ConfigError."""
+    """The GPUs of --gpus. An empty tuple means CUDA's first GPU. Raises ConfigError."""
     if text is None:
         if one_at_a_time:
-            raise ConfigError("--one-at-a-time: one GPU measures at any moment as it is; expected --gpus beside it")
+            raise ConfigError("--one-at-a-time: only one GPU measures anyway; expected --gpus with it")
         return ()
     found = gpus.chosen(text)
     if counted:
-        raise ConfigError(f"--gpus {text}: counts need no GPU; expected work_lanes in bench.toml, or a clock of a GPU")
+        raise ConfigError(
+            f"--gpus {text}: counts need no GPU; expected a clock that needs a GPU; work_lanes in bench.toml sets "
+            "how many processes count"
+        )
     return found
 
 
@@ -52,13 +55,13 @@ def refuse_unknown_clocks(names: Sequence[str], known: Sequence[str] = CLOCKS) -
 
 
 def refuse_mixed_clocks(names: Sequence[str]) -> None:
-    """Raises ConfigError if counts are asked for beside times."""
+    """Raises ConfigError if both counts and times are asked for."""
     if "work" in names and len(names) > 1:
-        raise ConfigError("--clock work is counted apart from times; expected no other clock beside it")
+        raise ConfigError("--clock work counts instead of timing; expected no other clock with it")
 
 
 def refuse_unknown_format(name: str) -> None:
-    """Raises ConfigError for a format that no rows are written in."""
+    """Raises ConfigError for an unknown output format."""
     if name not in ("table", *FORMATS):
         raise ConfigError(f"--format {name}: expected one of table, {', '.join(FORMATS)}")
 
@@ -67,6 +70,10 @@ def refuse_dirty(code: Code | None = None) -> None:
     """Raises GateError unless this checkout is exactly a commit."""
     code = code or collect_code()
     if code.dirty is None:
-        raise GateError("this is no git checkout, so no commit can be named; expected to make baselines in a checkout")
+        raise GateError(
+            "this is not a git checkout, so the baseline could not name its commit; expected to run in a checkout"
+        )
     if code.dirty:
-        raise GateError("the tree has uncommitted changes; expected a baseline to name the commit it was made of")
+        raise GateError(
+            "the tree has uncommitted changes, and a baseline must name its commit; expected a committed tree"
+        )

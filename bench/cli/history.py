@@ -1,4 +1,4 @@
-"""`python -m bench history run|add|show|bisect|export`: one short function a verb."""
+"""`python -m bench history run|add|show|bisect|export`: one short function for each verb."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from bench.model.verdict import Exit, GateError
 SGLANG_STORE = ROOT / "history-sglang"  # unless --store says otherwise: a line of its own
 SGLANGS_OWN = ("sglang_*",)
 
-app = typer.Typer(no_args_is_help=True, help="Series across commits: measure, add, show, bisect, confirm.")
+app = typer.Typer(no_args_is_help=True, help="Follow times across commits: measure, add, show, bisect, confirm.")
 
 
 @app.command()
@@ -63,7 +63,11 @@ def run(
     commits: MaybeCommitsOption = None,
     anchor: Annotated[
         str | None,
-        typer.Option("--anchor", metavar="REV", help="Measured between the others; default: the stored one, else B."),
+        typer.Option(
+            "--anchor",
+            metavar="REV",
+            help="Commit measured again and again between the others. Default: the stored anchor, else B.",
+        ),
     ] = None,
     profile: ProfileOption = None,
     axis: AxisOption = [],
@@ -79,11 +83,11 @@ def run(
     exported: ExportedOption = None,
     sglang: SglangLineOption = None,
     sglang_checkout: SglangCheckoutOption = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure what is stored once more.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure commits again that are stored already.")] = False,
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
 ) -> None:
-    """Measure a profile at each commit that the store lacks; interrupted, the same command goes on."""
+    """Measure a profile at each commit that the store lacks. After an interrupt, the same command continues."""
     from bench.execute import history as running
     from bench.show.history import follow
     from bench.show.tables import console
@@ -100,7 +104,7 @@ def run(
     patterns = subject or contender or loaded.history.contenders
     followed = _of_contenders(plan, patterns)
     if not followed:
-        raise ConfigError(f"profile {plan.profile}: none of its contenders is {' or '.join(patterns)}")
+        raise ConfigError(f"profile {plan.profile}: none of its contenders matches {' or '.join(patterns)}")
     others = tuple(point for point in plan.points if point not in followed)
     job = running.Session(
         source=source,
@@ -121,24 +125,28 @@ def run(
             follow(events, console(), folder)
         except KeyboardInterrupt:
             events.close()
-            console().print("interrupted; the same command goes on with what is left")
+            console().print("interrupted; the same command continues with the rest")
             raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
 def add(
-    file: Annotated[list[Path], typer.Argument(help="Results files of committed trees; JSON of other tools.")],
+    file: Annotated[
+        list[Path], typer.Argument(help="Results files of committed trees, or JSON of NVBench or pytest-benchmark.")
+    ],
     folder: StoreOption = STORE,
-    commit: Annotated[str | None, typer.Option("--commit", metavar="REV", help="Of files of other tools.")] = None,
+    commit: Annotated[
+        str | None, typer.Option("--commit", metavar="REV", help="Commit that the files of other tools measured.")
+    ] = None,
 ) -> None:
-    """Put results made elsewhere into the store: ours, of NVBench or of pytest-benchmark."""
+    """Add results made elsewhere to the store: files of this suite, of NVBench or of pytest-benchmark."""
     from bench.show.history import added
     from bench.show.tables import console
 
     foreign = [path for path in file if foreign_file.is_one(path)]
     engines = [path for path in file if path not in foreign and served_file.is_one(path)]
     file = [path for path in file if path not in (*engines, *foreign)]
-    entries = [entry_of(path, store.read(path)) for path in file]  # all of them are right before one is written
+    entries = [entry_of(path, store.read(path)) for path in file]  # check all of them before writing one
     for path in engines:
         console().print(served_history.add(path, folder))
     for path in foreign:
@@ -158,12 +166,12 @@ def show(
     config: ConfigOption = configuration.DEFAULT_PATH,
     folder: StoreOption = STORE,
     exported: ExportedOption = None,
-    every: Annotated[bool, typer.Option("--all", help="Also changes that went away again.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also show changes that were undone later.")] = False,
     toolchains: Annotated[
-        bool, typer.Option("--toolchains", help="The commits that two toolchains measured, side by side, instead.")
+        bool, typer.Option("--toolchains", help="Instead compare two toolchains, on the commits that both measured.")
     ] = False,
 ) -> None:
-    """The changes, and a table for each point."""
+    """Print the changes, and a table for each point."""
     from bench.show import toolchains as two
     from bench.show.history import tables
     from bench.show.tables import console
@@ -173,7 +181,7 @@ def show(
         return
     if served_file.CLOCK in clock:
         if toolchains:
-            raise ConfigError("--toolchains: engines have no series of kernels; expected it without -k engine")
+            raise ConfigError("--toolchains: compares kernels, and -k engine has none; expected it without -k engine")
         served_history.show(folder, case, [*contender, *subject], gpu, config)
         return
     found = view(folder, commits, clock, [*contender, *subject], case, gpu, config, exported, every)
@@ -193,12 +201,12 @@ def bisect(
     subject: SubjectOption = [],
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
-    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
+    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes for each pair of commits.")] = None,
     exported: ExportedOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the records of the pairs.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the measured pairs.")] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Name the commit of A..B that changed the time, by interleaved pairs. Exit: 0 named, 3 cannot tell."""
+    """Find the commit of A..B that changed the time, with interleaved pairs. Exit status: 0 found, 3 cannot tell."""
     from bench.execute.bisect import Bisection
     from bench.execute.bisect import bisect as search
     from bench.show.history import follow_bisection
@@ -233,7 +241,7 @@ def _profile(loaded: Config, source: Source, counted: bool) -> str:
 
 
 def _stated(commits: str | None, source: Source) -> str:
-    """Which commits; without a word all versions of SGLang that were named. Raises ConfigError."""
+    """Which commits to take; with --sglang, all named versions by default. Raises ConfigError."""
     if commits is None and not isinstance(source, Versions):
         raise ConfigError("--commits A..B is missing; expected a line of commits, or --sglang with versions")
     return commits or ".."
@@ -242,9 +250,9 @@ def _stated(commits: str | None, source: Source) -> str:
 @app.command(name="export")
 def export_commits(
     commits: CommitsOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
 ) -> None:
-    """Write the commits' libraries into a folder, for a machine that has no git or not this repository."""
+    """Write the library of each commit into a folder, for a machine without git or without this repository."""
     from bench.show.tables import console
 
     source = GitSource()
@@ -254,10 +262,10 @@ def export_commits(
 
 
 def entry_of(path: Path, results: Results) -> Entry:
-    """A results file as an entry. Raises ResultsError unless it names a commit."""
+    """A results file as an entry of the store. Raises ResultsError unless it names a commit."""
     code = results.code
     if code.sha is None:
-        raise ResultsError(f"{path}: does not say which commit it measured; expected one made in a git checkout")
+        raise ResultsError(f"{path}: does not say which commit it measured; expected a file made in a git checkout")
     if not git.HASH.fullmatch(code.sha):
         raise ResultsError(f"{path}: code.sha is {code.sha!r}; expected the hash of a commit, hexadecimal digits")
     if code.dirty:
@@ -266,13 +274,13 @@ def entry_of(path: Path, results: Results) -> Entry:
         raise ResultsError(f"{path}: holds no point; expected a sweep that measured something")
     try:
         commit = GitSource().commit(code.sha)
-    except git.GitError:  # an artefact of a commit that is not here
+    except git.GitError:  # the commit is not in this clone
         commit = Commit(code.sha, "", code.commit_time)
     return Entry(commit, results.run.id, results)
 
 
 def _counted(clocks: Sequence[str]) -> bool:
-    """Whether counts are wanted; times need a machine that can take them."""
+    """Whether counts are wanted. Raises ConfigError if times are wanted and cannot be taken here."""
     guards.refuse_unknown_clocks(clocks)
     guards.refuse_mixed_clocks(clocks)
     if "work" not in clocks:
@@ -283,12 +291,12 @@ def _counted(clocks: Sequence[str]) -> bool:
 def _plan(loaded: Config, selection: Selection, counted: bool) -> Plan:
     plan = planned(loaded, selection)
     if any((point.clock == "work") != counted for point in plan.points):
-        raise ConfigError(f"profile {plan.profile}: has clocks of both kinds; expected --clock NAME")
+        raise ConfigError(f"profile {plan.profile}: has both counts and times; expected --clock NAME")
     return plan
 
 
 def _anchor(source: Source, name: str | None, stored: Sequence[Entry], line: Sequence[Commit]) -> Commit:
-    """The anchor asked for, else the one of the last session: only the same anchor joins two sessions."""
+    """The anchor that was named, else the last session's. Two sessions can be joined only by the same anchor."""
     if name is not None:
         return source.commit(name)
     known = [entry for entry in stored if entry.anchor is not None and entry.anchor == entry.commit.sha]
@@ -298,9 +306,9 @@ def _anchor(source: Source, name: str | None, stored: Sequence[Entry], line: Seq
 
 
 def _with_start(source: Source, commits: str) -> list[Commit]:
-    """The line with the commit before it, against which it is compared."""
+    """The line of commits, preceded by A, with which it is compared."""
     if ".." not in commits or commits.startswith(".."):
-        raise GateError(f"--commits {commits}: expected A..B: A is the last commit known to be good")
+        raise GateError(f"--commits {commits}: expected A..B, where A is the last commit known to be good")
     return [source.commit(commits.split("..", 1)[0]), *source.line(commits)]
 
 

@@ -1,4 +1,4 @@
-"""`history confirm`: the changes that a history shows, measured again by interleaved pairs of their commits."""
+"""`history confirm`: measures the changes that a history shows again, with interleaved pairs of their commits."""
 
 from __future__ import annotations
 
@@ -41,12 +41,14 @@ def confirm(
     exported: ExportedOption = None,
     sglang: SglangLineOption = None,
     sglang_checkout: SglangCheckoutOption = None,
-    budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds that the pairs may take.")] = 300,
-    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes of a pair.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the records of the pairs.")] = None,
+    budget_s: Annotated[
+        float, typer.Option("--budget-s", min=1, help="Time limit for measuring the pairs, in seconds.")
+    ] = 300,
+    processes: Annotated[int | None, typer.Option(min=3, help="Fresh processes for each pair of commits.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the measured pairs.")] = None,
     seed: SeedOption = None,
 ) -> None:
-    """Measure the commits around each change in turns, the largest first. Exit: 0 each has an answer, 3 not."""
+    """Measure the commits around each change in turns, largest change first. Exit status: 0 all answered, 3 not all."""
     from bench.execute.bisect import Bisection
     from bench.execute.confirm import confirm as tried
     from bench.show.history import follow_confirmation
@@ -55,7 +57,7 @@ def confirm(
     source = source_of(exported, sglang, sglang_checkout, loaded)
     found = view(folder, commits, ["graph"], [*contender, *subject], case, gpu, config, exported)
     if not found.changes:
-        raise CannotJudge(f"{folder}: shows no change of level that holds: there is nothing to confirm")
+        raise CannotJudge(f"{folder}: shows no lasting change of level, so there is nothing to confirm")
     machine: Machine = context.obj or Machine()
     machine.require_gpu()
     with Libraries(source) as libraries:

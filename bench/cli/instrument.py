@@ -1,4 +1,4 @@
-"""`python -m bench.cli.instrument`: the hash of the measuring code and its number, or the line that gives it one."""
+"""`python -m bench.cli.instrument`: prints the measuring code's hash and number, or the line to add that numbers it."""
 
 from __future__ import annotations
 

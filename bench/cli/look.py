@@ -1,4 +1,4 @@
-"""`show`, `plot`, `list`, `config` and `doctor` of the command line: the verbs that only look."""
+"""The verbs that only read: `show`, `plot`, `list`, `config` and `doctor`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # they import matplotlib, or what formats
     from rich.console import RenderableType
 
 EXPECTED = (
-    "a results file, a record of pairs, a file of bench serve, a gate's report, a profile's record "
+    "a results file, a record of pairs, a file of bench serve, a gate's report, a profiler's record "
     "or a folder of a history"
 )
 FIGURES = ("history", "heatmap", "scaling", "bandwidth", "rounds", "noise", "gate", "serve", "where")
@@ -57,29 +57,36 @@ FIGURES = ("history", "heatmap", "scaling", "bandwidth", "rounds", "noise", "gat
 
 def show(
     file: Annotated[
-        Path, typer.Argument(help="Results, pairs, a file of serve, a gate's report, a profile's record, a history.")
+        Path,
+        typer.Argument(
+            help="Results, pairs, a file of `serve`, a gate's report, a profiler's record, or a folder of a history."
+        ),
     ],
     case: CaseOption = [],
     contender: ContenderOption = [],
     subject: Annotated[
-        str | None, typer.Option("--subject", metavar="NAME", help="Tell the others by this contender, not by ours.")
+        str | None,
+        typer.Option("--subject", metavar="NAME", help="Compare the others with this contender, instead of with ours."),
     ] = None,
     clock: ClockOption = [],
-    sort: Annotated[str | None, typer.Option("--sort", help="ratio, time or floor: the worst first.")] = None,
-    top: Annotated[int | None, typer.Option("--top", min=1, help="So many of the worst, by --sort.")] = None,
+    sort: Annotated[str | None, typer.Option("--sort", help="Sort by ratio, time or floor, the worst first.")] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="Show only the worst N, by --sort (default: ratio).")
+    ] = None,
     pivot: Annotated[
         str | None,
         typer.Option(
             "--pivot",
             metavar="AXIS,AXIS",
-            help="The best peer's time over ours by two axes; with the axis contender, every competitor's. "
-            "AXIS+AXIS makes one axis of two.",
+            help="The best peer's time over ours, by two axes. With the axis `contender`: every competitor's time "
+            "over ours. "
+            "AXIS+AXIS joins two axes into one.",
         ),
     ] = None,
     format: RowsFormatOption = "table",
     wide: WideOption = False,
 ) -> None:
-    """The tables of a file, or the answer to a question about its points."""
+    """Print the tables of a file, or only the points that the options select."""
     from bench.show.tables import console
 
     guards.refuse_unknown_clocks(clock, (*CLOCKS, served_file.CLOCK))
@@ -89,18 +96,20 @@ def show(
     guards.refuse_unknown_format(format)
     if served_file.is_one(file):
         if sort or top or pivot or subject:
-            raise ConfigError(f"{file}: is of bench serve; expected no --sort, --top, --pivot or --subject with it")
+            raise ConfigError(
+                f"{file}: is a file of bench serve; expected no --sort, --top, --pivot or --subject with it"
+            )
         served_file.show(file, case, contender, clock, format, wide=wide)
         return
     if other := _of_another_kind(file):
         if case or contender or subject or clock or sort or top or pivot or format != "table":
-            raise ConfigError(f"{file}: is no results file; expected no option but --wide with it")
+            raise ConfigError(f"{file}: is not a results file; expected no option but --wide with it")
         console(wide=wide).print(other())
         return
     results = store.read(file)
     chosen = figures(results, of_files(results.points, clock or CLOCKS, contender, case), _subject(results, subject))
     if not chosen:
-        raise ResultsError(f"{file}: has no point with this case, contender and clock; expected others")
+        raise ResultsError(f"{file}: no point has this case, contender and clock; expected others")
     if format != "table":
         rows = _pivot_rows(chosen, axes, format) if axes else _rows(chosen, sort, top)
         sys.stdout.write(for_log(FORMATS[format](rows)))
@@ -109,13 +118,13 @@ def show(
 
 
 def _subject(results: Results, name: str | None) -> str:
-    """The one contender of the file that fits a name or pattern; ours, unless one is named. Raises ConfigError."""
+    """The one contender of the file that matches a name or pattern; ours if none is named. Raises ConfigError."""
     if name is None:
         return OURS
     known = list(dict.fromkeys(point.contender for point in results.points))
     found = [one for one in known if fits(one, name)]
     if len(found) != 1:
-        raise ConfigError(f"--subject {name}: names {len(found)} contenders; expected one of {', '.join(known)}")
+        raise ConfigError(f"--subject {name}: matches {len(found)} contenders; expected one of {', '.join(known)}")
     return found[0]
 
 
@@ -138,7 +147,7 @@ def _answer(
 
 
 def _pivot_rows(chosen: list[Figure], axes: tuple[str, str], format: str) -> list[dict[str, object]]:
-    """Each row of a pivot: as numbers, or in the words of a page."""
+    """The rows of a pivot: formatted for Markdown, else as numbers."""
     from bench.show import tables
 
     found = pivoted(standings(chosen), axes)
@@ -152,7 +161,7 @@ def _pivot_rows(chosen: list[Figure], axes: tuple[str, str], format: str) -> lis
 
 
 def _rows(chosen: list[Figure], sort: str | None, top: int | None) -> list[dict[str, object]]:
-    """Each point of the answer as plain values."""
+    """Each selected point as plain values."""
     if sort is None and top is None:
         return [item.as_fields() for item in chosen]
     worst = standings(chosen, sort=sort or "ratio", top=top)
@@ -160,7 +169,7 @@ def _rows(chosen: list[Figure], sort: str | None, top: int | None) -> list[dict[
 
 
 def _axes(pivot: str | None) -> tuple[str, str] | None:
-    """Two axes of the cases, or one of them the contenders. Raises ConfigError."""
+    """The two axes of --pivot: axes of a case, or `contender`. Raises ConfigError."""
     if pivot is None:
         return None
     names = [name.strip() for name in pivot.split(",")]
@@ -170,13 +179,13 @@ def _axes(pivot: str | None) -> tuple[str, str] | None:
     if len(names) != 2 or len({*parts}) != len(parts) or not {*parts} <= {*known} or joined:
         raise ConfigError(
             f"--pivot {pivot}: expected two of {', '.join(known)}, with a comma between them; "
-            "phase+rank is one axis of two, contender stands alone"
+            "phase+rank joins two into one axis, contender cannot be joined"
         )
     return names[0], names[1]
 
 
 def _of_another_kind(file: Path) -> Callable[[], RenderableType] | None:
-    """What shows a file that holds no results; None for one that does."""
+    """A function that renders a file of another kind; None for a results file."""
     if file.is_dir():
         from bench.show.history import tables
 
@@ -201,16 +210,18 @@ def _of_another_kind(file: Path) -> Callable[[], RenderableType] | None:
 
 
 def plot(
-    figure: Annotated[str, typer.Argument(help=f"One of {', '.join(FIGURES)}; or all that the files allow.")],
+    figure: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(FIGURES)}; or `all`: every figure that the files allow.")
+    ],
     files: FilesArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; of all: what their names begin with.")
+        Path | None, typer.Option("--output", "-o", help="File to write; with `all`, the prefix of the files' names.")
     ] = None,
     commits: LineOption = None,
     clock: ClockOption = [],
     gpu: GpuOption = None,
 ) -> None:
-    """Draw a figure, as PNG and SVG. The last three options choose from a history."""
+    """Draw a figure, as PNG and SVG. --commits, --clock and --gpu select from a history."""
     if figure not in (*FIGURES, "all"):
         raise ConfigError(f"figure {figure!r} is unknown; expected one of {', '.join(FIGURES)} or all")
     from plots import figures, inputs
@@ -231,7 +242,7 @@ def list_points(
     case: CaseOption = [],
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
-    """The cases and contenders a sweep would measure, and the profiles there are."""
+    """List what a sweep would measure (cases and contenders), and all profiles."""
     from bench.show.listing import listing
     from bench.show.tables import console
 
@@ -241,14 +252,16 @@ def list_points(
 
 
 def show_config(config: ConfigOption = configuration.DEFAULT_PATH) -> None:
-    """The effective configuration, as JSON."""
+    """Print the configuration in force, as JSON."""
     loaded = configuration.load(config)
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(loaded), indent=2).decode() + "\n")
 
 
 def doctor() -> None:
-    """Versions, the GPU, what is missing and how to get it."""
-    sys.stderr.write("looking for packages, a GPU and profilers, and importing each contender: some seconds\n")
+    """Print versions, the GPU, what is missing and how to install it."""
+    sys.stderr.write(
+        "looking for packages, a GPU and profilers, and importing each contender; this takes some seconds\n"
+    )
     sys.stderr.flush()
     from bench.show.doctor import diagnose
     from bench.show.tables import console

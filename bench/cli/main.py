@@ -1,4 +1,4 @@
-"""`python -m bench VERB`: every verb, one file a group. A command line imports the files of its own verb alone."""
+"""`python -m bench VERB`: every verb, one file a group. A run imports only the file of the verb that was asked for."""
 
 from __future__ import annotations
 
@@ -14,49 +14,51 @@ from bench.cli.exit_codes import FAILED
 if TYPE_CHECKING:
     from bench.execute.interleaved import Machine
 
-# File of bench/cli -> its verbs, with the line that `--help` has of each: the first sentences of the verb's own help.
-# They stand here too so that `--help` need not import what the verbs do.
+# File of bench/cli -> its verbs, each with its line in `--help`, which equals the first sentences of the verb's own
+# help. The lines are repeated here so that `--help` does not have to import the verbs.
 GROUPS: dict[str, dict[str, str]] = {
     "measure": {
-        "sweep": "Verify and measure every point of a profile; without a GPU, count its work.",
-        "tune": "Time the tiles of every kernel on this GPU and write the library's table of those that beat its "
+        "sweep": "Verify and measure every point of a profile. Without a GPU, count the work of each.",
+        "tune": "Time tile sizes for every kernel on this GPU and write a table of those that beat the library's "
         "rules.",
         "layer": "Time SGLang's embedding layer and lm_head with the plugin on and off.",
     },
     "serve": {
-        "serve": "Measure a real SGLang engine in each mode; without a GPU, check the case and say what would run."
+        "serve": "Measure a real SGLang engine in each mode. Without a GPU, check the options and print what would run."
     },
     "look": {
-        "show": "The tables of a file, or the answer to a question about its points.",
-        "plot": "Draw a figure, as PNG and SVG. The last three options choose from a history.",
-        "doctor": "Versions, the GPU, what is missing and how to get it.",
-        "list": "The cases and contenders a sweep would measure, and the profiles there are.",
-        "config": "The effective configuration, as JSON.",
+        "show": "Print the tables of a file, or only the points that the options select.",
+        "plot": "Draw a figure, as PNG and SVG. --commits, --clock and --gpu select from a history.",
+        "doctor": "Print versions, the GPU, what is missing and how to install it.",
+        "list": "List what a sweep would measure (cases and contenders), and all profiles.",
+        "config": "Print the configuration in force, as JSON.",
     },
     "report": {
-        "report": "Write one HTML page that works without a network: charts, filters, each point's rounds, where it "
-        "comes from."
+        "report": "Write one HTML page that works offline, with charts, filters, and the rounds and origin of each "
+        "point."
     },
     "gate": {
-        "gate": "Decide whether the kernel became slower. Exit: 0 no, 1 yes, 2 wrong usage, 3 cannot tell.",
+        "gate": "Decide whether a kernel became slower. Exit status: 0 no, 1 yes, 2 wrong usage, 3 cannot tell.",
     },
     "comment": {
-        "comment": "A gate's report as a comment: verdict, picture, flagged points; what passed is folded away.",
+        "comment": "Write a gate's report as a Markdown comment: verdict, picture, flagged points. Passed points "
+        "are folded.",
     },
     "baseline": {
-        "compare": "The gate's analysis of two files, without a verdict.",
-        "baseline": "Write a baseline; refuses uncommitted changes, too few rounds, failed and unstable points.",
+        "compare": "Compare two files as the gate does, without a verdict.",
+        "baseline": "Write a baseline. Refuses uncommitted changes, too few rounds, and failed or unstable points.",
     },
     "accuracy": {
-        "accuracy": "Compare SGLang's LoRA, with and without the plugin, with Hugging Face + PEFT. Exits 1 if anything "
-        "differs.",
-        "forms": "Serve each form of adapter, by SGLang as installed and with the plugin. Exits 1 if the plugin is "
-        "wrong.",
-        "adapters": "Train two adapters of different rank and text on embed_tokens and lm_head; write them, with their "
-        "loss curves.",
-        "small-model": "Train the small model of the tests, in under a minute on a CPU; train its adapters after it.",
+        "accuracy": "Compare SGLang's LoRA, with and without the plugin, against Hugging Face + PEFT. Exits 1 if "
+        "anything differs.",
+        "forms": "Serve each form of adapter with the installed SGLang, then with the plugin. Exits 1 if the plugin "
+        "is wrong.",
+        "adapters": "Train two adapters on embed_tokens and lm_head, with different ranks and texts. Write them "
+        "with their losses.",
+        "small-model": "Train the small model of the tests, in under a minute on a CPU. Afterwards run `adapters -m "
+        "small`.",
     },
-    "history": {"history": "Series across commits: measure, add, show, bisect, confirm."},
+    "history": {"history": "Follow times across commits: measure, add, show, bisect, confirm."},
     "profile": {"profile": "Show what happens inside a point: nsys, ncu or torch's profiler."},
 }
 
@@ -71,14 +73,14 @@ def _version(wanted: bool) -> None:
 
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Measure LoRA kernels, compare them with SGLang's, and judge changes."""
 
 
 def suite(*verbs: str) -> typer.Typer:
-    """The command line with these verbs, or with all of them; of the others it knows the names and a line of help."""
+    """The command line with these verbs, or with all. A verb that is not loaded has only its name and help line."""
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,

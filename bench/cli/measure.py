@@ -1,4 +1,4 @@
-"""`sweep`, `tune` and `layer` of the command line: the verbs that take figures."""
+"""The verbs that measure kernels: `sweep`, `tune` and `layer`."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME.json.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this file, repeating nothing.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this file; points that it has are not measured again.")
+    ] = None,
     rounds: RoundsOption = None,
     processes: ProcessesOption = None,
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
     ray: RayOption = None,
 ) -> None:
-    """Verify and measure every point of a profile; without a GPU, count its work."""
+    """Verify and measure every point of a profile. Without a GPU, count the work of each."""
     selection = Selection(profile or DEFAULT_PROFILE, axis, clock, contender, case, rounds, processes)
     if resume and (selection != Selection(DEFAULT_PROFILE) or output):
         raise ConfigError(
-            f"--resume {resume}: goes on with the file's own selection; expected no other option than --sglang, "
+            f"--resume {resume}: continues the file's own selection; expected no options with it but --sglang, "
             "--contender-file, --gpus and --one-at-a-time"
         )
     if ray and (gpus or sglang):
-        raise ConfigError(
-            f"--ray {ray}: takes every GPU of the cluster; expected neither --gpus nor --sglang beside it"
-        )
+        raise ConfigError(f"--ray {ray}: takes every GPU of the cluster; expected neither --gpus nor --sglang with it")
     selection.axes = with_versions(selection.axes, sglang)
     results = store.read(resume) if resume else None  # bad input is named before anything is made
     loaded = configuration.load(config)
@@ -107,14 +107,14 @@ def _hosts(address: str, counted: bool) -> AbstractContextManager[Around]:
 
 
 def with_versions(axes: list[str], given: list[Path]) -> list[str]:
-    """The axes with the versions of SGLang in what is given, beside the installed; as they are if they name some."""
+    """The axes, with one for the installed SGLang and the `given` ones. Unchanged if an axis already names versions."""
     if not given or any(text.startswith("sglang=") for text in axes):
         return axes
     return [*axes, ",".join([f"sglang={INSTALLED}", *map(installs.version_in, given)])]
 
 
 def plan_of(config: Config, selection: Selection) -> Plan:
-    """The plan of a sweep. Without a GPU and without a wish for a clock: the work clock."""
+    """The plan of a sweep. Without a GPU, and if no clock is named, it uses the work clock."""
     guards.refuse_unknown_clocks(selection.clocks)
     if any(name != "work" for name in selection.clocks):
         guards.require_gpu(f"--clock {' '.join(selection.clocks)}", "work")
@@ -135,7 +135,7 @@ def _sweep(plan: Plan, results: Results, path: Path, others: dict[str, Path], ar
 
 
 def _is_own(contender: str) -> bool:
-    """Of this repository, or of a file that was named: what is worked on."""
+    """Whether a contender is of this repository or of a file that was named: those are under development."""
     return contender.startswith(OWN) or is_outside(contender)
 
 
@@ -153,20 +153,20 @@ def _begin(plan: Plan, selection: Selection, path: Path) -> Results:
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
     if exists:
-        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
+        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to continue it")
     return new_results(plan, selection)
 
 
 def _check_resumable(results: Results, plan: Plan, path: Path) -> None:
-    """Raises ResultsError if going on would mix two measurements in one file."""
+    """Raises ResultsError if continuing would mix two measurements in one file."""
     from bench.execute.sweep import plan_digest
 
     code, planned = collect_code(), {point.contender for point in plan.points}
     for known in results.outside:
         if known.contender not in planned:
             raise ResultsError(
-                f"{path}: {known.contender} was measured from {known.file} of that hash, no --contender-file has it; "
-                "expected that file as it was, or a new sweep"
+                f"{path}: {known.contender} was measured from {known.file}, and no --contender-file has that file's "
+                "hash; expected that file as it was, or a new sweep"
             )
     for what, then, now in (
         ("the format", results.schema.version, SCHEMA_VERSION),
@@ -189,19 +189,21 @@ def _run(plan: Plan, results: Results, path: Path, others: dict[str, Path], arou
         follow(events, console())
     except KeyboardInterrupt:
         events.close()
-        console().print(f"interrupted; go on with: {again}", soft_wrap=True)
+        console().print(f"interrupted; continue with: {again}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
 def tune(
-    kernel: Annotated[list[str] | None, typer.Option("--kernel", "-k", help="Only this one; may be repeated.")] = None,
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", "-k", help="Only this kernel; may be repeated.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: the library's table for this GPU.")
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: the library's table for this GPU.")
     ] = None,
     gpus: GpusOption = None,
     one_at_a_time: OneAtATimeOption = False,
 ) -> None:
-    """Time the tiles of every kernel on this GPU and write the library's table of those that beat its rules."""
+    """Time tile sizes for every kernel on this GPU and write a table of those that beat the library's rules."""
     guards.require_timing("tune")
     import torch
 
@@ -214,7 +216,7 @@ def tune(
     chosen = [subject for subject in SUBJECTS if not kernel or subject.kernel in kernel]
     if unknown := set(kernel or ()) - {subject.kernel for subject in SUBJECTS}:
         known = ", ".join(subject.kernel for subject in SUBJECTS)
-        raise typer.BadParameter(f"unknown kernel {', '.join(sorted(unknown))}; expected of {known}")
+        raise typer.BadParameter(f"unknown kernel {', '.join(sorted(unknown))}; expected some of {known}")
     on = guards.chosen_gpus(gpus, one_at_a_time)
     gpu = on[0].name if on else torch.cuda.get_device_name()
     found = tuned(run.tune(chosen, on, one_at_a_time=one_at_a_time), console())
@@ -227,7 +229,9 @@ def tune(
 
 
 def layer(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the samples as JSON.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the samples to this file, as JSON.")
+    ] = None,
 ) -> None:
     """Time SGLang's embedding layer and lm_head with the plugin on and off."""
     guards.require_timing("layer")

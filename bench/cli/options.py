@@ -11,29 +11,41 @@ from bench.model import outside
 
 
 def _made_known(files: list[Path]) -> list[Path]:
-    """Contenders of files are known by name from here on."""
+    """Register the contenders of these files, so that they can be named."""
     if files:
         outside.register(files)
     return files
 
 
 ProfileOption = Annotated[
-    str | None, typer.Option("--profile", "-p", help="Profile of bench.toml; default: quick, or the verb's own.")
+    str | None,
+    typer.Option("--profile", "-p", help="Profile of bench.toml. Default: quick, or the default of this command."),
 ]
 AxisOption = Annotated[
-    list[str], typer.Option("--axis", "-a", metavar="NAME=V,...", help="Replace an axis in every grid of the profile.")
+    list[str],
+    typer.Option(
+        "--axis",
+        "-a",
+        metavar="NAME=V,...",
+        help="Replace the values of an axis in every grid of the profile; may be repeated.",
+    ),
 ]
 ClockOption = Annotated[
-    list[str], typer.Option("--clock", "-k", help="graph, eager, prepare or work; default: the profile's.")
+    list[str],
+    typer.Option(
+        "--clock", "-k", help="graph, eager, prepare or work; may be repeated. Default: the profile's clocks."
+    ),
 ]
-ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Name or glob pattern; may repeat.")]
+ContenderOption = Annotated[
+    list[str], typer.Option("--contender", "-c", help="Contender, by name or glob pattern; may be repeated.")
+]
 ContenderFileOption = Annotated[
     list[Path],
     typer.Option(
         "--contender-file",
         metavar="FILE",
         callback=_made_known,
-        help="Measure the contenders of this Python file too: docs/how-to/add-a-contender.md; may repeat.",
+        help="Also measure the contenders in this Python file; may be repeated. See docs/how-to/add-a-contender.md.",
     ),
 ]
 SglangOption = Annotated[
@@ -41,7 +53,7 @@ SglangOption = Annotated[
     typer.Option(
         "--sglang",
         metavar="FOLDER_OR_WHEEL",
-        help="Measure SGLang's contenders of this version beside the installed one; may repeat.",
+        help="Also measure the contenders of this SGLang, beside the installed one; may be repeated.",
     ),
 ]
 SubjectOption = Annotated[
@@ -49,7 +61,7 @@ SubjectOption = Annotated[
     typer.Option(
         "--subject",
         metavar="NAME",
-        help="Judge this contender, a name or glob pattern, instead of bench.toml's; may repeat.",
+        help="Judge this contender (name or glob pattern) instead of those in bench.toml; may be repeated.",
     ),
 ]
 SglangLineOption = Annotated[
@@ -57,62 +69,91 @@ SglangLineOption = Annotated[
     typer.Option(
         "--sglang",
         metavar="V,V,...",
-        help="SGLang's own kernels instead of ours: versions or wheels joined by commas, or FIRST..LAST.",
+        help="Measure SGLang's kernels instead of ours: versions or wheels joined by commas, or FIRST..LAST.",
     ),
 ]
 SglangCheckoutOption = Annotated[
     Path | None,
-    typer.Option("--sglang-checkout", metavar="FOLDER", help="The same of the commits of a git checkout of SGLang."),
+    typer.Option(
+        "--sglang-checkout",
+        metavar="FOLDER",
+        help="Measure SGLang's kernels at the commits of this git checkout of SGLang.",
+    ),
 ]
 AcceptedOption = Annotated[
     Path | None,
-    typer.Option("--accepted", metavar="FILE", help="Accepted slowdowns: docs/how-to/gate.md; default: accepted.toml."),
+    typer.Option(
+        "--accepted",
+        metavar="FILE",
+        help="File of accepted slowdowns. Default: accepted.toml. See docs/how-to/gate.md.",
+    ),
 ]
 CaseOption = Annotated[
-    list[str], typer.Option("--case", metavar="NAME=V,...", help="Only cases with these values; may repeat.")
+    list[str],
+    typer.Option("--case", metavar="NAME=V,...", help="Select only cases with these values; may be repeated."),
 ]
 ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
-RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Re-layouts in a process.")]
+RoundsOption = Annotated[
+    int | None, typer.Option("--rounds", min=1, help="Rounds in each process; each lays out memory anew.")
+]
 ProcessesOption = Annotated[
     int | None, typer.Option("--processes", min=1, help="Fresh processes, each with its own rounds.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=1, help="Of layouts and order; default: random.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=1, help="Seed of memory layouts and order. Default: random.")
+]
 FormatOption = Annotated[
     list[str],
     typer.Option(
         "--format",
         "-f",
         metavar="NAME[=FILE]",
-        help="table, markdown, json, junit, bencher or github; to standard output or a file; may repeat.",
+        help="table, markdown, json, junit, bencher or github, to standard output or to FILE; may be repeated.",
     ),
 ]
 FilesArgument = Annotated[
-    list[Path], typer.Argument(help="Results, records of pairs, reports of the gate, folders of a history.")
+    list[Path], typer.Argument(help="Results files, records of pairs, reports of the gate, or folders of a history.")
 ]
 CommitsOption = Annotated[
-    str, typer.Option("--commits", metavar="A..B", help="After A up to B along first parents; or names, with commas.")
+    str,
+    typer.Option(
+        "--commits", metavar="A..B", help="The commits after A up to B along first parents, or names joined by commas."
+    ),
 ]
 MaybeCommitsOption = Annotated[
     str | None,
-    typer.Option("--commits", metavar="A..B", help="The same; not needed with --sglang, all of which it is."),
+    typer.Option(
+        "--commits",
+        metavar="A..B",
+        help="The commits after A up to B along first parents, or names joined by commas. Default with --sglang: all.",
+    ),
 ]
 LineOption = Annotated[
     str | None,
-    typer.Option("--commits", metavar="A..B", help="This line; default: all that is stored."),
+    typer.Option("--commits", metavar="A..B", help="Only these commits of the history. Default: all that are stored."),
 ]
-GpuOption = Annotated[str | None, typer.Option("--gpu", help="Part of a GPU's name, if the history has several.")]
+GpuOption = Annotated[
+    str | None, typer.Option("--gpu", help="Part of a GPU's name; needed if the history has several GPUs.")
+]
 GpusOption = Annotated[
     str | None,
-    typer.Option("--gpus", metavar="N,N,...", help="Measure on these GPUs of this host side by side, or on `all`."),
+    typer.Option("--gpus", metavar="N,N,...", help="Measure on these GPUs of this host in parallel, or on `all`."),
 ]
 OneAtATimeOption = Annotated[
-    bool, typer.Option("--one-at-a-time", help="With --gpus: only one of them measures at any moment.")
+    bool, typer.Option("--one-at-a-time", help="With --gpus: only one GPU measures at a time.")
 ]
 RayOption = Annotated[
     str | None,
-    typer.Option("--ray", metavar="ADDRESS", help="Measure on every GPU of a Ray cluster, or `local`; the extra ray."),
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Measure on every GPU of a Ray cluster, or of a `local` one. Needs the extra `ray`.",
+    ),
 ]
-WideOption = Annotated[bool, typer.Option("--wide", help="Every column, however long the lines become.")]
+WideOption = Annotated[bool, typer.Option("--wide", help="Print every column, however long the lines become.")]
 RowsFormatOption = Annotated[
-    str, typer.Option("--format", "-f", metavar="NAME", help="table, markdown, csv or json (a list of objects).")
+    str,
+    typer.Option(
+        "--format", "-f", metavar="NAME", help="Output format: table, markdown, csv or json (a list of objects)."
+    ),
 ]

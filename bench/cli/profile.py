@@ -1,7 +1,8 @@
-"""`bench profile ...`: one short function a verb, the steps in workflow.py. Torch is only imported where needed.
+"""`bench profile ...`: one short function for each verb. The steps are in profiles/workflow.py.
 
-Exit status: 0 captured, 2 wrong usage or a missing tool, 3 the capture failed (no permission, nothing captured, the
-program or the tool ended badly), 130 interrupted; whatever the end, no half-written file is left.
+Torch is imported only where it is needed. Exit status: 0 captured, 2 wrong usage or a missing tool, 3 the capture
+failed (no permission, nothing captured, the program or the tool failed), 130 interrupted. In every case, no
+half-written file is left.
 """
 
 from __future__ import annotations
@@ -40,17 +41,22 @@ CACHES: tuple[CacheControl, ...] = ("cold", "warm")
 app = typer.Typer(no_args_is_help=True, help="Show what happens inside a point: nsys, ncu or torch's profiler.")
 
 CaseArgument = Annotated[
-    list[str], typer.Argument(metavar="[CASE]...", help="NAME=VALUE,...: a case; the rest is bench.toml's [axes].")
+    list[str],
+    typer.Argument(
+        metavar="[CASE]...", help="A case, as NAME=VALUE,...; values not named are taken from [axes] of bench.toml."
+    ),
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", "-r", help="A recipe's name or file; `profile recipes` lists them.")
+    str | None, typer.Option("--recipe", "-r", help="Recipe, by name or file; `profile recipes` lists them.")
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Files are called this, with a suffix each.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the command, run nothing.")]
-LaunchesOption = Annotated[int | None, typer.Option("--launches", min=1, help="Calls in one graph or row.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Path of the files to write, without a suffix.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the command without running it.")]
+LaunchesOption = Annotated[int | None, typer.Option("--launches", min=1, help="Launches in one graph or row.")]
 ReplaysOption = Annotated[int | None, typer.Option("--replays", min=1, help="Replays of the graph or row.")]
 CountsOption = Annotated[
-    Path | None, typer.Option("--counts", help="Results of `sweep -k work` to compare with; default: count now.")
+    Path | None, typer.Option("--counts", help="Results of `sweep -k work` to compare with. Default: count now.")
 ]
 
 
@@ -62,7 +68,7 @@ def register(parent: typer.Typer) -> None:
 def nsys_verb(
     case: CaseArgument = [],
     recipe: RecipeOption = None,
-    sweep: Annotated[str | None, typer.Option("--sweep", help="Capture a sweep of this profile; CASE selects.")] = None,
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Capture this profile's sweep; CASE selects.")] = None,
     contender: ContenderOption = [],
     contender_file: ContenderFileOption = [],
     clock: ClockOption = [],
@@ -72,7 +78,7 @@ def nsys_verb(
     dry_run: DryRunOption = False,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
-    """A timeline: our ranges, the host's calls, every kernel of a graph."""
+    """Record a timeline: NVTX ranges, calls of the host, every kernel of a graph."""
     loaded = configuration.load(config)
     if sweep is not None:
         target = _sweep_target(loaded, sweep, recipe, launches, replays)
@@ -101,29 +107,34 @@ def nsys_verb(
         _print_command(command.arguments, command.dropped, found is None)
         return
     with _failures():
-        # A sweep ends with 1 when points of ours have no time, and under a profiler none has.
+        # A sweep exits with 1 if a point of ours has no time. Under a profiler no point has one.
         _finish(workflow.run_nsys(Request(target, stem), program, (0, 1) if sweep else (0,)), stem)
 
 
 @app.command(name="server")
 def server_verb(
     profile: Annotated[str, typer.Option("--profile", "-p", help="Serve profile of bench.toml.")] = "quick",
-    mode: Annotated[str, typer.Option("--mode", "-m", help="How the server serves: docs/how-to/serve.md.")] = (
+    mode: Annotated[str, typer.Option("--mode", "-m", help="Mode of the server; see docs/how-to/serve.md.")] = (
         "plugin"
     ),
     load: Annotated[
-        str, typer.Option("--load", "-l", help="Of this kind the load of 32 requests at once, or the nearest.")
+        str,
+        typer.Option(
+            "--load", "-l", help="Kind of load; of these the load of 32 requests at once is used, or the nearest."
+        ),
     ] = "decode",
-    model: Annotated[str | None, typer.Option("--model", help="8b, 1b, a config.json, a checkpoint.")] = None,
-    after: Annotated[int, typer.Option("--after", min=1, help="Requests that are answered before the capture.")] = 64,
-    requests: Annotated[int, typer.Option("--requests", min=1, help="Requests within the capture.")] = 32,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens of each.")] = 16,
-    cache: Annotated[Path, typer.Option("--cache", help="Folder of random weights and adapters.")] = CACHE,
+    model: Annotated[
+        str | None, typer.Option("--model", help="8b, 1b, a config.json, or a folder with a checkpoint.")
+    ] = None,
+    after: Annotated[int, typer.Option("--after", min=1, help="How many requests precede the capture.")] = 64,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="How many requests are captured.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens each request generates.")] = 16,
+    cache: Annotated[Path, typer.Option("--cache", help="Folder for random weights and adapters.")] = CACHE,
     output: OutputOption = None,
     dry_run: DryRunOption = False,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
-    """A timeline of a running server: so many requests, with the ranges of the plugin's hooks."""
+    """Record a timeline of a running server over some requests, with NVTX ranges of the plugin's hooks."""
     from bench.engine import imports
     from bench.engine.run import USUAL_REQUESTS
     from bench.engine.session import Session
@@ -162,14 +173,14 @@ def ncu_verb(
     contender: ContenderOption = [],
     contender_file: ContenderFileOption = [],
     clock: ClockOption = [],
-    cache: Annotated[list[str], typer.Option("--cache", help="cold, warm; default: both.")] = [],
+    cache: Annotated[list[str], typer.Option("--cache", help="State of the caches: cold or warm. Default: both.")] = [],
     counts: CountsOption = None,
-    no_counts: Annotated[bool, typer.Option("--no-counts", help="Leave the work clock's counts out.")] = False,
+    no_counts: Annotated[bool, typer.Option("--no-counts", help="Do not compare with the work clock.")] = False,
     output: OutputOption = None,
     dry_run: DryRunOption = False,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
-    """Counters of one launch of each point: sectors, over-fetch, hit rates, occupancy, stalls."""
+    """Record ncu's counters for one launch of each point: sectors, over-fetch, hit rates, occupancy, stalls."""
     loaded = configuration.load(config)
     caches = _caches(cache)
     target = make_target(loaded, recipe=recipe, cases=case, contenders=contender, clocks=clock, launches=1, replays=1)
@@ -200,7 +211,7 @@ def trace_verb(
     output: OutputOption = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
-    """Device time of each kernel beside the suite's clock, in this process; writes a Chrome trace."""
+    """Compare each kernel's device time with the suite's clock, in this process. Writes a Chrome trace."""
     loaded = configuration.load(config)
     target = make_target(
         loaded,
@@ -219,16 +230,21 @@ def trace_verb(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A record (.json), .ncu-rep, .sqlite, .nsys-rep or .qdstrm.")],
-    cache: Annotated[str | None, typer.Option("--cache", help="Of an .ncu-rep that its name does not tell.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="A record (.json), or a file of a tool: .ncu-rep, .sqlite, .nsys-rep or .qdstrm.")
+    ],
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", help="State of the caches for an .ncu-rep whose name does not say it: cold or warm."),
+    ] = None,
     counts: CountsOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the record, with what was read out of the tool's files."),
+        typer.Option("--output", "-o", help="Write a record of what was read from the tool's files."),
     ] = None,
     config: ConfigOption = configuration.DEFAULT_PATH,
 ) -> None:
-    """The tables of a record, or of a tool's own file where it can be read here. Needs no GPU."""
+    """Print the tables of a record, or of a tool's own file if it can be read here. Needs no GPU."""
     with _failures():
         profile = _opened(file, cache, configuration.load(config))
         if counts is not None:
@@ -242,7 +258,7 @@ def show(
 
 @app.command()
 def recipes() -> None:
-    """The recipes of this checkout."""
+    """List the recipes of this checkout."""
     from bench.show.profiles import recipes as listing
     from bench.show.tables import console
 
@@ -252,11 +268,13 @@ def recipes() -> None:
 @app.command()
 def plot(
     file: Annotated[Path, typer.Argument(help="A Chrome trace that `profile trace` wrote.")],
-    case: Annotated[str | None, typer.Option("--case", metavar="NAME=V,...", help="Default: the first.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: beside the trace.")] = None,
+    case: Annotated[str | None, typer.Option("--case", metavar="NAME=V,...", help="Default: the first case.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: the trace's name, ending in .png.")
+    ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="The record of the same `profile trace`: its GPU, commit and date are the title's."),
+        typer.Option(help="Record of the same `profile trace`. Its GPU, commit and date go into the title."),
     ] = None,
 ) -> None:
     """Draw one replay of each contender of a trace, as PNG and SVG."""
@@ -271,9 +289,9 @@ def plot(
 def _sweep_target(
     config: Config, profile: str, recipe: str | None, launches: int | None, replays: int | None
 ) -> Target:
-    """A sweep launches as often as its clocks do."""
+    """The target of --sweep, whose launches are those of the sweep's clocks."""
     if recipe is not None or launches is not None or replays is not None:
-        raise ConfigError("--sweep launches what a sweep does; expected no --recipe, --launches or --replays")
+        raise ConfigError("--sweep launches as a sweep does; expected no --recipe, --launches or --replays with it")
     if profile not in config.profiles:
         raise ConfigError(f"--sweep {profile}: expected one of {', '.join(sorted(config.profiles))}")
     return Target(f"sweep-{profile}", (), config.measure.nodes, config.measure.blocks, config.measure.seed)
@@ -317,7 +335,7 @@ def _counted(config: Config, points: Sequence[tuple[Case, str]], seed: int) -> R
 
 
 def _opened(file: Path, cache: str | None, config: Config) -> ProfileRecord:
-    """A record, or what can be read out of a tool's file, as one. Raises ProfileError, CaptureFailed, ResultsError."""
+    """A record, or one made of a tool's file. Raises ProfileError, CaptureFailed, ResultsError."""
     if file.suffix == ".json":
         profile = records.read(file)
         if isinstance(profile.body, NcuBody) and not profile.body.kernels:
@@ -334,12 +352,12 @@ def _opened(file: Path, cache: str | None, config: Config) -> ProfileRecord:
         body = _converted(file)
     else:
         known = ", ".join((".json", ncu.REPORT, nsys.DATABASE, nsys.REPORT, nsys.RAW))
-        raise ProfileError(f"{file}: expected a file that ends in one of {known}")
+        raise ProfileError(f"{file}: expected a file with one of these endings: {known}")
     return workflow.bare_profile(body, file.name, config.measure.seed)
 
 
 def _converted(file: Path) -> NsysBody:
-    """A capture of nsys, converted in a folder that goes away."""
+    """Convert a capture of nsys in a temporary folder."""
     if not file.exists():
         raise ProfileError(f"{file}: does not exist")
     tool = nsys.require()
@@ -364,14 +382,14 @@ def _print(profile: ProfileRecord, folder: Path) -> None:
 def _print_command(arguments: Sequence[str], dropped: Sequence[str], unprobed: bool) -> None:
     sys.stdout.write(shlex.join(arguments) + "\n")
     if unprobed:
-        sys.stderr.write("the tool was not found here: its flags are those of a recent version\n")
+        sys.stderr.write("the tool was not found here; these are the flags of a recent version\n")
     for flag in dropped:
-        sys.stderr.write(f"left out, this version lacks it: {flag}\n")
+        sys.stderr.write(f"left out, because this version lacks it: {flag}\n")
 
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """A failed capture is its reason and exit status 3; an interrupt leaves nothing behind."""
+    """Turn a failed capture into one line and exit status 3. An interrupt leaves nothing behind."""
     try:
         with capture.terminable():
             yield

@@ -1,4 +1,4 @@
-"""`python -m bench report`: everything that the given files hold, as one page."""
+"""`python -m bench report`: all content of the given files, as one page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from bench.model.paths import shown
 
 def report(
     files: FilesArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     commits: LineOption = None,
     clock: ClockOption = [],
     gpu: GpuOption = None,
 ) -> None:
-    """Write one HTML page that works without a network: charts, filters, each point's rounds, where it comes from.
+    """Write one HTML page that works offline, with charts, filters, and the rounds and origin of each point.
 
-    Files may be of several GPUs, which stand side by side. The last three options choose from histories.
+    The files may come from several GPUs, which are shown side by side. --commits, --clock and --gpu select from
+    histories.
     """
     from bench.judge.times import judge_pairs
     from bench.show.page.content import Content
@@ -50,7 +51,7 @@ def report(
 
 
 def _names(files: list[Path]) -> dict[Path, str]:
-    """What each is called on the page: a file by its name, if no other has it; a folder as one would type it."""
+    """The name of each on the page: a file's name if it is unique, otherwise the path as one would type it."""
     counts = Counter(path.name for path in files)
     return {path: path.name if path.is_file() and counts[path.name] == 1 else shown(path) for path in files}
 

@@ -1,4 +1,4 @@
-"""Which points the user selected: of a profile, and of what a file holds."""
+"""Which points the user selected, from a profile or from a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_PROFILE = "quick"
 
 
 def planned(config: Config, selection: Selection, clocks: Sequence[ClockName] = ()) -> Plan:
-    """The points of a selection, with its replicates; `clocks` instead of those it names. Raises ConfigError."""
+    """The plan of a selection, with its rounds and processes. `clocks` overrides its clocks. Raises ConfigError."""
     plan = configuration.make_plan(
         config,
         selection.profile,
@@ -40,7 +40,7 @@ def planned(config: Config, selection: Selection, clocks: Sequence[ClockName] = 
 
 
 def replicated(plan: Plan, rounds: int | None, processes: int | None) -> Plan:
-    """The plan with other replicates; None leaves the configured number."""
+    """The plan with other numbers of rounds and processes; None keeps the configured number."""
     measure = msgspec.structs.replace(
         plan.measure,
         rounds=rounds or plan.measure.rounds,
@@ -50,13 +50,13 @@ def replicated(plan: Plan, rounds: int | None, processes: int | None) -> Plan:
 
 
 def of_files(points: Sequence[Point], clocks: Sequence[str], contenders: Sequence[str], cases: Sequence[str]) -> Wanted:
-    """Which of the points of some files were selected. Raises ConfigError for a case that none of them has."""
+    """A predicate for the selected points of some files. Raises ConfigError for a case that no point has."""
     in_cases = choice.case_filter([point.case for point in points], cases)
     return times.wanted(clocks, contenders or ["*"], in_cases)
 
 
 def judging(config: Config, subjects: Sequence[str]) -> Config:
-    """The configuration with these contenders in the place of those that it judges and follows."""
+    """The configuration, changed to judge and follow these contenders instead of its own."""
     if not subjects:
         return config
     named = tuple(subjects)
@@ -68,7 +68,7 @@ def judging(config: Config, subjects: Sequence[str]) -> Config:
 
 
 def confirming(config: Config, processes: int | None) -> Config:
-    """The configuration with so many fresh processes of a confirming pair, where a number was stated."""
+    """The configuration with `processes` fresh processes for a confirming pair; unchanged if None."""
     if processes is None:
         return config
     return msgspec.structs.replace(config, gate=msgspec.structs.replace(config.gate, confirm_processes=processes))
@@ -76,7 +76,7 @@ def confirming(config: Config, processes: int | None) -> Config:
 
 @dataclass(kw_only=True)
 class Choice:
-    """What was stated, and the configuration for the rest."""
+    """The options that were given, and the configuration for the rest."""
 
     config: Config
     machine: Machine
@@ -111,7 +111,7 @@ class Choice:
         return replace(self, config=config)
 
     def plan(self, profile: str, clocks: Sequence[ClockName]) -> Plan:
-        """The points to measure; of the gate's contenders only those that the profile has."""
+        """The points to measure: those of the profile whose contender is judged."""
         plan = self._plan(profile, clocks)
         chosen = times.wanted(clocks, self.patterns)
         points = tuple(point for point in plan.points if chosen(point))

@@ -1,9 +1,9 @@
-"""The gate tried on a GPU: `python -m bench.cli.selftest self-check` and `... planted`. Needs no git.
+"""Try the gate on a GPU: `python -m bench.cli.selftest self-check` and `... planted`. Needs no git.
 
-self-check runs the interleaved gate of this tree against itself several times: every verdict but `pass` is false.
-planted gives side B a known share of more launches of the same kernels: so many of a hundred launches in a graph are
-made twice over, on index sets in turn like all others. Only the worker of this script's run knows of it; the shipped
-library has no switch for it.
+self-check compares this tree with itself several times, with the interleaved gate. Every verdict but `pass` is then
+false. planted makes side B slower by a known share: of a hundred launches in a graph, that many are made twice, on
+index sets in turn like all others. Only the worker that this script starts does so. The shipped library has no switch
+for it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,21 @@ from bench.model.pairs import PairPoint
 from bench.model.store import readable, write_bytes
 
 PLANTED_NODES = 100  # 3 % of them is a whole number of launches
-SAFETY = 1.2  # of the longest run so far must be left of the time
+SAFETY = 1.2  # a run begins only if this many times the longest run so far is left
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder; files that are there are not made again.")]
-SecondsOption = Annotated[float, typer.Option("--seconds", help="Begin no run that may not end within this time.")]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the records. Files that exist are not measured again.")
+]
+SecondsOption = Annotated[
+    float, typer.Option("--seconds", help="Time limit in seconds. No run begins that might exceed it.")
+]
 RepeatOption = Annotated[int, typer.Option("--repeats", min=1)]
 ProfileOption = Annotated[str, typer.Option("--profile", "-p")]
-ContenderOption = Annotated[list[str], typer.Option("--contender", "-c", help="Default: the gate's.")]
+ContenderOption = Annotated[
+    list[str], typer.Option("--contender", "-c", help="Contender, by name or glob pattern. Default: the gate's.")
+]
 
 
 @app.command(name="self-check")
@@ -50,7 +56,7 @@ def self_check(
     profile: ProfileOption = "quick",
     contender: ContenderOption = [],
 ) -> None:
-    """Repeat the self-check; every verdict but `pass` and `skipped` is false."""
+    """Repeat the self-check. Every verdict but `pass` and `skipped` is false."""
     config = configuration.load()
     points = _points(config, profile, contender)
     _repeat(config, "self-check", lambda: points, output, repeats, seconds, context.obj)
@@ -60,13 +66,13 @@ def self_check(
 def planted(
     context: typer.Context,
     output: OutputOption,
-    share: Annotated[list[float], typer.Option("--share", help="Percent of extra work; may repeat.")] = [3, 5, 10],
+    share: Annotated[list[float], typer.Option("--share", help="Extra work in percent; may be repeated.")] = [3, 5, 10],
     repeats: RepeatOption = 1,
     seconds: SecondsOption = 480.0,
     profile: ProfileOption = "quick",
     contender: ContenderOption = [],
 ) -> None:
-    """Plant slowdowns of known size in every point and count those found."""
+    """Plant slowdowns of known size in every point and count how many are found."""
     config = configuration.load()
     gate = msgspec.structs.replace(config.gate, nodes=PLANTED_NODES)
     config = msgspec.structs.replace(config, gate=gate)

@@ -1,4 +1,4 @@
-"""What a store holds of a line of commits, as series with their changes: for `show`, `plot` and `report`."""
+"""Series and changes of a line of commits, read from a store. `show`, `plot` and `report` use them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ from bench.model.paths import ROOT
 from bench.model.records import ResultsError
 
 STORE = ROOT / "history"
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history; default: history/.")]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the history. Default: history/.")]
 ExportedOption = Annotated[
-    Path | None, typer.Option("--exported", help="Take commits from this folder, made by `history export`.")
+    Path | None,
+    typer.Option(
+        "--exported", help="Take the commits from this folder, which `history export` wrote, instead of from git."
+    ),
 ]
 
 
@@ -43,7 +46,7 @@ def view(
     exported: Path | None = None,
     every: bool = False,
 ) -> History:
-    """What the store holds of a line, with its changes. Raises ResultsError, GateError."""
+    """The series of a line of commits in the store, with their changes. Raises ResultsError, GateError."""
     stored = records.read_all(folder)
     clock = _one_clock(clocks, stored, folder)
     entries = records.of_machine([item for item in stored if _has(item, clock)], gpu, folder)
@@ -51,7 +54,7 @@ def view(
 
 
 def views(folder: Path, commits: str | None, clocks: Sequence[str], gpu: str | None) -> Iterator[History]:
-    """Everything that the store holds of a line: a history for each machine and clock. Raises ResultsError."""
+    """Everything the store has on a line of commits: a history for each machine and clock. Raises ResultsError."""
     everything = stored = records.read_all(folder)
     _one_clock(clocks[:1], stored, folder)  # an empty store, or an unknown clock
     if gpu is not None:
@@ -80,7 +83,7 @@ def _viewed(
     order = order_of(entries, line)
     if not order:
         raise ResultsError(
-            f"{folder}: has none of the commits {commits}; measure them with: python -m bench history run"
+            f"{folder}: none of the commits {commits} is stored; measure them with: python -m bench history run"
         )
     wanted = of_files([point for entry in entries for point in entry.results.points], [clock], contenders, cases)
     found = eras(entries, order, wanted, [clock])
@@ -107,7 +110,7 @@ def _viewed(
 
 
 def _own_line(entries: Sequence[Entry]) -> list[Commit] | None:
-    """The part of this checkout's own line that holds all entries; None if there is none, and time must order them."""
+    """The part of HEAD's line with all entries. None if the line lacks some; then commit times order the entries."""
     source = GitSource()
     stored = {entry.commit.sha for entry in entries}
     try:
@@ -127,7 +130,7 @@ def source_of(
     sglang_checkout: Path | None = None,
     config: Config | None = None,
 ) -> Source:
-    """Where commits come from: at most one of these, else this checkout. Raises ConfigError."""
+    """Where commits come from: one of these, or this checkout if none is given. Raises ConfigError."""
     if sum(item is not None for item in (exported, sglang, sglang_checkout)) > 1:
         raise ConfigError("--exported, --sglang and --sglang-checkout exclude each other; expected one of them")
     if sglang is not None:
@@ -140,12 +143,12 @@ def source_of(
 def _one_clock(clocks: Sequence[str], stored: Sequence[Entry], folder: Path) -> ClockName:
     known = {point.clock for entry in stored for point in entry.results.points}
     if len(clocks) > 1:
-        raise ConfigError("--clock: a series is of one clock; expected it once")
+        raise ConfigError("--clock: a series has one clock; expected the option once")
     for name in clocks or configuration.CLOCKS:
         if name in known:
             return name
     if not known:
-        raise ResultsError(f"{folder}: no history; make one with: python -m bench history run --commits A..B")
+        raise ResultsError(f"{folder}: holds no history; make one with: python -m bench history run --commits A..B")
     raise ResultsError(f"--clock {clocks[0]}: {folder} has {', '.join(sorted(known))}; expected one of them")
 
 

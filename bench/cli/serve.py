@@ -1,4 +1,4 @@
-"""`serve` of the command line: a real engine in each mode, the modes in turns."""
+"""The verb `serve`: measures a real engine in each mode, the modes in turns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CACHE = ROOT / "build" / "engine"
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """What the command line chose; enough to make the plan again."""
+    """The options given on the command line. The plan can be made again from them."""
 
     profile: str = DEFAULT_PROFILE
     modes: tuple[str, ...] = ()
@@ -43,37 +43,54 @@ def serve(
     profile: Annotated[
         str | None, typer.Option("--profile", "-p", help="Serve profile of bench.toml; default: quick.")
     ] = None,
-    mode: Annotated[list[str], typer.Option("--mode", "-m", help="Modes in the place of the profile's.")] = [],
-    load: Annotated[
-        list[str], typer.Option("--load", "-l", help="Only loads of this kind: decode, prefill, stream, arrivals.")
+    mode: Annotated[
+        list[str], typer.Option("--mode", "-m", help="Mode to serve in, instead of the profile's; may be repeated.")
     ] = [],
-    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Fresh processes of each mode.")] = None,
+    load: Annotated[
+        list[str],
+        typer.Option(
+            "--load", "-l", help="Only loads of this kind (decode, prefill, stream or arrivals); may be repeated."
+        ),
+    ] = [],
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Fresh processes for each mode.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="8b, 1b, a config.json, or a folder with a checkpoint.")
     ] = None,
-    tp: Annotated[int | None, typer.Option("--tp", min=1, help="GPUs of this host to spread the model over.")] = None,
+    tp: Annotated[
+        int | None,
+        typer.Option("--tp", min=1, help="Tensor parallel size: how many GPUs of this host share the model."),
+    ] = None,
     where: Annotated[
-        bool, typer.Option("--where", help="Trace each mode once, after its figures: where the GPU's time goes.")
+        bool, typer.Option("--where", help="After measuring, trace each mode once to show where the GPU's time goes.")
     ] = False,
     cross_check: Annotated[
         bool,
-        typer.Option("--cross-check", help="Then a server a mode, asked the same by SGLang's own bench_serving."),
+        typer.Option(
+            "--cross-check",
+            help="Afterwards put the same load on a server in each mode with SGLang's own bench_serving.",
+        ),
     ] = False,
-    cache: Annotated[Path, typer.Option("--cache", help="Folder of random weights and adapters.")] = CACHE,
+    cache: Annotated[Path, typer.Option("--cache", help="Folder for random weights and adapters.")] = CACHE,
     config: ConfigOption = configuration.DEFAULT_PATH,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Results file; default: results/TIME-serve.json.")
+        Path | None, typer.Option("--output", "-o", help="Results file. Default: results/TIME-serve.json.")
     ] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this file, repeating nothing.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue this file; processes that it has are not run again.")
+    ] = None,
     budget: Annotated[
         float | None,
-        typer.Option("--budget", min=1, metavar="SECONDS", help="Start no process that would not end by then."),
+        typer.Option(
+            "--budget", min=1, metavar="SECONDS", help="Time limit in seconds. No process starts that would exceed it."
+        ),
     ] = None,
 ) -> None:
-    """Measure a real SGLang engine in each mode; without a GPU, check the case and say what would run."""
+    """Measure a real SGLang engine in each mode. Without a GPU, check the options and print what would run."""
     chosen = Chosen(profile or DEFAULT_PROFILE, tuple(mode), tuple(load), repeats, model, tp, where, cross_check)
     if resume and (chosen != Chosen() or output):
-        raise ConfigError(f"--resume {resume}: goes on with the file's own choice; expected no other than --budget")
+        raise ConfigError(
+            f"--resume {resume}: continues the file's own run; expected no other option but --budget and --cache"
+        )
     results = served.read(resume) if resume else None
     if results is not None:
         chosen = _chosen_of(results)
@@ -99,7 +116,7 @@ def _require_servers() -> None:
 
 
 def plan_of(config: configuration.Config, chosen: Chosen) -> ServePlan:
-    """The plan, its model looked at. Raises ConfigError."""
+    """The plan, after checking that the model fits it. Raises ConfigError."""
     from bench.engine.weights import model_config, refuse_ranks
 
     plan = make_serve_plan(
@@ -142,7 +159,7 @@ def _begun(path: Path, plan: ServePlan, chosen: Chosen) -> ServeResults:
     from bench.engine.run import new_results
 
     if path.exists():
-        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to go on with it")
+        raise ResultsError(f"{path}: exists; expected a new file, or --resume {path} to continue it")
     return new_results(
         plan,
         kinds=[*chosen.kinds],
@@ -155,7 +172,7 @@ def _begun(path: Path, plan: ServePlan, chosen: Chosen) -> ServeResults:
 
 
 def _resumed(path: Path, plan: ServePlan) -> ServeResults:
-    """The file again, for another process may have gone on with it. Raises ResultsError if it would mix two runs."""
+    """The file, read anew: another process may have continued it. Raises ResultsError if it would mix two runs."""
     results, code = served.read(path), collect_code()
     for what, then, now in (
         ("the format", results.schema.version, SERVE_VERSION),
@@ -185,7 +202,7 @@ def _run(plan: ServePlan, results: ServeResults, path: Path, chosen: Chosen, cac
             out.print(line, soft_wrap=True)
     except KeyboardInterrupt:
         events.close()
-        out.print(f"interrupted; go on with: python -m bench serve --resume {path}", soft_wrap=True)
+        out.print(f"interrupted; continue with: python -m bench serve --resume {path}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     out.print(summary(results))
     out.print(f"written to {path}")

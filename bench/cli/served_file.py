@@ -1,4 +1,4 @@
-"""Files of `bench serve` for the verbs that look: which figures are wanted, and how they are told."""
+"""Files of `bench serve` for `show`, `compare` and `gate`: selects the figures and prints them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["CLOCK", "compare", "gate", "is_one", "says_so", "show"]
 
 
 def is_one(file: Path) -> bool:
-    """Whether a file is of `bench serve`. Raises ResultsError for one of no format of ours."""
+    """Whether this is a file of `bench serve`. Raises ResultsError if its format is not one of ours."""
     return file.is_file() and store.format_of(file, "a results file, or a file of bench serve") == SERVE_NAME
 
 
 def says_so(file: Path) -> bool:
-    """The same, and false for a file of no format: whoever reads it as results names the place of its fault."""
+    """Like `is_one`, but false for an unknown format: the reader of results files reports what is wrong with it."""
     try:
         return is_one(file)
     except ResultsError:
@@ -40,7 +40,7 @@ def says_so(file: Path) -> bool:
 def show(
     file: Path, cases: Sequence[str], contenders: Sequence[str], clocks: Sequence[str], format: str, *, wide: bool
 ) -> None:
-    """The tables, or the rows, of a file. Raises ConfigError for a choice that leaves nothing."""
+    """Print the tables, or the rows, of a file. Raises ConfigError if nothing is selected."""
     from bench.show.serving import summary
     from bench.show.tables import console
 
@@ -57,7 +57,7 @@ def show(
 def compare(
     before: Path, after: Path, cases: Sequence[str], contenders: Sequence[str], clocks: Sequence[str], format: str
 ) -> None:
-    """Two files side by side. Raises ResultsError if one of them is of another kind."""
+    """Print two files side by side. Raises ResultsError if one of them is of another kind."""
     from bench.show.serving import compared
     from bench.show.tables import console
 
@@ -78,7 +78,7 @@ def gate(
     formats: Sequence[str],
     rules: Gate,
 ) -> None:
-    """Judge a file against another, and end with the gate's exit status if that is not 0. Raises ResultsError."""
+    """Compare a file with a baseline and print verdicts. Exits with the gate's status if not 0. Raises ResultsError."""
     from bench.show.served_gate import verdicts
     from bench.show.tables import console
 
@@ -86,7 +86,7 @@ def gate(
     old, new = _both(baseline, result, clocks)
     found = serving.compare(old, new)
     wanted = _wanted([old, new], cases, contenders)
-    sides = [serving.figures(file) for file in (old, new)]  # all: an anchor is needed whatever is chosen
+    sides = [serving.figures(file) for file in (old, new)]  # all of them: the anchor is needed whatever is selected
     limits = served_gate.rules_of(rules)
     report = served_gate.judge(sides[0], sides[1], limits, old.serving.reference, found.warnings, wanted)
     if format == "table":
@@ -102,7 +102,9 @@ def gate(
 def _both(before: Path, after: Path, clocks: Sequence[str]) -> tuple[ServeResults, ServeResults]:
     for file in (before, after):
         if not is_one(file):
-            raise ResultsError(f"{file}: is no file of bench serve, the other one is; expected two of one kind")
+            raise ResultsError(
+                f"{file}: is not a file of bench serve, but the other one is; expected two files of the same kind"
+            )
         _refuse_clocks(file, clocks)
     return served.read(before), served.read(after)
 
@@ -110,28 +112,28 @@ def _both(before: Path, after: Path, clocks: Sequence[str]) -> tuple[ServeResult
 def _one_format(formats: Sequence[str]) -> str:
     if len(formats) > 1 or any(name not in FORMATS for name in formats):
         known = ", ".join(("table", *FORMATS))
-        raise ConfigError(f"--format {' '.join(formats)}: of engines, expected one of {known}")
+        raise ConfigError(f"--format {' '.join(formats)}: for files of bench serve expected one of {known}")
     return formats[0] if formats else "table"
 
 
 def _refuse_clocks(file: Path, clocks: Sequence[str]) -> None:
     for name in clocks:
         if name != CLOCK:
-            raise ConfigError(f"--clock {name}: {file} is of bench serve; expected {CLOCK}")
+            raise ConfigError(f"--clock {name}: {file} is a file of bench serve; expected {CLOCK}")
 
 
 def _wanted(files: Sequence[ServeResults], cases: Sequence[str], contenders: Sequence[str]) -> Wanted:
-    """What --case and --contender choose: values of a load, and modes. Raises ConfigError for what nothing has."""
+    """A predicate for the selected loads and modes. Raises ConfigError if --case or --contender selects nothing."""
     loads = [load for results in files for load in serving.loads_of(results)]
     modes = list(dict.fromkeys(mode for results in files for mode in results.run.modes))
     return chosen(loads, modes, cases, contenders)
 
 
 def chosen(loads: Sequence[Load], modes: Sequence[str], cases: Sequence[str], contenders: Sequence[str]) -> Wanted:
-    """Whether a load and a mode are chosen by --case and --contender. Raises ConfigError for what nothing has."""
+    """A predicate for the selected loads and modes. Raises ConfigError if `cases` or `contenders` selects nothing."""
     for pattern in contenders:
         if not any(fnmatchcase(mode, pattern) for mode in modes):
-            raise ConfigError(f"--contender {pattern}: no mode is called so; expected some of {', '.join(modes)}")
+            raise ConfigError(f"--contender {pattern}: no mode has this name; expected some of {', '.join(modes)}")
     terms = [_terms(text, loads) for text in cases]
 
     def wanted(load: Load, mode: str) -> bool:
@@ -147,7 +149,7 @@ def _terms(text: str, loads: Sequence[Load]) -> dict[str, str]:
     for term in text.split(","):
         name, equals, value = (part.strip() for part in term.partition("="))
         if not equals or name not in known:
-            raise ConfigError(f"--case {text}: {term!r} is no term; expected NAME=VALUE with NAME one of {known}")
+            raise ConfigError(f"--case {text}: {term!r} is not a term; expected NAME=VALUE with NAME one of {known}")
         found[name] = value
     if not any(_fits(load, found) for load in loads):
         raise ConfigError(f"--case {text}: no load has all of these values")

@@ -1,4 +1,4 @@
-"""`history add` and `history show` of engines."""
+"""`history add` and `history show` for files of `bench serve`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from bench.model.records import ResultsError
 
 
 def add(path: Path, folder: Path) -> str:
-    """Put a file of `bench serve` into the store; a line that says so. Raises ResultsError unless it names a commit."""
+    """Add a file of `bench serve` to the store and return a line that says so. Raises ResultsError unless it names a
+    commit.
+    """
     from bench.execute.commits import GitSource
 
     results = served.read(path)
     code = results.code
     if code.sha is None or not git.HASH.fullmatch(code.sha) or code.dirty:
-        raise ResultsError(f"{path}: does not name a commit that it measured as it is; expected one made in a checkout")
+        raise ResultsError(
+            f"{path}: does not name the unchanged commit that it measured; expected a file made in a clean git checkout"
+        )
     if results.env is None or not results.processes:
-        raise ResultsError(f"{path}: holds no engine; expected a run that measured something")
+        raise ResultsError(f"{path}: holds no measured engine; expected a run that measured something")
     try:
         commit = GitSource().commit(code.sha)
-    except git.GitError:  # of a commit that is not here
+    except git.GitError:  # the commit is not in this clone
         commit = Commit(code.sha, "", code.commit_time)
     entry = entry_of(results, commit)
     written = served_history.write(folder, entry)
@@ -35,7 +39,7 @@ def add(path: Path, folder: Path) -> str:
 
 
 def show(folder: Path, cases: Sequence[str], modes: Sequence[str], gpu: str | None, config: Path) -> None:
-    """The tables of engines. Raises ResultsError for a store without any, or with several machines."""
+    """Print the tables of engines. Raises ResultsError if the store has none, or several machines."""
     from bench.show.served_history import engine_tables
     from bench.show.tables import console
 
@@ -43,7 +47,7 @@ def show(folder: Path, cases: Sequence[str], modes: Sequence[str], gpu: str | No
     machines = {entry.gpu or "no GPU" for entry in entries}
     chosen = [name for name in machines if gpu is None or gpu.lower() in name.lower()]
     if len(chosen) != 1:
-        known = ", ".join(sorted(machines)) or "no engine; put one there with: python -m bench history add FILE"
+        known = ", ".join(sorted(machines)) or "no file of bench serve; add one with: python -m bench history add FILE"
         raise ResultsError(f"{folder}: has {known}; expected --gpu NAME that names one")
     kept = [entry for entry in entries if (entry.gpu or "no GPU") == chosen[0]]
     loads = list(dict.fromkeys(item.load for entry in kept for item in entry.figures))

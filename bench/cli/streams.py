@@ -1,7 +1,8 @@
-"""Standard output as a program meets it: another encoding, a reader that has gone, a full disk, none at all.
+"""Failures of standard output: another encoding, a reader that has gone, a full disk, no output at all.
 
-What cannot be told ends with exit status 2, never with a traceback or with 1, which is a regression to the gate. A pipe
-that was closed ends quietly: whoever closed it has seen enough. It is not 0 either, for a verdict may have been lost.
+If output cannot be written, the exit status is 2. It is never a traceback, nor 1, which means a regression in the gate.
+A closed pipe ends the program quietly, because its reader has seen enough. The status is still 2, because a verdict may
+have been lost.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bench.cli.exit_codes import FAILED
 
 
 class _Told:
-    """A stream whose failures end the program at once, past everything that would take them for its own."""
+    """A stream that ends the program when writing fails, before any other code can catch the error as its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -48,7 +49,7 @@ class _Told:
 
 
 def _discard(stream: TextIO) -> None:
-    """What is still in the stream's buffer goes nowhere: the interpreter would try it again at its end, and say 120."""
+    """Discard the stream's buffer. Otherwise the interpreter would write it again at exit, fail, and exit with 120."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # no file of the system, or closed
@@ -60,7 +61,7 @@ def _discard(stream: TextIO) -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Within, whatever is printed is printed in the encoding there is, or the program ends with exit status 2."""
+    """Within this context, text is printed in the encoding of the output, or the program exits with 2."""
     before = sys.stdout, sys.stderr
     if sys.stderr is None:  # closed: there is nobody to complain to
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - lives as long as the process

@@ -1,4 +1,4 @@
-"""`op=head,rank=16` -> the values that a case must have: how bench.toml and files of accepted changes name cases."""
+"""Parses `op=head,rank=16` to the values that a case must have. bench.toml and accepted changes name cases so."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bench.model.toml import ConfigError
 
 @cache
 def case_terms(selection: str) -> dict[str, object]:
-    """The value of each axis named. Raises ConfigError for a name or a value that no case can have."""
+    """The value of each named axis. Raises ConfigError for a name or a value that no case can have."""
     kinds = get_type_hints(Case)
     found: dict[str, object] = {}
     for text in selection.split(","):
         name, equals, written = (part.strip() for part in text.partition("="))
         if not equals or name not in kinds:
             expected = f"NAME=VALUE[,NAME=VALUE...] with NAME one of {', '.join(kinds)}"
-            raise ConfigError(f"{text!r} is no term of a case; expected {expected}")
+            raise ConfigError(f"{text!r} is not a term of a case; expected {expected}")
         try:
             found[name] = msgspec.convert(written, kinds[name], strict=False)
         except msgspec.ValidationError as error:

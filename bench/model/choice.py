@@ -1,4 +1,7 @@
-"""Which contenders and cases of a plan the command line chooses. What fits nothing is an error that says what would."""
+"""Selects contenders and cases of a plan by options of the command line.
+
+A selection that matches nothing is an error.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ CASE_AXES = tuple(Case.__struct_fields__)
 
 
 def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
-    """Those that fit a pattern; without patterns all. Raises ConfigError for a pattern that none fits."""
+    """Those that match a pattern; all if there are no patterns. Raises ConfigError for a pattern without a match."""
     if not patterns:
         return names
     for pattern in patterns:
@@ -25,9 +28,9 @@ def select_contenders(names: list[str], patterns: Sequence[str]) -> list[str]:
 
 
 def case_filter(cases: Sequence[Case], selections: Sequence[str]) -> Callable[[Case], bool]:
-    """Whether a case has all terms of a selection; without selections every one does.
+    """A predicate for cases that have all terms of a selection. Without selections, it accepts every case.
 
-    Raises ConfigError for a selection that none of `cases` fits.
+    Raises ConfigError for a selection that none of `cases` matches.
     """
     wanted = [[_term(selection, text, cases) for text in selection.split(",")] for selection in selections]
 
@@ -46,7 +49,7 @@ def _term(selection: str, text: str, cases: Sequence[Case]) -> tuple[str, object
     if not equals or name not in CASE_AXES:
         known = ", ".join(CASE_AXES)
         raise ConfigError(
-            f"--case {selection}: {text!r} is no term; expected NAME=VALUE[,NAME=VALUE...] with NAME one of {known}"
+            f"--case {selection}: {text!r} is not a term; expected NAME=VALUE[,NAME=VALUE...] with NAME one of {known}"
         )
     values = sorted({getattr(case, name) for case in cases})
     try:

@@ -43,10 +43,10 @@ def ended(error: BaseException | None, capsys: pytest.CaptureFixture[str]) -> Ou
         (CannotJudge("no GPU"), 3, "bench: no GPU\n"),
         (ImportError("gone"), 2, "bench: ImportError: gone\n"),
         (KeyboardInterrupt(), 130, ""),
-        (RuntimeError("a fault"), 2, "bench: unforeseen RuntimeError: a fault\n"),
-        (MemoryError(), 2, "unforeseen MemoryError"),
-        (RecursionError("too deep"), 2, "unforeseen RecursionError: too deep"),
-        (EOFError("the pipe is closed"), 2, "unforeseen EOFError: the pipe is closed"),
+        (RuntimeError("a fault"), 2, "bench: unexpected RuntimeError: a fault\n"),
+        (MemoryError(), 2, "unexpected MemoryError"),
+        (RecursionError("too deep"), 2, "unexpected RecursionError: too deep"),
+        (EOFError("the pipe is closed"), 2, "unexpected EOFError: the pipe is closed"),
         (BrokenPipeError(32, "Broken pipe"), 2, ""),
         (typer.BadParameter("wrong"), 2, "wrong"),
     ],
@@ -57,7 +57,7 @@ def test_how_a_command_line_ends(
     done = ended(error, capsys)
     assert done.code == status
     assert done.err.endswith(said) if said.endswith("\n") else said in done.err
-    assert ("Traceback" in done.err) == ("unforeseen" in said)
+    assert ("Traceback" in done.err) == ("unexpected" in said)
 
 
 def bench(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -74,7 +74,7 @@ def test_an_entry_that_nothing_needs_is_told(run: Run, tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"who": ""}, "accepted[0].who: Expected `str` matching regex '\\\\S'; allowed: some words"),
-        ({"case": "colour=red"}, "accepted[0].case: 'colour=red' is no term of a case; expected NAME=VALUE"),
+        ({"case": "colour=red"}, "accepted[0].case: 'colour=red' is not a term of a case; expected NAME=VALUE"),
         ({"case": "rank=many"}, "accepted[0].case: 'rank=many': no case has this rank"),
         ({"clock": "work"}, "accepted[0].clock: Invalid enum value 'work'; allowed: graph, eager"),
         ({"until": "soon"}, "accepted[0].until: "),
@@ -87,7 +87,7 @@ def test_a_broken_file_is_2_with_the_place(run: Run, tmp_path: Path, changes: di
 
 def test_counts_are_not_accepted_so(run: Run, tmp_path: Path) -> None:
     done = run("gate", "--clock", "work", "--accepted", tmp_path / "x.toml")
-    assert done.code == 2 and "expected counts that are meant to be in a renewed baseline" in done.err
+    assert done.code == 2 and "expected a renewed baseline for counts that are meant to change" in done.err
 
 
 def test_the_repositorys_own_file_is_sound_if_there_is_one() -> None:
@@ -132,7 +132,7 @@ def test_a_wrong_case_in_bench_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "bench.toml").write_text(
         text + '\n[[gate.cases]]\ncase = "rang=64"\nclock = "graph"\n', encoding="utf-8"
     )
-    with pytest.raises(ConfigError, match=r"gate\.cases\[0\]\.case: 'rang=64' is no term"):
+    with pytest.raises(ConfigError, match=r"gate\.cases\[0\]\.case: 'rang=64' is not a term"):
         config.load(tmp_path / "bench.toml")
 
 

@@ -190,7 +190,7 @@ def test_a_broken_file_is_2_and_named_with_the_place(
         (("gate",), "expected --baseline FILE, --against REV, --self-check or --clock work"),
         (("gate", "--self-check", "--against", "HEAD"), "exclude each other"),
         (("gate", "--clock", "hours", "--self-check"), "--clock hours: expected one of graph, eager, work"),
-        (("gate", "--clock", "work", "--against", "HEAD"), "expected no other clock, at most FILE"),
+        (("gate", "--clock", "work", "--against", "HEAD"), "expected no other clock, no --against and no --self-check"),
         (("gate", str(AA)), "expected --baseline FILE"),
         (("gate", "--self-check", "--format", "xls"), "--format xls: expected NAME or NAME=FILE"),
         (("gate", "--self-check", "-f", "json", "-f", "junit"), "only one format can go to standard output"),

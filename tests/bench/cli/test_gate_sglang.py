@@ -49,9 +49,9 @@ def test_a_slower_version_is_1_and_only_sglangs_contenders_are_judged(run: Run, 
     [
         (("--sglang", "0.5.23"), 2, "expected --against-sglang V"),
         (("--against-sglang", "0.5.20", "--self-check"), 2, "--against-sglang excludes"),
-        (("--against-sglang", "0.5.20", "-k", "work", "-k", "graph"), 2, "expected no other clock beside it"),
+        (("--against-sglang", "0.5.20", "-k", "work", "-k", "graph"), 2, "expected no other clock with it"),
         (("--against-sglang", "0.5.1"), 2, "SGLang 0.5.1: found "),
-        (("--against-sglang", "0.5.1..0.5.2"), 2, "no version lies there"),
+        (("--against-sglang", "0.5.1..0.5.2"), 2, "no such version was found"),
     ],
 )
 def test_what_is_no_such_gate_is_2(run: Run, options: tuple[str, ...], code: int, words: str) -> None:

@@ -130,18 +130,24 @@ def test_several_gpus_make_no_series(call: Call, stored: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["show", "--store", "{tmp}/none"], "no history; make one with: python -m bench history run"),
+        (["show", "--store", "{tmp}/none"], "holds no history; make one with: python -m bench history run"),
         (["show", "--store", "{stored}", "-k", "eager"], "--clock eager: "),
-        (["show", "--store", "{stored}", "-k", "graph", "-k", "eager"], "a series is of one clock"),
+        (["show", "--store", "{stored}", "-k", "graph", "-k", "eager"], "a series has one clock"),
         (["show", "--store", "{stored}", "-c", "nobody"], "no point of these commits has this contender and case"),
-        (["show", "--store", "{stored}", "--commits", "{other}", "--exported", "{more}"], "has none of the commits"),
+        (["show", "--store", "{stored}", "--commits", "{other}", "--exported", "{more}"], "none of the commits"),
         (["show", "--store", "{stored}", "--commits", "zzz", "--exported", "{more}"], "zzz: not one commit of"),
         (["show", "--store", "{stored}", "--commits", "no-such-branch"], "expected a revision of"),
         (["run", "--store", "{tmp}/h", "--commits", "HEAD..HEAD"], "names no commit; expected A..B"),
         (["run", "--store", "{tmp}/h", "--commits", "HEAD", "-k", "wrk"], "--clock wrk: expected one of"),
-        (["run", "--store", "{tmp}/h", "--commits", "HEAD", "-k", "work", "-k", "graph"], "counted apart from times"),
+        (
+            ["run", "--store", "{tmp}/h", "--commits", "HEAD", "-k", "work", "-k", "graph"],
+            "--clock work counts instead of timing",
+        ),
         (["run", "--store", "{tmp}/h", "--commits", "HEAD", "-k", "work", "-c", "csgmv_embed*", "-p", "x"], "profile"),
-        (["export", "--commits", "HEAD", "-o", "{tmp}/x"], "expected A..B: A is the last commit known to be good"),
+        (
+            ["export", "--commits", "HEAD", "-o", "{tmp}/x"],
+            "expected A..B, where A is the last commit known to be good",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -80,7 +80,7 @@ def test_a_wrong_case_is_named(arguments: tuple[str, ...], said: str, run: Run) 
 def test_a_file_goes_on_with_its_own_choice_and_its_own_code(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "goes on with the file's own choice" in run("serve", "--resume", file, "-p", "8b").err
+    assert "continues the file's own run" in run("serve", "--resume", file, "-p", "8b").err
     for module in (serve, guards):
         monkeypatch.setattr(module, "has_gpu", lambda: True)
     done = run("serve", "--resume", file)
@@ -96,7 +96,7 @@ def test_a_file_that_is_there_is_not_written_over(run: Run, file: Path, monkeypa
         monkeypatch.setattr(module, "has_gpu", lambda: True)
     before = file.read_bytes()
     done = run("serve", "-o", file)
-    assert done.code == 2 and f"--resume {file} to go on with it" in done.err and file.read_bytes() == before
+    assert done.code == 2 and f"--resume {file} to continue it" in done.err and file.read_bytes() == before
 
 
 def test_show_answers_in_every_format(run: Run, file: Path) -> None:
@@ -113,9 +113,9 @@ def test_show_answers_in_every_format(run: Run, file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-c", "flash"), "no mode is called so; expected some of none, csgmv, plugin"),
+        (("-c", "flash"), "no mode has this name; expected some of none, csgmv, plugin"),
         (("--case", "kind=prefill"), "no load has all of these values"),
-        (("--case", "rank=16"), "'rank=16' is no term"),
+        (("--case", "rank=16"), "'rank=16' is not a term"),
         (("-k", "graph"), "expected engine"),
         (("--top", "3"), "expected no --sort, --top, --pivot or --subject"),
         (("-f", "xml"), "--format xml"),
@@ -136,7 +136,10 @@ def test_two_files_are_compared_and_other_kinds_are_not(run: Run, file: Path, tm
     assert rows["csgmv"]["ratio"] == 1 and rows["plugin"]["ratio"] == pytest.approx(0.5, rel=0.001)
     assert "plugin" in run("compare", file, other).out
     mixed = run("compare", file, BASELINE)
-    assert mixed.code == 2 and "is no file of bench serve, the other one is; expected two of one kind" in mixed.err
+    assert (
+        mixed.code == 2
+        and "is not a file of bench serve, but the other one is; expected two files of the same kind" in mixed.err
+    )
 
 
 def test_two_files_are_judged_in_every_format(run: Run, file: Path, tmp_path: Path) -> None:
@@ -149,9 +152,9 @@ def test_two_files_are_judged_in_every_format(run: Run, file: Path, tmp_path: Pa
     told = run("gate", slow, "--baseline", file, "-f", "json", "-c", "plugin")
     (row,) = json.loads(told.out)
     assert told.code == 1 and (row["status"], row["mode"], row["load"]) == ("slow", "plugin", "decode 32")
-    assert "of engines, expected one of table" in run("gate", file, "--baseline", file, "-f", "junit").err
+    assert "for files of bench serve expected one of table" in run("gate", file, "--baseline", file, "-f", "junit").err
     mixed = run("gate", file, "--baseline", BASELINE)
-    assert mixed.code == 2 and "is no file of bench serve, the other one is" in mixed.err
+    assert mixed.code == 2 and "is not a file of bench serve, but the other one is" in mixed.err
 
 
 def test_the_history_keeps_a_series_for_each_load_mode_and_figure(run: Run, tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_the_history_keeps_a_series_for_each_load_mode_and_figure(run: Run, tmp_
     dirty = usual()
     dirty.code = msgspec.structs.replace(dirty.code, dirty=True)
     served.write(files[0], dirty)
-    assert "expected one made in a checkout" in run("history", "add", files[0], "--store", store).err
+    assert "expected a file made in a clean git checkout" in run("history", "add", files[0], "--store", store).err
 
 
 def test_plot_draws_both_pictures(run: Run, file: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_file_of_another_kind_is_shown_by_what_shows_it(run: Run, file: object
     done = run("show", file)
     assert done.code == 0 and said in done.out
     refused = run("show", file, "--top", "3")
-    assert refused.code == 2 and "is no results file; expected no option but --wide" in refused.err
+    assert refused.code == 2 and "is not a results file; expected no option but --wide" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_a_file_of_another_kind_is_shown_by_what_shows_it(run: Run, file: object
         (("--pivot", "rank"), "--pivot rank: expected two of phase, batch_size"),
         (("--pivot", "rank,colour"), "--pivot rank,colour: expected two of phase, batch_size"),
         (("--pivot", "rank,op+rank"), "--pivot rank,op+rank: expected two of phase, batch_size"),
-        (("--pivot", "rank,op+contender"), "contender stands alone"),
+        (("--pivot", "rank,op+contender"), "contender cannot be joined"),
         (("-k", "sundial"), "--clock sundial: expected one of"),
-        (("-c", "nobody"), "has no point with this case, contender and clock"),
+        (("-c", "nobody"), "no point has this case, contender and clock"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_2(run: Run, options: tuple[str, ...], said: str) -> None:

@@ -51,7 +51,7 @@ def test_compare_shows_the_subject_and_says_if_neither_file_has_it(run: Run) -> 
     done = run("compare", AA, AA, "--subject", "torch_gather", "-f", "csv")
     assert done.code == 0 and "torch_gather" in done.out and OURS not in done.out
     done = run("compare", AA, AA, "--subject", "nobody")
-    assert done.code == 2 and "--subject nobody: neither file has a point of it" in done.err
+    assert done.code == 2 and "--subject nobody: neither file has a point of this contender" in done.err
 
 
 def test_history_shows_the_changes_of_the_subject(run: Run, tmp_path: Path) -> None:
@@ -74,4 +74,4 @@ def test_show_tells_the_others_by_the_subject(run: Run) -> None:
     table = run("show", AA, "--subject", "sglang_tri*").out
     assert "ours-vocab takes" in table and "times that of triton" in table
     done = run("show", AA, "--subject", "nobody")
-    assert done.code == 2 and "names 0 contenders; expected one of" in done.err
+    assert done.code == 2 and "matches 0 contenders; expected one of" in done.err
