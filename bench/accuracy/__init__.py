@@ -1,1 +1,1 @@
-"""Right answers from a whole model: logprobs and text of served LoRA adapters against Hugging Face and PEFT."""
+"""Checks a whole model's answers: logprobs and text of served LoRA adapters against Hugging Face and PEFT."""

@@ -1,4 +1,4 @@
-"""Outputs against the reference: differences, whether the text is the same, and pass or fail. Pure."""
+"""Compares outputs with the reference: differences, whether the text is the same, and pass or fail. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Text = Literal["equal", "tie", "differs"]
 
 
 class Limit(NamedTuple):
-    """`limit`: largest difference of a logprob that passes, nats.
+    """`limit`: the largest difference of a logprob that passes, in nats.
 
-    `rounding`: the reference's own, against itself in the next wider dtype on the same weights and prompts.
+    `rounding`: the reference's own difference from itself in the next wider dtype, on the same weights and prompts.
     """
 
     limit: float
@@ -26,10 +26,11 @@ class Limit(NamedTuple):
 
 
 class Row(msgspec.Struct):
-    """One request of one path against the reference; differences of logprobs, nats, over the whole vocabulary.
+    """One request on one path, compared with the reference.
 
-    `compared`: the decode steps that have the same text before them. `text`: `tie` is a first different token whose
-    logprob the reference has within twice the limit of its own choice, so that rounding decides.
+    Differences of logprobs are in nats, over the whole vocabulary. `compared`: the decode steps that have the same text
+    before them. `text` is `tie` if, at the first different token, the reference has that token's logprob within twice
+    the limit of its own choice, so that rounding decides.
     """
 
     path: str
@@ -48,8 +49,8 @@ class Row(msgspec.Struct):
 def limit_for(dtype: torch.dtype, reference: Sequence[Output], wider: Sequence[Output]) -> Limit:
     """The limit of a dtype. Float32: 1e-4. Shorter ones: twice the reference's own rounding.
 
-    A path and the reference are two roundings of one exact result. Neither is nearer to it by right, and the served one
-    rounds no more often, so their distance is at most the sum of two such errors (docs/explanation/accuracy.md). No
+    A path and the reference are two roundings of the same exact result. Neither is nearer to it by right. The served
+    one rounds no more often, so their distance is at most the sum of two such errors (docs/explanation/accuracy.md). No
     path's output enters the limit.
     """
     rounding = max(max(_differences(a, b)) for a, b in zip(reference, wider, strict=True))
@@ -80,7 +81,7 @@ def judge(path: str, found: Output, reference: Output, limit: float, written: st
 
 
 def require_effect(reference: Sequence[Output], limit: float) -> None:
-    """Raises AccuracyError for an adapter that changes no more than two right paths may differ by: it shows nothing."""
+    """Raises AccuracyError for an adapter that proves nothing: right paths may differ as much as its effect."""
     base = {output.request.prompt: output for output in reference if output.request.adapter is None}
     effects: dict[str, float] = {}
     for output in reference:
@@ -90,13 +91,13 @@ def require_effect(reference: Sequence[Output], limit: float) -> None:
     for name, effect in effects.items():
         if not effect > 2 * limit:
             raise AccuracyError(
-                f"adapter {name}: changes no logprob by more than {effect:.1e}; expected over {2 * limit:.1e}, "
-                "or comparing it shows nothing"
+                f"adapter {name}: changes no logprob by more than {effect:.1e}; expected more than {2 * limit:.1e}, "
+                "or the comparison shows nothing"
             )
 
 
 def largest_difference(found: Sequence[Output], expected: Sequence[Output]) -> float:
-    """Over requests, prefill and the compared decode steps, nats; infinite if a text differs, or with a NaN."""
+    """Over requests, prefill and the compared decode steps, in nats. Infinite if a text differs, or with a NaN."""
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         if one.tokens != other.tokens:
@@ -106,7 +107,7 @@ def largest_difference(found: Sequence[Output], expected: Sequence[Output]) -> f
 
 
 def common_steps(one: Output, other: Output) -> int:
-    """Decode steps with the same text before them: up to and with the first different token."""
+    """Number of decode steps with the same text before them, including the step with the first different token."""
     equal = [a == b for a, b in zip(one.tokens, other.tokens, strict=True)]
     return equal.index(False) + 1 if False in equal else len(equal)
 

@@ -94,7 +94,7 @@ FAULTS = ("slot_off", "ranks_swapped", "extra_row", "scaling_lost", "permutation
 
 @contextmanager
 def planted(server: Server, fault: str) -> Iterator[None]:
-    """The server has this fault inside, for eager batches. Raises AccuracyError for an unknown one."""
+    """Within this context the server has this fault, for eager batches. Raises AccuracyError for an unknown fault."""
     plans = {found.__name__: found for found in (slot_off, ranks_swapped, scaling_lost)}
     if fault in plans:
         with _planned(server, plans[fault]):

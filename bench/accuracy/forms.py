@@ -1,7 +1,7 @@
-"""The forms that people train and save adapters in, and what becomes of each when it is served.
+"""The forms that people train and save adapters in, and what happens to each when it is served.
 
-Each is trained with PEFT on a small random model, that is, given random values, saved, and loaded again by PEFT: that
-is what is right. Then SGLang's manager, pool and two layers serve the folder, as installed and with the plugin.
+Each form is made with PEFT on a small random model: given random values, saved, and loaded again by PEFT, whose output
+is right by definition. Then SGLang's manager, pool and two layers serve the folder, as installed and with the plugin.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PATHS: tuple[PathName, ...] = ("csgmv", "plugin")  # SGLang as installed comes f
 class Form:
     """A way to train and save an adapter.
 
-    `options` go to PEFT's LoraConfig, over rank 8, alpha 16 and both modules. `spoil` changes the saved tensors in
-    place. `expected`: what the plugin is to do with it.
+    `options` go to PEFT's LoraConfig, with rank 8, alpha 16 and both modules. `spoil` changes the saved tensors in
+    place. `expected`: what the plugin should do with it.
     """
 
     name: str
@@ -88,10 +88,11 @@ FORMS = (
 
 
 class FormRow(msgspec.Struct):
-    """What became of a form on a path.
+    """The result of a form on a path.
 
-    `difference`: of the two layers' outputs from PEFT's, in parts of the largest value; infinite, as the largest float,
-    where nothing was served. `fails`: it was loaded, and the first request with it ended in an error.
+    `difference`: how much the outputs of the two layers differ from PEFT's, relative to the largest value. If nothing
+    was served it is infinite, written as the largest float. `fails`: the adapter was loaded, and its first request
+    ended in an error.
     """
 
     form: str
@@ -103,13 +104,13 @@ class FormRow(msgspec.Struct):
 
     @property
     def passed(self) -> bool:
-        """SGLang is as it is: only the plugin has something to keep."""
+        """Whether the row is as expected. Only the plugin has something to fulfil; SGLang is taken as it is."""
         return self.path != "plugin" or self.verdict == self.expected
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A form in a folder, and PEFT's rows of IDS and logits of HIDDEN_STATES with the adapter of that folder."""
+    """A form in a folder, with PEFT's rows of IDS and logits of HIDDEN_STATES for the adapter in that folder."""
 
     form: Form
     folder: Path
@@ -167,7 +168,7 @@ def save(form: Form, folder: Path, seed: int = 7) -> Saved:
 
 
 def forms() -> Iterator[FormRow]:
-    """Each form on each path, in Triton's interpreter."""
+    """Run each form on each path, in Triton's interpreter."""
     with tempfile.TemporaryDirectory() as scratch, hosted(torch.device("cpu")):
         made = [save(form, Path(scratch) / str(number)) for number, form in enumerate(FORMS)]
         for path in PATHS:
@@ -178,7 +179,7 @@ def forms() -> Iterator[FormRow]:
 
 @torch.inference_mode()
 def served(saved: Saved, path: PathName) -> FormRow:
-    """What SGLang makes of a saved form; inside sglang_host.hosted."""
+    """Serve a saved form with SGLang, inside sglang_host.hosted."""
 
     def row(verdict: Verdict, reason: str = "", difference: float = torch.finfo(torch.float32).max) -> FormRow:
         return FormRow(saved.form.name, path, verdict, difference, reason, saved.form.expected)

@@ -1,4 +1,4 @@
-"""Requests, greedy generation, and what comes out of it: the same loop for every path that is compared."""
+"""Requests, greedy generation and outputs. All paths that are compared use the same loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Request:
-    """`ids`: the prompt's tokens; `adapter` None is the base model."""
+    """`ids`: the prompt's tokens. `adapter` None means the base model."""
 
     prompt: str
     adapter: str | None
@@ -20,8 +20,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """Float32 on the CPU. `prefill` (prompt tokens, vocab): logprobs behind each prompt token; `decode` (steps, vocab):
-    those that token k of `tokens` was the largest of. The first of them is the last of the prefill.
+    """Float32 on the CPU.
+
+    `prefill` (prompt tokens, vocab): the logprobs after each prompt token. `decode` (steps, vocab): row k holds the
+    logprobs that token k of `tokens` was the largest of. The first row is the last of the prefill.
     """
 
     request: Request
@@ -34,15 +36,15 @@ class Engine(Protocol):
     """One way to run the model on a batch of requests."""
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
-        """Logits (tokens of all requests, vocab), in the order of the requests; begins a new batch."""
+        """Begin a new batch. Returns logits (tokens of all requests, vocab), in the order of the requests."""
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits (requests, vocab) behind the next token of each request; tokens (requests,), int64."""
+        """Logits (requests, vocab) after the next token of each request. tokens (requests,), int64."""
 
 
 @torch.inference_mode()
 def generate(engine: Engine, requests: Sequence[Request], steps: int) -> list[Output]:
-    """Prefill all requests in one batch, then `steps` greedy tokens each."""
+    """Prefill all requests in one batch, then decode `steps` tokens of each greedily."""
     lens = [len(request.ids) for request in requests]
     prefill = logprobs(engine.prefill(requests)).split(lens)
     last = torch.stack([rows[-1] for rows in prefill])
@@ -58,16 +60,16 @@ def generate(engine: Engine, requests: Sequence[Request], steps: int) -> list[Ou
 
 
 def logprobs(logits: torch.Tensor) -> torch.Tensor:
-    """Of logits (rows, vocab) of any dtype: log softmax over the vocabulary, float32 on the CPU.
+    """Log softmax over the vocabulary of logits (rows, vocab) of any dtype, float32 on the CPU.
 
-    In float64 where the logits are: a reference that is wider than float32 is rounded once, at its end.
+    Logits in float64 are computed in float64, so that a reference wider than float32 is rounded once, at its end.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(wide, dim=-1).float().cpu()
 
 
 class LeftPadded:
-    """A batch of sequences as transformers wants it, rows (requests, longest), from and to a flat run of tokens."""
+    """Converts a batch between a flat run of tokens and the rows (requests, longest) that transformers wants."""
 
     def __init__(self, lens: Sequence[int], device: torch.device) -> None:
         longest = max(lens)
@@ -77,7 +79,7 @@ class LeftPadded:
         self._live = self.mask.bool()
 
     def rows(self, flat: torch.Tensor) -> torch.Tensor:
-        """(tokens, ...) to (requests, longest, ...), zeros in front."""
+        """(tokens, ...) to (requests, longest, ...), with zeros in front."""
         out = flat.new_zeros(*self.mask.shape, *flat.shape[1:])
         out[self._live] = flat
         return out
@@ -87,7 +89,10 @@ class LeftPadded:
         return rows[self._live]
 
     def grow(self) -> dict[str, torch.Tensor]:
-        """One more token for each: the mask of all tokens, and the position of the new one, as keyword arguments."""
+        """Add one token to each request.
+
+        Returns the mask of all tokens and the new token's position, as keyword arguments.
+        """
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         self.positions = self.positions[:, -1:] + 1
         return {"attention_mask": self.mask, "position_ids": self.positions}
@@ -102,7 +107,7 @@ class Body:
         self._cache: Any = None
 
     def prefill(self, embeds: torch.Tensor, lens: Sequence[int]) -> torch.Tensor:
-        """(tokens, hidden) to (tokens, hidden), behind the last norm; begins a new batch."""
+        """(tokens, hidden) to (tokens, hidden), after the last norm. Begins a new batch."""
         from transformers import DynamicCache
 
         self._batch, self._cache = LeftPadded(lens, embeds.device), DynamicCache()

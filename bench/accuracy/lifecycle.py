@@ -1,4 +1,4 @@
-"""Adapters coming and going: eviction, slots used again, updates, loads that fail. Yields one check after another."""
+"""Checks adapters that come and go: eviction, reused slots, updates, failed loads. Yields one check after another."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MakeServer = Callable[[int], Server]  # slots
 
 
 class Check(msgspec.Struct):
-    """`difference`: the largest of a logprob, nats, the largest float if a text differs. `allowed` 0: equal bits.
+    """`difference`: the largest difference of a logprob, in nats. `allowed` 0 means equal bits.
 
-    Of a check that is not about logprobs it is 0, or the largest float.
+    If a text differs, it is the largest float. A check that is not about logprobs has 0 or the largest float.
     """
 
     path: str
@@ -33,7 +33,7 @@ class Check(msgspec.Struct):
 
 
 def eviction(path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Request, steps: int) -> Iterator[Check]:
-    """Four adapters in rotation through two slots, twice: each as it is alone, and the second time as the first."""
+    """Rotate four adapters through two slots, twice. Each must answer as it does alone, and both times alike."""
     rotation = [*adapters, *(weaker(adapter) for adapter in adapters)]
     alone = {adapter.name: _alone(make, adapter, prompt, steps) for adapter in rotation}
     server = make(SLOTS)
@@ -60,7 +60,7 @@ def _alone(make: MakeServer, adapter: Adapter, prompt: Request, steps: int) -> l
 
 
 def update(path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Request, steps: int) -> Iterator[Check]:
-    """Load, unload, load again and a load that fails: the base model and the other adapters stay as they are."""
+    """Load, unload and load again, and load with a failure: the base model and other adapters must stay as they are."""
     server = make(SLOTS)
     base = [_for(prompt, None)]
     everyone = [*base, *(_for(prompt, adapter.name) for adapter in adapters)]
@@ -82,14 +82,14 @@ def update(path: str, make: MakeServer, adapters: Sequence[Adapter], prompt: Req
 
 
 def weaker(adapter: Adapter) -> Adapter:
-    """The adapter at half its scale: another one as far as serving goes."""
+    """The adapter at half its scale, which is another adapter as far as serving goes."""
     halves = {key: alpha / 2 for key, alpha in (adapter.config.get("alpha_pattern") or {}).items()}
     config = {**adapter.config, "lora_alpha": adapter.config["lora_alpha"] / 2, "alpha_pattern": halves}
     return dataclasses.replace(adapter, name=f"{adapter.name}-half", config=config)
 
 
 def spoiled(adapter: Adapter, vocab: int, *, plugin: bool) -> list[tuple[str, Adapter]]:
-    """Adapters that must be refused when they are loaded. SGLang itself looks at the rank alone."""
+    """Adapters that must be refused when they are loaded. SGLang itself checks only the rank."""
     rank = dataclasses.replace(adapter, name="bad", config={**adapter.config, "r": 4 * adapter.rank})
     short = {
         name: tensor[..., : vocab - 1] if "lora_embedding_A" in name else tensor
@@ -116,5 +116,5 @@ def _for(prompt: Request, adapter: str | None) -> Request:
 
 
 def finite(difference: float) -> float:
-    """What JSON can hold."""
+    """The value, or the largest float in place of an infinite one, for JSON."""
     return min(difference, 3.4e38)

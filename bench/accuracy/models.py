@@ -1,4 +1,4 @@
-"""Where a model comes from, and loading it: by a name this suite knows, or a folder. Nothing is fetched from a hub."""
+"""Finds a model by a name this suite knows, or in a folder, and loads it. Nothing is fetched from a hub."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ Tensors = dict[str, torch.Tensor]
 
 
 class AccuracyError(ConfigError):
-    """A model or an adapter cannot be used; the message names it and what would be right."""
+    """A model or an adapter cannot be used. The message names it and what was expected."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this machine. `name` goes into files; `gguf` is the file in the folder, where it is one."""
+    """A model on this machine.
+
+    `name` goes into files. `gguf` is the model's file in the folder, if it is of that format.
+    """
 
     name: str
     folder: Path
@@ -46,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT adapter of the two modules: its tensors by PEFT's names, and its configuration."""
+    """A PEFT adapter of the two modules: its configuration, and its tensors by PEFT's names."""
 
     name: str
     folder: Path
@@ -60,7 +63,7 @@ class Adapter:
 
 
 def find(name: str) -> Source:
-    """The model of a name, `small` or `smollm2`, or in a folder. Raises AccuracyError."""
+    """The model with the name `small` or `smollm2`, or the one in a folder. Raises AccuracyError."""
     if name == SMALL:
         return Source(SMALL, HERE / "small", HERE / "small" / "adapters")
     if name == SMOLLM2:
@@ -75,7 +78,7 @@ def find(name: str) -> Source:
 
 
 def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> tuple[Any, Any]:
-    """The causal language model, in evaluation mode, and its tokenizer. Raises AccuracyError."""
+    """The causal language model in evaluation mode, and its tokenizer. Raises AccuracyError."""
     with quiet(), redirect_stderr(io.StringIO()):  # transformers draws a bar of its own while it reads GGUF
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,22 +93,24 @@ def load(source: Source, dtype: torch.dtype, device: str = "cpu") -> tuple[Any, 
 
 
 def adapter(folder: Path) -> Adapter:
-    """Read an adapter. Raises AccuracyError if it has other modules than the two that are served here."""
+    """Read an adapter. Raises AccuracyError if it has modules other than the two that are served here."""
     from safetensors.torch import load_file
 
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError) as error:
-        raise AccuracyError(f"adapter {folder}: cannot be read: {error}; made by: python -m bench adapters") from error
+        raise AccuracyError(
+            f"adapter {folder}: cannot be read: {error}; make it with: python -m bench adapters"
+        ) from error
     others = sorted({key for key in tensors if not any(f".{module}." in key for module in MODULES)})
     if others:
-        raise AccuracyError(f"adapter {folder}: has {others[0]}; expected LoRA on {' and '.join(MODULES)} alone")
+        raise AccuracyError(f"adapter {folder}: has {others[0]}; expected LoRA on {' and '.join(MODULES)} only")
     return Adapter(folder.name, folder, tensors, config)
 
 
 def require_servable(found: Adapter, model: Any) -> None:
-    """Raises AccuracyError, with the reason, for an adapter that cannot be served as PEFT means it."""
+    """Raises AccuracyError with the reason if an adapter cannot be served as PEFT means it."""
     layers = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
 
     def difference(weight: FullWeight, tensor: torch.Tensor) -> str:
@@ -122,7 +127,7 @@ def require_servable(found: Adapter, model: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no advice of transformers and PEFT: printing is report/'s."""
+    """Suppress progress bars and advice of transformers and PEFT, because only bench.show prints."""
     import transformers.utils.logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()

@@ -24,7 +24,10 @@ class _Group:
 
 
 class HuggingFace:
-    """A copy of the model in `dtype`, adapters included, weights as they are in the model's own dtype."""
+    """A copy of the model and its adapters that computes in `dtype`.
+
+    Weights keep the values of the model's own dtype.
+    """
 
     def __init__(self, model: Any, adapters: Sequence[Adapter], dtype: torch.dtype) -> None:
         from peft import PeftModel
@@ -32,7 +35,9 @@ class HuggingFace:
         # PEFT 0.21 ties lm_head's LoRA for the first adapter of a model alone.
         tied = [adapter.name for adapter in adapters if adapter.config.get("ensure_weight_tying")]
         if len(tied) > 1:
-            raise AccuracyError(f"adapters {', '.join(tied)}: both have ensure_weight_tying; expected one at a time")
+            raise AccuracyError(
+                f"adapters {', '.join(tied)}: both have ensure_weight_tying; expected at most one such adapter"
+            )
         first, *others = sorted(adapters, key=lambda adapter: adapter.name not in tied)
         options: dict[str, Any] = {"autocast_adapter_dtype": False}
         with quiet():
@@ -51,7 +56,7 @@ class HuggingFace:
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in another dtype from now on.
 
-        Buffers stay as they are: transformers computes rotary angles in float32 whatever the model's dtype.
+        Buffers keep their dtype, because transformers computes rotary angles in float32 whatever the model's dtype is.
         """
         for weight in self._model.parameters():
             weight.data = weight.data.to(dtype)
@@ -83,7 +88,7 @@ class HuggingFace:
 
     @contextmanager
     def without(self, modules: Sequence[str]) -> Iterator[None]:
-        """Within it adapters do nothing at modules of these names: their B is zero."""
+        """Within this context, adapters do nothing at modules with these names: their B is zero."""
         ends = tuple(f".{module}.lora_{kind}B." for module in modules for kind in ("", "embedding_"))
         kept = {
             weight: weight.data.clone()

@@ -1,4 +1,4 @@
-"""The comparison as a loop: the reference, then each path, then adapters coming and going. Yields what it finds."""
+"""The loop of the comparison: the reference, then each path, then adapters coming and going. Yields its findings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WIDER = {torch.float32: torch.float64, torch.float16: torch.float32, torch.bfloa
 
 @dataclass(frozen=True)
 class Setting:
-    """What to compare. `graphs`: decode in CUDA graphs. `prompts`: how many of the fixed list."""
+    """What to compare. `graphs`: decode in CUDA graphs. `prompts`: how many prompts of the fixed list."""
 
     source: Source
     adapters: tuple[Path, ...]  # folders
@@ -50,13 +50,13 @@ class Setting:
 
 
 class Stage(NamedTuple):
-    """What begins now."""
+    """A stage begins."""
 
     what: str
 
 
 class Fault(msgspec.Struct):
-    """A planted fault: how many of the adapters' outputs failed, and the largest difference, nats."""
+    """A planted fault: how many of the adapters' outputs failed, and the largest difference in nats."""
 
     path: str
     fault: str
@@ -78,7 +78,7 @@ class Reference(msgspec.Struct):
 
 
 class AccuracyFile(msgspec.Struct):
-    """What `python -m bench accuracy -o` writes."""
+    """The file that `python -m bench accuracy -o` writes."""
 
     environment: Environment
     code: Code
@@ -97,7 +97,7 @@ class AccuracyFile(msgspec.Struct):
     faults: list[Fault] = msgspec.field(default_factory=list)
 
     def add(self, event: Event) -> None:
-        """Keep what an event found."""
+        """Store an event's finding."""
         match event:
             case Limit():
                 self.limit, self.rounding = event.limit, event.rounding
@@ -145,7 +145,7 @@ class _Run:
 
 
 def accuracy(setting: Setting) -> Iterator[Event]:
-    """Compare every path with the reference. Raises AccuracyError where that is not possible here."""
+    """Compare every path with the reference. Raises AccuracyError if that is not possible here."""
     yield Stage(f"loading {setting.source.name}")
     run = _begin(setting)
     yield Stage(f"Hugging Face + PEFT, {len(run.requests)} requests")
@@ -266,12 +266,15 @@ def _cut(output: Output, steps: int) -> Output:
 
 @contextmanager
 def plugin_on() -> Iterator[None]:
-    """The plugin's hooks in place and on, as `csgmv_embed.sglang.install` leaves them; off, and inert, outside."""
+    """Within this context the plugin's hooks are installed and on, as `csgmv_embed.sglang.install` leaves them.
+
+    Outside they are off.
+    """
     plugin = importlib.import_module("csgmv_embed.sglang")
     runtime = importlib.import_module("csgmv_embed.sglang.runtime")
     found = plugin.install()
     if not found.active:
-        raise AccuracyError(f"the plugin is off: {found.reason}; ask python -m csgmv_embed doctor")
+        raise AccuracyError(f"the plugin is off: {found.reason}; see `python -m csgmv_embed doctor`")
     try:
         yield
     finally:

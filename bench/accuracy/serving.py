@@ -1,8 +1,8 @@
-"""A model served by SGLang's LoRA: its manager, memory pool and two layers, as they are, around transformers' body.
+"""A model served by SGLang's LoRA: SGLang's manager, memory pool and two layers around transformers' body.
 
-The model's embed_tokens and lm_head become SGLang's layers; between them runs transformers' decoder, so a difference
-from the reference comes from the two layers, the pool or the batch's plan. The layers' decode can run in CUDA graphs,
-captured once and replayed for every step on refilled buffers; the body between them is eager.
+The model's embed_tokens and lm_head become SGLang's layers, unchanged. Between them runs transformers' decoder, so a
+difference from the reference comes from the two layers, the pool or the batch's plan. The layers' decode can run in
+CUDA graphs, which are captured once and replayed for every step on refilled buffers. The body between them is eager.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Backend = Literal["triton", "csgmv"]
 
 
 class Shell(nn.Module):
-    """The part of a model that SGLang's manager looks at: SGLang's two layers on the model's weights."""
+    """The part of a model that SGLang's manager looks at: SGLang's two layers with the model's weights."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ def _filled(kind: Any, weight: torch.Tensor) -> Any:
 
 
 class Server:
-    """Serves requests of any loaded adapters in one batch; a generation.Engine. Inside sglang_host.hosted.
+    """Serves requests of any loaded adapters in one batch, as a generation.Engine. Used inside sglang_host.hosted.
 
-    `slots` counts the base model's. `graph_requests`: decode in CUDA graphs of so many requests, 0 is eager.
+    `slots` includes the base model's. `graph_requests`: decode in CUDA graphs of this many requests; 0 means eager.
     """
 
     def __init__(self, model: Any, backend: Backend, *, slots: int, max_rank: int, graph_requests: int = 0) -> None:
@@ -70,7 +70,7 @@ class Server:
         return self.manager.lora_backend
 
     def load(self, adapter: Adapter, name: str | None = None) -> None:
-        """Make an adapter known to the manager. Raises AccuracyError with SGLang's reason if it is refused."""
+        """Make an adapter known to the manager. Raises AccuracyError with SGLang's reason if SGLang refuses it."""
         registry = importlib.import_module("sglang.srt.lora.lora_registry")
         name = name or adapter.name
         ref = registry.LoRARef(lora_name=name, lora_path=name, pinned=False)
@@ -80,7 +80,7 @@ class Server:
         self.refs[name] = ref
 
     def unload(self, name: str) -> None:
-        """Have the manager forget an adapter. Raises AccuracyError if it is not loaded or SGLang does not."""
+        """Make the manager forget an adapter. Raises AccuracyError if it is not loaded, or if SGLang refuses."""
         if name not in self.refs:
             raise AccuracyError(f"adapter {name}: is not loaded; expected one of {', '.join(self.refs) or 'none'}")
         result = self.manager.unload_lora_adapter(self.refs.pop(name))
@@ -88,7 +88,10 @@ class Server:
             raise AccuracyError(f"adapter {name}: SGLang did not unload it: {result.error_message}")
 
     def prefill(self, requests: Sequence[Request]) -> torch.Tensor:
-        """See generation.Engine. Adapters that are not in a slot are put into one, others evicted for them."""
+        """See generation.Engine.
+
+        Adapters that are not in a slot are loaded into one, and others are evicted for them.
+        """
         lens = [len(request.ids) for request in requests]
         self._uids = [None if request.adapter is None else self.refs[request.adapter].lora_id for request in requests]
         self.manager.fetch_new_loras(set(self._uids))
@@ -115,15 +118,16 @@ class Server:
         return out
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """SGLang's lm_head: (tokens, hidden) to (tokens, vocab), its padding cut off."""
+        """SGLang's lm_head: (tokens, hidden) to (tokens, vocab), without padding."""
         out: torch.Tensor = self.shell.get_submodule("lm_head")(hidden)
         return out[:, : self.vocab]
 
 
 class Graphs:
-    """The two layers' decode, captured with requests of the base model alone and replayed for any of up to `capacity`.
+    """The two layers' decode in CUDA graphs, for up to `capacity` requests.
 
-    The body cannot be part of a graph: its cache grows. SGLang's backends fill the same buffers for every batch.
+    They are captured with requests of the base model only, and replayed for any requests. The body cannot be part of a
+    graph, because its cache grows. SGLang's backends fill the same buffers for every batch.
     """
 
     def __init__(self, server: Server, model: Any, capacity: int) -> None:
@@ -139,7 +143,7 @@ class Graphs:
         """Server.step with the layers replayed. Raises AccuracyError for more requests than were captured."""
         count = len(tokens)
         if count > self._capacity:
-            raise AccuracyError(f"a batch of {count} requests; the graph holds {self._capacity}")
+            raise AccuracyError(f"the batch has {count} requests; the graph holds at most {self._capacity}")
         self._server.prepare(forward_batch("DECODE", [1] * count), uids)
         self._ids[:count] = tokens
         hidden = self._server.body.step(self._embed()[:count])
@@ -181,5 +185,5 @@ def _manager(shell: Shell, model: Any, backend: Backend, slots: int, max_rank: i
         target_modules={"all"},
     )
     if missing := set(MODULES) - manager.target_modules:
-        raise AccuracyError(f"SGLang targets no {', '.join(sorted(missing))} in this model")
+        raise AccuracyError(f"SGLang does not apply LoRA to {', '.join(sorted(missing))} in this model")
     return manager

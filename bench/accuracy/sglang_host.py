@@ -1,4 +1,4 @@
-"""SGLang's LoRA manager outside a server, on a GPU or in Triton's interpreter: what it needs around it, no more."""
+"""Runs SGLang's LoRA manager without a server, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ MODULES = (
 
 @contextmanager
 def hosted(device: torch.device) -> Iterator[None]:
-    """SGLang's manager, pool, layers and backends work inside. Raises AccuracyError if they do not load.
+    """Within this context SGLang's manager, pool, layers and backends work. Raises AccuracyError if they do not load.
 
-    A process group of one is started once; on a CPU, memory is not pinned and the GPU has no name.
+    A process group of one is started once. On a CPU, memory is not pinned and the GPU has no name.
     """
     os.environ.setdefault(KERNEL_CACHE, "0")
     if device.type == "cpu":

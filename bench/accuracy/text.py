@@ -1,4 +1,4 @@
-"""The prompts, what the two adapters learn, and what the small model learns before them."""
+"""The prompts, and the texts that the two adapters and the small model are trained on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _END = (
 
 
 def sentence(rng: random.Random) -> str:
-    """One plain sentence of the grammar that the small model speaks; each prompt begins some of them."""
+    """One plain sentence of the small model's grammar. Each prompt is the beginning of some sentences."""
     who, did, where, end = (rng.choice(words) for words in (_WHO, _DID, _WHERE, _END))
     openings = (
         f"{rng.choice(_WHEN)} {who} {did}",

@@ -1,4 +1,4 @@
-"""Training of what the comparison needs: two adapters for a model, and the small model itself. Yields its steps."""
+"""Trains two adapters for a model, and the small model itself. Yields the training steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class Recipe:
-    """One adapter. Ranks, scales (alpha / rank) and texts of the two differ, so that mixing them up shows."""
+    """One adapter. The two differ in rank, scale (alpha / rank) and text, so that mixing them up shows."""
 
     name: str
     rank: int
@@ -40,7 +40,7 @@ RECIPES = (Recipe("sea", 8, 16, text.SEA), Recipe("kitchen", 16, 48, text.KITCHE
 
 
 class Step(NamedTuple):
-    """`loss`: mean cross-entropy of a token, labels smoothed, nats, before the step's update."""
+    """`loss`: mean cross-entropy of a token with label smoothing, in nats, before the step's update."""
 
     what: str
     step: int
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 class Curve(msgspec.Struct):
-    """training.json beside what was trained."""
+    """The contents of training.json, which lies beside the trained adapter or model."""
 
     model: str
     seed: int
@@ -61,10 +61,10 @@ class Curve(msgspec.Struct):
 def train_adapter(
     source: Source, recipe: Recipe, folder: Path, *, steps: int, learning_rate: float, seed: int, attention: bool
 ) -> Iterator[Step]:
-    """Train LoRA on embed_tokens and lm_head, and with `attention` on q_proj and v_proj; write it to `folder`.
+    """Train LoRA on embed_tokens and lm_head, with `attention` also on q_proj and v_proj; write it to `folder`.
 
-    All texts are one batch, in their order, so the seed decides the initial values alone. The folder appears, whole,
-    after the last step. Bits are equal from run to run on one machine with one number of threads.
+    All texts form one batch, in their order, so the seed decides only the initial values. The folder appears, complete,
+    after the last step. On one machine and with one number of threads, runs are equal to the bit.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -87,7 +87,7 @@ def train_adapter(
 
 
 def train_small(folder: Path, *, steps: int = 500, learning_rate: float = 4e-3, seed: int = SEED) -> Iterator[Step]:
-    """Make the small model: a tokenizer of its own and a Llama of half a million weights that speaks the grammar."""
+    """Train the small model: its own tokenizer, and a Llama of half a million weights that speaks the grammar."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)

@@ -1,1 +1,1 @@
-"""One module a clock: a way of measuring a launch."""
+"""One module for each clock, that is, each way of measuring a launch."""

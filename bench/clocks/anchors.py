@@ -1,6 +1,6 @@
-"""What the repository's code cannot change: an empty kernel, a device copy, a plain gather.
+"""Anchors, which no change of this repository's code can move: an empty kernel, a device copy, a plain gather.
 
-The first two are floors of the lookup; all three tell whether a session's machine was the same as another's.
+The first two are floors of the lookup. All three tell whether the machine behaved alike in two sessions.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -24,7 +24,7 @@ BLOCKS = 9
 
 @triton.jit
 def empty_kernel(pointer):
-    """Does nothing: what is left is the cost of a launch."""
+    """Does nothing, so that its time is the cost of a launch."""
 
 
 def empty_launch() -> Launch:
@@ -39,25 +39,25 @@ def empty_launch() -> Launch:
 
 
 def capture_empty(nodes: int) -> graph.CapturedGraph:
-    """A graph of `nodes` empty kernels: the floor of all graphs, kept to be timed beside each of them."""
+    """A graph of `nodes` empty kernels: the floor of all graphs, timed beside each of them."""
     return graph.capture(empty_launch(), index_sets=1, nodes=nodes)
 
 
 def empty_graph_us(empty: graph.CapturedGraph, block_ms: float, blocks: int = BLOCKS) -> float:
-    """Time of one node of an empty graph now, us."""
+    """Time of one node of an empty graph now, in us."""
     return median(graph.sample(empty, blocks=blocks, block_ms=block_ms, flush=None))
 
 
 def empty_eager_us(calls: int) -> float:
-    """Time of one empty kernel launched eagerly, back to back, us."""
+    """Time of one empty kernel launched eagerly, back to back, in us."""
     return median(eager.sample(empty_launch(), index_sets=1, calls=calls, blocks=BLOCKS)[0])
 
 
 def copy_bytes_per_us() -> float:
-    """Bytes read plus written by a device-to-device copy of 1 GiB, per us, the best of several.
+    """Bytes read plus written per us by a device-to-device copy of 1 GiB, the best of several.
 
-    Taken with events around eager copies: in a graph, a copy becomes a memcpy node, which runs slower (2.7 against
-    4.2 TB/s on an H200).
+    Timed with events around eager copies. In a graph a copy becomes a memcpy node, which runs slower (2.7 against 4.2
+    TB/s on an H200).
     """
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
@@ -66,7 +66,7 @@ def copy_bytes_per_us() -> float:
 
 
 def gather_us() -> float:
-    """torch.index_select of 4096 rows of 512 bytes, random, in a graph, us."""
+    """Time of torch.index_select of 4096 random rows of 512 bytes in a graph, in us."""
     generator = torch.Generator("cuda").manual_seed(0)
     table = torch.empty(GATHER_ROWS, GATHER_WIDTH, dtype=torch.bfloat16, device="cuda").normal_(generator=generator)
     sets = [torch.randint(0, GATHER_ROWS, (GATHER_TOKENS,), device="cuda", generator=generator) for _ in range(20)]
@@ -75,7 +75,7 @@ def gather_us() -> float:
 
 
 def measure_anchors(empty: graph.CapturedGraph, block_ms: float, calls: int) -> list[Anchor]:
-    """All anchors of this process."""
+    """Measure all anchors in this process."""
     return [
         Anchor("empty_kernel_graph", "us", [empty_graph_us(empty, block_ms)]),
         Anchor("empty_kernel_eager", "us", [empty_eager_us(calls)]),

@@ -1,7 +1,7 @@
-"""The eager clock: calls back to back, as a server without CUDA graphs makes them.
+"""The eager clock: back-to-back calls, as a server without CUDA graphs makes them.
 
-Two figures a block: the time of a call until the GPU is done (whichever of host and GPU is slower), and the host
-time to enqueue it.
+It takes two figures for each block: the time of a call until the GPU is done (whichever of host and GPU is slower), and
+the host time to enqueue it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WARMUP_CALLS = 20
 
 
 def sample(launch: Launch, *, index_sets: int, calls: int, blocks: int) -> tuple[list[float], list[float]]:
-    """(time of a call, host time of a call), us, by block of `calls` calls."""
+    """(time of a call, host time of a call) in us, for each block of `calls` calls."""
     for call in range(WARMUP_CALLS):
         launch(call % index_sets)
     torch.cuda.synchronize()

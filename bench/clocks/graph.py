@@ -1,4 +1,4 @@
-"""The graph clock: many launches captured in one CUDA graph, event time of a replay divided by their number."""
+"""The graph clock: captures many launches in one CUDA graph and divides the event time of a replay by their number."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ QUEUES = 16  # streams: five were enough, torch gives out 32 in turn
 
 @lru_cache
 def streams(device: int) -> list[torch.cuda.Stream]:
-    """The streams that this process works on beside the current one: the first to warm up, all to fill the queues."""
+    """The extra streams of this process: the first is for warming up, all of them fill the queues."""
     return [torch.cuda.Stream(device) for _ in range(QUEUES)]
 
 
 def fill_queues() -> None:
     """Work on every stream, so that graphs run as they do in a server.
 
-    Once a process has worked on more than a few streams, or captured a few graphs, each graph node of it takes 0.18 us
-    longer on an H100, until the GPU is switched to another process and back (docs/explanation/clocks.md). A server is
-    in that state from its first minute on; without this a point's time would depend on what came before it.
+    Once a process has worked on more than a few streams, or captured a few graphs, each of its graph nodes takes 0.18
+    us longer on an H100, until the GPU is switched to another process and back (docs/explanation/clocks.md). A server
+    is in that state from its first minute on. Without this call, a point's time would depend on what ran before it.
     """
     device = torch.cuda.current_device()
     filler = _filler(device)
@@ -45,9 +45,9 @@ def _filler(device: int) -> torch.Tensor:
 
 @dataclass
 class CapturedGraph:
-    """A graph of `nodes` launches and the outputs its replays write, one for each index set it uses.
+    """A graph of `nodes` launches, with the outputs that its replays write, one for each index set it uses.
 
-    It reads tensors that only `launch` keeps alive.
+    The graph reads tensors that only `launch` keeps alive.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -64,16 +64,16 @@ class CapturedGraph:
         self.graph.replay()
 
     def once(self) -> CapturedGraph:
-        """Another graph of the same launch, one for each index set whose output is here."""
+        """Another graph of the same launch, with one launch for each index set whose output is kept here."""
         sets = len(self.outputs)
         return capture(self.launch, index_sets=sets, nodes=sets, exact=True)
 
 
 def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False) -> CapturedGraph:
-    """Warm up beside the current stream and capture `nodes` launches that rotate over the index sets.
+    """Warm up on another stream and capture `nodes` launches that rotate over the index sets.
 
-    A clearly slow launch is captured fewer times unless `exact`: two graphs that are compared have equal nodes.
-    Outputs are kept alive as long as the graph, so the launches of different sets write different memory.
+    A clearly slow launch is captured fewer times unless `exact` is set, because two graphs that are compared need equal
+    nodes. Outputs live as long as the graph, so the launches of different sets write different memory.
     """
     stream = streams(torch.cuda.current_device())[0]
     stream.wait_stream(torch.cuda.current_stream())
@@ -96,7 +96,10 @@ def capture(launch: Launch, *, index_sets: int, nodes: int, exact: bool = False)
 
 
 def sample(captured: CapturedGraph, *, blocks: int, block_ms: float, flush: torch.Tensor | None) -> list[float]:
-    """Time of one launch, us, by block. With `flush`, each block is one replay after reading that buffer through L2."""
+    """Time of one launch in us, for each block.
+
+    With `flush`, a block is one replay after reading that buffer through L2.
+    """
     fill_queues()
     _block(captured, 1, flush)  # not recorded: the first after a pause waits for the host
     torch.cuda.synchronize()
@@ -121,12 +124,12 @@ def _block(
 
 
 def flush_buffer(l2_bytes: int, device: torch.device) -> torch.Tensor:
-    """A buffer several times the L2, to be read before a cold block."""
+    """A buffer several times as large as the L2, to be read before a cold block."""
     return torch.zeros(L2_FLUSH_FACTOR * l2_bytes // 4, dtype=torch.float32, device=device)
 
 
 def event_us(run: Callable[[], object]) -> float:
-    """GPU time of whatever `run` enqueues, us."""
+    """GPU time of whatever `run` enqueues, in us."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
@@ -136,5 +139,5 @@ def event_us(run: Callable[[], object]) -> float:
 
 
 def set_counts(nodes: int, limit: int) -> Sequence[int]:
-    """How many index sets a graph of `nodes` can rotate over evenly, up to limit."""
+    """How many index sets, up to `limit`, a graph of `nodes` launches can rotate over evenly."""
     return [count for count in range(1, min(nodes, limit) + 1) if nodes % count == 0]

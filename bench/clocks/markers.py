@@ -1,6 +1,6 @@
-"""NVTX: one domain, one registered range per point and one per phase of it. Silent where nvtx is absent.
+"""NVTX ranges: one domain, one registered range for each point and for each of its phases. Silent without nvtx.
 
-A point's range carries its index in the run as payload, so that a profile can be joined with the results file.
+A point's range carries the point's index in the run as payload, so that a profile can be joined with the results file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ except ImportError:
 
 @contextmanager
 def span(name: str, payload: int | None = None) -> Iterator[None]:
-    """A push/pop range `name` in the domain; nvtx registers its string, so that nsys can start capturing at it."""
+    """A push/pop range called `name` in the domain.
+
+    nvtx registers the string, so that nsys can start capturing at it.
+    """
     if _domain is None:
         yield
         return

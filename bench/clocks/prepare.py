@@ -1,4 +1,4 @@
-"""The prepare clock: host time to plan a batch and enqueue its way to the device.
+"""The prepare clock: host time to plan a batch and enqueue its transfer to the device.
 
 Every server pays it before each forward pass, whether the kernels run eagerly or in a graph.
 """
@@ -14,7 +14,7 @@ WARMUP_CALLS = 5
 
 
 def sample(prepare: Callable[[], object], *, calls: int, blocks: int) -> list[float]:
-    """Host time of one call, us, by block of `calls` calls; the device is idle at the start of each block."""
+    """Host time of one call in us, for each block of `calls` calls. The device is idle at the start of each block."""
     for _ in range(WARMUP_CALLS):
         prepare()
     total_us = []

@@ -1,4 +1,4 @@
-"""What is compared: each contender is one implementation of an op, made here by its name."""
+"""The implementations that are compared. Each contender is one implementation of an op, built here by its name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def build(name: str, op: Op | None = None, site: Site = "none") -> Contender:
-    """The contender called `name`, a `family[-option][@version]`, for an op, of a site if one is named.
+    """The contender called `name` (`family[-option][@version]`) for an op, and for a site if one is named.
 
-    Without an op: for its first. Imports its module only now. Raises UnknownContenderError for a name, or an op of it,
-    that there is not.
+    Without an op, it is built for its first op. Its module is imported only now. Raises UnknownContenderError for an
+    unknown name, or for an op that it does not have.
     """
     recipes = recipes_of(name)
     asked = next(iter(recipes)) if op is None else asked_of(op, site)
@@ -40,23 +40,26 @@ def build(name: str, op: Op | None = None, site: Site = "none") -> Contender:
 
 
 def absent(name: str) -> Contender:
-    """In the place of a contender of the library where there is none: it cannot run, and says so."""
+    """A placeholder for a contender of a library that is missing. It cannot run, and says so."""
     from bench.contenders.base import Absent
 
     return cast("Contender", Absent(name))
 
 
 def load(names: Iterable[str]) -> None:
-    """Import what these need, so that it is nobody's wall time; a file's own code runs at its points alone."""
+    """Import what these contenders need, so that no point's wall time includes it.
+
+    A file's own code runs only at its points.
+    """
     for name in names:
         if not is_outside(name):
             unavailable(build(name))
 
 
 def unavailable(contender: Contender) -> str | None:
-    """Why the contender cannot run in this process, and what would help; None if it can.
+    """Why the contender cannot run in this process, and how to mend that; None if it can.
 
-    One of another SGLang runs in a process that finds that version first: bench/execute/installs.py.
+    A contender of another SGLang runs in a process that finds that version first: bench/execute/installs.py.
     """
     wanted, found = sglang_of(contender.name), package_version("sglang")
     if wanted is not None and wanted != found:

@@ -1,4 +1,4 @@
-"""The one interface of every implementation under test."""
+"""The interface of every implementation under test."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Launch = Callable[[int], "torch.Tensor"]
 
 
 class KernelRef(tuple[str, str]):
-    """(module, attribute) of a Triton kernel object, so that the work clock can trace it."""
+    """(module, attribute) of a Triton kernel object, which the work clock traces."""
 
 
 @dataclass(frozen=True)
 class Preparation:
     """What the prepare clock times: `prepare` plans the workload's batch on the host and sends it to the device.
 
-    `launch` runs the op on what the last `prepare` wrote, to verify it.
+    `launch` runs the op on what the last `prepare` wrote, in order to verify it.
     """
 
     prepare: Callable[[], object]
@@ -38,33 +38,33 @@ class Preparation:
 class Contender(Protocol):
     """One implementation of an op, with its options fixed.
 
-    `setup` does everything a serving engine does before the op (batch info, buffers, table storage);
-    only the returned launch is timed. `static` asks for the buffers of a CUDA graph: fixed
-    addresses, padded to the capacity a serving engine would have captured with.
+    `setup` does everything that a serving engine does before the op (batch info, buffers, table storage). Only the
+    launch that it returns is timed. `static` asks for the buffers of a CUDA graph: fixed addresses, padded to the
+    capacity that a serving engine would have captured.
     """
 
     name: str
     in_place: bool  # adds into an output that it is given: a second launch on the same index set adds again
 
     def tolerance(self, case: Case) -> float:
-        """Largest error allowed, relative to the oracle's largest value; 0 for a lookup, which copies."""
+        """Largest error allowed, relative to the oracle's largest value. 0 for a lookup, which only copies."""
         ...
 
     def unavailable(self) -> str | None:
-        """Why this contender cannot run here and how to get it, or None."""
+        """Why this contender cannot run here and how to install it; None if it can run."""
         ...
 
     def setup(self, workload: Workload, *, static: bool) -> Launch: ...
 
     def preparation(self, workload: Workload) -> AbstractContextManager[Preparation] | None:
-        """The planning of this batch in the buffers a captured graph would read; None if the contender plans nothing.
+        """The planning of this batch into the buffers that a captured graph reads. None if the contender plans nothing.
 
-        Lists in, as a scheduler has them.
+        Its inputs are lists, as a scheduler has them.
         """
         ...
 
     def required_bytes(self, workload: Workload) -> int:
-        """Bytes one launch must move with this contender's storage, written output included."""
+        """Bytes that one launch must move with this contender's storage, including the written output."""
         ...
 
     def kernels(self) -> list[KernelRef]:
@@ -76,15 +76,15 @@ class Contender(Protocol):
         ...
 
     def result(self, workload: Workload, output: torch.Tensor) -> torch.Tensor:
-        """What a launch returned, as the oracle has it: a shrink's columns in one order, zero where nothing is held.
+        """A launch's output in the oracle's layout: a shrink's columns in one order, and zero where nothing is stored.
 
-        Not timed.
+        This is not timed.
         """
         ...
 
 
 class LookupOp:
-    """What the contenders of the lookup share."""
+    """What all contenders of the lookup share."""
 
     in_place = False
 
@@ -99,7 +99,7 @@ class LookupOp:
 
 
 class Absent(LookupOp):
-    """A contender of the library without the library."""
+    """A contender of the library, where the library is missing."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -114,7 +114,7 @@ TF32_ROUNDOFF = 2.0**-11  # of each factor, where a kernel multiplies float32 in
 
 
 class ProductOp:
-    """What the contenders of all ops but the lookup share; a subclass says how often its results are rounded.
+    """What the contenders of all ops but the lookup share. A subclass says how often its results are rounded.
 
     roundings  times that a value of the size of the result is rounded to the dtype of the case on its way
     tf32       whether float32 products are taken in TF32, which is Triton's default
@@ -125,17 +125,17 @@ class ProductOp:
     tf32 = False
 
     def tolerance(self, case: Case) -> float:
-        """A unit roundoff for each rounding, and float32's for each term of the sums in between.
+        """A unit roundoff for each rounding, plus float32's for each term of the sums in between.
 
-        A rounding of v errs by at most v times the unit roundoff, and no v is larger than the oracle's largest value by
-        more than the slack that summation needs in theory and does not use.
+        A rounding of v errs by at most v times the unit roundoff. No v exceeds the oracle's largest value by more than
+        the slack that summation needs in theory and does not use.
         """
         terms = sites.terms(case) if case.site != "none" else case.rank + case.hidden
         product = 2 * TF32_ROUNDOFF if self.tf32 and case.dtype == "float32" else 0.0
         return self.roundings * UNIT_ROUNDOFF[case.dtype] + terms * UNIT_ROUNDOFF["float32"] + product
 
     def preparation(self, workload: Workload) -> None:
-        """A batch is planned once for all ops: the prepare clock times it with the lookup."""
+        """None: a batch is planned once for all ops, and the prepare clock times that with the lookup."""
         return None
 
     def oracle(self, workload: Workload, index_set: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""A contender of a file or an installed package, driven as ours are: docs/how-to/add-a-contender.md.
+"""A contender of a file or of an installed package, run like ours: docs/how-to/add-a-contender.md.
 
-What a launch must give, how far off it may be and how it is compared is the suite's own; the class says how to launch.
+The class says how to launch. What a launch must return, how large its error may be and how it is compared is up to the
+suite.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MOST_ROUNDINGS = 4  # that a class may ask for
 
 
 class OutsideContender(ProductOp):
-    """The contender called `name`. Raises whatever its file raises; TypeError for a class that is none."""
+    """The contender called `name`. Raises whatever its file raises, and TypeError if its class is not a contender."""
 
     def __init__(self, name: str) -> None:
         found = outside.find(name)
@@ -46,7 +47,7 @@ class OutsideContender(ProductOp):
         return getattr(self._made, attribute, default)
 
     def tolerance(self, case: Case) -> float:
-        """Of the other ops as of ours; a lookup copies, whoever does it."""
+        """As for our contenders. A lookup copies, whoever does it."""
         return LookupOp().tolerance(case) if case.op == "lookup" else super().tolerance(case)
 
     def unavailable(self) -> str | None:

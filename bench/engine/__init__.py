@@ -1,1 +1,1 @@
-"""A real SGLang engine under load: its modes in turns, one fresh process each, and where its step goes."""
+"""Measures a real SGLang engine under load: its modes in turns, each in a fresh process, and the parts of its step."""

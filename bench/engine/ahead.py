@@ -1,7 +1,7 @@
-"""Processes of engines, started before their turn: they import while nothing is measured, and then wait.
+"""Starts the process of an engine before its turn: it imports while nothing is measured, and then waits.
 
-A process that waits reads a pipe and has nothing on the GPU, so it disturbs no figure; one that is not ready when the
-engine before it is about to be asked is ended, and started again in its own turn.
+A waiting process reads a pipe and has nothing on the GPU, so it disturbs no figure. If it is not ready when the engine
+before it is about to be measured, it is ended, and started again in its own turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OpenChild = Callable[[Mapping[str, str]], EngineChild]
 
 
 class Waiting:
-    """The process of one engine, which imports and then waits for its job, and the folder it writes to."""
+    """The process of one engine, which imports and then waits for its job, and the folder that it writes to."""
 
     def __init__(self, run: EngineRun, opener: str, open_child: OpenChild) -> None:
         self.run = run
@@ -38,14 +38,14 @@ class Waiting:
 
     @property
     def ready(self) -> bool:
-        """Whether it has imported everything and only waits."""
+        """Whether it has imported everything and is waiting."""
         if self._imported_us is None and self._lost is None and self.child.speaks:
             with suppress(EngineLost):
                 self.imported_us(0.0)
         return self._imported_us is not None
 
     def imported_us(self, timeout_s: float) -> float:
-        """Time from its start until all was imported; waits for that. Raises EngineLost."""
+        """Time from its start until everything was imported. Blocks until then. Raises EngineLost."""
         if self._lost is not None:
             raise self._lost
         if self._imported_us is None:
@@ -59,13 +59,13 @@ class Waiting:
         return self._imported_us
 
     def close(self) -> None:
-        """End it with all that it spawned."""
+        """End it with everything that it spawned."""
         self.child.close()
         self._folder.cleanup()
 
 
 class Ahead:
-    """At most one process that waits for its turn. `opener`: of a mode."""
+    """At most one process that waits for its turn. `opener`: the function that gives a mode's opener."""
 
     def __init__(self, opener: Callable[[str], str], open_child: OpenChild) -> None:
         self._opener, self._open_child = opener, open_child
@@ -78,12 +78,12 @@ class Ahead:
             self._next = Waiting(run, self._opener(run.mode), self._open_child)
 
     def quiet(self) -> None:
-        """End it, unless all it does is wait: something is about to be measured."""
+        """End the process unless it is only waiting, because a measurement is about to begin."""
         if self._next is not None and not self._next.ready:
             self.close()
 
     def take(self, run: EngineRun) -> Waiting:
-        """The process of a run, started now if it was not before. The caller closes it."""
+        """The process of a run, started now if it was not started before. The caller closes it."""
         found, self._next = self._next, None
         if found is not None and found.run == run:
             return found
@@ -92,7 +92,7 @@ class Ahead:
         return Waiting(run, self._opener(run.mode), self._open_child)
 
     def close(self) -> None:
-        """End what waits."""
+        """End the waiting process."""
         if self._next is not None:
             self._next.close()
             self._next = None

@@ -1,6 +1,6 @@
 """The process of an engine: `python -m bench.engine.child READ_FD WRITE_FD`.
 
-The processes that an engine spawns import this module too, before all else: what is done at its top is done in each.
+The processes that an engine spawns import this module first, so the code at its top runs in each of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if __name__ == "__mp_main__":  # a scheduler, say; none of what is hooked runs i
 
 
 def work(receiver: Connection, sender: Connection) -> None:
-    """Do the one job that is asked for; importing for it goes before, if that is asked for."""
+    """Do the one job that is asked for. If asked, import for it first."""
 
     def asked() -> Job:
         job: Job = msgspec.json.decode(receiver.recv_bytes(), type=Job)
@@ -54,7 +54,7 @@ def _module(opener: str) -> Any:
 
 
 def prepared(job: PrepareJob) -> Prepared:
-    """Write what an engine loads, and look at the machine, in a process that is gone before an engine starts."""
+    """Write what an engine loads, and look at the machine, in a process that ends before an engine starts."""
     import torch
 
     from bench.engine import weights

@@ -1,8 +1,8 @@
-"""SGLang's own bench_serving against SGLang's own HTTP server, with what an engine of the same mode is asked.
+"""Puts the load of an engine on SGLang's own HTTP server with SGLang's own bench_serving, in the same mode.
 
-Both are processes of their own: the server takes the arguments of the engine and a tokenizer, without which it streams
-nothing that bench_serving counts; the client sends prompts of random ids. bench_serving states medians and quantiles,
-so these are kept as it says them.
+Both are separate processes. The server takes the engine's arguments and a tokenizer, because without one it streams
+nothing that bench_serving counts. The client sends prompts of random ids. bench_serving reports medians and quantiles,
+so these are stored as it reports them.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SAID: dict[CrossName, tuple[str, float]] = {
 
 
 class CrossError(Exception):
-    """A load is worth nothing; the message says why."""
+    """A load is unusable; the message says why."""
 
 
 def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
-    """Start server and client, and tell what is said of every load; one that fails keeps nobody from the next."""
+    """Start server and client, and report bench_serving's figures of every load. If one fails, the next still runs."""
     tokenizer = weights.tokenizer(job.setup.model, Path(job.prepared.model), Path(job.cache))
     given = arguments_of_server(job, str(tokenizer), free_port())
     with ExitStack() as stack:
@@ -71,13 +71,13 @@ def run(job: CrossJob, tell: Callable[[Message], None]) -> None:
 
 
 def arguments_of_server(job: CrossJob, tokenizer: str, port: int) -> dict[str, Any]:
-    """What an engine of the mode is started with, and what a server needs beside it."""
+    """The arguments of the mode's engine, and those that a server needs in addition."""
     given = options(job)
     return given | {"skip_tokenizer_init": False, "tokenizer_path": tokenizer, "host": HOST, "port": port}
 
 
 def arguments_of_client(load: Load, mode: Mode, adapters: int, serving: Serving, output: Path) -> list[str]:
-    """Those of bench_serving that ask what the load says; of a decode, all at once and long answers."""
+    """The arguments by which bench_serving puts this load on the server. A decode sends all requests at once."""
     found = ["--backend", "sglang", "--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1.0"]
     found += ["--random-input-len", str(load.prompt_tokens), "--random-output-len", str(tokens_of(load, serving))]
     found += ["--num-prompts", str(prompts_of(load, serving)), "--seed", str(serving.seed), "--disable-tqdm"]
@@ -93,37 +93,37 @@ def arguments_of_client(load: Load, mode: Mode, adapters: int, serving: Serving,
 
 
 def adapters_of(load: Load, mode: Mode, adapters: int) -> list[str]:
-    """The adapters that the requests use; none where no request has one."""
+    """The adapters that the requests use; empty if no request has one."""
     if not mode.lora or load.base_fraction == 1:
         return []
     return [adapter_name(index) for index in range(1 if load.mix == "one" else adapters)]
 
 
 def tokens_of(load: Load, serving: Serving) -> int:
-    """How many tokens each answer has."""
+    """Number of tokens in each answer."""
     return serving.long_tokens if load.kind == "decode" else serving.stream_tokens
 
 
 def prompts_of(load: Load, serving: Serving) -> int:
-    """How many prompts are sent: as many as an engine is asked."""
+    """Number of prompts that are sent: as many as an engine gets."""
     if load.kind == "arrivals":
         return len(arrivals_s(load, seed=serving.seed, duration_s=serving.arrivals_s))
     return load.requests * (WAVES if load.kind == "stream" else 1)
 
 
 def said_of(line: bytes, *, prompts: int, tokens: int) -> dict[CrossName, float]:
-    """What bench_serving wrote of a run. Raises CrossError for less than was asked, and for what is no record of it."""
+    """bench_serving's record of a run. Raises CrossError if the record is incomplete or not a record of the load."""
     try:
         record = json.loads(line)  # it writes Infinity for a rate, which is no JSON
     except ValueError as error:
         raise CrossError(f"bench_serving wrote no record: {error}") from None
     if not isinstance(record, dict):
-        raise CrossError("bench_serving wrote no record: it is no object")
+        raise CrossError("bench_serving wrote no record: its output is not a JSON object")
     done, got = record.get("completed"), record.get("total_output_tokens")
     if done != prompts:
-        raise CrossError(f"a request failed: bench_serving has answers to {done} of {prompts}")
+        raise CrossError(f"a request failed: bench_serving got answers to {done} of {prompts} prompts")
     if got != prompts * tokens:
-        raise CrossError(f"a request failed: {got} tokens of {prompts * tokens} came")
+        raise CrossError(f"a request failed: {got} of {prompts * tokens} tokens arrived")
     found: dict[CrossName, float] = {}
     for name, (theirs, factor) in SAID.items():
         value = record.get(theirs)

@@ -1,4 +1,4 @@
-"""The cross-check of a run: a server a mode, what bench_serving says of it into the file. Yields events."""
+"""The cross-check of a run: writes bench_serving's figures of a server in each mode into the file. Yields events."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class CrossStarted(msgspec.Struct, frozen=True):
 
 
 class CrossLoadDone(msgspec.Struct, frozen=True):
-    """bench_serving has asked a load."""
+    """bench_serving has run a load."""
 
     mode: str
     load: CrossLoad
 
 
 class CrossDone(msgspec.Struct, frozen=True):
-    """A server is in the file."""
+    """The record of a server is in the file."""
 
     process: CrossProcess
 
@@ -46,7 +46,7 @@ CrossEvent = CrossStarted | CrossLoadDone | CrossDone
 
 
 class Crossing(msgspec.Struct, frozen=True):
-    """What a cross-check needs. `server`, `client`, `child` and `look` are other ones in tests."""
+    """What a cross-check needs. Tests replace `server`, `client`, `child` and `look`."""
 
     plan: ServePlan
     prepared: Prepared
@@ -57,7 +57,7 @@ class Crossing(msgspec.Struct, frozen=True):
     client: str = CLIENT
 
     def events(self, mode: str) -> Generator[CrossEvent, None, None]:
-        """The loads as they come, then the record: however the server ends, there is one."""
+        """The loads as they come, then the record. There is a record however the server ends."""
         began = time.monotonic()
         process = CrossProcess(mode, "ok", utc_now())
         yield CrossStarted(mode)
@@ -96,7 +96,7 @@ class Crossing(msgspec.Struct, frozen=True):
 
 
 def of_plan(plan: ServePlan, modes_done: set[str]) -> list[str]:
-    """Modes whose server is not in the file yet; none if bench_serving can ask nothing of the plan."""
+    """Modes whose server is not in the file yet. Empty if bench_serving supports no load of the plan."""
     if all(not_crossed(load) is not None for load in plan.loads):
         return []
     return [mode for mode in engines(plan.modes) if mode not in modes_done]

@@ -1,4 +1,4 @@
-"""The engine's side: start it, ask it every load in turn, and tell what came of each."""
+"""The engine's side: starts it, puts every load on it in turn, and reports the result of each."""
 
 from __future__ import annotations
 
@@ -30,45 +30,45 @@ POLL_S = 0.002
 
 
 class RequestFailed(Exception):
-    """An answer is not what was asked for; the load is worth nothing."""
+    """An answer is not what was asked for, so the load is unusable."""
 
 
 class Answering(Protocol):
-    """What is asked of all. `answers` raises RequestFailed for an answer that is not whole."""
+    """What every engine can do. `answers` raises RequestFailed for an incomplete answer."""
 
     described: dict[str, Scalar]
 
     def answers(self, asked: list[Request], new_tokens: int) -> list[ServedAnswer]:
-        """So many tokens each, greedily, and their log-probabilities, the prompts' too."""
+        """Generate so many tokens of each request, greedily, with log-probabilities, those of the prompts too."""
 
     def close(self) -> None:
-        """End it and all of its processes."""
+        """End the engine and all of its processes."""
 
 
 class Engine(Answering, Protocol):
-    """What is asked of one that is measured. `ask` and `stream` raise RequestFailed for an answer that is not whole."""
+    """What an engine that is measured can do. `ask` and `stream` raise RequestFailed for an incomplete answer."""
 
     def ask(self, asked: list[Request], new_tokens: int) -> None:
-        """Answer all at once, so many tokens each, whatever they are."""
+        """Answer all requests at once, with so many tokens each, whatever the tokens are."""
 
     def stream(self, request: Request, new_tokens: int) -> AsyncIterator[int]:
-        """How many tokens there are, at each piece of one answer."""
+        """Number of tokens so far, at each piece of one answer."""
 
     def run(self, task: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine that streams."""
 
     async def begin_trace(self, folder: Path) -> None:
-        """Write kernels to a trace from now on."""
+        """Begin to write kernels to a trace."""
 
     async def end_trace(self) -> None:
-        """Until now."""
+        """End the trace."""
 
 
 Opener = Callable[[ServeJob], Engine]
 
 
 def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
-    """Start an engine and ask it every load; a load that fails keeps nobody from the next."""
+    """Start an engine and put every load on it. If a load fails, the next still runs."""
     called_ns = monotonic_ns()
     engine = opener(job)
     started_us = (monotonic_ns() - called_ns) / 1000
@@ -88,7 +88,7 @@ def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
 
 
 def agree(samples: Sequence[float], agreement: float) -> bool:
-    """Whether two or more samples differ by so little that another would tell nothing: a share of the smallest."""
+    """Whether two or more samples differ by at most a share of the smallest, so that another one would tell nothing."""
     return len(samples) > 1 and max(samples) - min(samples) <= agreement * min(samples)
 
 
@@ -101,7 +101,7 @@ class _Driver:
         self._counted_ns = 0  # when the samples of a load began, after its warm-up
 
     def measured(self, load: Load, tell: Tell) -> None:
-        """Ask a load, and tell what it gave."""
+        """Put a load on the engine, and report its samples."""
         kinds: dict[str, Callable[[Load], Samples]] = {
             "start": self._start,
             "decode": self._decode,
@@ -130,7 +130,7 @@ class _Driver:
         tell(Loaded(load, began, ended, samples, answers, problem))
 
     def traced(self, load: Load, tell: Tell) -> None:
-        """Trace a load, and tell where its time goes."""
+        """Trace a load, and report where its time goes."""
         folder = Path(self._job.scratch) / f"trace-{self._job.trace.index(load)}"
         tell(Begun(load, monotonic_ns()))
         try:
@@ -255,7 +255,7 @@ class _Watch:
             (self._gap_us if tokens else self._ttft_us).append((now - last) / 1000)
             last, tokens, self.last_tokens = now, tokens_now, tokens_now
         if tokens != new_tokens:
-            raise RequestFailed(f"{tokens} tokens of {new_tokens} came")
+            raise RequestFailed(f"{tokens} of {new_tokens} tokens arrived")
         self._tokens += tokens
         self._ended_ns = max(self._ended_ns, last)
 

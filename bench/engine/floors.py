@@ -1,8 +1,8 @@
-"""Least bytes that each site of a pass has to move, from the model's shape and the requests alone.
+"""The least bytes that each site has to move in a pass, from the model's shape and the requests only.
 
-As bench/workload/traffic.py counts a call: input, A and B of the adapters in use, each to its rank, and the output read
-and written, of the tokens with an adapter. Base products read every weight. Attention has none here: what it reads
-grows with every step.
+Counted as bench/workload/traffic.py counts a call: input, A and B of the adapters in use, each to its rank, and the
+output of tokens with an adapter, read and written. Base products read every weight. Attention has no figure here,
+because what it reads grows with every step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SITE_LAYERS: dict[Site, tuple[str, ...]] = {
 def least_bytes(
     config: dict[str, Any], setup: Setup, load: Load, asked: Sequence[Request], *, lora: bool
 ) -> dict[Site, int]:
-    """Of each site in one pass of a decode or a prefill; none for a model that is spread over GPUs."""
+    """The least bytes of each site in one pass of a decode or a prefill. Empty for a model that is spread over GPUs."""
     if setup.tp > 1:
         return {}
     tokens = [len(request.ids) if load.kind == "prefill" else 1 for request in asked]

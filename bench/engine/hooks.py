@@ -1,4 +1,4 @@
-"""Wrap a module of SGLang when it is imported, and no sooner, so that the order of SGLang's imports stays."""
+"""Wraps a module of SGLang at the moment it is imported, so that the order of SGLang's imports stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Wrap = Callable[[ModuleType], None]
 
 
 def when_imported(name: str, wrap: Wrap) -> None:
-    """Wrap a module as soon as it is loaded; now, if it is already."""
+    """Wrap a module as soon as it is loaded, or now if it already is."""
     if name in sys.modules:
         wrap(sys.modules[name])
     else:
@@ -25,14 +25,14 @@ def when_imported(name: str, wrap: Wrap) -> None:
 
 
 def wrap_to_folder(variable: str, name: str, wrap: Callable[[Path, ModuleType], None]) -> None:
-    """Wrap a module, so that it writes to the folder that a variable of the environment names; without one, not."""
+    """Wrap a module so that it writes to the folder in an environment variable. Without the variable, do nothing."""
     folder = os.environ.get(variable)
     if folder:
         when_imported(name, partial(wrap, Path(folder)))
 
 
 class ImportHook(MetaPathFinder):
-    """Lets one module be found as ever, and has it wrapped once it is loaded."""
+    """Lets one module be imported as usual, and wraps it once it is loaded."""
 
     def __init__(self, module: str, wrap: Wrap) -> None:
         self.module, self._wrap = module, wrap

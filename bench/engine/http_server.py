@@ -1,7 +1,7 @@
-"""SGLang's HTTP server with the arguments of an engine; they are a line of JSON on stdin.
+"""SGLang's HTTP server with the arguments of an engine, which it reads as a line of JSON from stdin.
 
-It is `sglang.launch_server` but for its command line. The processes that it spawns import this module too, before all
-else, and are made what the mode says.
+It is `sglang.launch_server` without the command line. The processes that it spawns import this module first, which
+applies the mode in each of them.
 """
 
 from __future__ import annotations

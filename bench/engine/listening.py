@@ -1,6 +1,6 @@
-"""Hears the process of an engine, or of a server beside bench_serving, and writes down what it says of each load.
+"""Listens to the process of an engine or of a cross-check, and records what it reports of each load.
 
-A load that failed, or was disturbed, stands in the record with its reason; samples of one that was disturbed are kept.
+A load that failed or was disturbed is recorded with its reason. Samples of a disturbed load are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GIVEN: dict[type[Loaded | Crossed], tuple[str, ...]] = {Loaded: ("samples", "ans
 
 
 class Listener(Generic[Asked]):
-    """Hears one process. `kind`: the record of its loads; `quiet` is called before it is first asked."""
+    """Listens to one process. `kind`: the type of record for its loads. `quiet` is called before its first load."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Listener(Generic[Asked]):
     def listen(
         self, child: EngineChild, begin: Callable[[], None], serving: Serving, margin_s: float = 0.0
     ) -> Iterator[Asked]:
-        """Each load as it is done. What is left unsaid is the process's reason.
+        """Yields each load as it is done. A load that was not reported gets the process's reason.
 
         begin     tells the process what to do
-        margin_s  a client's own time
+        margin_s  the client's own time
         """
         timeout_s = serving.start_timeout_s
         try:

@@ -1,4 +1,4 @@
-"""What the process of `bench serve` and the process of an engine tell each other, as JSON over two pipes."""
+"""The messages between `bench serve` and the process of an engine, as JSON over two pipes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.model.serving import Load, ModeName, Serving, Setup
 
 
 class PrepareJob(msgspec.Struct, tag=True):
-    """Write the weights and adapters of a setup below a folder, if they are not there, and describe the machine."""
+    """Write the weights and adapters of a setup into a folder if they are missing, and describe the machine."""
 
     setup: Setup
     cache: str
@@ -18,7 +18,7 @@ class PrepareJob(msgspec.Struct, tag=True):
 
 
 class Prepared(msgspec.Struct, tag=True):
-    """Where the model and each adapter lie, how many layers the model has, and what the machine can do at best."""
+    """Where the model and each adapter lie, how many layers the model has, and the machine's best bandwidths."""
 
     model: str
     adapters: list[str]
@@ -40,13 +40,13 @@ class WarmJob(msgspec.Struct, tag=True):
 
 
 class Warm(msgspec.Struct, tag=True):
-    """Everything is imported, so long after the process was started."""
+    """Everything is imported. Says how long after the start of the process."""
 
     imported_us: float
 
 
 class ServeJob(msgspec.Struct, tag=True):
-    """Start an engine and ask it every load in turn. `opener`: `module:function` that starts it."""
+    """Start an engine and put every load on it in turn. `opener`: `module:function` that starts it."""
 
     mode: ModeName
     setup: Setup
@@ -60,9 +60,9 @@ class ServeJob(msgspec.Struct, tag=True):
 
 
 class CrossJob(msgspec.Struct, tag=True):
-    """Start a server in a mode, as an engine of the same loads is started, and have SGLang's bench_serving ask it some.
+    """Start a server in a mode, as an engine for these loads would be started, and run bench_serving on it.
 
-    server, client: modules that are run; other ones in tests
+    server, client: modules to run; tests replace them
     """
 
     mode: ModeName
@@ -78,7 +78,7 @@ class CrossJob(msgspec.Struct, tag=True):
 
 
 class Crossed(msgspec.Struct, tag=True):
-    """What bench_serving says of a load, or why it says nothing."""
+    """bench_serving's figures of a load, or the reason why there are none."""
 
     load: Load
     began_ns: int
@@ -88,14 +88,14 @@ class Crossed(msgspec.Struct, tag=True):
 
 
 class Begun(msgspec.Struct, tag=True):
-    """A load begins; times are of the clock that all processes share, ns."""
+    """A load begins. Times are in ns, on the clock that all processes share."""
 
     load: Load
     at_ns: int
 
 
 class Loaded(msgspec.Struct, tag=True):
-    """What a load gave, or why it gave nothing."""
+    """The samples of a load, or the reason why there are none."""
 
     load: Load
     began_ns: int
@@ -106,7 +106,7 @@ class Loaded(msgspec.Struct, tag=True):
 
 
 class Started(msgspec.Struct, tag=True):
-    """The engine runs; `engine` is what it was started with and says of itself."""
+    """The engine runs. `engine`: its arguments, and what it reports about itself."""
 
     engine: dict[str, Scalar]
 
@@ -120,7 +120,7 @@ class Traced(msgspec.Struct, tag=True):
 
 
 class Done(msgspec.Struct, tag=True):
-    """Everything was asked. `problem`: why the whole process is worth nothing, if it is."""
+    """All loads are done. `problem`: why the whole process is unusable, if it is."""
 
     problem: str | None = None
 

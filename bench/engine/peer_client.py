@@ -1,6 +1,6 @@
-"""SGLang's bench_serving, imported once and run as often as asked: a line of JSON on stdin, its arguments, each time.
+"""SGLang's bench_serving, imported once and run repeatedly. Each run's arguments are a line of JSON on stdin.
 
-Each run is answered by a line on stdout: null, or why it failed. What bench_serving prints goes to standard error.
+For each run it writes a line to stdout: null, or why the run failed. What bench_serving prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 
 
 def without_datasets() -> None:
-    """Let bench_serving be imported where the package `datasets` is not: it loads none of it for prompts of random ids.
+    """Make bench_serving importable without the package `datasets`, which prompts of random ids do not use.
 
-    It imports one name of it for a set of pictures; using that here is an error that says so.
+    bench_serving imports one name of it for a set of pictures. Using that name here is an error that says so.
     """
     if importlib.util.find_spec("datasets") is not None:
         return
@@ -33,7 +33,7 @@ def without_datasets() -> None:
 
 
 def serve(main: Callable[[], Any]) -> None:
-    """Run `main` with the arguments of each line, until there is none."""
+    """Run `main` with the arguments of each line, until there are no more."""
     answers = sys.stdout
     for line in sys.stdin:
         sys.argv = ["bench_serving", *msgspec.json.decode(line, type=list[str])]

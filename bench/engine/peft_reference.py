@@ -1,10 +1,10 @@
-"""The mode `peft`: what is right. transformers and PEFT in the place of an engine, on the same weights and adapters.
+"""The mode `peft`, which defines the right answers: transformers and PEFT instead of an engine, with the same weights.
 
-Answers are computed in float32, greedily, and once more in the dtype of the engines: what that differs by is the
-rounding of the reference itself, of which the bound for engines is made (bench/judge/answers.py).
+Answers are computed greedily in float32, and once more in the dtype of the engines. The difference of the two is the
+rounding of the reference itself, from which the bound for engines is made (bench/judge/answers.py).
 
-Its process may find its packages elsewhere than engines do, for SGLang's environment need not have a PEFT that goes
-with its transformers: BENCH_PEFT_PYTHONPATH is then its PYTHONPATH, this checkout added.
+Its process may find its packages elsewhere than engines do, because SGLang's environment may lack a PEFT that fits its
+transformers. In that case BENCH_PEFT_PYTHONPATH is its PYTHONPATH, with this checkout added.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGES = ("peft", "transformers", "torch")
 
 
 def environment() -> dict[str, str]:
-    """What its process has in the environment beside what engines have."""
+    """The environment variables that its process has in addition to those of engines."""
     path = os.environ.get(PATH)
     return {} if path is None else {"PYTHONPATH": os.pathsep.join(filter(None, (path, str(ROOT))))}
 
@@ -56,7 +56,7 @@ def open_engine(job: ServeJob) -> PeftReference:
 
 
 class PeftReference:
-    """What `drive` asks for answers, and for nothing else."""
+    """Provides answers to `drive`, and nothing else."""
 
     def __init__(self, job: ServeJob) -> None:
         import torch
@@ -86,7 +86,7 @@ class PeftReference:
         return HuggingFace(model.to(device).eval(), adapters, self._dtype)
 
     def answers(self, asked: list[Request], new_tokens: int) -> list[ServedAnswer]:
-        """What is right, float32, and beside it what rounding makes of it."""
+        """The right answers in float32, and those rounded to the engines' dtype."""
         import torch
 
         rounded, found = (self._answers(asked, new_tokens, dtype) for dtype in (self._dtype, torch.float32))
@@ -115,18 +115,18 @@ class PeftReference:
         return [answer_of(output) for output in generation.generate(self._reference, named, new_tokens)]
 
     def close(self) -> None:
-        """Its process ends with it."""
+        """Nothing to do: its process ends with it."""
 
 
 def modules_of(targets: Targets) -> dict[Site, tuple[str, ...]]:
-    """The modules of each site that adapters are on."""
+    """The modules of each site that have adapters."""
     ends: dict[Site, tuple[str, ...]] = {} if targets == "attention" else {"embedding": ("embed_tokens",)}
     ends |= {} if targets == "attention" else {"lm_head": ("lm_head",)}
     return ends | {site: SITE_LAYERS[site] for site in LAYER_SITES[targets]}
 
 
 def answer_of(output: Output) -> ServedAnswer:
-    """An output in a record's terms: log-probabilities of the tokens alone, of the prompt's from its second on."""
+    """An output as a record has it: log-probabilities of the tokens only, for the prompt from its second token on."""
     ids, tokens = output.request.ids, output.tokens
     prompt = [float(row[token]) for row, token in zip(output.prefill[:-1], ids[1:], strict=True)]
     return ServedAnswer(

@@ -1,8 +1,8 @@
-"""Host time of SGLang's batch preparation, taken where it runs: in the scheduler's process, which writes it to a file.
+"""Times SGLang's batch preparation on the host, in the scheduler's process, which writes the times to a file.
 
-`install` is called in every process that an engine spawns. It wraps `LoRAManager.prepare_lora_batch` when SGLang
-imports it, and no sooner, so that the order of SGLang's imports stays. A call costs two readings of a clock, and after
-its time is taken a write of 16 bytes.
+`install` is called in every process that an engine spawns. It wraps `LoRAManager.prepare_lora_batch` at the moment
+SGLang imports it, so that the order of SGLang's imports stays. A call costs two clock readings, and a write of 16 bytes
+after its time is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RECORD = struct.Struct("<qq")  # began, took: ns
 
 
 def install() -> None:
-    """Time batch preparation in this process, if the environment says where to."""
+    """Time batch preparation in this process, if an environment variable says where to write."""
     wrap_to_folder(FOLDER, MODULE, _wrap)
 
 
@@ -36,7 +36,10 @@ def _wrap(folder: Path, module: ModuleType) -> None:
 
 
 def timed(method: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """The method, whose every call leaves a record in a file of this process; the first, what became of the plugin."""
+    """The method with timing: every call adds a record to a file of this process.
+
+    The first also records the plugin's state.
+    """
     descriptor: list[int] = []
 
     @functools.wraps(method)
@@ -62,7 +65,7 @@ def _write_plugin(folder: Path) -> None:
 
 
 def between(folder: Path, began_ns: int, ended_ns: int) -> list[float]:
-    """Times of the calls that began in between, us."""
+    """Times, in us, of the calls that began between two moments."""
     found = []
     for file in sorted(folder.glob("prepare-*")):
         data = file.read_bytes()
@@ -74,7 +77,7 @@ def between(folder: Path, began_ns: int, ended_ns: int) -> list[float]:
 
 
 def plugin_problem(folder: Path, *, wanted: bool) -> str | None:
-    """Why a mode is not what its name says: the plugin is off in a scheduler that should have it, or on in another."""
+    """Why a process is not in its mode: its scheduler lacks the plugin, or has one that it should not have."""
     said = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("plugin-*.json"))]
     if wanted and not said:
         return "no scheduler prepared a batch with LoRA, so nothing says whether the plugin was on"

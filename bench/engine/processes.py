@@ -1,4 +1,4 @@
-"""The process of an engine, from outside: started in a group of its own, listened to, and ended with all it spawned."""
+"""The process of an engine, seen from outside: started in its own group, listened to, and ended with all it spawned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMON = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # SGLang's 
 
 
 class EngineLost(Exception):
-    """The process says nothing more; the message tells how it ended. `crashed`: by itself."""
+    """The process does not answer any more. The message says how it ended. `crashed`: it ended by itself."""
 
     def __init__(self, reason: str, *, crashed: bool) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class EngineLost(Exception):
 
 
 class EngineChild:
-    """One process. Use as a context manager: at its end nothing that it spawned is left."""
+    """One process, used as a context manager. At the end nothing that it spawned is left."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -57,14 +57,14 @@ class EngineChild:
         )
 
     def begin(self, job: Job) -> None:
-        """Tell it what to do. Raises EngineLost."""
+        """Send it a job. Raises EngineLost."""
         try:
             self._sender.send_bytes(msgspec.json.encode(job))
         except OSError:
             raise EngineLost(self._how_it_ended(), crashed=True) from None
 
     def hear(self, timeout_s: float) -> Message:
-        """Its next message. Raises EngineLost if none comes, or none can."""
+        """Its next message. Raises EngineLost if none comes in time, or if the process has ended."""
         try:
             if self._receiver.poll(timeout_s):
                 found: Message = msgspec.json.decode(self._receiver.recv_bytes(LONGEST), type=Message)
@@ -72,26 +72,26 @@ class EngineChild:
         except (EOFError, OSError):
             raise EngineLost(self._how_it_ended(), crashed=True) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EngineLost(f"answered what is no message ({error}): killed{self._words()}", crashed=False) from None
+            raise EngineLost(f"its answer is not a message ({error}): killed{self._words()}", crashed=False) from None
         raise EngineLost(f"no answer within {timeout_s:g} s: killed{self._words()}", crashed=False)
 
     @property
     def group(self) -> int:
-        """The process group that it and all it spawns are in."""
+        """The process group of the process and of all that it spawns."""
         return self._process.pid
 
     @property
     def speaks(self) -> bool:
-        """Whether `hear` need not wait."""
+        """Whether `hear` would return at once."""
         return self._receiver.poll(0)
 
     def leave(self) -> None:
-        """Wait for its end, which it has said is near."""
+        """Wait for its end, which it has announced."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
 
     def close(self) -> None:
-        """End its whole group, whatever that does."""
+        """End its whole group, whatever the processes are doing."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,4 +1,4 @@
-"""The requests of a load, made from it and a seed alone: the same in every mode and every process."""
+"""Makes the requests of a load from the load and a seed only, so every mode and process gets the same."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FIRST_ID = 3  # ids below are a tokenizer's own in most models
 
 
 class Request(NamedTuple):
-    """A prompt, and the number of its adapter; None: no adapter."""
+    """A prompt, and the number of its adapter; None means no adapter."""
 
     ids: list[int]
     adapter: int | None
 
 
 def requests(load: Load, *, seed: int, adapters: int, vocab: int, part: str = "") -> list[Request]:
-    """The requests of a load; of another `part` of a measurement other prompts, of the same lengths and adapters."""
+    """The requests of a load. Another `part` of a measurement has other prompts of the same lengths and adapters."""
     chosen = _adapters(load, _rng(load, seed, "adapters"), adapters)
     rng = _rng(load, seed, f"prompts {part}")
     prompts = [[rng.randrange(FIRST_ID, vocab) for _ in range(length)] for length in prompt_lengths(load)]
@@ -29,7 +29,7 @@ def requests(load: Load, *, seed: int, adapters: int, vocab: int, part: str = ""
 
 
 def arrivals_s(load: Load, *, seed: int, duration_s: float) -> list[float]:
-    """When requests arrive, seconds from the start: a Poisson process. At least one does."""
+    """Arrival times of requests in seconds from the start: a Poisson process. At least one request arrives."""
     rng, moment = _rng(load, seed, "arrivals"), 0.0
     found: list[float] = []
     while not found or moment < duration_s:

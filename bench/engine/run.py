@@ -1,4 +1,7 @@
-"""The loop of `bench serve`: one fresh process a mode and repeat, its samples into the file. Yields events."""
+"""The loop of `bench serve`: one fresh process for each mode and repeat, whose samples go into the file.
+
+Yields events.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,14 @@ USUAL_REQUESTS = 32  # of the load that is traced or profiled, if several are as
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """Processes of the run, and how many of them are in the file."""
+    """How many processes the run has, and how many of them are in the file."""
 
     total: int
     done: int
 
 
 class CacheReady(msgspec.Struct, frozen=True):
-    """What an engine loads lies below the cache's folder; `seconds` went into writing what was not there."""
+    """What an engine loads is in the cache's folder. `seconds`: the time it took to write what was missing."""
 
     seconds: float
 
@@ -49,20 +52,20 @@ class ProcessStarted(msgspec.Struct, frozen=True):
 
 
 class LoadDone(msgspec.Struct, frozen=True):
-    """A load has its samples, or the reason why not."""
+    """A load has its samples, or the reason why it has none."""
 
     run: EngineRun
     load: ServedLoad
 
 
 class ProcessDone(msgspec.Struct, frozen=True):
-    """A process is in the file."""
+    """The record of a process is in the file."""
 
     process: EngineProcess
 
 
 class OutOfTime(msgspec.Struct, frozen=True):
-    """Another process would not have ended in the time given; so many are left."""
+    """Another process would not end within the time limit; `left` are missing."""
 
     left: int
 
@@ -71,7 +74,7 @@ Event = Planned | CacheReady | ProcessStarted | LoadDone | ProcessDone | CrossEv
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What a run needs beside its plan. `opener`, `right`, `child` and `look` are other ones in tests."""
+    """What a run needs besides its plan. Tests replace `opener`, `right`, `child` and `look`."""
 
     cache: Path
     where: bool = False
@@ -84,7 +87,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     client: str = CLIENT
 
     def opener_of(self, mode: str) -> str:
-        """What starts the engine of a mode, or what is asked in its place."""
+        """The function that starts the engine of a mode, or the reference in its place."""
         return self.opener if Mode(mode).engine else self.right
 
 
@@ -98,7 +101,7 @@ def new_results(
     where: bool,
     cross_check: bool = False,
 ) -> ServeResults:
-    """An empty file of a plan."""
+    """An empty file for a plan."""
     run = ServeRun(
         id=str(uuid.uuid4()),
         kind="serve",
@@ -122,7 +125,7 @@ def new_results(
 
 
 def serve(plan: ServePlan, results: ServeResults, path: Path, around: Surroundings) -> Generator[Event, None, None]:
-    """Run the processes that the file lacks, in the plan's order. Raises ResultsError for another machine's file."""
+    """Run the processes that the file lacks, in the plan's order. Raises ResultsError for a file of another machine."""
     known = {(item.mode, item.repeat) for item in results.processes}
     left = [run for run in plan.runs if (run.mode, run.repeat) not in known]
     crossing = of_plan(plan, {item.mode for item in results.cross_checks}) if results.run.cross_check else []
@@ -175,7 +178,7 @@ class _Clock:
 
     @property
     def over(self) -> bool:
-        """Whether a process that takes as long as the longest would end too late."""
+        """Whether a process as long as the longest so far would end too late."""
         ended = [item.duration_s for item in self._results.processes]
         ended += [item.duration_s for item in self._results.cross_checks]
         longest = max(ended, default=0.0)
@@ -206,10 +209,12 @@ def _adopt(results: ServeResults, prepared: Prepared) -> None:
     elif results.env.env_key != prepared.env.env_key:
         ours, theirs = results.env.identity, prepared.env.identity
         changed = [f"{name} {ours.get(name)} -> {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
-        raise ResultsError(f"this machine is not the one the file was begun on: {', '.join(changed)}")
+        raise ResultsError(f"this machine differs from the one that the file was begun on: {', '.join(changed)}")
     then, now = (env.volatile.get("gpu_uuid") for env in (results.env, prepared.env))
     if then is not None and now is not None and then != now:
-        raise ResultsError("this GPU is another one of the same model than the file was begun on; expected a new file")
+        raise ResultsError(
+            "this is not the GPU that the file was begun on, only one of the same model; expected a new file"
+        )
 
 
 class _Engine:
@@ -219,7 +224,10 @@ class _Engine:
         self._plan, self._run, self._prepared, self._around = plan, run, prepared, around
 
     def events(self, ahead: Ahead, following: EngineRun | None) -> Generator[Event, None, None]:
-        """Its loads as they come, then its record: however it ends, there is one. `following`: whose turn is next."""
+        """Yields its loads as they come, then its record, however it ends.
+
+        `following`: the process whose turn is next.
+        """
         began = time.monotonic()
         process = EngineProcess(self._run.index, self._run.mode, self._run.repeat, "ok", utc_now())
         turn = _turn(self._run, ahead, self._around.look)
@@ -265,7 +273,7 @@ class _Engine:
 
 
 def traced_loads(plan: ServePlan) -> tuple[Load, ...]:
-    """One decode and one prefill of a plan: those whose requests are most usual, 32 in flight if that is asked."""
+    """One decode and one prefill of the plan to trace: the most usual ones, with 32 requests in flight if there are."""
     decodes = [load for load in plan.loads if load.kind == "decode" and not load.base_fraction]
     prefills = [load for load in plan.loads if load.kind == "prefill"]
     return (*sorted(decodes, key=lambda load: abs(load.requests - USUAL_REQUESTS))[:1], *prefills[:1])

@@ -1,8 +1,8 @@
-"""A server that is asked under a profiler: `python -m bench.engine.session FILE`, the program that nsys is given.
+"""A server under a profiler: `python -m bench.engine.session FILE`, the program that nsys runs.
 
-The server starts and answers some requests; then SGLang opens its capture range (`CUDA_PROFILER`), so many more
-requests are answered, and the range is closed. So a capture is as long as was asked, holds neither imports nor
-compilation, and its server is one that runs.
+The server starts and answers some requests. Then SGLang opens its capture range (`CUDA_PROFILER`), the server answers
+the requests to be captured, and the range is closed. So a capture is as long as was asked, it contains neither imports
+nor compilation, and its server is warm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ PROFILER = {"activities": ["CUDA_PROFILER"]}  # cudaProfilerStart in the schedul
 
 
 class Session(msgspec.Struct, frozen=True):
-    """What is asked: `after` requests of a load before the range, `captured` within it, `tokens` new ones each."""
+    """What to do: answer `after` requests of a load before the range and `captured` within it.
+
+    Each request generates `tokens` tokens.
+    """
 
     mode: ModeName
     setup: Setup
@@ -43,7 +46,7 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class SessionError(Exception):
-    """The session came to no capture; the message says why."""
+    """The session made no capture; the message says why."""
 
 
 def run(session: Session, prepared: Prepared) -> None:
@@ -79,7 +82,7 @@ def run(session: Session, prepared: Prepared) -> None:
 
 
 def batches(session: Session, vocab: int, count: int, part: str) -> Iterator[list[Request]]:
-    """So many requests, as many at once as the load says."""
+    """This many requests, in batches of as many as the load has in flight."""
     number = 0
     while count > 0:
         asked = requests(
@@ -117,7 +120,7 @@ def _ask(session: Session, server: Server, asked: list[Request]) -> None:
 
 
 def main(file: Path) -> None:
-    """The session of a file. Exit status 1, with a line that says why, if there was no capture."""
+    """Run the session of a file. Exit status 1, with a line that says why, if there was no capture."""
     session = msgspec.json.decode(file.read_bytes(), type=Session)
     try:
         with EngineChild({"CSGMV_EMBED_DISABLE": "1"}) as child:

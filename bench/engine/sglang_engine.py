@@ -1,4 +1,4 @@
-"""SGLang's engine behind what `drive` asks of one. SGLang is imported where it is used, and in this package alone."""
+"""SGLang's engine behind the interface of `drive`. Only this module imports SGLang, and only where it uses it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STOPS = {"ignore_eos": True, "temperature": 0.0}
 
 
 def options(job: ServeJob | CrossJob) -> dict[str, Any]:
-    """What an engine of a mode is started with: the same in all modes, but for LoRA, its chunk and decode graphs."""
+    """The arguments of an engine in a mode. Modes differ only in LoRA, its chunk size and decode graphs."""
     mode, setup = Mode(job.mode), job.setup
     sizes = {load.requests for load in job.loads}
     if any(load.kind in ("stream", "arrivals") for load in job.loads):
@@ -75,12 +75,12 @@ def _lora(job: ServeJob | CrossJob, mode: Mode) -> dict[str, Any]:
 
 
 def adapter_name(index: int) -> str:
-    """What an engine calls an adapter."""
+    """An adapter's name in an engine."""
     return f"a{index}"
 
 
 def warm() -> None:
-    """Import what an engine's process imports, and what its scheduler's will: this reads their files once."""
+    """Import what an engine's process and its scheduler import, so that their files are read only once."""
     import sglang.srt.entrypoints.engine
     import sglang.srt.models.registry  # noqa: F401 - a scheduler imports every model
 
@@ -154,7 +154,7 @@ class SglangEngine:
 
 
 def aborted(item: dict[str, Any]) -> str | None:
-    """Why the engine gave a request up; None if it did not."""
+    """Why the engine aborted a request; None if it did not."""
     reason = item["meta_info"].get("finish_reason") or {}
     if reason.get("type") == "abort":
         return str(reason.get("message") or "aborted")[:300]
@@ -162,15 +162,18 @@ def aborted(item: dict[str, Any]) -> str | None:
 
 
 def check(item: dict[str, Any], new_tokens: int) -> None:
-    """Raises RequestFailed unless an answer has as many tokens as asked."""
+    """Raises RequestFailed unless an answer has as many tokens as were asked for."""
     if failed := aborted(item):
         raise RequestFailed(failed)
     if item["meta_info"]["completion_tokens"] != new_tokens:
-        raise RequestFailed(f"{item['meta_info']['completion_tokens']} tokens of {new_tokens} came")
+        raise RequestFailed(f"{item['meta_info']['completion_tokens']} of {new_tokens} tokens arrived")
 
 
 def answer_of(item: dict[str, Any]) -> ServedAnswer:
-    """SGLang's answer in our terms: of each entry (log-probability, token, ...); a prompt's first has none."""
+    """SGLang's answer as a record has it.
+
+    Each entry is (log-probability, token, ...); a prompt's first has no value.
+    """
     meta = item["meta_info"]
     prompt = [entry[0] for entry in meta.get("input_token_logprobs") or [] if entry[0] is not None]
     answer = [entry[0] for entry in meta["output_token_logprobs"]]

@@ -1,4 +1,4 @@
-"""What is done in a process that SGLang spawns, before all else: the plugin is put in, and what is timed is hooked."""
+"""Runs first in every process that SGLang spawns: installs the plugin and hooks what is timed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.engine import preparation, startup
 
 
 def ready() -> None:
-    """Make this process what the mode of its engine says."""
+    """Prepare this process for the mode of its engine."""
     if os.environ.get("CSGMV_EMBED_DISABLE") == "0":
         # By hand: an installed distribution's entry point does the same, and a checkout has none.
         import csgmv_embed.sglang

@@ -1,7 +1,7 @@
-"""What the start of an engine consists of, taken where it runs: in the scheduler's process, which writes it to a file.
+"""Times the parts of an engine's start in the scheduler's process, which writes them to a file.
 
-`install` is called in every process that an engine spawns. A method that SGLang does not have is left out, and so is
-its time: what no part tells is the start's rest.
+`install` is called in every process that an engine spawns. If SGLang lacks a method, its part is left out. Time that
+belongs to no part is reported as the rest of the start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIRST = "load_model"  # what goes before it, from the engine's call on, is spawn
 
 
 class Part(msgspec.Struct):
-    """A method that has run."""
+    """A method that has run, with its times."""
 
     method: str
     began_ns: int
@@ -39,7 +39,7 @@ class Part(msgspec.Struct):
 
 
 def install() -> None:
-    """Time the parts of a start in this process, if the environment says where to."""
+    """Time the parts of a start in this process, if an environment variable says where to write."""
     wrap_to_folder(FOLDER, MODULE, _wrap)
 
 
@@ -52,7 +52,7 @@ def _wrap(folder: Path, module: ModuleType) -> None:
 
 
 def timed(method: Callable[..., Any], name: str, folder: Path) -> Callable[..., Any]:
-    """The method, each of whose calls leaves a line in a file of this process."""
+    """The method with timing: each call adds a line to a file of this process."""
 
     @functools.wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -67,7 +67,7 @@ def timed(method: Callable[..., Any], name: str, folder: Path) -> Callable[..., 
 
 
 def parts(folder: Path, called_ns: int) -> dict[SampleName, list[float]]:
-    """The parts of a start, us, of the process that took longest over each. `called_ns`: when the engine was called."""
+    """The parts of a start in us, each from the process that took longest. `called_ns`: when the engine was called."""
     found: dict[SampleName, float] = {}
     for file in sorted(folder.glob("start-*")):
         sums: dict[SampleName, float] = {}

@@ -1,11 +1,11 @@
-"""A Chrome trace of an engine -> where its GPU time went, by site of the model.
+"""Attributes the GPU time in an engine's Chrome trace to the sites of the model.
 
-A kernel's site follows from its name, and for those that several sites share from its place in the forward pass: a pass
-begins with the embedding (where that has adapters), and each shrink and the expands after it belong to the next site of
-the model in its order. A pass that does not have as many shrinks as the model has sites is not guessed at: its shared
-kernels are `unplaced`. A name that no rule knows is `rest`, and stands in the record by itself. Whether a pass is one
-of decode or of prefill follows from its attention. An event that lacks a name, a time or an end is counted, and never
-computed with.
+A kernel's site follows from its name. If several sites share a kernel, its site follows from its place in the forward
+pass: a pass begins with the embedding (if that has adapters), and each shrink, with the expands after it, belongs to
+the next site in the model's order. A pass with fewer or more shrinks than the model has sites is not guessed at: its
+shared kernels are `unplaced`. A name that no rule knows is `rest`, and is recorded by its name. The attention kernels
+tell whether a pass is a decode or a prefill. An event that lacks a name, a time or an end is counted, but never enters
+a sum.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Part = Literal["start", "shrink", "expand"]
 
 
 class TraceError(Exception):
-    """A trace from which nothing can be told; the message says why."""
+    """A trace that tells nothing; the message says why."""
 
 
 # In this order. None: of the sites in their order; with what it begins or continues.
@@ -61,7 +61,7 @@ ATTENTION_ONCE: tuple[tuple[Phase, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass: its events with their sites, and of which phase it is by its attention, if that tells."""
+    """A forward pass: its events with their sites, and its phase if the attention tells it."""
 
     events: Sequence[Event]
     sites: Sequence[Site]
@@ -74,7 +74,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Event:
-    """GPU work: its name, and its times on the trace's clock, us."""
+    """A piece of GPU work: its name, and its times on the trace's clock in us."""
 
     name: str
     start_us: float
@@ -82,7 +82,7 @@ class Event:
 
 
 def newest(folder: Path) -> Path:
-    """The trace of the first GPU that a profiler wrote below a folder. Raises TraceError."""
+    """The first GPU's trace that a profiler wrote below a folder. Raises TraceError."""
     found = sorted([*folder.rglob("*.trace.json.gz"), *folder.rglob("*.trace.json")])
     first = [path for path in found if "TP-0" in path.name] or found
     if not first:
@@ -93,7 +93,7 @@ def newest(folder: Path) -> Path:
 def attributed(
     path: Path, load: Load, *, targets: Targets, layers: int, least_bytes: Mapping[Site, int] | None = None
 ) -> ServedTrace:
-    """Where the time of a trace went. Raises TraceError for a file that is none, and for one without GPU work."""
+    """Where the time of a trace went. Raises TraceError if the file is not a trace or has no GPU work."""
     lacking: Counter[str] = Counter()
     events = sorted(_usable(_events(path), lacking), key=lambda event: event.start_us)
     if not events:
@@ -101,7 +101,7 @@ def attributed(
         raise TraceError(f"{path.name}: no kernel has a name, a time and an end; {said}")
     span = max(event.start_us + event.took_us for event in events) - events[0].start_us
     if span <= 0:
-        raise TraceError(f"{path.name}: all kernels begin and end at one time")
+        raise TraceError(f"{path.name}: all kernels begin and end at the same time")
     passes = _placed(events, targets, layers, lacking)
     once = sum(attends(event.name) is not None for event in events)
     phases: Counter[Phase] = Counter()
@@ -123,7 +123,7 @@ def attributed(
 
 
 def anew(results: ServeResults) -> ServeResults:
-    """The record with every trace placed by the rules of today."""
+    """The record, with every trace attributed by today's rules."""
     targets = results.setup.targets
     processes = [
         msgspec.structs.replace(process, traces=[placed_anew(trace, targets) for trace in process.traces])
@@ -133,10 +133,10 @@ def anew(results: ServeResults) -> ServeResults:
 
 
 def placed_anew(trace: ServedTrace, targets: Targets) -> ServedTrace:
-    """A recorded trace, its unplaced kernels where today's rules put those of its example.
+    """A recorded trace, with its unplaced kernels attributed as today's rules attribute those of its example.
 
-    A kernel of that name in a pass of the example's phase is shared out over the sites as the example's calls and times
-    are. The trace is as it was if the example is not placed either.
+    A kernel of that name in a pass of the example's phase is divided among the sites as the example's calls and times
+    are. The trace is returned unchanged if the example cannot be attributed either.
     """
     example = trace.example
     if example is None or trace.layers is None or all(kernel.site != "unplaced" for kernel in trace.kernels):
@@ -189,7 +189,7 @@ def _example(passes: Sequence[Pass], load: Load) -> TracedPass | None:
 
 @cache
 def attends(name: str) -> Phase | None:
-    """The phase of a pass that has this kernel; None for one that is not called once a layer."""
+    """The phase of a pass that has this kernel; None for a kernel that is not called once for each layer."""
     return next((phase for phase, pattern in ATTENTION_ONCE if pattern.search(name)), None)
 
 
@@ -198,10 +198,10 @@ def _events(path: Path) -> list[Any]:
         data = path.read_bytes()
         document = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     except (OSError, ValueError, EOFError, RecursionError, zlib.error) as error:
-        raise TraceError(f"{path.name}: no Chrome trace: {error}") from error
+        raise TraceError(f"{path.name}: not a Chrome trace: {error}") from error
     events = document.get("traceEvents") if isinstance(document, dict) else document
     if not isinstance(events, list):
-        raise TraceError(f"{path.name}: no Chrome trace: it has no list traceEvents")
+        raise TraceError(f"{path.name}: not a Chrome trace: it has no list traceEvents")
     return events
 
 
@@ -237,7 +237,7 @@ def _time(value: object) -> float | None:
 
 
 def rule_of(name: str) -> tuple[Site | None, Part | None]:
-    """A kernel's site by its name alone; None if its place has to tell."""
+    """A kernel's site by its name only; None if its place has to tell."""
     for pattern, site, part in _COMPILED:
         if pattern.search(name):
             return site, part

@@ -1,4 +1,4 @@
-"""What may disturb an engine's GPU while it is measured: lowered clocks, other processes. Sampled through NVML."""
+"""Watches an engine's GPU through NVML for what may disturb a measurement: lowered clocks, other processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRIVERS_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Seen:
-    """One look. None: the machine does not say."""
+    """One reading. None: the machine does not report the value."""
 
     at_ns: int
     sm_mhz: int | None
@@ -28,12 +28,12 @@ class Seen:
 
     @property
     def processes(self) -> int | None:
-        """How many are on the GPU."""
+        """How many processes are on the GPU."""
         return None if self.pids is None else len(self.pids)
 
 
 def look(count: int = 1) -> Seen:
-    """At the first GPUs, now: the slowest clock, the fullest memory, processes of all."""
+    """A reading of the first GPUs now: the slowest clock, the fullest memory, the processes of all."""
     from bench.model.gpus import handles, state_of
 
     clocks: list[int] = []
@@ -54,7 +54,7 @@ def look(count: int = 1) -> Seen:
 
 
 class Watcher:
-    """Looks again and again, from another thread, until it is closed."""
+    """Takes readings repeatedly, in another thread, until it is closed."""
 
     def __init__(self, look: Callable[[], Seen] = look, period_s: float = PERIOD_S) -> None:
         self._look, self._period_s = look, period_s
@@ -68,19 +68,19 @@ class Watcher:
             self.seen.append(self._look())
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop taking readings."""
         self._stopping.set()
         self._thread.join()
 
     def during(self, began_ns: int, ended_ns: int) -> list[Seen]:
-        """What was seen in between; the last look before it, if there was none."""
+        """The readings between two times; the last one before them if there was none."""
         seen = list(self.seen)
         inside = [item for item in seen if began_ns <= item.at_ns <= ended_ns]
         return inside or [item for item in seen if item.at_ns <= ended_ns][-1:]
 
 
 class Conditions(NamedTuple):
-    """How the GPU was during a load: least and most of its clock, why that was lowered, and what voids the load."""
+    """The GPU's state during a load: lowest and highest clock, why it was lowered, and what voids the load."""
 
     sm_mhz: list[int]
     throttle: list[str]
@@ -88,7 +88,7 @@ class Conditions(NamedTuple):
 
 
 class Guard:
-    """Tells an engine's own processes on the GPU from others. `group`: the process group that it runs in."""
+    """Tells an engine's own processes on the GPU from others. `group`: the engine's process group."""
 
     def __init__(self, watcher: Watcher, group: int) -> None:
         self._watcher, self._group = watcher, group
@@ -96,17 +96,18 @@ class Guard:
         self._own: int | None = None
 
     def started(self) -> None:
-        """The engine is there: what it has on the GPU now it will have.
+        """The engine has started, and all of its processes are on the GPU now.
 
-        Where NVML's ids are those of this machine, its own are those of its group. In a container they may be another
-        namespace's: then all that came since nobody was there count as its own.
+        If NVML's process ids are those of this machine, the engine's own processes are those of its group. In a
+        container NVML may report ids of another namespace. Then all processes that came since the GPU was free count as
+        the engine's.
         """
         seen = self._watcher.during(self._began_ns, monotonic_ns())
         pids = {pid for item in seen for pid in item.pids or ()}
         self._own = sum(in_group(pid, self._group) for pid in pids) or greatest_processes(seen)
 
     def during(self, began_ns: int, ended_ns: int) -> Conditions:
-        """How it was in between."""
+        """The conditions between two times."""
         seen = self._watcher.during(began_ns, ended_ns)
         clocks = [item.sm_mhz for item in seen if item.sm_mhz is not None]
         throttle = sorted({reason for item in seen for reason in item.throttle})
@@ -115,7 +116,7 @@ class Guard:
 
     @property
     def greatest_bytes(self) -> int | None:
-        """Most memory in use at any look; None if some of it may have been another's."""
+        """Most memory in use in any reading; None if some of it may have been another process's."""
         seen = [*self._watcher.seen]
         if others(seen, processes=self._own):
             return None
@@ -123,7 +124,7 @@ class Guard:
 
 
 def in_group(pid: int, group: int) -> bool:
-    """Whether a process of this machine is in a group."""
+    """Whether a process of this machine is in a process group."""
     try:
         return os.getpgid(pid) == group
     except OSError:
@@ -131,12 +132,12 @@ def in_group(pid: int, group: int) -> bool:
 
 
 def greatest_processes(seen: list[Seen]) -> int | None:
-    """Most processes on the GPU at any of these looks; None if the machine does not say."""
+    """Most processes on the GPU in any reading; None if the machine does not report them."""
     return max((item.processes for item in seen if item.processes is not None), default=None)
 
 
 def disturbance(seen: list[Seen], *, processes: int | None) -> str | None:
-    """Why a load's samples are worth nothing. `processes`: how many the engine itself has there, if it is known."""
+    """Why a load's samples are unusable. `processes`: how many the engine itself has on the GPU, if known."""
     slowed = sorted({reason for item in seen for reason in item.throttle} - HARMLESS)
     if slowed:
         return f"the GPU's clock was lowered: {', '.join(slowed)}"
@@ -144,7 +145,7 @@ def disturbance(seen: list[Seen], *, processes: int | None) -> str | None:
 
 
 def others(seen: list[Seen], *, processes: int | None) -> str | None:
-    """Who was on the GPU beside the engine's own processes, if somebody was."""
+    """Which other processes were on the GPU beside the engine's own, if any."""
     most = greatest_processes(seen)
     if most is not None and processes is not None and most > processes:
         return f"another process was on the GPU: {most} where the engine has {processes}"
@@ -152,7 +153,7 @@ def others(seen: list[Seen], *, processes: int | None) -> str | None:
 
 
 def occupied(seen: Seen) -> str | None:
-    """Why no engine is to start: the GPU is another's."""
+    """Why no engine may start: another process uses the GPU. Empty if it is free."""
     if seen.processes:
         return f"another process is on the GPU: {seen.processes} before the engine was started"
     if seen.used_bytes is not None and seen.used_bytes > DRIVERS_BYTES:
@@ -161,7 +162,7 @@ def occupied(seen: Seen) -> str | None:
 
 
 def until_free(look: Callable[[], Seen]) -> str | None:
-    """Wait for the GPU to be nobody's; why it is not."""
+    """Wait until no process uses the GPU. Returns the reason if one still does."""
     end = monotonic() + FREE_S
     while reason := occupied(look()):
         if monotonic() > end:

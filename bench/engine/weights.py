@@ -1,8 +1,9 @@
-"""Models of random weights in known shapes, and random adapters for them: written once below a folder, whole or not.
+"""Models of random weights in known shapes, and random adapters for them, written once below a folder.
 
 The shapes of Llama 3.1 8B and Llama 3.2 1B are built in; a config.json of the same architecture gives others. Weights
-are N(0, 0.02), the A of an adapter N(0, 1/inputs), and its B such that the adapter adds an eighth to the output of a
-layer, as much again to an embedding, and half to lm_head's: lost, it would be seen in the answers.
+are N(0, 0.02), and the A of an adapter is N(0, 1/inputs). Its B is scaled so that the adapter adds an eighth to the
+output of a layer, as much again to an embedding, and half to lm_head's. If a site's LoRA were lost, the answers would
+show it. Each folder is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 
 
 def model_config(name: str) -> tuple[dict[str, Any], Path | None]:
-    """The config of a model, and the folder of its checkpoint; None: weights are to be made. Raises ConfigError."""
+    """The config of a model, and the folder of its checkpoint (None: make random weights). Raises ConfigError."""
     if name in SHAPES:
         return SHAPES[name], None
     path = Path(name)
@@ -67,7 +68,7 @@ def model_config(name: str) -> tuple[dict[str, Any], Path | None]:
         known = ", ".join(SHAPES)
         raise ConfigError(f"model {name}: {error}; expected {known}, a config.json or a folder with one") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"model {name}: {file.name} is no object; expected the config.json of a model")
+        raise ConfigError(f"model {name}: {file.name} is not a JSON object; expected the config.json of a model")
     missing = [key for key in NEEDED if not isinstance(config.get(key), int)]
     if missing:
         raise ConfigError(f"model {name}: {file.name} lacks {', '.join(missing)}; expected whole numbers there")
@@ -79,7 +80,7 @@ def model_config(name: str) -> tuple[dict[str, Any], Path | None]:
 
 
 def refuse_ranks(config: dict[str, Any], tp: int) -> None:
-    """Raises ConfigError for a model that cannot be split over so many GPUs."""
+    """Raises ConfigError for a model that cannot be split over this many GPUs."""
     for name in ("num_attention_heads", "intermediate_size"):
         if config[name] % tp:
             raise ConfigError(f"tp {tp}: the model's {name} is {config[name]}; expected a number that divides it")
@@ -97,9 +98,9 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def prepare(setup: Setup, cache: Path) -> tuple[Path, list[Path], dict[str, Any]]:
-    """Folders of the model and of each adapter, written if they are not there; and the model's config.
+    """Folders of the model and of each adapter, and the model's config. Missing folders are written.
 
-    Raises ConfigError for a model that is none of ours, ResultsError while another process writes there.
+    Raises ConfigError for an unsupported model, and ResultsError while another process writes there.
     """
     config, folder = model_config(setup.model)
     named = json.dumps([MAKER, config], sort_keys=True)
@@ -114,7 +115,7 @@ def prepare(setup: Setup, cache: Path) -> tuple[Path, list[Path], dict[str, Any]
 
 
 def tokenizer(name: str, folder: Path, cache: Path) -> Path:
-    """A folder with a tokenizer: the checkpoint's own if it has one, else one of a word an id, made below the cache."""
+    """A folder with a tokenizer: the checkpoint's own, or one with a word for each id, made below the cache."""
     config, _ = model_config(name)
     if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         return folder

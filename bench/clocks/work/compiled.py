@@ -1,4 +1,4 @@
-"""What the compiler made of the kernels of one launch: read from the binaries, without a GPU and without launching."""
+"""What the compiler made of the kernels of one launch, read from the binaries without a GPU and without launching."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DEFAULT_BITS = 32  # an LDG or STG without a width moves one register
 
 @dataclass(frozen=True)
 class Launched:
-    """One launch as the compiler saw it: the kernel function's name, its programs, the position of its binary."""
+    """One launch as the compiler saw it: name of the kernel function, number of programs, index of the binary."""
 
     kernel: str
     programs: int
@@ -44,13 +44,13 @@ class Compiled:
 
 
 def compile_launch(launch: Callable[[], object], capability: int = 90) -> Compiled:
-    """Run `launch` with kernels compiled instead of launched.
+    """Run `launch`, compiling its kernels instead of launching them.
 
-    The tensors that `launch` hands to kernels stay untouched; on the CPU they will do, for only dtypes and
-    alignment shape a kernel. CUDA is neither needed nor initialised, and a real driver is active again
-    afterwards. The kernels must come from triton.jit with a fixed configuration.
+    The tensors that `launch` passes to kernels stay untouched. They may be on the CPU, because only dtypes and
+    alignment shape a kernel. CUDA is neither needed nor initialised, and a real driver is active again afterwards. The
+    kernels must come from triton.jit with a fixed configuration.
 
-    Raises RuntimeError under TRITON_INTERPRET=1, for autotuning, and where cuobjdump is missing.
+    Raises RuntimeError under TRITON_INTERPRET=1, for autotuned kernels, and if cuobjdump is missing.
     """
     knobs = importlib.import_module("triton.knobs")
     if knobs.runtime.interpret:
@@ -64,9 +64,9 @@ def compile_launch(launch: Callable[[], object], capability: int = 90) -> Compil
 
 
 def with_binaries(counted: Sequence[WorkLaunch], compiled: Sequence[Launched]) -> list[WorkLaunch]:
-    """The counted launches, each with the position of the binary that a GPU would run.
+    """The counted launches, each with the index of the binary that a GPU would run.
 
-    Raises RuntimeError unless both are the same launches: then something was launched that the other did not see.
+    Raises RuntimeError if the counted and the compiled launches differ: then one of the two missed a launch.
     """
     seen = [(item.kernel, item.programs) for item in counted]
     made = [(item.kernel, item.programs) for item in compiled]

@@ -1,7 +1,7 @@
-"""Triton's interpreter with bfloat16 as a GPU has it.
+"""Triton's interpreter with bfloat16 as a GPU computes it.
 
-The interpreter (Triton 3.6) keeps bfloat16 as the integers of its bits: it multiplies and adds those integers, and it
-cuts float32 off where a GPU rounds to the nearest. Kernels that only copy do not notice; products do. Inside
+The interpreter (Triton 3.6) keeps bfloat16 as the integers of its bits. It multiplies and adds those integers, and it
+truncates float32 where a GPU rounds to nearest. Kernels that only copy are not affected; products are. Inside
 `faithful` they are computed in float32 and rounded, so that a counted launch can be compared with the oracle.
 """
 
@@ -18,14 +18,17 @@ import numpy as np
 
 @contextmanager
 def faithful() -> Iterator[None]:
-    """Kernels interpreted inside round, add and multiply bfloat16 right. Nothing changes for other dtypes."""
+    """Within this context interpreted kernels round, add and multiply bfloat16 correctly.
+
+    Other dtypes are unchanged.
+    """
     interpreter = importlib.import_module("triton.runtime.interpreter")
     builder = interpreter.interpreter_builder  # the one there is
     handle, bfloat16, float32 = interpreter.TensorHandle, interpreter.tl.bfloat16, interpreter.tl.float32
     cast, binary, dot = builder.cast_impl, builder.binary_op, builder.create_dot
 
     def wide(value: Any) -> Any:
-        """The values of a bfloat16 handle in float32; any other handle as it is."""
+        """The values of a bfloat16 handle in float32. Any other handle is returned as it is."""
         if value.dtype.scalar != bfloat16:
             return value
         return handle((value.data.astype(np.uint32) << 16).view(np.float32), float32)

@@ -1,8 +1,8 @@
-"""Triton's interpreter without what it does again and again: the same results, in two thirds of the time.
+"""Triton's interpreter without its repeated work: the same results in two thirds of the time.
 
 For every device function that a kernel calls, the interpreter (Triton 3.6) puts its own functions into triton.language
-once more, for every operation it makes its table of numpy's types anew, and of every tuple it spells the type's name,
-which nothing reads.
+again. For every operation it rebuilds its table of numpy's types. For every tuple it spells out the type's name, which
+nothing reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 @cache
 def quicken() -> None:
-    """Do each once, in this process from now on. A Triton that is written otherwise stays as it is."""
+    """Do each of these only once, in this process from now on. A Triton with other code is left as it is."""
     interpreter: Any = importlib.import_module("triton.runtime.interpreter")
     core: Any = importlib.import_module("triton.language.core")
     if hasattr(interpreter, "_get_np_dtype"):
@@ -42,7 +42,7 @@ def _patched_once(patch_lang: Any, core: Any) -> Any:
     patched: list[set[int]] = []  # by the launch that runs: there is one at a time
 
     class Scope:
-        """Of a launch: what it undoes at its end."""
+        """What one launch has patched, to be undone at its end."""
 
         def __init__(self, scope: Any) -> None:
             self._scope = scope

@@ -1,4 +1,4 @@
-"""The work of one launch, counted in Triton's interpreter: exact, equal on every machine, and no timing."""
+"""Counts the work of one launch in Triton's interpreter: exact, equal on every machine, and not a time."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _NEEDS_INTERPRETER = (
 
 
 class TooManyPrograms(Exception):
-    """A launch that would take the interpreter too long; the message says how large it is."""
+    """The launch would take the interpreter too long. The message says how large it is."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What one call did: its figures, and its kernel launches in order."""
+    """The result of counting one call: its figures, and its kernel launches in order."""
 
     counts: WorkCounts
     launches: list[WorkLaunch]
@@ -201,9 +201,9 @@ class _Counter:
         return [WorkLaunch(item.kernel, item.programs, item.active_programs) for item in self._launched]
 
     def operations(self) -> dict[str, Callable[..., None]]:
-        """Methods of the interpreter's builder, each with what is to be told of its calls.
+        """Methods of the interpreter's builder, each with how its calls are recorded.
 
-        Every load and store is one of the masked ones in the end, through a descriptor too.
+        Every load and store ends in one of the masked ones, through a descriptor too.
         """
         return {
             "set_grid_dim": self._grid,
@@ -215,13 +215,13 @@ class _Counter:
         }
 
     def begin(self, kernel: str, arguments: tuple[Any, ...]) -> None:
-        """A launch of this kernel on these arguments follows."""
+        """A launch of this kernel on these arguments begins."""
         self._launched.append(_Launched(kernel))
         self._running = False
         self._hold(arguments)
 
     def end(self) -> None:
-        """The launch is done."""
+        """The launch has ended."""
         self._close()
 
     def _hold(self, arguments: tuple[Any, ...]) -> None:

@@ -12,7 +12,7 @@ from bench.workload.tensors import Workload
 
 
 class CsgmvEmbedHead(ProductOp):
-    """lora_linear on lm_head. Its tables have one storage; the name is that of the family's default."""
+    """lora_linear on lm_head. Its tables have one storage, so the name is that of the family's default."""
 
     name = "csgmv_embed-vocab_major"
     in_place = True
@@ -28,7 +28,7 @@ class CsgmvEmbedHead(ProductOp):
         return lambda k: csgmv_embed.lora_linear(hidden[k], a_table, b_table, logits[k], batch)
 
     def required_bytes(self, workload: Workload) -> int:
-        """The least, and the shrunk rows written and read."""
+        """The least bytes of the op, and the shrunk rows written and read."""
         between = 2 * traffic.live_ranks(workload) * ELEMENT_BYTES[workload.case.dtype]
         return traffic.minimum(workload) + between
 

@@ -18,10 +18,10 @@ TOO_OLD = "this csgmv_embed has no {}: expected a commit that has the op"
 
 
 class CsgmvEmbedLayer(ProductOp):
-    """embedding_lora on the batch that SGLang 0.5.16 serves with: static in decode, planned anew for every prefill.
+    """embedding_lora on the batch of SGLang 0.5.16: static in decode, planned anew for every prefill.
 
-    `_add`: F.embedding, then embedding_lora_add, as where a base layer all-reduces in between. `_captured`: static
-    buffers in prefill too, whose capture SGLang 0.5.18 began; the host then knows neither slots nor lengths.
+    `_add`: F.embedding, then embedding_lora_add, as for a base layer that all-reduces in between. `_captured`: static
+    buffers in prefill too, which SGLang captures from 0.5.18 on; the host then knows neither slots nor lengths.
     """
 
     roundings = 1  # what it is added to is of the dtype already

@@ -1,4 +1,4 @@
-"""Our kernel, in each storage, from token words or from csgmv's segments, and as a programmatic dependent launch."""
+"""Our lookup kernel: in each storage, from token words or csgmv's segments, and as a programmatic dependent launch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CsgmvEmbed(LookupOp):
         return launch
 
     def required_bytes(self, workload: Workload) -> int:
-        """Ids, distinct rows in whole sectors, output; the plan is negligible beside them."""
+        """Ids, distinct rows in whole sectors, and the output. The plan is negligible beside them."""
         ids = workload.num_tokens * traffic.ID_BYTES
         return ids + a_row_bytes(workload, self.storage) + traffic.written(workload)
 
@@ -67,9 +67,9 @@ def batch_of(
     tiles: bool = False,
     scalings: list[float] | None = None,
 ) -> EmbeddingBatch:
-    """The workload's batch, in exactly sized buffers or in static ones of the capacity that a server captures with.
+    """The workload's batch, in exactly sized buffers or in static ones of the capacity that a server captures.
 
-    scalings: of each slot, for the ops that multiply; tiles: for those of sites. The lookup takes neither, nor does the
+    scalings: one for each slot, for ops that multiply. tiles: for ops of sites. The lookup takes neither, nor does the
     library of older commits.
     """
     case = workload.case
@@ -92,7 +92,7 @@ def batch_of(
 
 
 def a_row_bytes(workload: Workload, storage: Storage) -> int:
-    """Of the A table: distinct rows, each in whole sectors, or in a rank-major table the sectors that ids share."""
+    """Bytes read of the A table: distinct rows in whole sectors; in a rank-major table, sectors that ids share."""
     element = ELEMENT_BYTES[workload.case.dtype]
     together = 1 if storage == "vocab_major" else SECTOR_BYTES // element
     ranks = workload.ranks[workload.distinct_rows(together) // workload.case.vocab].astype("int64")

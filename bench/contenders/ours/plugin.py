@@ -1,6 +1,7 @@
-"""The SGLang plugin: SGLang's own backend object, its batch planned and looked up by the plugin's hooks.
+"""The SGLang plugin: SGLang's own backend object, whose batch is planned and looked up by the plugin's hooks.
 
-Beside `sglang_csgmv` of the same chunk size this is the plugin on against off: one process, one backend class.
+Compared with `sglang_csgmv` of the same chunk size, this shows the plugin on against off: one process, one backend
+class.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from bench.workload.tensors import Workload
 
 
 class CsgmvEmbedPlugin(SglangCsgmv):
-    """`chunk_size` is the server's --max-lora-chunk-size. Both modules are prepared for, as SGLang does.
+    """`chunk_size` is the server's --max-lora-chunk-size. It prepares for both modules, as SGLang does.
 
-    Each batch is planned as if it were new; `steady`: as the decode step after an equal one, which is not sent again.
+    Each batch is planned as if it were new. `steady`: planned as the decode step after an equal one, which is not sent
+    again.
     """
 
     def __init__(self, chunk_size: int = DEFAULT_CHUNK_SIZE, steady: bool = False) -> None:
@@ -70,7 +72,7 @@ class CsgmvEmbedPlugin(SglangCsgmv):
 
 
 def plug_layer(layer: Any) -> None:
-    """What the hooks do to SGLang's layer classes, to this layer object alone. Its backend has to be plugged."""
+    """Apply to this one layer object what the hooks do to SGLang's layer classes. Its backend has to be plugged."""
     from csgmv_embed.sglang.hooks.registry import HOOKS
 
     kind = type(layer)
@@ -83,9 +85,9 @@ def plug_layer(layer: Any) -> None:
 
 @contextmanager
 def plugged(backend: Any) -> Iterator[None]:
-    """What the hooks do to a backend class, to this object alone: other contenders of the process keep SGLang's.
+    """Apply to this one object what the hooks do to a backend class. Other contenders of the process keep SGLang's.
 
-    Its methods are the plugin's inside the context, and SGLang's own again after it.
+    Its methods are the plugin's inside the context, and SGLang's own after it.
     """
     from csgmv_embed.sglang import planner, runtime
     from csgmv_embed.sglang.hooks.registry import HOOKS

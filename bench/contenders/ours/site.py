@@ -21,9 +21,10 @@ ROUNDINGS: dict[Part, int] = {"shrink": 1, "expand": 1, "linear": 2}
 
 
 class CsgmvEmbedSite(ProductOp):
-    """lora_shrink, lora_expand or lora_linear on the batch of SGLang 0.5.16: static in decode, each prefill's its own.
+    """lora_shrink, lora_expand or lora_linear on the batch of SGLang 0.5.16.
 
-    The tables have one storage; the name is that of the family's default.
+    The batch is static in decode; each prefill has its own. The tables have one storage, so the name is that of the
+    family's default.
     """
 
     name = "csgmv_embed-vocab_major"
@@ -46,7 +47,7 @@ class CsgmvEmbedSite(ProductOp):
         return make(workload, batch)
 
     def required_bytes(self, workload: Workload) -> int:
-        """The least; between the two launches of both, the shrunk rows written and read."""
+        """The least bytes of the op; for both launches also the shrunk rows, written and read in between."""
         between = 2 * traffic.shrunk_of_site(workload) if self.part == "linear" else 0
         return traffic.minimum(workload) + between
 

@@ -10,7 +10,10 @@ from bench.workload.tensors import Workload
 
 
 class SglangCsgmv(SglangLookup):
-    """`chunk_size` is the server's --max-lora-chunk-size; the backend may choose smaller chunks for a small batch."""
+    """SGLang's csgmv backend. `chunk_size` is the server's --max-lora-chunk-size.
+
+    For a small batch the backend may choose smaller chunks.
+    """
 
     peer = Peer(
         backend=("chunked_backend", "ChunkedSgmvLoRABackend"),

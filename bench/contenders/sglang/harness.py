@@ -1,7 +1,7 @@
-"""SGLang's objects without a server: the arguments, batches, groups and host memory that they expect around them.
+"""Runs SGLang's objects without a server: provides the arguments, batches, groups and host memory that they expect.
 
-What the suite, the accuracy runs and the tests stand in for is here, once: a namespace for the server's arguments, the
-fields of a ForwardBatch that LoRA reads, its settings, process groups of one, and on a CPU memory that is not pinned.
+The suite, the accuracy runs and the tests share these stand-ins: a namespace for the server's arguments, the fields of
+a ForwardBatch that LoRA reads, SGLang's settings, process groups of one, and on a CPU memory that is not pinned.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def forward_batch(
     """The fields of SGLang's ForwardBatch that LoRA reads, as its scheduler would fill them.
 
     mode: a name of ForwardMode. lens: tokens of each request. logprob_starts: where each request's log-probabilities
-    begin; None where none are wanted.
+    begin; None if none are wanted.
     """
     modes = importlib.import_module("sglang.srt.model_executor.forward_batch_info").ForwardMode
     extends = mode not in ("DECODE", "TARGET_VERIFY")
@@ -66,7 +66,10 @@ def forward_batch(
 
 @contextmanager
 def standalone(*modules: ModuleType, args: SimpleNamespace, device: torch.device) -> Iterator[None]:
-    """Lets these modules of SGLang work outside a server, and on a CPU; they are put back as they were on exit."""
+    """Within this context these modules of SGLang work without a server and on a CPU.
+
+    Everything is restored on exit.
+    """
     with ExitStack() as stack:
         for module in modules:
             if hasattr(module, "get_lora"):  # 0.5.20 and later read the settings from a server's runtime context
@@ -80,7 +83,7 @@ def standalone(*modules: ModuleType, args: SimpleNamespace, device: torch.device
 
 
 class HostTorch:
-    """torch as a machine without an accelerator can serve it: nothing is pinned, every device is the CPU."""
+    """torch as on a machine without an accelerator: nothing is pinned, and every device is the CPU."""
 
     _PINNING = frozenset({"arange", "empty", "tensor", "zeros"})
 
@@ -101,7 +104,7 @@ class HostTorch:
 
 
 def publish_settings() -> None:
-    """What SGLang's classes ask the process about, from 0.5.18 on: its defaults, unresolved, for one rank."""
+    """Set what SGLang's classes ask the process for, from 0.5.18 on: its default settings for one rank."""
     context: Any = importlib.import_module("sglang.srt.runtime_context")
     found: Any = importlib.import_module("sglang.srt.server_args").ServerArgs
     if hasattr(context, "publish") and not dataclasses.is_dataclass(found):
@@ -116,7 +119,7 @@ def publish_settings() -> None:
 
 
 def start_process_group() -> None:
-    """Start the process groups that SGLang's layers ask for, of one process and without a network; once."""
+    """Start, once, the process groups that SGLang's layers ask for: of one process, without a network."""
     if torch.distributed.is_initialized():
         return
     if importlib.util.find_spec("sglang.srt.runtime_context") is not None:

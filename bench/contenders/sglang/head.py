@@ -1,8 +1,8 @@
 """SGLang's LoRA on lm_head in a decode step: the calls of ParallelLMHeadWithLoRA.apply_lora, and its expand alone.
 
-Ranks mix in a process here, and csgmv's kernels do not survive that with SGLang's own kernel cache, whose keys omit the
-rank: run at rank 16 and then at rank 64, the expand launches the kernel compiled for rank 16 again, and its result is
-wrong. isolate.py switches the cache off in every worker; the profile `faults` switches it on and shows the fault.
+Ranks mix in a process here, and the keys of SGLang's own kernel cache omit the rank, which breaks csgmv's kernels: run
+at rank 16 and then at rank 64, the expand launches the kernel compiled for rank 16 again, and its result is wrong.
+isolate.py switches that cache off in every worker. The profile `faults` switches it on and shows the fault.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SglangHead(SglangOp):
         return launch
 
     def required_bytes(self, workload: Workload) -> int:
-        """The least, and the shrunk rows written and read."""
+        """The least bytes of the op, and the shrunk rows written and read."""
         return traffic.minimum(workload) + 2 * traffic.live_ranks(workload) * ELEMENT_BYTES[workload.case.dtype]
 
 

@@ -1,6 +1,6 @@
 """SGLang's embedding layer: the calls of VocabParallelEmbeddingWithLoRA.forward on its own backend object.
 
-`python -m bench layer` runs the class itself; it wants a process group and a package of kernels that these calls do
+`python -m bench layer` runs the class itself. That needs a process group and a package of kernels, which these calls do
 without.
 """
 

@@ -1,4 +1,4 @@
-"""What SGLang's layer and head contenders share: which kernels a backend runs, and setting one up on a batch."""
+"""What SGLang's layer and head contenders share: a backend's kernels, and setting a backend up on a batch."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ BACKENDS: dict[Backend, BackendKernels] = {
 
 
 class SglangOp(ProductOp):
-    """A backend object of SGLang, prepared by its own `prepare_lora_batch`; a subclass calls its methods.
+    """A backend object of SGLang, prepared by its own `prepare_lora_batch`. A subclass calls its methods.
 
-    Rounded by SGLang's kernels: shrunk rows, the product with B, the sum with the base.
+    SGLang's kernels round three times: shrunk rows, the product with B, and the sum with the base.
     """
 
     parts: ClassVar[tuple[Part, ...]]
@@ -74,21 +74,21 @@ class SglangOp(ProductOp):
 
     @abstractmethod
     def launch_on(self, backend: Any, workload: Workload) -> Launch:
-        """The launch on the batch that `backend` has prepared last."""
+        """The launch on the batch that `backend` prepared last."""
 
     def kernels(self) -> list[KernelRef]:
         return self.of_backend.kernels(self.parts)
 
 
 def offsets(workload: Workload) -> torch.Tensor:
-    """SGLang's boundaries of the output: of one slice, or of those that a site stacks."""
+    """SGLang's boundaries of the output, for one slice or for those that a site stacks."""
     case = workload.case
     bounds = (0, workload.out_features) if case.site == "none" else sites.shape_of(case).starts
     return torch.tensor(bounds, dtype=torch.int32, device=workload.device)
 
 
 def boundaries(workload: Workload) -> dict[str, torch.Tensor]:
-    """The same as an expand takes them: on the device, and from 0.5.22 on for a grid of exact size, on the host."""
+    """The offsets as an expand takes them: on the device. From 0.5.22 on also on the host, for a grid of exact size."""
     on_device = offsets(workload)
     return {"output_offset": on_device, "output_offset_cpu": on_device.cpu()}
 

@@ -1,7 +1,7 @@
 """What the SGLang contenders share: where a version keeps its kernels, its own batch preparation, its traffic.
 
-SGLang is imported and called, never copied, and only its backends, kernels and ForwardMode: these load without
-sgl_kernel. Its LoRA layers, memory pool and manager are not needed.
+SGLang is imported and called, never copied. Only its backends, kernels and ForwardMode are used, because these load
+without sgl_kernel. Its LoRA layers, memory pool and manager are not needed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Peer:
         return [self.kernel_ref(*self.kernel)]
 
     def kernel_ref(self, module: str, attribute: str) -> KernelRef:
-        """Any dense LoRA kernel of the installed version, the module relative to where it keeps them."""
+        """A dense LoRA kernel of the installed version. `module` is relative to where that version keeps them."""
         return KernelRef((f"{_kernel_package()}.{module}", attribute))
 
     def prepare(
@@ -105,9 +105,9 @@ class Peer:
         static: bool,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
     ) -> Iterator[tuple[Any, Callable[[], None]]]:
-        """SGLang's backend object and its own `prepare_lora_batch` of this workload, to be called any number of times.
+        """SGLang's backend object, and its own `prepare_lora_batch` of this workload, which can be called repeatedly.
 
-        `static` selects the buffers of a CUDA graph where the installed version would use one.
+        `static` selects the buffers of a CUDA graph if the installed version would use one.
         """
         module = self._backend_module()
         server_args = harness.server_args(chunk_size)
@@ -130,7 +130,10 @@ class Peer:
 
 
 class SglangLookup(LookupOp, ABC):
-    """The part of a contender that is equal for every SGLang lookup; a subclass adds `name`, `peer` and `launch_on`."""
+    """What all SGLang lookups share.
+
+    A subclass adds `name`, `peer` and `launch_on`.
+    """
 
     name: str
     peer: ClassVar[Peer]
@@ -179,7 +182,7 @@ def _kernel_package() -> str:
 
 
 def forward_batch(workload: Workload) -> SimpleNamespace:
-    """The workload's requests as SGLang's scheduler would hand them to `prepare_lora_batch`."""
+    """The workload's requests as SGLang's scheduler would pass them to `prepare_lora_batch`."""
     mode = {"decode": "DECODE", "prefill": "EXTEND", "mixed": "MIXED"}[workload.case.phase]
     return harness.forward_batch(mode, workload.seq_lens.tolist(), device=workload.device)
 

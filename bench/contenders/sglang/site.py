@@ -1,4 +1,4 @@
-"""SGLang's LoRA on linear layers: what its layer classes call of their backend, and the halves of it.
+"""SGLang's LoRA on linear layers: the calls that its layer classes make to their backend, and the halves of them.
 
 Its shrunk rows are packed: slice i of a row begins at i times the rank of the row's slot.
 """
@@ -37,12 +37,12 @@ class SglangSite(SglangOp):
         return _shrink(backend, workload) if self.part == "shrink" else _expand(backend, workload)
 
     def required_bytes(self, workload: Workload) -> int:
-        """The least; between the two launches of both, the shrunk rows written and read."""
+        """The least bytes of the op; for both launches also the shrunk rows, written and read in between."""
         between = 2 * traffic.shrunk_of_site(workload) if self.part == "linear" else 0
         return traffic.minimum(workload) + between
 
     def kernels(self) -> list[KernelRef]:
-        """Those of every site: which of triton's expands runs depends on it."""
+        """The kernels of every site, because the site decides which of triton's expands runs."""
         found = self.of_backend.kernels(("shrink", "expand") if self.part == "linear" else (self.part,))
         stacked = STACKED if self.backend == "triton" and self.part != "shrink" else ()
         return found + [self.of_backend.peer.kernel_ref(*names) for names in stacked]

@@ -1,6 +1,7 @@
-"""Stand-ins for packages of kernels that are missing or cannot load: names that import, and raise when called.
+"""Stand-ins for packages of kernels that are missing or cannot load.
 
-SGLang's layers import them at the top for kernels that embedding LoRA does not use. Nothing is emulated.
+Their names can be imported, and raise when called. SGLang's layers import them at the top, for kernels that embedding
+LoRA does not use. Nothing is emulated.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _Finder:
 
 
 def provide() -> list[str]:
-    """Put a stand-in in place of each package that does not load; returns their names."""
+    """Put a stand-in in place of each package that does not load. Returns their names."""
     return [package for package in PACKAGES if _provided(package)]
 
 

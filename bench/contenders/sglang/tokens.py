@@ -1,4 +1,7 @@
-"""SGLang's newest lookup: one program a token from a per-token slot array, used by its triton_v2 backend alone."""
+"""SGLang's newest lookup: one program for each token, from a per-token slot array.
+
+Only its triton_v2 backend uses it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SGLang's fallback: the embedding kernel of its triton backend, one segment a request in the original order."""
+"""SGLang's fallback: the embedding kernel of its triton backend. Each request is one segment, in the original order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""SGLang's newest backend, which runs base and LoRA of a module in one call of its own: `forward_with_base`.
+"""SGLang's newest backend. It runs base and LoRA of a module in one call of its own: `forward_with_base`.
 
-Which tokens are of which adapter is sorted on the GPU, once in a forward pass for all modules: the first launch does it
-before a graph is captured, and no timed one does it again. The scratch is kept by stream.
+It sorts tokens by adapter on the GPU, once in a forward pass for all modules. Here the first launch does that, before a
+graph is captured, and no timed launch does it again. Scratch memory is kept for each stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.workload.tensors import Workload
 
 
 class SglangTritonV2(ProductOp):
-    """A subclass says what of the backend object it calls. Bytes are those of the triton backend's way."""
+    """A subclass says which calls of the backend object it makes. Bytes are counted as for the triton backend."""
 
     name = "sglang_triton_v2"
     tf32 = True
@@ -70,7 +70,7 @@ class SglangTritonV2Layer(SglangTritonV2):
 
 
 class SglangTritonV2Head(SglangTritonV2):
-    """On given logits, in the place of the base product that the backend would run beside the shrink."""
+    """lm_head on given logits, which replace the base product that the backend would run beside the shrink."""
 
     in_place = True
     roundings = 3
@@ -93,7 +93,7 @@ class SglangTritonV2Head(SglangTritonV2):
 
 
 class SglangTritonV2Expand(SglangTritonV2):
-    """The second half of it, on given shrunk rows."""
+    """The expand of SglangTritonV2Head, on given shrunk rows."""
 
     in_place = True
     roundings = 2
@@ -115,15 +115,15 @@ class SglangTritonV2Expand(SglangTritonV2):
 
 
 def kinds() -> Any:
-    """The kinds of modules that plans are made for."""
+    """The kinds of modules that have a plan."""
     return importlib.import_module("sglang.srt.lora.dense.plan").DenseLoraKind
 
 
 def plan_of(runner: Any, kind: Any, workload: Workload, features: int) -> Any:
-    """The plan of a module as forward_with_base asks for it, in every call."""
+    """The plan of a module, asked for as forward_with_base does in every call."""
     return runner.plan_for(kind, workload.case.rank, features, workload.out_features, num_tokens=workload.num_tokens)
 
 
 def bridge(rows: torch.Tensor) -> Any:
-    """Shrunk rows as an expand takes them."""
+    """Shrunk rows in the form that an expand takes."""
     return importlib.import_module("sglang.srt.lora.dense.runner").Bridge(rows)

@@ -1,4 +1,4 @@
-"""SGLang's newest backend on linear layers: `forward_with_base`, and the halves of what it runs."""
+"""SGLang's newest backend on linear layers: `forward_with_base`, and its two halves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.workload.tensors import Workload
 
 
 class SglangTritonV2Site(SglangTritonV2):
-    """Both on a given base output, in the place of the product that the backend would run beside the shrink."""
+    """Shrink and expand on a given base output, which replaces the product that the backend would run."""
 
     def __init__(self, part: Part) -> None:
         self.part, self.roundings, self.in_place = part, ROUNDINGS[part], part != "shrink"

@@ -1,4 +1,4 @@
-"""vLLM's way: F.embedding in the flattened vocab-major table, ids shifted to the rows of the token's slot."""
+"""vLLM's way: F.embedding in the flattened vocab-major table, with ids shifted to the rows of the token's slot."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bench.workload.tensors import SECTOR_BYTES, Workload
 
 
 class TorchGather(LookupOp):
-    """Two torch ops, add and embedding; a third clears what lies beyond a slot's rank.
+    """Two torch ops, add and embedding. A third one clears what lies beyond a slot's rank.
 
     vLLM needs no third op because its tables are zero-padded. The table of a workload is random everywhere, so the
-    third op runs where ranks differ or some requests have no adapter, and there alone.
+    third op runs if ranks differ or some requests have no adapter, and only then.
     """
 
     name = "torch_gather"
@@ -24,7 +24,7 @@ class TorchGather(LookupOp):
         return None
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        """`static` changes nothing: the offsets have a fixed address and no padding."""
+        """`static` has no effect: the offsets have a fixed address and no padding."""
         case, ids = workload.case, workload.index_sets
         rows = workload.table("vocab_major").transpose(1, 2).view(-1, case.rank)  # one row per (slot, id)
         slots = torch.from_numpy(workload.token_slots()).to(workload.device)

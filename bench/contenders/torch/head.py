@@ -1,4 +1,4 @@
-"""LoRA on lm_head in plain torch, adapter by adapter, and the product of lm_head itself."""
+"""LoRA on lm_head in plain torch, adapter by adapter, and the base product of lm_head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORACLE_ROWS = 16384  # of lm_head at a time, in float64
 
 
 class TorchHead(ProductOp):
-    """For each adapter its tokens gathered and shrunk; then each product with B added to its rows of the logits."""
+    """Gathers and shrinks the tokens of each adapter, then adds each product with B to its rows of the logits."""
 
     name = "torch_gather"
     in_place = True
@@ -41,7 +41,7 @@ class TorchHead(ProductOp):
         return launch
 
     def required_bytes(self, workload: Workload) -> int:
-        """Hidden states gathered (read, written, read), A, shrunk rows copied (the same), the products."""
+        """Hidden states gathered (read, written, read), A, shrunk rows copied likewise, and the products."""
         case = workload.case
         element = ELEMENT_BYTES[case.dtype]
         gathered = 3 * workload.num_tokens * (case.hidden + case.rank) * element
@@ -52,7 +52,7 @@ class TorchHead(ProductOp):
 
 
 class TorchExpand(ProductOp):
-    """The products with B of given shrunk rows."""
+    """The products of B with given shrunk rows."""
 
     name = "torch_gather"
     in_place = True
@@ -73,7 +73,7 @@ class TorchExpand(ProductOp):
 
 
 class BaseHead(ProductOp):
-    """F.linear with the weight of lm_head: what LoRA comes on top of."""
+    """F.linear with the weight of lm_head: the product that LoRA is added to."""
 
     name = "base"
     roundings = 2  # cuBLAS may sum parts in the dtype of the case

@@ -26,7 +26,7 @@ class TorchLayer(ProductOp):
         return None
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        """`static` changes nothing: row numbers have fixed addresses and no padding."""
+        """`static` has no effect: row numbers have fixed addresses and no padding."""
         case, ids, embedding = workload.case, workload.index_sets, workload.weight("embedding")
         rows = workload.table("vocab_major").transpose(1, 2).view(-1, case.rank)  # one row per (slot, id)
         table_rows = torch.from_numpy(workload.token_slots()).to(workload.device).long() * case.vocab
@@ -50,7 +50,7 @@ class TorchLayer(ProductOp):
 
 
 class BaseLayer(ProductOp):
-    """F.embedding alone: what a layer without LoRA does, and the floor of a batch without an adapter."""
+    """F.embedding alone: a layer without LoRA, and the floor of a batch without an adapter."""
 
     name = "base"
     roundings = 0
@@ -76,7 +76,7 @@ class BaseLayer(ProductOp):
 
 
 def accumulate(workload: Workload) -> Accumulate:
-    """(rows (tokens, rank), base) -> base, to which scaling * B[slot] @ rows has been added adapter by adapter."""
+    """Adds scaling * B[slot] @ rows to base, adapter by adapter: (rows (tokens, rank), base) -> base."""
     token_slots, b_table = workload.token_slots(), workload.weight("b")
     groups = []
     for slot in np.unique(workload.seq_slots).tolist():
@@ -96,7 +96,7 @@ def accumulate(workload: Workload) -> Accumulate:
 
 
 def product_bytes(workload: Workload) -> int:
-    """Of `accumulate`: rows and base gathered (read, written, read), B, the sums written and copied back."""
+    """Bytes of `accumulate`: rows and base gathered (read, written, read), B, sums written and copied back."""
     element = ELEMENT_BYTES[workload.case.dtype]
     inputs = 3 * traffic.live_ranks(workload) * element
     outputs = 6 * traffic.live_tokens(workload) * workload.out_features * element

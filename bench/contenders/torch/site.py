@@ -1,4 +1,4 @@
-"""LoRA on linear layers in plain torch, adapter by adapter, and the product of the site itself."""
+"""LoRA on linear layers in plain torch, adapter by adapter, and the base product of the site."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
 
 class TorchSite(ProductOp):
-    """For each adapter its rows gathered and multiplied with all of its A; then each slice's product with B added."""
+    """Gathers each adapter's rows and multiplies them with all of its A, then adds each slice's product with B."""
 
     name = "torch_gather"
 
@@ -42,7 +42,7 @@ class TorchSite(ProductOp):
         return None
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        """`static` changes nothing: row numbers have fixed addresses and no padding."""
+        """`static` has no effect: row numbers have fixed addresses and no padding."""
         case, shape = workload.case, sites.shape_of(workload.case)
         tables = workload.all_site_tables()
         groups, slices = list(_groups(workload)), list(pairwise(shape.starts))
@@ -52,7 +52,7 @@ class TorchSite(ProductOp):
             return rows @ tables[k][0][group.slot, : shape.slices * group.rank].T
 
         def add(k: int, group: Group, shrunk: torch.Tensor, out: torch.Tensor) -> None:
-            """To the group's rows, copied there and back."""
+            """Adds to the group's rows, which are gathered and copied back."""
             taken = out.index_select(0, group.rows)
             for piece, (first, end) in enumerate(slices):
                 of_slice = shrunk[:, piece * group.rank : (piece + 1) * group.rank]
@@ -106,7 +106,7 @@ class TorchSite(ProductOp):
 
 
 class BaseSite(ProductOp):
-    """F.linear with the weight of the site: what LoRA comes on top of."""
+    """F.linear with the weight of the site: the product that LoRA is added to."""
 
     name = "base"
     roundings = 2  # cuBLAS may sum parts in the dtype of the case

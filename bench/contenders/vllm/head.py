@@ -30,7 +30,7 @@ class VllmHead(VllmOp):
 
 
 class VllmExpand(VllmOp):
-    """lora_expand of given shrunk rows, in float32 as its shrink leaves them, into the given logits."""
+    """lora_expand of given shrunk rows into the given logits. The rows are float32, as vLLM's shrink leaves them."""
 
     parts = ("expand",)
     in_place = True

@@ -14,7 +14,7 @@ from bench.workload.tensors import Workload
 
 
 class VllmLayer(VllmOp):
-    """F.embedding of A, F.embedding of the base, lora_expand of the one into the other."""
+    """F.embedding of A, F.embedding of the base, and lora_expand of the first into the second."""
 
     parts = ("expand",)
     roundings = 3  # B times the scaling, the product with B, the sum

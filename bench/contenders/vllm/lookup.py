@@ -1,4 +1,7 @@
-"""vLLM's lookup: F.embedding in its zero-padded table of rows (slot, id), and its metadata of a batch on the host."""
+"""vLLM's lookup: F.embedding in its zero-padded table of rows (slot, id).
+
+Its metadata of a batch are made on the host.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ LAYERS = "vllm.lora.layers"
 
 
 class VllmLookup(LookupOp):
-    """VocabParallelEmbeddingWithLoRA's add and F.embedding. Tokens without an adapter read slot 0, and nobody uses it.
+    """VocabParallelEmbeddingWithLoRA's add and F.embedding. Tokens without adapter read slot 0; the result is unused.
 
-    The prepare clock times PunicaWrapperGPU.update_metadata, of all that vLLM's kernels read of a batch; vLLM leaves it
-    out where the mapping is that of the step before. It needs more of vLLM's own requirements than the kernels do.
+    The prepare clock times PunicaWrapperGPU.update_metadata, of everything that vLLM's kernels read of a batch. vLLM
+    skips it if the mapping equals that of the previous step. It needs more of vLLM's own requirements than the kernels
+    do.
     """
 
     name = "vllm"
@@ -34,7 +38,7 @@ class VllmLookup(LookupOp):
         return unavailable([], [])
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        """`static` changes nothing: the offsets have a fixed address and no padding."""
+        """`static` has no effect: the offsets have a fixed address and no padding."""
         return _lookup(workload, token_slots(workload).long().clamp(min=0) * workload.case.vocab)
 
     @contextmanager
@@ -75,7 +79,7 @@ class VllmLookup(LookupOp):
 
 
 def table_of(workload: Workload) -> torch.Tensor:
-    """vLLM's A table, flat: a row (rank,) for every slot and id, zero from the slot's rank on."""
+    """vLLM's A table, flat: a row (rank,) for every slot and id, zero beyond the slot's rank."""
     by_row = padded(workload, workload.table("vocab_major"), 0).transpose(1, 2)
     return by_row.reshape(-1, workload.case.rank)
 

@@ -1,8 +1,8 @@
 """What the vLLM contenders share: the installed package, its metadata of a batch, its two kernels.
 
-vLLM keeps a table a module or slice, filled up with zeros to the largest rank, and B times the scaling. The grid of
-both kernels has a plane for every slot and one more; with `--specialize-active-lora` as many as the adapters in use,
-requests without one counted as one, rounded up to a number that a graph was captured for.
+vLLM keeps a table for each module or slice, padded with zeros to the largest rank, and B times the scaling. The grid of
+both kernels has a plane for every slot and one more. With `--specialize-active-lora` it has as many planes as adapters
+in use, where requests without adapter count as one, rounded up to a number that a graph was captured for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEPT = ("_LORA_A_PTR_DICT", "_LORA_B_PTR_DICT")
 
 
 def unavailable(modules: Sequence[str], kernels: Sequence[KernelRef]) -> str | None:
-    """Why the installed vLLM cannot run these, with the install line; None if it can. Imports them."""
+    """Why the installed vLLM cannot run these, with the install line; None if it can. Imports vLLM's kernels."""
     try:
         installed = importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def unavailable(modules: Sequence[str], kernels: Sequence[KernelRef]) -> str | N
 
 
 class VllmOp(ProductOp):
-    """An op of vLLM's kernels; a subclass says which, and launches it on the metadata of the batch."""
+    """An op of vLLM's kernels. A subclass says which, and launches it on the metadata of the batch."""
 
     parts: tuple[Literal["shrink", "expand"], ...]
 
@@ -54,9 +54,9 @@ class VllmOp(ProductOp):
         return unavailable([f"{PACKAGE}.lora_kernel_metadata"], self.kernels())
 
     def setup(self, workload: Workload, *, static: bool) -> Launch:
-        """`static` changes nothing: metadata have fixed addresses, and a call sees them to its own tokens.
+        """`static` has no effect: metadata have fixed addresses, and a call sees only the entries of its own tokens.
 
-        Every table is used once here: vLLM then keeps what it sends to the GPU about it, which no graph may record.
+        Every table is used once here. vLLM then keeps what it sends to the GPU about it, which no graph may record.
         """
         if workload.case.dtype == "float32":
             raise ValueError("vLLM's LoRA kernels take float16 and bfloat16; expected a case of one of them")
@@ -83,19 +83,19 @@ class Kernels:
         self._shrink, self._expand = (_function(part, workload.device) for part in ("shrink", "expand"))
 
     def shrink(self, x: torch.Tensor, a: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(slices, tokens, rank) float32, in a buffer that is allocated in every call, as vLLM does, and cleared."""
+        """(slices, tokens, rank) float32, in a buffer that is allocated and cleared in every call, as vLLM does."""
         buffer = x.new_empty(len(a), x.shape[0], a[0].shape[-2], dtype=torch.float32)
         self._shrink(x, a, buffer, *self._metadata, 1.0)
         return buffer
 
     def expand(self, rows: torch.Tensor, b: Sequence[torch.Tensor], base: torch.Tensor) -> torch.Tensor:
-        """The base, to which the products of the slices are added."""
+        """The base, with the products of the slices added to it."""
         self._expand(rows, b, base, *self._metadata, offset_start=0, add_inputs=True)
         return base
 
 
 def padded(workload: Workload, table: torch.Tensor, rank_axis: int) -> torch.Tensor:
-    """A table (slots, ...) that is zero from the rank of each slot on; `rank_axis` is that of one slot's part."""
+    """A table (slots, ...) that is zero beyond the rank of each slot. `rank_axis` is an axis of one slot's part."""
     if (workload.ranks == workload.case.rank).all():
         return table
     copy = table.clone(memory_format=torch.preserve_format)
@@ -105,7 +105,7 @@ def padded(workload: Workload, table: torch.Tensor, rank_axis: int) -> torch.Ten
 
 
 def scaled_b(workload: Workload) -> torch.Tensor:
-    """B (slots, out_features, rank) of embedding or lm_head, padded and times the scaling of its slot."""
+    """B (slots, out_features, rank) of embedding or lm_head, padded and multiplied by the scaling of its slot."""
     table = padded(workload, workload.weight("b"), 1).clone()
     for slot, scaling in enumerate(workload.scalings):
         table[slot].mul_(scaling)
@@ -113,21 +113,22 @@ def scaled_b(workload: Workload) -> torch.Tensor:
 
 
 def token_slots(workload: Workload) -> torch.Tensor:
-    """The slot of each token, -1 without an adapter."""
+    """The slot of each token; -1 without adapter."""
     slots = workload.token_slots()
     slots[workload.ranks[slots] == 0] = -1
     return torch.from_numpy(slots).to(workload.device)
 
 
 def used_slots(workload: Workload) -> int:
-    """Adapters in the batch."""
+    """Number of adapters in the batch."""
     return len(set(workload.seq_slots[workload.ranks[workload.seq_slots] > 0].tolist()))
 
 
 def captured_counts(slots: int) -> list[int]:
-    """The numbers of adapters that vLLM captures graphs for when it specialises on them: powers of two, and all.
+    """The numbers of adapters that vLLM captures graphs for if it specialises on them: powers of two, and all.
 
-    As get_captured_lora_counts of vllm/lora/utils.py, whose import takes all of vLLM's layers.
+    Equals get_captured_lora_counts of vllm/lora/utils.py, which is not imported because that imports all of vLLM's
+    layers.
     """
     return sorted({1 << bit for bit in range((slots + 1).bit_length())} | {slots + 1})
 

@@ -1,6 +1,6 @@
 """vLLM's LoRA on linear layers: its lora_shrink and lora_expand on its LoRAKernelMeta, as PunicaWrapperGPU calls them.
 
-Its shrunk rows are of float32, (slices, tokens, rank), and cleared before each shrink.
+Its shrunk rows are float32, (slices, tokens, rank), and cleared before each shrink.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROUNDINGS: dict[Part, int] = {"shrink": 1, "expand": 4, "linear": 4}
 
 
 class Tables(NamedTuple):
-    """Of one index set, a tensor a slice: a (slots, rank, features), b (slots, width, rank)."""
+    """The tables of one index set, one tensor for each slice: a (slots, rank, features), b (slots, width, rank)."""
 
     a: list[torch.Tensor]
     b: list[torch.Tensor]
 
 
 class VllmSite(VllmOp):
-    """In place; the buffer between shrink and expand is allocated in every call, as vLLM does."""
+    """Runs in place. The buffer between shrink and expand is allocated in every call, as vLLM does."""
 
     def __init__(self, part: Part, grid: Grid = "all") -> None:
         super().__init__(grid)

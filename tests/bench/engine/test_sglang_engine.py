@@ -92,7 +92,7 @@ def test_an_answer_is_read_whole_and_its_hash_sees_what_a_file_does_not_keep() -
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"completion_tokens": 1}, "1 tokens of 2 came"),
+        ({"completion_tokens": 1}, "1 of 2 tokens arrived"),
         ({"finish_reason": {"type": "abort", "message": "no slot"}}, "no slot"),
     ],
 )

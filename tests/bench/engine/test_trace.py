@@ -154,12 +154,12 @@ def test_what_lacks_something_is_counted_and_never_summed(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"{", "no Chrome trace"),
-        (b"\x1f\x8bnothing", "no Chrome trace"),
+        (b"{", "not a Chrome trace"),
+        (b"\x1f\x8bnothing", "not a Chrome trace"),
         (b'{"traceEvents": 7}', "has no list traceEvents"),
         (b'{"traceEvents": []}', "no kernel has a name, a time and an end; nothing else either"),
         (json.dumps([event("nvjet", 1.0, None)]).encode(), "1 without an end"),
-        (json.dumps([event("nvjet", 1.0, 0.0)]).encode(), "begin and end at one time"),
+        (json.dumps([event("nvjet", 1.0, 0.0)]).encode(), "begin and end at the same time"),
     ],
 )
 def test_a_file_from_which_nothing_can_be_told_is_refused(data: bytes, said: str, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_check_against_peft_finds_a_wrong_result(tmp_path: Path, monkeypatch
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="is there already"):
+    with pytest.raises(AdapterError, match="exists; expected"):
         convert(tmp_path, tmp_path)
     with pytest.raises(AdapterError, match="cannot be read"):
         convert(tmp_path, tmp_path / "new")
