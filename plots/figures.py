@@ -100,7 +100,7 @@ def draw(figure: str, inputs: Inputs, view: View, path: Path) -> list[Path]:
     chosen = [item for item in drawable(inputs, view) if figure in ("all", item[0])]
     if not chosen:
         needed = "a file of the suite" if figure == "all" else NEEDS[FIGURES[figure].source]
-        raise ResultsError(f"figure {figure}: nothing among the given files to draw it from; expected {needed}")
+        raise ResultsError(f"figure {figure}: the given files have nothing to draw it from; expected {needed}")
     written = []
     for name, suffix, content in chosen:
         alone = figure != "all" and not suffix

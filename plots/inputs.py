@@ -70,7 +70,7 @@ def together(results: Sequence[tuple[Path, Results]]) -> Results:
         for point in other.points:
             if point.key in seen:
                 where = f"{point.contender}, {point.clock}, {point.case.label}"
-                raise ResultsError(f"{path}: has {where}, and so has {seen[point.key]}; expected each point once")
+                raise ResultsError(f"{path}: has {where}, which {seen[point.key]} has too; expected each point once")
             seen[point.key] = path
         points += other.points
         anchors += other.anchors

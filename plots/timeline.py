@@ -59,7 +59,9 @@ def data(trace: Path, selection: str | None = None) -> Timeline:
         )
     ]
     if not fitting:
-        raise ProfileError(f"{trace}: no graph point of a case {selection or ''}; expected a trace of `profile trace`")
+        raise ProfileError(
+            f"{trace}: has no graph point of a case {selection or ''}; expected a trace that `profile trace` wrote"
+        )
     case = fitting[0].case
     rows = [Row(point.contender, replays[point.name]) for point in fitting if point.case == case]
     return Timeline(case.label, case.dtype, rows)

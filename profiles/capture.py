@@ -54,7 +54,7 @@ def find_tool(name: str, places: Sequence[str]) -> Path | None:
     variable = name.upper()
     if told := os.environ.get(variable):
         if not os.access(told, os.X_OK):
-            raise ProfileError(f"{variable}={told}: no such program; expected the path of {name}")
+            raise ProfileError(f"{variable}={told}: does not exist; expected the path of the program {name}")
         return Path(told)
     if found := shutil.which(name):
         return Path(found)

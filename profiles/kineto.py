@@ -184,7 +184,7 @@ def load(path: Path) -> list[Any]:
         events = json.loads(path.read_bytes())["traceEvents"]
         return [event for event in events if not isinstance(event, dict) or event.get("ph", COMPLETE) == COMPLETE]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CaptureFailed(f"{path}: no Chrome trace: {error}") from error
+        raise CaptureFailed(f"{path}: not a Chrome trace: {error}") from error
 
 
 def intervals(events: Sequence[Any], lacking: Counter[str] | None = None) -> list[Interval]:

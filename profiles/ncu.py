@@ -186,7 +186,9 @@ def read(report: Path, cache: CacheControl) -> list[KernelCounters]:
     kernels = [_counters(action, cache) for action in _actions(report)]
     if not kernels:
         version = package_version("ncu-report")
-        raise CaptureFailed(f"{report}: ncu-report {version} finds no kernel in it; damaged, or of a newer ncu?")
+        raise CaptureFailed(
+            f"{report}: ncu-report {version} finds no kernel in it; is it damaged, or written by a newer ncu?"
+        )
     return kernels
 
 
@@ -199,7 +201,7 @@ def _actions(report: Path) -> Iterator[Any]:
     except Exception as error:  # the reader's own exceptions derive from nothing in common
         version = package_version("ncu-report")
         raise ProfileError(
-            f"{report}: ncu-report {version} cannot read it: {error}; expected a report of an ncu as old or older"
+            f"{report}: ncu-report {version} cannot read it: {error}; expected a report of an ncu that is not newer"
         ) from error
     for section in context:
         yield from section
@@ -210,7 +212,7 @@ def load_reader() -> Any:
     try:
         return importlib.import_module("ncu_report")
     except ImportError as error:
-        raise ProfileError(f"reading a report of ncu needs its reader ({error}): {READER}") from error
+        raise ProfileError(f"reading a report of ncu needs the package ncu-report ({error}): {READER}") from error
 
 
 def _counters(action: Any, cache: CacheControl) -> KernelCounters:

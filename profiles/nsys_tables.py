@@ -208,7 +208,7 @@ def opened(database: Path) -> Tables:
         known = tables.names
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise CaptureFailed(f"{database}: no SQLite file: {error}; expected an export of nsys") from error
+        raise CaptureFailed(f"{database}: not an SQLite file: {error}; expected an export of nsys") from error
     if STRINGS not in known:
         connection.close()
         raise CaptureFailed(f"{database}: has no table {STRINGS}; expected an SQLite export of nsys")

@@ -127,7 +127,7 @@ def parse_point(name: str) -> PlannedPoint:
     try:
         case = msgspec.convert({key: value for key, _, value in terms}, Case, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}: no point: {error}; expected CONTENDER|CLOCK|NAME=VALUE|...") from error
+        raise ConfigError(f"{name}: not a point:  {error}; expected CONTENDER|CLOCK|NAME=VALUE|...") from error
     if clock not in MODES:
-        raise ConfigError(f"{name}: no point: clock {clock!r}; expected one of {', '.join(MODES)}")
+        raise ConfigError(f"{name}: not a point:  clock {clock!r}; expected one of {', '.join(MODES)}")
     return PlannedPoint(case, contender, clock)

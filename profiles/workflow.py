@@ -222,7 +222,7 @@ def add_counts(profile: ProfileRecord, results: Results) -> None:
     assert isinstance(profile.body, NcuBody)
     if results.run.seed != profile.seed:
         raise ProfileError(
-            f"the counts are of seed {results.run.seed}, the profile of {profile.seed}; expected the same workloads"
+            f"the counts have seed {results.run.seed}, the profile has {profile.seed}; expected the same seed"
         )
     counts = {(point.case, point.contender): point.work.counts for point in results.points if point.work is not None}
     wanted = [(item.case, item.contender) for item in profile.body.kernels if item.clock == "graph"]

@@ -1,1 +1,1 @@
-"""Runs things: sweeps, pairs of two trees, commits, tuning. Prints nothing; judges by bench.judge alone."""
+"""Runs sweeps, pairs of two trees, commits and tuning. Prints nothing, and leaves all judging to bench.judge."""

@@ -1,7 +1,8 @@
-"""Which commit changed the time: the gate's interleaved pairs, by halves. Yields events, prints nothing.
+"""Finds the commit that changed the time, by halving with the gate's interleaved pairs. Yields events, prints nothing.
 
-Only commits whose library differs from their parent's can be named. Each is compared with the first commit of the line,
-on fresh processes; the one named is then compared with its own parent, and that comparison is the proof.
+Only commits whose library differs from their parent's can be found. Each candidate is compared with the first commit of
+the line, on fresh processes. The commit that is found is then compared with its own parent, and that comparison is the
+proof.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Comparing(msgspec.Struct, frozen=True):
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """What became of a pair: the followed point's verdict, or why there is none. `changed`: it has the new level."""
+    """The result of a pair: the followed point's verdict, or why there is none. `changed`: it has the new level."""
 
     before: Commit
     after: Commit
@@ -42,7 +43,10 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Named(msgspec.Struct, frozen=True):
-    """The end: one suspect is the commit; `proof` is its comparison with its parent. `whole` is first against last."""
+    """The end: if one suspect is left, it is the commit.
+
+    `proof` compares it with its parent; `whole` is first against last.
+    """
 
     suspects: tuple[Commit, ...]
     whole: Verdict
@@ -59,7 +63,7 @@ BisectEvent = Comparing | Compared | Named | PairEvent
 
 @dataclass
 class Bisection:
-    """What to look for, where. `line` begins with the last commit known to have the old level."""
+    """What to search for, and where. `line` begins with the last commit that is known to have the old level."""
 
     config: Config
     line: Sequence[Commit]
@@ -71,7 +75,7 @@ class Bisection:
 
     @property
     def candidates(self) -> list[int]:
-        """Where the library differs from the commit before."""
+        """The commits whose library differs from the commit before."""
         return [
             index
             for index in range(1, len(self.line))
@@ -80,10 +84,10 @@ class Bisection:
 
 
 def bisect(job: Bisection) -> Generator[BisectEvent, None, None]:
-    """Narrow the line down to one commit. Raises CannotJudge if its ends do not differ, or cannot be measured."""
+    """Narrow the line down to one commit. Raises CannotJudge if its ends do not differ or cannot be measured."""
     candidates = job.candidates
     if not candidates:
-        raise CannotJudge(f"no commit after {job.line[0].short} changes the library: there is nothing to name")
+        raise CannotJudge(f"no commit after {job.line[0].short} changes the library, so there is nothing to find")
     first, last = job.line[0], job.line[-1]
     yield Comparing(first, last, len(candidates))
     report = yield from pair(job, first, last, job.points, screen=True)
@@ -142,7 +146,7 @@ def _judged(
 def pair(
     job: Bisection, before: Commit, after: Commit, points: Iterable[PairPoint], *, screen: bool
 ) -> Generator[PairEvent, None, Report]:
-    """Both commits interleaved on these points; the run is kept in `job.runs`. Raises CannotJudge."""
+    """Measure both commits on these points in turns, and keep the run in `job.runs`. Raises CannotJudge."""
     sides = job.libraries.tree(before), job.libraries.tree(after)
     copies = [_unmeasured(point) for point in points]
     run = session.pair_run(job.config, "against", sides, copies, job.seed + len(job.runs), [])

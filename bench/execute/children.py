@@ -1,4 +1,4 @@
-"""Forked processes that get ready side by side and then take their turns."""
+"""Forked processes that prepare in parallel and then work in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Child:
-    """A fork of this process: `ready` runs at once, what it returns is given to `work` when `finish` is called."""
+    """A fork of this process. It runs `ready` at once, and passes the result to `work` when `finish` is called."""
 
     def __init__(self, ready: Callable[[], T], work: Callable[[T], None]) -> None:
         sys.stdout.flush()
@@ -41,7 +41,7 @@ class Child:
         theirs.close()  # so that a child that dies is the end of the pipe
 
     def is_ready(self) -> bool:
-        """Wait until it is, or is gone."""
+        """Wait until it is ready or has ended."""
         if self._ready is None:
             try:
                 self._ready = bool(self._pipe.recv_bytes())
@@ -50,7 +50,7 @@ class Child:
         return self._ready
 
     def finish(self) -> str | None:
-        """Let it work and wait for its end; how it ended if not by returning."""
+        """Let it work, and wait for its end. Returns how it ended, if it did not return normally."""
         with suppress(OSError):  # gone already: its status says how
             self._pipe.send_bytes(b"go")
         _, status = os.waitpid(self._pid, 0)
@@ -61,7 +61,7 @@ class Child:
         return f"measuring process ended with exit status {code}" if code else None
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever it is doing."""
         os.kill(self._pid, signal.SIGKILL)  # until it is waited for, the id is its own
         os.waitpid(self._pid, 0)
         self._pipe.close()

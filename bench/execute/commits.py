@@ -1,4 +1,4 @@
-"""The commits of a line of history and their libraries: from git, or from a folder exported where git was."""
+"""The commits of a line of history and their libraries: from git, or from a folder exported on a machine with git."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIELDS = "%H%x1f%P%x1f%cI%x1f%s"
 
 
 class Source(Protocol):
-    """Where commits come from. `varies_sglang`: they are SGLang's, else this repository's."""
+    """Where commits come from. `varies_sglang`: they are commits or versions of SGLang, not of this repository."""
 
     varies_sglang: bool
 
@@ -35,13 +35,13 @@ class Source(Protocol):
     def commit(self, name: str) -> Commit: ...
 
     def fetch(self, commit: Commit, folder: Path) -> Path:
-        """A folder that holds the commit's library; `folder` is free to be made."""
+        """A folder with the commit's library. `folder` is free to be created."""
 
     def release(self, root: Path) -> None:
-        """Undo what `fetch` did besides making the folder."""
+        """Undo what `fetch` did besides creating the folder."""
 
     def tree(self, folder: Path, commit: Commit, root: Path) -> Tree:
-        """The side of a commit that was fetched to `root`; `folder` is free to be made. Raises CannotJudge."""
+        """The side of a commit that was fetched to `root`. `folder` is free to be created. Raises CannotJudge."""
 
 
 class _OfLibrary:
@@ -55,7 +55,7 @@ class _OfLibrary:
 
 
 class GitSource(_OfLibrary):
-    """A repository, by default this checkout's. Errors are GitError."""
+    """A git repository, by default this checkout's. Its errors are GitError."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
@@ -68,7 +68,7 @@ class GitSource(_OfLibrary):
         return nonempty([self._commit(line) for line in listed.splitlines()], wanted)
 
     def ancestry(self, name: str) -> list[str]:
-        """The hashes of a commit's own line, along first parents, oldest first."""
+        """The hashes of a commit's first-parent line, oldest first."""
         sha = git.commit_of(name, self._root)
         return self._git("rev-list", "--first-parent", "--reverse", sha, "--").splitlines()
 
@@ -104,7 +104,10 @@ class GitSource(_OfLibrary):
 
 
 class Exported(msgspec.Struct):
-    """The list in an exported folder; the library of each commit lies beside it, in a folder of the commit's name."""
+    """The list of commits in an exported folder.
+
+    Each commit's library lies beside it, in a folder with the commit's name.
+    """
 
     commits: list[Commit]
     schema: Schema = msgspec.field(default_factory=lambda: Schema(EXPORT_NAME, EXPORT_VERSION))
@@ -136,7 +139,7 @@ class ExportedSource(_OfLibrary):
         found = [commit for commit in self._commits if commit.sha.startswith(name)]
         if len(found) != 1 or not name:
             known = f"{self._commits[0].short} to {self._commits[-1].short}" if self._commits else "none"
-            raise GateError(f"{name}: not one commit of {self._folder}; expected the hash of one of {known}")
+            raise GateError(f"{name}: is not exactly one commit of {self._folder}; expected the hash of one of {known}")
         return found[0]
 
     def fetch(self, commit: Commit, folder: Path) -> Path:
@@ -147,7 +150,7 @@ class ExportedSource(_OfLibrary):
 
 
 def nonempty(commits: list[Commit], wanted: str) -> list[Commit]:
-    """The commits. Raises GateError if there is none."""
+    """The commits. Raises GateError if there are none."""
     if not commits:
         raise GateError(f"--commits {wanted}: names no commit; expected A..B with B after A, or names joined by commas")
     return commits
@@ -168,7 +171,7 @@ def export(source: Source, commits: Sequence[Commit], folder: Path) -> None:
 
 
 class Libraries:
-    """The library of each commit, fetched once, in a form that a worker can be pointed at. A context manager."""
+    """Fetches the library of each commit once, in a form that a worker can import. A context manager."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -195,5 +198,5 @@ class Libraries:
         return self._trees[commit.sha]
 
     def without_paths(self, text: str) -> str:
-        """A worker's words without the folders of this machine, which mean nothing elsewhere."""
+        """A worker's message without this machine's folders, which mean nothing elsewhere."""
         return text.replace(f"{self._folder}/", "").replace(f"{ROOT}/", "")

@@ -1,7 +1,8 @@
-"""Are the changes of a history there when both commits run in turns? By the gate's pairs, within a budget of GPU time.
+"""Confirms the changes of a history by running both commits in turns, within a budget of GPU time.
 
-Yields events, prints nothing. The commits of a pair are measured once for all points that changed between them; the
-largest change comes first. A pair begins only if one like the last still fits into the budget.
+Yields events, prints nothing. The gate's pairs are used. The commits of a pair are measured once for all points that
+changed between them, and the largest change comes first. A pair begins only if one as long as the last still fits into
+the budget.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bench.model.verdict import CannotJudge, Verdict
 
 
 class Confirming(msgspec.Struct, frozen=True):
-    """The commits around some changes are measured next; `left_s` of the budget is left."""
+    """The commits around some changes are measured next. `left_s` of the budget is left."""
 
     before: Commit
     after: Commit
@@ -31,7 +32,7 @@ class Confirming(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What became of a change: the verdict of its point, or why there is none."""
+    """The result for a change: the verdict on its point, or why there is none."""
 
     change: Change
     verdict: Verdict | None
@@ -39,7 +40,7 @@ class Confirmed:
 
     @property
     def holds(self) -> bool:
-        """Whether the pairs show a change in the same direction, of at least half its size, with certainty."""
+        """Whether the pairs show, with certainty, a change in the same direction and of at least half its size."""
         if self.verdict is None or self.verdict.ratio is None or not self.verdict.confirmed:
             return False
         return log(self.verdict.ratio) / log(self.change.ratio) > 0.5
@@ -47,7 +48,7 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class OutOfBudget:
-    """These changes were not tried any more."""
+    """These changes were not measured, because the budget is used up."""
 
     left: tuple[Change, ...]
     spent_s: float
@@ -57,7 +58,7 @@ ConfirmEvent = Confirming | Confirmed | OutOfBudget | PairEvent
 
 
 def confirm(job: Bisection, changes: Sequence[Change], budget_s: float) -> Generator[ConfirmEvent, None, None]:
-    """Try the changes, which are of times, one pair of commits after another."""
+    """Measure the changes of times, one pair of commits after another."""
     groups: dict[tuple[str, str], list[Change]] = {}
     for change in sorted(changes, key=lambda one: -abs(log(one.ratio))):
         groups.setdefault((change.before.sha, change.commit.sha), []).append(change)

@@ -1,4 +1,4 @@
-"""The work clock of one process: interpreter workers side by side, one compiling worker between them."""
+"""The work clock's part of a process: parallel interpreter workers, which share one compiling worker."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class _Compiler:
         self._pool = pool  # of one thread
 
     def add(self, planned: PlannedPoint, point: Point, timeout_s: float) -> Counted:
-        """The point with its compiled figures, or with the reason why it has none."""
+        """The point with its compiled figures, or with the reason why they are missing."""
         return self._pool.submit(self._add, planned, point, timeout_s)
 
     def _add(self, planned: PlannedPoint, point: Point, timeout_s: float) -> Point:

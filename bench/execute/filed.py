@@ -1,4 +1,4 @@
-"""What workers say, in the results: machine, anchors, GPU, each point's rounds; and what is left to say."""
+"""Puts workers' answers into the results (machine, anchors, GPU, each point's rounds), and finds what is left to do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from bench.model.records import OtherSglang, Point, Results, ResultsError, UsedG
 
 
 def adopt(results: Results, hello: Hello, process: int, version: str | None = None) -> int | None:
-    """Take the worker's environment, or check that it is the file's; keep the anchors of a process's first worker.
+    """Take over the worker's environment, or check that it equals the file's. Returns the index of its GPU in the file.
 
-    version: of the SGLang that the worker has instead of the installed one. The place of the worker's GPU in the file.
+    The anchors of a process's first worker are kept. version: of the SGLang that the worker uses instead of the
+    installed one.
     """
     env = hello.env
     if version is not None:
@@ -27,7 +28,7 @@ def adopt(results: Results, hello: Hello, process: int, version: str | None = No
     elif results.env.env_key != env.env_key:
         ours, theirs = results.env.identity, env.identity
         changed = [f"{name} {ours.get(name)} -> {theirs[name]}" for name in theirs if ours.get(name) != theirs[name]]
-        raise ResultsError(f"this machine is not the one the file was begun on: {', '.join(changed)}")
+        raise ResultsError(f"this machine differs from the one that the file was begun on: {', '.join(changed)}")
     gpu = _place_of(results, hello)
     known = {(anchor.name, anchor.gpu): anchor for anchor in results.anchors}
     for anchor in hello.anchors:
@@ -59,13 +60,13 @@ def _adopt_sglang(results: Results, found: OtherSglang) -> None:
         results.other_sglang.append(found)
     elif known != found:
         raise ResultsError(
-            f"SGLang {found.version} has other LoRA files than those the file was begun with: sha256 "
+            f"SGLang {found.version} has other LoRA files than the file was begun with: sha256 "
             f"{known.lora_sha256[:12]} -> {found.lora_sha256[:12]}"
         )
 
 
 def record(results: Results, new: Point) -> Point:
-    """Merge a process's record into the file's; a failure in any process is the point's status."""
+    """Merge a process's record into the file's. A failure in any process becomes the point's status."""
     for point in results.points:
         if point.key == new.key:
             point.rounds += new.rounds
@@ -82,7 +83,7 @@ def record(results: Results, new: Point) -> Point:
 
 
 def homes(results: Results) -> dict[Case, str]:
-    """The GPU of each case that has times, by its UUID: what else the case has to have is measured there."""
+    """The GPU, by UUID, of each case that has times. The rest of the case is measured there."""
     return {
         point.case: uuid
         for point in results.points
@@ -91,7 +92,10 @@ def homes(results: Results) -> dict[Case, str]:
 
 
 def forget(results: Results, cases: Collection[Case]) -> int:
-    """Drop the times of cases that another GPU is to measure whole; how many points had some. Failures stay."""
+    """Drop the times of cases that another GPU will measure from the start.
+
+    Returns how many points had times. Failures stay.
+    """
     kept = [point for point in results.points if point.case not in cases or point.gpu is None or point.status != "ok"]
     dropped = len(results.points) - len(kept)
     results.points[:] = kept
@@ -99,7 +103,7 @@ def forget(results: Results, cases: Collection[Case]) -> int:
 
 
 def left_of(plan: Plan, results: Results, process: int) -> list[Task]:
-    """The tasks of a process that the file lacks, in the order it takes them."""
+    """The tasks of a process that the file lacks, in the order in which they are taken."""
     known = {point.key: point for point in results.points}
     tasks = []
     for index, planned in enumerate(plan.points):
@@ -117,7 +121,7 @@ def _covers(point: Point, process: int) -> bool:
 
 
 def unfinished(plan: Plan, results: Results, uuid: str, process: int = 0) -> set[Case]:
-    """Cases begun on a GPU that lack something of this process or a later one."""
+    """Cases begun on a GPU that lack something of this process or of a later one."""
     begun = homes(results)
     return {
         planned.case

@@ -1,7 +1,7 @@
-"""A session: a profile at each commit, one process each, in an order that keeps drift apart from change.
+"""A session: measures a profile at each commit, one process each, in an order that separates drift from change.
 
-Yields events, prints nothing, decides nothing. Every pass over the commits is shuffled; the anchor, one fixed commit,
-is measured before, between and after them. Everything is in the store as soon as it is measured.
+Yields events, prints nothing, decides nothing. Every pass over the commits is shuffled. The anchor, one fixed commit,
+is measured before, between and after them. Every measurement is stored at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.model.verdict import CannotJudge
 
 
 class Visiting(msgspec.Struct, frozen=True):
-    """The next commit; `place` is its process's number in the session, `last` what the last one is likely to be."""
+    """The next commit. `place`: its process's number in the session. `last`: the expected number of the last one."""
 
     commit: Commit
     place: int
@@ -62,7 +62,7 @@ HistoryEvent = Visiting | Stored | NothingLeft | WorkerStarted | Measured | GpuL
 
 @dataclass
 class Session:
-    """What to measure at which commits. `plan` holds the followed contenders, `references` the others."""
+    """What to measure at which commits. `plan` has the contenders that are followed, `references` the others."""
 
     source: Source
     commits: Sequence[Commit]
@@ -89,7 +89,7 @@ def run(session: Session) -> Generator[HistoryEvent, None, None]:
 
 
 def passes_left(commits: Sequence[Commit], plan: Plan, entries: Sequence[Entry], env: Environment) -> dict[str, int]:
-    """Processes that each commit still lacks in this environment; what failed once is not tried again."""
+    """Processes that each commit still lacks in this environment. A failed commit is not tried again."""
     version = collect_code().instrument
     left = {}
     for commit in commits:
@@ -118,10 +118,10 @@ def _processes(planned: PlannedPoint, results: Sequence[Results], enough: int) -
 def visits(
     left: dict[str, int], commits: Sequence[Commit], anchor: Commit, every: int, seed: int
 ) -> list[tuple[Commit, bool]]:
-    """The order after the anchor's first process: (commit, whether it is there as the anchor).
+    """The order after the anchor's first process: (commit, whether it is measured as the anchor).
 
-    A pass holds each commit that lacks a process, shuffled; the anchor follows every `every` of them and ends the pass.
-    An anchor that is one of the commits gets at least as many processes as it lacks.
+    A pass has each commit that lacks a process, in random order. The anchor follows after every `every` of them and
+    ends the pass. An anchor that is itself one of the commits gets at least as many processes as it lacks.
     """
     rng = random.Random(seed)
     order: list[tuple[Commit, bool]] = []
@@ -168,7 +168,7 @@ class _Job:
             yield from self._visit(commit, following)
 
     def counted(self) -> Iterator[HistoryEvent]:
-        """The work clock: commits with an equal library have equal counts, and are counted once."""
+        """The work clock: commits with equal libraries have equal counts, so they are counted once."""
         session = self._session
         self._env = env = collect_environment("cpu", sglang_varies=session.source.varies_sglang)
         stored = self._stored()
@@ -237,7 +237,7 @@ class _Job:
             yield event
         if lost is not None:  # what it measured at other commits cannot go on on another GPU
             reason = self._libraries.without_paths(lost.reason)
-            raise ResultsError(f"{lost.gpu} is lost: {reason}; the same command goes on with what is left")
+            raise ResultsError(f"{lost.gpu} is lost: {reason}; the same command continues with the rest")
         self._homes = filed.homes(entry.results) | self._homes
 
     def _check_library(self, entry: Entry, tree: Tree) -> None:

@@ -1,7 +1,7 @@
-"""Other versions of SGLang than the installed one, each for a worker process that finds it first on its import path.
+"""Other versions of SGLang than the installed one, each for a worker process that imports it first.
 
-A version lies in a folder that holds `sglang/` beside its .dist-info, as `pip install --no-deps --target FOLDER` leaves
-it, or in a wheel.
+A version is a folder that holds `sglang/` beside its .dist-info, as `pip install --no-deps --target FOLDER` writes it,
+or a wheel.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def wanted(contenders: Iterable[str]) -> list[str]:
 
 
 def version_in(path: Path) -> str:
-    """The version of SGLang in a folder or wheel. Raises ConfigError if there is none, or not one alone."""
+    """The version of SGLang in a folder or wheel. Raises ConfigError unless there is exactly one."""
     expected = "expected a wheel of sglang, or a folder with sglang/ and its sglang-VERSION.dist-info"
     if not path.exists():
-        raise ConfigError(f"{path}: is not there; {expected}")
+        raise ConfigError(f"{path}: does not exist; {expected}")
     if path.is_dir():
         found = [file.read_text(encoding="utf-8") for file in path.glob("sglang-*.dist-info/METADATA")]
         has_package = (path / "sglang").is_dir()
@@ -54,9 +54,9 @@ def _of_wheel(path: Path) -> tuple[list[str], bool]:
 
 
 def find(versions: Sequence[str], given: Sequence[Path], patterns: Sequence[str]) -> dict[str, Path]:
-    """Where each version lies: among those given, else among what the patterns fit below the checkout.
+    """The folder or wheel of each version: a given one, or one that the patterns find below the checkout.
 
-    Raises ConfigError for a version that is nowhere, or is given twice.
+    Raises ConfigError for a version that is not found, or is given twice.
     """
     found: dict[str, Path] = {}
     for path in given:
@@ -81,7 +81,7 @@ def find(versions: Sequence[str], given: Sequence[Path], patterns: Sequence[str]
 
 @contextmanager
 def import_paths(found: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
-    """The folder of each version for PYTHONPATH; what is a wheel is unpacked as long as this is open."""
+    """The folder of each version for PYTHONPATH. Wheels are unpacked while this context is open."""
     with tempfile.TemporaryDirectory(prefix="bench-sglang-") as name:
         yield {
             version: path if path.is_dir() else unpacked(path, Path(name) / version) for version, path in found.items()
@@ -89,7 +89,7 @@ def import_paths(found: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 def unpacked(wheel: Path, folder: Path) -> Path:
-    """The folder, with what the wheel holds. Raises ConfigError."""
+    """The folder with the contents of the wheel. Raises ConfigError."""
     try:
         with zipfile.ZipFile(wheel) as files:
             files.extractall(folder)
@@ -99,6 +99,6 @@ def unpacked(wheel: Path, folder: Path) -> Path:
 
 
 def first_on_path(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker that imports from the folder before anything else."""
+    """The environment of a worker that imports from the folder first."""
     behind = environment.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), behind)))}

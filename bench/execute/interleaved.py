@@ -1,4 +1,4 @@
-"""What a gate run needs: of a machine, which tests replace, and an empty record to fill."""
+"""What a gate run needs: the machine, which tests replace, and an empty record to fill."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def worker_on_gpu(tree: Tree, settings: Measure, contenders: tuple[str, ...], gp
 
 @dataclass
 class Machine:
-    """What a gate run needs of the machine. The tests hand in another one."""
+    """The machine, as a gate run needs it. Tests pass another one."""
 
     has_gpu: Callable[[], bool] = has_gpu
     sweep: Sweep = loop.sweep
@@ -50,11 +50,11 @@ class Machine:
     layout_seed: Callable[[], int] = field(default=lambda: random.SystemRandom().randrange(1, LAYOUT_SEEDS))
 
     def require_gpu(self) -> None:
-        """Raises CannotJudge."""
+        """Raises CannotJudge without a GPU, or under a profiler."""
         if profiler := attached_profiler():
             raise CannotJudge(f"runs under {profiler}: a profiled run yields no timing")
         if not self.has_gpu():
-            raise CannotJudge("no NVIDIA GPU was found: only --clock work judges without one")
+            raise CannotJudge("no NVIDIA GPU was found; without one, only --clock work can judge")
 
 
 def pair_run(
@@ -80,7 +80,7 @@ def pair_points(points: Iterable[PlannedPoint]) -> list[PairPoint]:
 
 
 def baseline_plan(config: Config, baseline: Results, points: Sequence[PlannedPoint], *, fresh: bool) -> Plan:
-    """The baseline's points, measured as this configuration does; `fresh` rounds come one from each new process."""
+    """The baseline's points, measured by this configuration. With `fresh`, each round comes from a new process."""
     gate = config.gate
     rounds = 1 if fresh else -(-gate.baseline_rounds // gate.baseline_processes)
     processes = gate.confirm_processes if fresh else gate.baseline_processes

@@ -1,7 +1,7 @@
-"""Worker processes: the parent's side. A crash, a hang or a lost GPU context is a result, not an end.
+"""Worker processes, the parent's side. A crash, a hang or a lost GPU context becomes a result and does not end the run.
 
-Parent and worker talk over two pipes in JSON messages; the worker's stdout and stderr go to a file whose end is quoted
-when it dies without an answer.
+Parent and worker exchange JSON messages over two pipes. The worker's stdout and stderr go to a file, whose end is
+quoted if the worker dies without an answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Start(msgspec.Struct, tag=True):
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Measure a point; `counted` is the record to which a compile worker adds."""
+    """Measure a point. `counted` is the record to which a compile worker adds figures."""
 
     planned: PlannedPoint
     index: int
@@ -53,18 +53,18 @@ class Hello(msgspec.Struct, tag=True):
 
 
 class Answer(msgspec.Struct, tag=True):
-    """The record of one point. `lost`: the worker's GPU context is gone and it has ended."""
+    """The record of one point. `lost`: the worker's GPU context is gone and the worker has ended."""
 
     point: Point
     lost: bool = False
 
 
 class WorkerDied(Exception):
-    """The worker gave no answer; the message says how it ended."""
+    """The worker gave no answer. The message says how it ended."""
 
 
 class WorkerLost(WorkerDied):
-    """The machine of the worker is gone: that says nothing of what it was asked."""
+    """The worker's machine is gone, which says nothing about the point it was measuring."""
 
 
 class Worker:
@@ -107,7 +107,7 @@ class Worker:
         return self._exchange(ask, Answer, timeout_s)
 
     def close(self) -> None:
-        """End the process: politely by closing its pipe, then by a signal."""
+        """End the process: first by closing its pipe, then by a signal."""
         self._sender.close()
         try:
             self._process.wait(GRACE_S)
@@ -136,7 +136,7 @@ class Worker:
         except (EOFError, OSError):
             raise WorkerDied(self._how_it_ended()) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            ending = f"answered what is no {kind.__name__} ({error})"
+            ending = f"its answer is no {kind.__name__} ({error})"
         self._process.kill()
         self._process.wait()
         raise WorkerDied(f"{ending}: killed")
@@ -156,13 +156,13 @@ class Worker:
 
 
 class EarlyWorker(Worker):
-    """A worker that is started before it is needed, so that its imports cost no time; `begin` makes it ready."""
+    """A worker started before it is needed, so that its imports cost no time. `begin` makes it ready."""
 
     def __init__(self, kind: WorkerKind, environment: dict[str, str]) -> None:
         self._spawn(kind, environment)
 
     def begin(self, start: Start) -> None:
-        """Tell it what for. Raises WorkerDied."""
+        """Tell it its start message. Raises WorkerDied."""
         self._greet(start)
 
 

@@ -1,6 +1,6 @@
-"""Threads that measure side by side, each with workers of its own: what is dealt to which, and what they say.
+"""Threads that measure in parallel, each with its own workers: deals out the work and collects their messages.
 
-A lane takes the next unit when it has ended one. A lane that is lost leaves what it had not ended to the others.
+A lane takes the next unit when it has finished one. If a lane is lost, the others take over what it had not finished.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ OpenWorker = Callable[[Start, dict[str, str]], Worker]
 
 
 class Dealer(Generic[T]):
-    """Units of work, each dealt to one lane at a time; may be asked from any thread.
+    """Units of work, each dealt to one lane at a time. Any thread may ask for one.
 
-    shared: for whoever comes first, in this order. own: those that a certain lane has to take, by its name.
+    shared: units for any lane, in this order. own: units that only the named lane may take.
     """
 
     def __init__(self, lanes: Iterable[str], shared: Iterable[T], own: Mapping[str, Sequence[T]] | None = None) -> None:
@@ -34,7 +34,7 @@ class Dealer(Generic[T]):
         self._stopped = False
 
     def take(self, lane: str) -> T | None:
-        """The next unit; None when nothing is left, and nothing can come back from a lane that works."""
+        """The next unit. None if nothing is left, and no working lane can give anything back."""
         with self._changed:
             self._busy.discard(lane)
             self._changed.notify_all()
@@ -49,7 +49,7 @@ class Dealer(Generic[T]):
         return None
 
     def leave(self, lane: str, *rest: T) -> None:
-        """The lane takes nothing more: `rest`, and what it alone was to take, is for the others."""
+        """The lane takes no more units. `rest`, and the lane's own units, become available to the others."""
         with self._changed:
             self._busy.discard(lane)
             self._shared.extend([*rest, *self._own[lane]])
@@ -57,7 +57,10 @@ class Dealer(Generic[T]):
             self._changed.notify_all()
 
     def shares(self, size: Callable[[T], int]) -> dict[str, list[T]]:
-        """Everything at once, for lanes that go over their units several times: the next unit to who has least."""
+        """Deal everything at once, for lanes that go over their units several times.
+
+        The lane with the least gets the next.
+        """
         found: dict[str, list[T]] = {lane: [] for lane in self._own}
         while self._shared:
             least = min(found, key=lambda lane: sum(map(size, found[lane])))
@@ -77,7 +80,7 @@ class Dealer(Generic[T]):
 
 
 class Crew:
-    """Workers that are open, whoever opened them; those left at the end are closed, by force if it ends by an error."""
+    """All open workers. Those left at the end are closed, by force if an error ends the run."""
 
     def __init__(self, open_worker: OpenWorker) -> None:
         self._open_worker = open_worker
@@ -86,7 +89,7 @@ class Crew:
         self._over = False
 
     def hire(self, start: Start, environment: dict[str, str]) -> Worker:
-        """A new worker. Raises WorkerDied if it cannot start."""
+        """Open a worker. Raises WorkerDied if it cannot start."""
         worker = self._open_worker(start, environment)
         with self._lock:
             if not self._over:
@@ -96,7 +99,7 @@ class Crew:
         raise WorkerDied("the run has ended")
 
     def dismiss(self, worker: Worker) -> None:
-        """Close one."""
+        """Close a worker."""
         with self._lock:
             known = worker in self._open
             if known:
@@ -118,11 +121,11 @@ class Crew:
 
 
 class Stopped(Exception):
-    """Nobody listens to the lanes any more."""
+    """The consumer has stopped listening to the lanes."""
 
 
 class Say(Generic[T]):
-    """How a lane hands the consumer a message."""
+    """The function by which a lane sends the consumer a message."""
 
     def __init__(self, messages: SimpleQueue[tuple[T, ThreadEvent] | None], stopping: ThreadEvent) -> None:
         self._messages, self.stopping = messages, stopping
@@ -137,7 +140,7 @@ class Say(Generic[T]):
 
 
 class Lanes(Generic[T]):
-    """Lanes and their one consumer. A lane is a function that is given a `Say`, and returns when it has no more."""
+    """Lanes and their one consumer. A lane is a function that gets a `Say`, and returns when it has no more work."""
 
     def __init__(self, dealer: Dealer[Any]) -> None:
         self._dealer = dealer
@@ -145,7 +148,10 @@ class Lanes(Generic[T]):
         self._stopping = ThreadEvent()
 
     def run(self, lanes: Sequence[Callable[[Say[T]], None]], pool: ThreadPoolExecutor) -> Generator[T, None, None]:
-        """What the lanes say, as it comes. Raises a lane's error: WorkerDied only if units are left and no lane is."""
+        """Yields the lanes' messages as they come.
+
+        Raises a lane's error; WorkerDied only if units are left and no lane is.
+        """
         say = Say(self._messages, self._stopping)
         futures = [pool.submit(self._lane, lane, say) for lane in lanes]
         running = len(futures)

@@ -1,7 +1,8 @@
-"""SGLang's embedding layer and lm_head with the plugin on and off: one process, one set of weights. Prints nothing.
+"""Times SGLang's embedding layer and lm_head with the plugin on and off, in one process with one set of weights.
 
-The layers are SGLang's VocabParallelEmbeddingWithLoRA and ParallelLMHeadWithLoRA. They want the package sgl_kernel for
-kernels that LoRA on these layers does not use; where that is missing a stand-in supplies the names (stand_ins.py).
+Prints nothing. The layers are SGLang's VocabParallelEmbeddingWithLoRA and ParallelLMHeadWithLoRA. They import the
+package sgl_kernel for kernels that LoRA on these layers does not use. If it is missing, a stand-in supplies the names
+(stand_ins.py).
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ PARTS: tuple[Part, Part] = ("layer", "lm_head")
 
 
 class LayerRow(msgspec.Struct):
-    """One case, part and clock: samples of a forward in us, the plugin on and off, blocks taken in turn.
+    """One case, part and clock: samples of a forward in us with the plugin on and off, in blocks taken in turn.
 
-    The errors are root mean squares of the differences from float64, of the exact result's own root mean square.
+    The errors are root mean squares of the differences from float64, relative to the exact result's root mean square.
     """
 
     case: Case
@@ -72,7 +73,7 @@ class LayerRow(msgspec.Struct):
 
 
 class LayerFile(msgspec.Struct):
-    """What `python -m bench layer -o` writes."""
+    """The file that `python -m bench layer -o` writes."""
 
     environment: Environment
     code: Code
@@ -86,9 +87,9 @@ def encode(rows: list[LayerRow], environment: Environment, code: Code) -> bytes:
 
 
 def compare() -> Iterator[LayerRow]:
-    """Four rows a case: each part, in a graph and eagerly.
+    """Yields four rows for each case: each part, in a graph and eagerly.
 
-    Raises ResultsError if the plugin's result is further from the exact one than SGLang's, or SGLang's layers do not
+    Raises ResultsError if the plugin's result is further from the exact one than SGLang's, or if SGLang's layers do not
     load.
     """
     os.environ.setdefault(KERNEL_CACHE, "0")
@@ -117,7 +118,7 @@ CLOCKS: tuple[Clock, Clock] = ("graph", "eager")
 
 @dataclass
 class Pair:
-    """One part with the plugin on and off, its inputs, and the exact result of each."""
+    """One part with the plugin on and off, its inputs, and the exact result for each."""
 
     inputs: list[torch.Tensor]
     exact: Callable[[torch.Tensor], torch.Tensor]
@@ -126,7 +127,7 @@ class Pair:
     forwards: dict[Side, Forward] = field(default_factory=dict)
 
     def checked(self, what: str) -> tuple[float, float]:
-        """The errors of the sides, the largest of an input. Raises ResultsError if `on` is worse than `off`."""
+        """The errors of both sides, the largest over the inputs. Raises ResultsError if `on` is worse than `off`."""
         errors: dict[Side, float] = dict.fromkeys(SIDES, 0.0)
         for given in self.inputs:
             exact = self.exact(given)
@@ -137,7 +138,9 @@ class Pair:
                 errors[side] = max(errors[side], found[side])
             if not found["on"] <= WORSE * found["off"]:  # a NaN is not
                 on, off = (f"{found[side]:.2e}" for side in SIDES)
-                raise ResultsError(f"{what}: {on} from the exact result with the plugin on, {off} with it off")
+                raise ResultsError(
+                    f"{what}: differs from the exact result by {on} with the plugin on, by {off} with it off"
+                )
         return errors["on"], errors["off"]
 
 
@@ -195,7 +198,7 @@ def _launch(forward: Forward, inputs: list[torch.Tensor]) -> Launch:
 
 
 class Tables:
-    """LoRA tables and scalings of a workload, and what is exact on them."""
+    """LoRA tables and scalings of a workload, and the exact results with them."""
 
     def __init__(self, layers: Layers, workload: Workload) -> None:
         self._layers, self._workload = layers, workload
@@ -219,7 +222,10 @@ class Tables:
         return embedding_lora_reference(ids, *tables, slots, *self._factors, self._layers.vocab)
 
     def exact_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """lm_head's LoRA in float64, on the product with the weight as both sides get it: rounded to its dtype."""
+        """lm_head's LoRA in float64, added to the product with the weight.
+
+        Both sides get that product rounded to its dtype.
+        """
         slots = torch.from_numpy(self._workload.seq_slots).to(hidden.device)
         logits = torch.nn.functional.linear(hidden, self._layers.weight)
         return lora_linear_reference(hidden, self.head_a, self.head_b, logits, slots, *self._factors)

@@ -1,4 +1,4 @@
-"""One point, in the process it is measured in: verify against the oracle, then sample. Nothing is printed."""
+"""Measures one point in its process: verifies it against the oracle, then samples. Prints nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Tables = dict[str, torch.Tensor]
 
 
 class NotMeasured(Exception):
-    """A point ends here with a status and its reason."""
+    """The point ends here, with a status and its reason."""
 
     def __init__(self, status: Status, reason: str, check: Check | None = None) -> None:
         super().__init__(reason)
@@ -70,7 +70,7 @@ class Bench:
 
 
 def measure(bench: Bench, planned: PlannedPoint, index: int) -> Point:
-    """The point's record for this process. An exception that is not foreseen here is the caller's to record."""
+    """The point's record for this process. The caller records any unexpected exception."""
     point = Point(planned.case, planned.contender, planned.clock, index, "ok")
     start = perf_counter()
     with markers.span(planned.name, payload=index):
@@ -178,7 +178,7 @@ def _work(bench: Bench, contender: Contender, point: Point) -> None:
 
 
 def compile_point(bench: Bench, point: Point) -> None:
-    """Add the compiled figures to a counted point; for a process without TRITON_INTERPRET."""
+    """Add the compiled figures to a counted point. For a process without TRITON_INTERPRET."""
     from bench.clocks.work import compiled
 
     assert point.work is not None
@@ -190,9 +190,10 @@ def compile_point(bench: Bench, point: Point) -> None:
 
 
 def index_sets(bench: Bench, case: Case) -> int:
-    """How many index sets to rotate over: warm ones fit half the L2 together, cold ones are all different.
+    """How many index sets to rotate over: warm sets fit half the L2 together, cold sets are all different.
 
-    No more than fit the memory set aside for them; cold ones are then used again when much else has been touched.
+    Their number is limited by the memory set aside for them. Cold sets are then reused, after much else has been
+    touched.
     """
     from bench.clocks.graph import set_counts
 
@@ -226,7 +227,10 @@ def _describe(point: Point, contender: Contender, workload: Workload, bench: Ben
 
 
 def verify_graph(contender: Contender, workload: Workload, captured: CapturedGraph) -> Check:
-    """Replay and compare. What adds in place is replayed on restored logits, in a graph that launches each set once."""
+    """Replay and compare.
+
+    An op that adds in place is replayed on restored logits, in a graph with one launch for each set.
+    """
     if contender.in_place:
         captured = captured.once()
         workload.restore()
@@ -238,7 +242,7 @@ def verify_graph(contender: Contender, workload: Workload, captured: CapturedGra
 
 
 def verify_eager(contender: Contender, workload: Workload, launch: Launch, index_sets: int | None = None) -> Check:
-    """Each index set's launch against the oracle; the first `index_sets` of them if that is given."""
+    """Compare each index set's launch with the oracle, or only the first `index_sets` of them."""
     workload.restore()
     count = len(workload.index_sets) if index_sets is None else index_sets
     return _compare(contender, workload, [_poisoned(launch, index) for index in range(count)])

@@ -1,8 +1,8 @@
-"""How a side's worker starts: `python -m bench.execute.pair_start READ_FD WRITE_FD`.
+"""The start of a side's worker: `python -m bench.execute.pair_start READ_FD WRITE_FD`.
 
-What Triton does once in a process before its first launch is done here, so that no fork does it again: hashing its
-compiler and importing its backend take two thirds of the second that a fork's first point takes. The hash is made
-beside the imports, which it would lengthen by a third.
+It does here, once, what Triton would do in each fork before its first launch: hash its compiler and import its backend.
+These take two thirds of the second that a fork's first point takes. The hash is computed in parallel with the imports,
+which it would otherwise lengthen by a third.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def main() -> None:
 
 
 def hash_triton() -> None:
-    """The key of its cache, which Triton keeps."""
+    """Compute the key of Triton's cache, which Triton keeps."""
     with suppress(*ABSENT):
         importlib.import_module("triton.runtime.cache").triton_key()
 
 
 def import_backends() -> None:
-    """Each backend's compiler and driver."""
+    """Import each backend's compiler and driver."""
     with suppress(*ABSENT):
         for backend in importlib.import_module("triton.backends").backends.values():
             importlib.import_module(backend.compiler.__module__)

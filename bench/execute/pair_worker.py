@@ -55,14 +55,17 @@ def serve(receiver: Connection, sender: Connection) -> None:
 
 
 class Children:
-    """The measuring processes of this worker: one runs, those opened ahead wait."""
+    """The measuring processes of this worker: one runs, and those opened ahead wait."""
 
     def __init__(self, start: Start, receiver: Connection, sender: Connection) -> None:
         self._start, self._receiver, self._sender = start, receiver, sender
         self._waiting: dict[int, Child] = {}
 
     def run(self, begin: Begin) -> str | None:
-        """Open what is to be opened, then let the process measure; how it ended if not by returning."""
+        """Open what is to be opened, then let the process measure.
+
+        Returns how it ended, if it did not return normally.
+        """
         numbers = range(begin.process, begin.process + begin.ahead + 1)
         for number in numbers:
             if number not in self._waiting:
@@ -76,7 +79,7 @@ class Children:
         return child.finish()
 
     def end(self) -> None:
-        """End those that wait."""
+        """End the waiting processes."""
         for child in self._waiting.values():
             child.end()
         self._waiting.clear()
@@ -134,9 +137,9 @@ class Sampler:
         self._workload: Workload | None = None
 
     def rehearse(self, planned: PlannedPoint) -> None:
-        """Load what a first point needs, kernels, streams, NVML, on a small table; nothing of it is kept.
+        """Load on a small table what a first point needs (kernels, streams, NVML); no result is kept.
 
-        Raises SideLost if the GPU context is lost: a process in that state must not wait for its turn.
+        Raises SideLost if the GPU context is lost, because a process in that state must not wait for its turn.
         """
         case = msgspec.structs.replace(planned.case, vocab=min(planned.case.vocab, REHEARSED_VOCAB), cache="warm")
         prepared = self.prepare(Prepare(PlannedPoint(case, planned.contender, planned.clock), 0))
@@ -150,7 +153,7 @@ class Sampler:
         gc.freeze()  # what was loaded stays
 
     def prepare(self, ask: Prepare) -> Prepared:
-        """Never raises: what a contender raises is its result."""
+        """Prepare a point. Never raises: an exception of a contender becomes its result."""
         self._ready = None
         gc.collect()
         try:
@@ -169,7 +172,7 @@ class Sampler:
         return Prepared("error", reason)
 
     def visit(self, ask: Visit) -> Visited:
-        """Blocks of the prepared point."""
+        """Take blocks of the prepared point."""
         assert self._ready is not None, "a visit follows a successful prepare"
         blocks = [value * self._ready.scale for value in self._ready.sample(ask.blocks)]
         return Visited(blocks, *(measure.gpu_state() if self.kind == "gpu" else (None, [])))
@@ -242,7 +245,7 @@ class Sampler:
 
 
 def to_verify(captured: CapturedGraph, process: int) -> CapturedGraph:
-    """What of a point is compared with the oracle: every index set in a run's first process, one in each later one.
+    """What to compare with the oracle: every index set in a run's first process, one in each later process.
 
     The oracle of twenty sets takes longer than all turns of a round.
     """

@@ -1,4 +1,4 @@
-"""The running of pairs: two persistent workers, one GPU, turns A B B A. Yields events, decides and prints nothing."""
+"""Runs pairs: two persistent workers on one GPU take turns A B B A. Yields events, decides and prints nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEED_STEP = 1_000_003  # between the layout seeds of the two sides: they must no
 
 
 class OpenSide(Protocol):
-    """Makes a side that is ready to begin. gpu: of several, the one it is to use."""
+    """Opens a side that is ready to begin. gpu: the one to use, if there are several."""
 
     def __call__(self, tree: Tree, settings: Measure, contenders: tuple[str, ...], gpu: Gpu | None = None) -> Side: ...
 
@@ -67,15 +67,18 @@ class PairWorker(Worker):
     module = "bench.execute.pair_start"
 
     def tell(self, request: Request, kind: type[T], timeout_s: float) -> T:
-        """The answer. Raises WorkerDied if the process, SideLost if only its measuring child is gone."""
+        """Send a message and return the answer.
+
+        Raises WorkerDied if the process has died, SideLost if only its child has.
+        """
         answer: T | Ended = self._exchange(request, kind | Ended, timeout_s)  # type: ignore[arg-type]
         if isinstance(answer, kind):
             return answer
-        raise SideLost(getattr(answer, "reason", None) or "measuring process ended unasked")
+        raise SideLost(getattr(answer, "reason", None) or "the measuring process ended unexpectedly")
 
 
 class WorkerSide:
-    """A Side that is a real worker; it is replaced when it dies or hangs."""
+    """A Side with a real worker, which is replaced when it dies or hangs."""
 
     def __init__(
         self,
@@ -99,7 +102,9 @@ class WorkerSide:
         if begun.library != (str(expected) if expected.exists() else ""):
             raise CannotJudge(f"{self._tree.subject.label}: the worker loaded {begun.library}; expected {expected}")
         if self._tree.sglang is not None and not self._tree.is_in(begun.env):
-            raise CannotJudge(f"{self._tree.subject.label}: the worker found another SGLang; expected none before it")
+            raise CannotJudge(
+                f"{self._tree.subject.label}: the worker imported another SGLang; expected none before it on the path"
+            )
         return begun
 
     def prepare(self, planned: PlannedPoint, layout_seed: int, extra_share: float) -> Prepared:
@@ -149,7 +154,7 @@ class WorkerSide:
 
 @contextmanager
 def opened(a: Tree, b: Tree, run: PairRun, open_side: OpenSide, gpu: Gpu | None = None) -> Iterator[tuple[Side, Side]]:
-    """Both sides, started side by side: most of a start is imports, which the GPU does not see."""
+    """Both sides, started in parallel, because most of a start is imports, which do not use the GPU."""
     names = tuple(dict.fromkeys(point.contender for point in run.points))
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -171,7 +176,7 @@ def opened(a: Tree, b: Tree, run: PairRun, open_side: OpenSide, gpu: Gpu | None 
 
 
 class Runner:
-    """Runs stages of one PairRun on two open sides, adding rounds to its points. `turn` is held while one measures."""
+    """Runs stages of one PairRun on two open sides and adds rounds to its points. `turn` is held while it measures."""
 
     def __init__(
         self, run: PairRun, sides: tuple[Side, Side], turn: AbstractContextManager[object] | None = None
@@ -183,7 +188,7 @@ class Runner:
         self._layouts = 0
 
     def stage(self, stage: Stage, points: Sequence[PairPoint]) -> Generator[PairEvent, None, None]:
-        """All rounds of a stage, over points that have not failed and that no earlier wave of it has cleared."""
+        """All rounds of a stage, over the points that have not failed and that no earlier wave has cleared."""
         gate = self._run.gate
         processes, layouts = (
             (gate.screen_processes, gate.screen_layouts)

@@ -1,4 +1,4 @@
-"""Messages between the runner of pairs and the worker of one side, and what the runner asks of a side."""
+"""Messages between the runner of pairs and the worker of one side, and the interface of a side."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bench.model.records import Environment, Status
 
 
 class Begin(msgspec.Struct, tag=True):
-    """Start a measuring process, as a child of the worker, so that imports are paid once.
+    """Start a measuring process as a child of the worker, so that imports are paid for once.
 
-    `ahead`: so many of the next ones are opened too, side by side, and wait: nothing may be opened while something is
-    timed. `rehearse`: whose kernels each loads while it opens.
+    `ahead`: this many of the next ones are opened too, in parallel, and wait, because nothing may be opened while
+    something is timed. `rehearse`: the points whose kernels each child loads while it opens.
     """
 
     process: int
@@ -31,7 +31,7 @@ class Begun(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Lay out, capture and, for a process's first layout, verify. `extra_share`: more launches, as a share."""
+    """Lay out, capture and, in a process's first layout, verify. `extra_share`: additional launches, as a share."""
 
     planned: PlannedPoint
     layout_seed: int
@@ -54,7 +54,7 @@ class Visit(msgspec.Struct, tag=True):
 
 
 class Visited(msgspec.Struct, tag=True):
-    """Time of one call by block, us, and the GPU's state after them."""
+    """Time of one call in us for each block, and the GPU's state after them."""
 
     blocks_us: Some[Positive]
     sm_mhz: int | None = None
@@ -66,7 +66,7 @@ class Finish(msgspec.Struct, tag=True):
 
 
 class Ended(msgspec.Struct, tag=True):
-    """The measuring process has ended; `reason` is None if it was asked to."""
+    """The measuring process has ended. `reason` is None if it was asked to."""
 
     reason: str | None = None
 
@@ -75,11 +75,14 @@ Request = Begin | Prepare | Visit | Finish
 
 
 class SideLost(Exception):
-    """A side's measuring process is gone; the message says how it ended."""
+    """A side's measuring process is gone. The message says how it ended."""
 
 
 class Side(Protocol):
-    """One side of a pair. Every call may raise SideLost; `begin` may be called again after it, and after `finish`."""
+    """One side of a pair.
+
+    Every call may raise SideLost. After that, and after `finish`, `begin` may be called again.
+    """
 
     def begin(self, begin: Begin) -> Begun: ...
 

@@ -1,4 +1,4 @@
-"""What results were measured on: a commit, or nothing that can be named."""
+"""Checks that results were measured on a commit that can be named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from bench.model.verdict import GateError
 def refuse_unproven(results: Results, path: Path | None) -> None:
     """Raises GateError unless the results were measured on a committed tree.
 
-    A machine without .git cannot say; then the sources' hashes must be those of the commit that it names.
+    A machine without .git cannot tell. In that case the hashes of the sources must be those of the commit that it
+    names.
     """
     then, version = results.code, results.schema.version
     where = shown(path) if path else "the result"
@@ -24,7 +25,7 @@ def refuse_unproven(results: Results, path: Path | None) -> None:
         suite = then.bench_version if version in OLD_FORMATS else then.suite_source_sha256
         if trees.hashes_at(then.sha, version) != (then.kernel_source_sha256, suite):
             raise GateError(
-                f"{where}: does not say whether its tree had changes, and its sources are not those of the "
-                f"commit {then.short or '(none)'} it names; expected results of a commit of this repository"
+                f"{where}: does not say whether its tree had changes, and its sources differ from those of the "
+                f"commit {then.short or '(none)'} that it names; expected results of a commit of this repository"
             )
         then.dirty, then.diff_sha256 = False, None

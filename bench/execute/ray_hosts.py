@@ -1,7 +1,8 @@
-"""Workers on the hosts of a Ray cluster: Ray places one actor on each GPU, or on a core for counts, and keeps it there.
+"""Workers on the hosts of a Ray cluster.
 
-An actor holds a worker process as this host would, so that a crash of a point is that point's alone. An actor that ends
-has lost its node: that says nothing of the point, which is dealt again.
+Ray places one actor on each GPU (for counts: on each core) and keeps it there. An actor holds a worker process as this
+host would, so a crash affects only its own point. If an actor ends, its node is lost. That says nothing about the
+point, which is dealt again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PLACE_S = 300.0  # for Ray to have placed an actor
 
 
 class Host:
-    """What runs on a node: one worker process at a time. Messages are JSON, errors of the worker are texts."""
+    """What runs on a node: one worker process at a time. Messages are JSON; the worker's errors are texts."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
@@ -37,7 +38,7 @@ class Host:
         return msgspec.json.encode(gpus.visible()[:1])
 
     def begin(self, start: bytes, environment: dict[str, str]) -> tuple[bool, bytes]:
-        """(whether it started, its hello or why not)."""
+        """Start a worker. Returns (whether it started, its hello or why not)."""
         self.end()
         try:
             self._worker = Worker(msgspec.json.decode(start, type=Start), environment)
@@ -46,7 +47,7 @@ class Host:
         return True, msgspec.json.encode(self._worker.hello)
 
     def ask(self, ask: bytes, timeout_s: float) -> tuple[bool, bytes]:
-        """(whether it answered, its answer or how it ended)."""
+        """Measure a point. Returns (whether it answered, its answer or how it ended)."""
         assert self._worker is not None, "begin comes first"
         try:
             return True, msgspec.json.encode(self._worker.ask(msgspec.json.decode(ask, type=Ask), timeout_s))
@@ -61,7 +62,7 @@ class Host:
 
 
 class RayWorker:
-    """The driver's side of a worker on an actor; in the place of isolate.Worker."""
+    """The driver's side of a worker on an actor. Replaces isolate.Worker."""
 
     def __init__(self, hosts: Hosts, actor: Any, start: Start, environment: dict[str, str]) -> None:
         self._hosts, self._actor = hosts, actor
@@ -74,7 +75,7 @@ class RayWorker:
             raise
 
     def ask(self, ask: Ask, timeout_s: float) -> Answer:
-        """The worker's answer. Raises WorkerDied; WorkerLost if its node is gone."""
+        """The worker's answer. Raises WorkerDied, or WorkerLost if its node is gone."""
         return self._called("ask", (msgspec.json.encode(ask), timeout_s), Answer, timeout_s + PLACE_S)
 
     @property
@@ -101,27 +102,27 @@ class RayWorker:
 
 
 class Hosts:
-    """The actors of a run, and which of them wait."""
+    """The actors of a run, and which of them are waiting."""
 
     def __init__(self, actors: list[Any], of_gpu: dict[str, Any]) -> None:
         self.actors = list(actors)
         self._idle, self._of_gpu, self._lock = list(actors), of_gpu, Lock()
 
     def open_worker(self, start: Start, environment: dict[str, str]) -> Worker:
-        """A worker on the GPU that the environment names, on any waiting core, or here for what only compiles."""
+        """A worker on the GPU in the environment, on any waiting core, or on this host if it only compiles."""
         if start.kind == "compile":
             return Worker(start, environment)
         with self._lock:
             wanted = self._of_gpu.get(environment.get(VISIBLE, ""))
             free = [actor for actor in self._idle if wanted is None or actor is wanted]
             if not free:
-                raise WorkerDied("no node of the cluster is left for it")
+                raise WorkerDied("no node of the cluster is left to run the worker")
             self._idle.remove(free[0])
         found: Any = RayWorker(self, free[0], start, environment)
         return found  # type: ignore[no-any-return]
 
     def returned(self, worker: RayWorker) -> None:
-        """Its actor waits again, unless its node is lost."""
+        """The worker's actor is free again, unless its node is lost."""
         with self._lock:
             if not worker.lost and worker.actor not in self._idle:
                 self._idle.append(worker.actor)
@@ -129,7 +130,7 @@ class Hosts:
 
 @contextmanager
 def hosts(address: str, *, counted: bool) -> Iterator[Around]:
-    """What a sweep runs on: every GPU of a cluster, or for counts every core. Raises ConfigError."""
+    """What a sweep runs on: every GPU of a cluster, or every core for counts. Raises ConfigError."""
     try:
         import ray
     except ImportError:
@@ -155,7 +156,7 @@ def _placed(address: str, counted: bool) -> Around:
     kind = "CPU" if counted else "GPU"
     count = int(cluster.cluster_resources().get(kind, 0))
     if not count:
-        raise ConfigError(f"--ray {address}: the cluster has no {kind}; expected one at least")
+        raise ConfigError(f"--ray {address}: the cluster has no {kind}; expected at least one")
     options = {"num_cpus": 1} if counted else {"num_gpus": 1, "num_cpus": 0}
     actors = [cluster.remote(Host).options(**options).remote() for _ in range(count)]
     if counted:
@@ -165,7 +166,7 @@ def _placed(address: str, counted: bool) -> Around:
     one_each = [msgspec.structs.replace(gpu[0], index=index) for index, gpu in enumerate(found) if gpu]
     if len(one_each) < count:
         raise ConfigError(
-            f"--ray {address}: {count - len(one_each)} of {count} GPUs cannot be asked; expected NVML there"
+            f"--ray {address}: {count - len(one_each)} of {count} GPUs cannot be queried; expected NVML on their hosts"
         )
     of_gpu = {gpu.uuid: actor for gpu, actor in zip(one_each, actors, strict=True)}
     return Around(

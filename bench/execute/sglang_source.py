@@ -1,6 +1,6 @@
-"""A line of SGLang's history: versions as wheels or folders, or commits of a checkout of it.
+"""A line of SGLang's history: versions as wheels or folders, or commits of a checkout.
 
-What varies is SGLang; the suite and this repository's library are this checkout's on every side.
+Only SGLang varies. The suite and this repository's library are this checkout's on every side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OLDEST_ZIP_YEAR = 1980  # what a wheel says that has no dates
 
 
 def tree_of(folder: Path, commit: Commit, root: Path) -> Tree:
-    """A side whose worker imports SGLang from `root`; `folder` is made for its path. Raises CannotJudge."""
+    """A side whose worker imports SGLang from `root`. `folder` is created for its path. Raises CannotJudge."""
     if not (root / PACKAGE).is_dir():
         raise CannotJudge(f"{commit.short}: has no {PACKAGE}/, so there is nothing to measure on that side")
     link_suite(folder, ROOT)
@@ -41,7 +41,7 @@ def tree_of(folder: Path, commit: Commit, root: Path) -> Tree:
 
 
 def lora_hash(root: Path) -> str:
-    """Of the LoRA code of the SGLang in a folder, as a worker that imports it hashes it."""
+    """Hash of the LoRA code of the SGLang in a folder, as a worker that imports it computes it."""
     package = root / PACKAGE
     present = [package / name for name in PEER_FILES[PACKAGE] if (package / name).is_dir()]
     return hash_sources(*present, root=package, suffixes=LIBRARY_SUFFIXES)
@@ -49,9 +49,9 @@ def lora_hash(root: Path) -> str:
 
 @contextmanager
 def sides(before: str, after: str | None, patterns: Sequence[str]) -> Iterator[tuple[Tree, Tree]]:
-    """The trees of two SGLangs, versions or paths; None is the installed one.
+    """The trees of two SGLangs, given as versions or paths. None is the installed one.
 
-    Raises ConfigError for one that is nowhere, CannotJudge without an installed one.
+    Raises ConfigError for a version that is not found, and CannotJudge if none is installed.
     """
     with tempfile.TemporaryDirectory(prefix="bench-sglang-") as name, ExitStack() as stack:
         found = []
@@ -67,7 +67,7 @@ def sides(before: str, after: str | None, patterns: Sequence[str]) -> Iterator[t
 
 
 class Versions:
-    """SGLang's released versions, each a wheel or a folder with its .dist-info; in the order of their numbers."""
+    """SGLang's released versions, ordered by number. Each is a wheel, or a folder with its .dist-info."""
 
     varies_sglang = True
 
@@ -77,7 +77,7 @@ class Versions:
         self._commits = {version: _commit(version, path) for version, path in self._paths.items()}
 
     def line(self, wanted: str) -> list[Commit]:
-        """All of them, or A..B of them."""
+        """All versions, or those of A..B."""
         listed = list(self._commits.values())
         if ".." in wanted:
             before, after = (self.commit(name) if name else None for name in wanted.split("..", 1))
@@ -88,7 +88,7 @@ class Versions:
     def commit(self, name: str) -> Commit:
         found = self._commits.get(name) or next((item for item in self._commits.values() if item.sha == name), None)
         if found is None:
-            raise GateError(f"{name}: is none of the versions {', '.join(self._commits)}; expected one of them")
+            raise GateError(f"{name}: unknown version; expected one of {', '.join(self._commits)}")
         return found
 
     def fetch(self, commit: Commit, folder: Path) -> Path:
@@ -115,14 +115,16 @@ class Installed(Versions):
 
 
 class Checkout(GitSource):
-    """The commits of a git repository of SGLang. Nothing in it is touched: commits are read out as archives."""
+    """The commits of a git repository of SGLang. Commits are read as archives, so the repository is not touched."""
 
     varies_sglang = True
 
     def __init__(self, root: Path) -> None:
         """Raises ConfigError unless the folder is the top of a git repository."""
         if not git.is_checkout(root):
-            raise ConfigError(f"--sglang-checkout {root}: is no git checkout; expected the top of one of SGLang")
+            raise ConfigError(
+                f"--sglang-checkout {root}: is not a git checkout; expected the top folder of a checkout of SGLang"
+            )
         super().__init__(root)
 
     def fetch(self, commit: Commit, folder: Path) -> Path:
@@ -168,7 +170,7 @@ class Checkout(GitSource):
         with suppress(git.GitError):
             if found := re.match(r"v?(\d+\.\d+\.\d+)", self._git("describe", "--tags", "--match", "v*", sha)):
                 return found[1]
-        raise CannotJudge(f"{sha[:9]}: does not say which version of SGLang it is; expected a tag v0.5.16 before it")
+        raise CannotJudge(f"{sha[:9]}: its version of SGLang is unknown; expected a tag such as v0.5.16 before it")
 
 
 def _paths(wanted: str, patterns: Sequence[str]) -> dict[str, Path]:
@@ -179,7 +181,9 @@ def _paths(wanted: str, patterns: Sequence[str]) -> dict[str, Path]:
         found = {name: path for name, path in known.items() if ends[0] <= _number(name) <= ends[1]}
         if not found:
             listed = ", ".join(sorted(known, key=_number)) or "none"
-            raise ConfigError(f"--sglang {wanted}: no version lies there; sglang_files in bench.toml finds {listed}")
+            raise ConfigError(
+                f"--sglang {wanted}: no such version was found; sglang_files in bench.toml finds {listed}"
+            )
     else:
         items = [item.strip() for item in wanted.split(",") if item.strip()]
         given = [Path(item) for item in items if Path(item).exists()]
@@ -187,7 +191,7 @@ def _paths(wanted: str, patterns: Sequence[str]) -> dict[str, Path]:
         wheels = {installs.version_in(path): path for path in given}
         found = installs.find([*wheels, *names], given, patterns)
     if not found:
-        raise ConfigError("--sglang: names no version; expected versions or wheels joined by commas, or FIRST..LAST")
+        raise ConfigError("--sglang: no version is named; expected versions or wheels joined by commas, or FIRST..LAST")
     return dict(sorted(found.items(), key=lambda item: _number(item[0])))
 
 

@@ -1,6 +1,6 @@
-"""The stages of an interleaved run, on one GPU or on several side by side: screen all points, confirm those it flags.
+"""The stages of an interleaved run, on one GPU or several in parallel: screen all points, confirm the flagged ones.
 
-A point stays on one GPU with both sides and all of its rounds, and so do the points of its case.
+A point stays on one GPU with both sides and all of its rounds, together with the other points of its case.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Unit = list[PairPoint]
 def run_pairs(
     run: PairRun, sides: tuple[Tree, Tree], open_side: OpenSide, *, screen: bool = True, around: Around = HERE
 ) -> Generator[PairEvent, None, None]:
-    """Screen all points and confirm those it flags; without a screen, confirm all. Raises CannotJudge."""
+    """Screen all points and confirm the flagged ones; without a screen, confirm all. Raises CannotJudge."""
     begun = time.monotonic()
     spent_s = run.duration_s
     with ExitStack() as stack:

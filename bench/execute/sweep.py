@@ -1,4 +1,4 @@
-"""The loop: which points are left, in which order, into the store. Yields events, prints nothing, decides nothing."""
+"""The loop of a sweep: measures the points that are left, in order, and stores them. Yields events, prints nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bench.model.records import Results, Run, Schema, Selection
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """At the start of each process: how many measurements the run has, and how many of them need not be made.
+    """At the start of each process: how many measurements the run has, and how many of them are done.
 
     Done are those in the file, and those of later processes whose point has already failed.
     """
@@ -38,7 +38,7 @@ Event = Planned | TaskEvent
 
 
 def new_results(plan: Plan, selection: Selection) -> Results:
-    """An empty results file of a plan, for the sweep to fill."""
+    """An empty results file for a plan, which the sweep fills."""
     run = Run(
         id=str(uuid.uuid4()),
         kind="sweep",
@@ -62,11 +62,11 @@ def plan_digest(plan: Plan) -> str:
 def sweep(
     plan: Plan, results: Results, path: Path, other_sglang: Paths | None = None, around: Around = HERE
 ) -> Generator[Event, None, None]:
-    """Measure what `results` lacks, writing `path` at the start and after every measurement.
+    """Measure what `results` lacks, and write `path` at the start and after every measurement.
 
-    other_sglang: a folder or wheel of each version that contenders name. A contender of another one is skipped.
-    around: the GPUs to measure on. Cases that were begun on a GPU that is not among them are measured again, whole.
-    Raises ResultsError if the machine, or such a version, is not the one the file was begun with.
+    other_sglang: a folder or wheel of each version that contenders name. A contender of a version without one is
+    skipped. around: the GPUs to measure on. Cases that were begun on a GPU that is not among them are measured again
+    from the start. Raises ResultsError if the machine, or such a version, is not the one that the file was begun with.
     """
     with installs.import_paths(other_sglang or {}) as paths:
         yield from _sweep(plan, results, path, replace(around, paths=paths))
@@ -108,7 +108,7 @@ def _moved(plan: Plan, results: Results, around: Around) -> Iterator[Event]:
 def one_process(
     plan: Plan, results: Results, process: int, tasks: Sequence[Task], around: Around = HERE
 ) -> Iterator[TaskEvent]:
-    """All of one process's measurements: the timed ones GPU by GPU, then the counted ones in lanes.
+    """All measurements of one process: first the timed ones, GPU by GPU, then the counted ones in lanes.
 
     Raises WorkerDied if no worker can start.
     """

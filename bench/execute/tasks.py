@@ -1,4 +1,4 @@
-"""What one process of a sweep is asked: its tasks, the events it tells, and what a worker of it is started with."""
+"""One process of a sweep: its tasks, its events, and the start messages of its workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Paths = Mapping[str, Path]  # version of SGLang -> the folder that its workers i
 
 
 class WorkerStarted(msgspec.Struct, frozen=True):
-    """A worker is ready; `seconds` went into imports and anchors. gpu: the one it has, where several measure."""
+    """A worker is ready. `seconds` went into imports and anchors. gpu: the one it uses, if several measure."""
 
     kind: WorkerKind
     process: int
@@ -37,7 +37,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class GpuLost(msgspec.Struct, frozen=True):
-    """A GPU takes no more points. Of the cases it had begun, `points` were measured: all of them are dealt again."""
+    """A GPU takes no more points. `points` of the cases it had begun were measured; all of these are dealt again."""
 
     gpu: str
     reason: str
@@ -49,10 +49,10 @@ Event = WorkerStarted | Measured | GpuLost
 
 @dataclass(frozen=True)
 class Around:
-    """On what a process runs. paths: of other versions of SGLang. gpus: none is the one that CUDA calls the first.
+    """What a process runs on. paths: of other versions of SGLang. gpus: if empty, CUDA's first GPU.
 
-    one_at_a_time: of several GPUs, only one measures at any moment. homes: the GPU, by its UUID, that a case is to be
-    measured on although the file does not say so yet.
+    one_at_a_time: if there are several GPUs, only one measures at a time. homes: the GPU, by its UUID, on which a case
+    must be measured although the file does not say so yet.
     """
 
     paths: Paths = field(default_factory=dict)
@@ -68,7 +68,7 @@ HERE = Around()
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a plan, into a file."""
+    """One process of a plan, which writes into a file."""
 
     plan: Plan
     results: Results
@@ -76,23 +76,26 @@ class Process:
     around: Around
 
     def start(self, kind: WorkerKind, tasks: Sequence[Task]) -> Start:
-        """What a worker of these tasks is told first."""
+        """The start message of a worker for these tasks."""
         names = contender_names([planned for _, planned in tasks])
         return Start(kind, self.plan.measure, self.number, names)
 
     def version_of(self, task: Task) -> str | None:
-        """Which worker takes a task: that of the SGLang it names, or the ordinary one, which says why it cannot."""
+        """The version of SGLang whose worker takes a task: the one that the task names.
+
+        If that version is not at hand, the ordinary worker takes the task, and says why it cannot run.
+        """
         version = sglang_of(task[1].contender)
         return version if version in self.around.paths else None
 
     def environment(self, version: str | None, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Of the workers of a version of SGLang."""
+        """The environment of the workers of a version of SGLang."""
         own = self.plan.worker_env | dict(more or {})
         return own if version is None else installs.first_on_path(self.around.paths[version], own)
 
 
 def ask(worker: Worker, task: Task, timeout_s: float) -> tuple[Point, bool]:
-    """The point's record, and whether the worker can take another. Raises WorkerLost: another is to take it."""
+    """The point's record, and whether the worker can take another. Raises WorkerLost if another worker must take it."""
     index, planned = task
     try:
         answer = worker.ask(Ask(planned, index), timeout_s)

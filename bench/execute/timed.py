@@ -1,7 +1,7 @@
-"""The clocks that take times, of one process: a worker a GPU, and each GPU has cases of its own.
+"""The timed clocks' part of a process: each GPU has a worker and its own cases.
 
-A case stays on a GPU with all of its contenders, clocks and rounds, so that a ratio is of one device. Where only one
-GPU measures, it waits until its point is in the file: nothing else happens on the host meanwhile.
+A case stays on one GPU with all of its contenders, clocks and rounds, so that a ratio is of one device. If only one GPU
+measures, it waits until its point is in the file, so that nothing else happens on the host meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ONLY = ""  # the lane of the one GPU, where none was chosen
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """A lane's worker said hello."""
+    """A lane's worker is ready."""
 
     lane: str
     hello: Hello
@@ -36,14 +36,14 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A lane has a point."""
+    """A lane has taken a point."""
 
     lane: str
     point: Point
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """A lane's GPU starts no worker any more."""
+    """A lane's GPU cannot start a worker any more."""
 
     lane: str
     reason: str
@@ -53,7 +53,7 @@ Message = Ready | Taken | Lost
 
 
 def timed(process: Process, tasks: Sequence[Task], open_worker: OpenWorker) -> Iterator[Event]:
-    """Measure the tasks. Raises WorkerDied if no GPU starts a worker any more, ResultsError for another machine."""
+    """Measure the tasks. Raises WorkerDied if no GPU can start a worker any more, ResultsError for another machine."""
     if not tasks:
         return
     gpus: dict[str, Gpu | None] = {gpu.uuid: gpu for gpu in process.around.gpus}

@@ -24,9 +24,9 @@ LIBRARY = "csgmv_embed"
 
 @dataclass(frozen=True)
 class Tree:
-    """One side's code. `path` holds the library and the suite, and nothing else, for PYTHONPATH.
+    """One side's code. `path` holds the library and the suite and nothing else, for PYTHONPATH.
 
-    sglang: the folder of the SGLang that this side has instead of the installed one; it is what the subject names.
+    sglang: the folder of the SGLang that this side uses instead of the installed one. The subject then names that.
     """
 
     subject: Subject
@@ -39,7 +39,7 @@ class Tree:
         return (self.path / LIBRARY).resolve()
 
     def environment(self) -> dict[str, str]:
-        """For a worker: this side's library and this checkout's suite, before all that is installed or on the path."""
+        """The environment of a worker: this side's library and this checkout's suite come first on its path."""
         parts = (self.path, self.sglang, os.environ.get("PYTHONPATH"))
         return {
             "PYTHONPATH": os.pathsep.join(str(part) for part in parts if part),
@@ -54,7 +54,7 @@ class Tree:
 
 @contextmanager
 def trees(before: str | None, after: str | None) -> Iterator[tuple[Tree, Tree]]:
-    """The trees of two revisions; None is this checkout as it is, uncommitted changes included.
+    """The trees of two revisions. None is this checkout as it is, with uncommitted changes.
 
     Raises GitError for a name that git does not know, CannotJudge for a revision without the library.
     """
@@ -91,7 +91,7 @@ def _tree(folder: Path, root: Path, sha: str | None) -> Tree:
 
 
 def link(folder: Path, root: Path, label: str) -> str:
-    """Make the folder for PYTHONPATH of the library below `root`; the hash of its sources.
+    """Create the PYTHONPATH folder for the library below `root`. Returns the hash of its sources.
 
     Raises CannotJudge if there is no library.
     """
@@ -102,7 +102,7 @@ def link(folder: Path, root: Path, label: str) -> str:
 
 
 def link_suite(folder: Path, root: Path) -> None:
-    """Make the folder for PYTHONPATH: this checkout's suite, and the library below `root` if it has one."""
+    """Create the PYTHONPATH folder: this checkout's suite, and the library below `root` if it has one."""
     folder.mkdir()
     (folder / "bench").symlink_to(ROOT / "bench", target_is_directory=True)
     if (root / LIBRARY).is_dir():
@@ -115,12 +115,12 @@ def commit_of(name: str) -> str:
 
 
 def has_commit(sha: str | None) -> bool:
-    """Whether this checkout's repository can bring the commit back."""
+    """Whether this checkout's repository has the commit."""
     return git.has_commit(sha, ROOT)
 
 
 def hashes_at(sha: str | None, version: str) -> SourceHashes | None:
-    """The hashes of a commit's sources as results of that format have them; None if git cannot bring it back."""
+    """The hashes of a commit's sources, as results of that format have them. None if git does not have the commit."""
     if sha is None or not has_commit(sha):
         return None
     with (
@@ -131,9 +131,9 @@ def hashes_at(sha: str | None, version: str) -> SourceHashes | None:
 
 
 def config_at(sha: str, config: Config) -> Config | None:
-    """The configuration with the rules and profiles of a commit; None if it has no bench.toml.
+    """The configuration with the rules and profiles of a commit. None if the commit has no bench.toml.
 
-    Raises GateError if they cannot be read by this version.
+    Raises GateError if this version of the suite cannot read them.
     """
     try:
         text = git.git("show", f"{sha}:bench.toml", root=ROOT)

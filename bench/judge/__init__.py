@@ -1,1 +1,1 @@
-"""Decisions on records: pure functions, nothing is run or printed."""
+"""Decisions on records. Pure functions, which run and print nothing."""

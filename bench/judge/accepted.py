@@ -1,4 +1,7 @@
-"""Accepted slowdowns, put into a report: an accepted point passes and says by whom; a stale entry is told. Pure."""
+"""Applies accepted slowdowns to a report: an accepted point passes and names who accepted it; stale entries are listed.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from bench.model.verdict import Report, Verdict
 
 
 def accept(report: Report, entries: Sequence[Accepted], today: datetime.date, *, whole: bool) -> None:
-    """Let accepted slowdowns pass. `whole`: all points were judged, so that an entry without any is stale."""
+    """Let accepted slowdowns pass. `whole`: all points were judged, so an entry that matches none is stale."""
     report.verdicts = [_accepted(item, entries, today) for item in report.verdicts]
     for number, entry in enumerate(entries, 1):
         if said := _stale(report, entry, today, whole):

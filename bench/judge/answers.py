@@ -1,8 +1,9 @@
-"""Whether modes answer alike: greedy tokens and log-probabilities of equal prompts, held against one mode's. Pure.
+"""Whether modes answer alike: compares greedy tokens and log-probabilities of equal prompts. Pure.
 
-They are held against the reference mode's, within the bounds of bench.toml, and where the mode `peft` ran against what
-is right, within twice its own rounding: an engine and the reference in the engines' dtype are two roundings of one
-exact result, and the engine rounds no more often (docs/accuracy.md), so no engine's answers enter that bound.
+Modes are compared with the reference mode, within the bounds of bench.toml. If the mode `peft` ran, they are also
+compared with its right answers, within twice that mode's own rounding. An engine and the reference in the engines'
+dtype are two roundings of the same exact result, and the engine rounds no more often (docs/explanation/accuracy.md). So
+no engine's answers enter that bound.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class AnswerCheck:
 
 
 class Bound(NamedTuple):
-    """By how much log-probabilities may differ: of any prompt in the mean, and anywhere."""
+    """How much log-probabilities may differ: of any prompt in the mean, and anywhere."""
 
     mean_nats: float
     max_nats: float
@@ -52,7 +53,7 @@ Told = dict[Load, list[list[ServedAnswer]]]  # by process
 
 
 def answer_checks(results: ServeResults) -> list[AnswerCheck]:
-    """Each mode's answers, the worst of its processes and loads, beside each reference's."""
+    """Each mode's answers against each reference's; the worst of its processes and loads."""
     told = {mode: _told(results, mode) for mode in results.run.modes}
     reference = results.serving.reference
     found: list[AnswerCheck] = []
@@ -66,7 +67,7 @@ def answer_checks(results: ServeResults) -> list[AnswerCheck]:
 
 
 def planted(results: ServeResults) -> dict[Site, AnswerCheck]:
-    """What the bound says of answers without a site's adapters: a site whose loss it would not see is `ok`."""
+    """How the bound judges answers without a site's adapters. If it says `ok`, it would not notice that site's loss."""
     bound, found = bound_of(results, PEFT), {}
     for load, of_load in _told(results, PEFT).items():
         for site in SITES:
@@ -77,12 +78,12 @@ def planted(results: ServeResults) -> dict[Site, AnswerCheck]:
 
 
 def wrong(checks: Iterable[AnswerCheck]) -> dict[str, AnswerCheck]:
-    """Modes that answer wrong, each with the check that says so."""
+    """Modes with wrong answers, each with the check that shows it."""
     return {check.mode: check for check in checks if check.status == "wrong"}
 
 
 def bound_of(results: ServeResults, reference: str) -> Bound | None:
-    """How far a mode may be from a reference; None: the record does not say."""
+    """How far a mode may be from a reference; None if the record does not say."""
     if reference != PEFT:
         return Bound(results.serving.mean_limit_nats, results.serving.max_limit_nats)
     pairs = [

@@ -1,7 +1,8 @@
-"""Where a series changed level. Pure.
+"""Finds where a series changed level. Pure.
 
-Times: PELT on log values in units of their robust spread proposes places, a t test over all levels keeps those that
-noise of a short series would not make (docs/explanation/history.md). Counts are exact: every other value is a change.
+Times: PELT on log values, in units of their robust spread, proposes places. A t test over all levels keeps those that
+are more than the noise of a short series (docs/explanation/history.md). Counts are exact, so every other value is a
+change.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def changes(series: Series, line: Sequence[Commit], settings: History) -> list[C
 
 
 def change_points(logs: Array, settings: History) -> list[int]:
-    """Indices at which a new level begins. Fewer than two levels' worth of values have none."""
+    """Indices at which a new level begins. There are none if the values are too few for two levels."""
     if len(logs) < 2 * MIN_LEVEL:
         return []
     places = _kept(logs, _proposed(logs, settings.penalty), settings.alpha)
@@ -87,7 +88,7 @@ def change_points(logs: Array, settings: History) -> list[int]:
 
 
 def robust_spread(logs: Array) -> float:
-    """The sd of one value, from differences of neighbours: steps are few of them, and count as outliers."""
+    """The sd of one value, from differences of neighbours. Few of these are steps, and those count as outliers."""
     from scipy.stats import median_abs_deviation
 
     return float(median_abs_deviation(np.diff(logs))) * GAUSSIAN_MAD / sqrt(2)

@@ -1,4 +1,4 @@
-"""Whether two files may be compared at all, which points match, and how much the machine itself moved. Pure."""
+"""Whether two files may be compared, which points match, and how much the machine itself changed. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GpuPair = tuple[int | None, int | None]  # places in the lists of GPUs of two fi
 
 
 def environment_refusals(before: Environment | None, after: Environment | None) -> list[str]:
-    """Why figures of these machines cannot be compared."""
+    """Reasons why figures of these machines cannot be compared."""
     if before is None or after is None:
         return [f"the {'baseline' if before is None else 'result'} does not say on which machine it was made"]
     found = []
@@ -47,7 +47,7 @@ def environment_refusals(before: Environment | None, after: Environment | None) 
 
 
 def environment_notes(before: Environment | None, after: Environment | None) -> list[str]:
-    """Differences that are worth knowing and forbid nothing."""
+    """Differences that are worth knowing but forbid nothing."""
     if before is None or after is None:
         return []
     pairs = {name: (before.identity.get(name), after.identity.get(name)) for name in NOTED}
@@ -63,7 +63,10 @@ def _part(name: str, value: Scalar) -> Scalar:
 def counting_refusals(
     before: Environment | None, after: Environment | None, pairs: Sequence[tuple[Point, Point]], *, counts_only: bool
 ) -> list[str]:
-    """Why counted work cannot be compared. Counts are the same on every machine; binaries are of one Triton and GPU."""
+    """Reasons why counted work cannot be compared.
+
+    Counts are the same on every machine; binaries belong to one Triton and GPU.
+    """
     if before is None or after is None:
         return environment_refusals(before, after)
     if counts_only:
@@ -86,7 +89,7 @@ def _capabilities(point: Point) -> str:
 
 
 def instrument_refusals(before: Results, after: Results) -> list[str]:
-    """Why figures taken by these versions of the suite cannot be compared."""
+    """Reasons why figures taken by these versions of the suite cannot be compared."""
     found = []
     if before.code.instrument != after.code.instrument:
         found.append(version_refusal(before.code, after.code))
@@ -104,7 +107,7 @@ def version_refusal(before: Code, after: Code) -> str:
 
 @dataclass(frozen=True)
 class Match:
-    """Points of both files by key, those that only one of them has, in the order of their file."""
+    """Points of both files by key, and those that only one file has, in the order of that file."""
 
     both: list[tuple[Point, Point]]
     missing: list[Point]  # in the baseline alone
@@ -114,7 +117,7 @@ class Match:
 
 
 def match(before: Iterable[Point], after: Iterable[Point], wanted: Callable[[Point], bool]) -> Match:
-    """Pair the wanted points of two files. A contender of a file is held against what its file was before."""
+    """Pair the wanted points of two files. A contender of a file is compared with earlier contents of that file."""
     old, twice = _by_key(before, "baseline", wanted)
     new, again = _by_key(after, "result", wanted)
     changed = _changed_files(old, new)
@@ -129,13 +132,13 @@ def match(before: Iterable[Point], after: Iterable[Point], wanted: Callable[[Poi
 
 
 def without_new(match: Match) -> Match:
-    """The match without the points that the baseline does not know; a note says how many those are."""
+    """The match without the points that the baseline does not know. A note says how many those are."""
     notes = [unknown(len(match.new), len(match.new) + len(match.both))] if match.new else []
     return replace(match, new=[], notes=match.notes + notes)
 
 
 def unknown(count: int, total: int) -> str:
-    """What is said of points that a baseline does not know."""
+    """The note on points that a baseline does not know."""
     return f"the baseline does not know {count} of {total} points: those are not judged"
 
 
@@ -179,7 +182,7 @@ def point_refusal(before: Point, after: Point) -> str | None:
 
 
 def unsound(point: Point) -> str | None:
-    """Why a point that says `ok` has no figures to go by: nothing proved its output right, or they are none."""
+    """Why a point with the status `ok` has no usable figures: its output is unverified, or a figure is invalid."""
     if point.check is None:
         return "its output was not checked against the oracle"
     if not point.check.passed:
@@ -204,14 +207,14 @@ def throttled(points: Sequence[Point]) -> list[str]:
 
 @dataclass(frozen=True)
 class Shift:
-    """What the anchors say of the machine: log time of the result over the baseline, one by one and in the middle."""
+    """How much the machine changed, by the anchors: log time of the result over the baseline, each and the median."""
 
     by_anchor: dict[str, float]
     log_shift: float
 
 
 def point_shift(before: Results, after: Results, old: Point, new: Point) -> Shift | None:
-    """The change from the GPU of a point in one file to that of the same point in the other."""
+    """The machine's change from the GPU of a point in one file to that of the same point in the other."""
     return anchor_shift(before.anchors, after.anchors, old.clock, (old.gpu, new.gpu))
 
 
@@ -220,7 +223,7 @@ def anchor_shift(
 ) -> Shift | None:
     """The machine's own change between two runs, from code that this repository cannot change; None without anchors.
 
-    gpus: the places of the GPUs whose anchors count; None is all of a run.
+    gpus: the indices of the GPUs whose anchors count; None means all of a run.
     """
     found = {}
     for name, inverse in ANCHORS[clock].items():
@@ -231,7 +234,7 @@ def anchor_shift(
 
 
 def anchor_refusals(shift: Shift | None, clock: ClockName, limit_pct: float) -> list[str]:
-    """Why the anchors forbid a comparison: too few of them, or moved too far."""
+    """Why the anchors forbid a comparison: there are too few of them, or they moved too far."""
     if shift is None or set(shift.by_anchor) != set(ANCHORS[clock]):
         missing = sorted(set(ANCHORS[clock]) - set(shift.by_anchor if shift else ()))
         return [f"{clock} clock: no anchor {', '.join(missing)} in both files"]
@@ -245,7 +248,7 @@ def anchor_refusals(shift: Shift | None, clock: ClockName, limit_pct: float) -> 
 
 
 def gpu_pairs(pairs: Iterable[tuple[Point, Point]]) -> list[GpuPair]:
-    """Each pair of GPUs that points of two files ran on, once."""
+    """Each pair of GPUs that points of the two files ran on, once."""
     return list(dict.fromkeys((old.gpu, new.gpu) for old, new in pairs))
 
 

@@ -15,7 +15,7 @@ from bench.model.verdict import Change, Subject
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One point in both files. `note` says why there is no ratio, or what to mind; ratio is B over A."""
+    """One point in both files. ratio is B over A. `note` says why there is no ratio, or what to keep in mind."""
 
     before: Point
     after: Point
@@ -28,7 +28,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """`warnings`: what the gate would refuse to judge for."""
+    """`warnings`: reasons for which the gate would refuse to judge."""
 
     before: Subject
     after: Subject
@@ -40,7 +40,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare_files(before: Results, after: Results, match: Match) -> Comparison:
-    """Every matched point, the most slowed one first."""
+    """Every matched point, the largest slowdown first."""
     rows: list[Row] = []
     notes = match.notes + comparable.environment_notes(before.env, after.env)
     for clock in TIMED:

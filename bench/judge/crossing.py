@@ -1,4 +1,4 @@
-"""What SGLang's bench_serving says of each mode, beside what an engine of the same run took. Pure."""
+"""Compares bench_serving's figures of each mode with those of an engine in the same run. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELD: dict[str, dict[str, CrossName]] = {"decode": {"step": "tpot_us"}, "stream"
 
 @dataclass(frozen=True)
 class Crossed:
-    """A figure of a mode under a load: ours, and bench_serving's. status, reason: of the latter."""
+    """A figure of a mode under a load: ours, and bench_serving's. status and reason are those of bench_serving's."""
 
     load: Load
     mode: str
@@ -36,12 +36,12 @@ class Crossed:
 
     @property
     def ratio(self) -> float | None:
-        """Theirs over ours."""
+        """bench_serving's figure over ours."""
         return self.theirs / self.ours if self.ours and self.theirs else None
 
 
 def crossed(results: ServeResults, wanted: Callable[[Load, str], bool] = lambda load, mode: True) -> list[Crossed]:
-    """Every figure that bench_serving was to state, by load, then by figure, then by mode."""
+    """Every figure that bench_serving should report, by load, then by figure, then by mode."""
     ours: dict[tuple[Load, str, str], ServedFigure] = {
         (item.case.load, item.mode, item.name): item for item in figures(results, wanted)
     }

@@ -1,4 +1,4 @@
-"""Samples -> estimates. Pure: a round's value is the median of its blocks; rounds are the replicates."""
+"""Samples to estimates. Pure. A round's value is the median of its blocks, and rounds are the replicates."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Estimate:
 
 
 def round_values(rounds: Sequence[Round], *, host: bool = False) -> list[float]:
-    """The median block of each round, us."""
+    """The median of each round's blocks, in us."""
     blocks = [item.host_blocks_us if host else item.blocks_us for item in rounds]
     return [median(values) for values in blocks if values]
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Geometric mean of the rounds with Student's interval on the log scale; None without rounds."""
+    """Geometric mean of the rounds, with Student's interval on the log scale. None without rounds."""
     if not values:
         return None
     logs = [log(value) for value in values]
@@ -43,12 +43,12 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def point_estimate(point: Point, *, host: bool = False) -> Estimate | None:
-    """Time of one call, us (host: time to enqueue it); None if the point was not sampled."""
+    """Time of one call in us (host: time to enqueue it). None if the point was not sampled."""
     return estimate(round_values(point.rounds, host=host))
 
 
 def anchor_value(results: Results, name: str, gpu: int | None = None) -> float | None:
-    """Median over processes of an anchor, on one GPU of the run or on all; None if it was not measured."""
+    """Median of an anchor over processes, on one GPU of the run or on all. None if it was not measured."""
     anchors = [item for item in results.anchors if item.name == name and (gpu is None or item.gpu in (gpu, None))]
     values = [value for anchor in anchors for value in anchor.values]
     return median(values) if values else None
@@ -56,14 +56,14 @@ def anchor_value(results: Results, name: str, gpu: int | None = None) -> float |
 
 @dataclass(frozen=True)
 class Floor:
-    """The larger of the launch floor and the least bytes over the measured copy bandwidth, us."""
+    """The larger of two bounds, in us: the launch floor, and the least bytes over the measured copy bandwidth."""
 
     value_us: float
     kind: str  # "launch" or "bytes"
 
 
 def floor(point: Point, copy_bytes_per_us: float | None) -> Floor | None:
-    """The time no implementation can beat at this point; None without a measured launch floor."""
+    """The time that no implementation can beat at this point. None without a measured launch floor."""
     if not point.floor_us:
         return None
     launch = median(point.floor_us)
@@ -73,12 +73,12 @@ def floor(point: Point, copy_bytes_per_us: float | None) -> Floor | None:
 
 
 def process_spread(point: Point) -> float | None:
-    """Standard deviation of log time between processes; None below two of them."""
+    """Standard deviation of log time between processes. None for fewer than two."""
     processes = sorted({item.process for item in point.rounds})
     of_process = [round_values([item for item in point.rounds if item.process == process]) for process in processes]
     return log_sd([geometric_mean(values) for values in of_process])
 
 
 def log_sd(values: Sequence[float]) -> float | None:
-    """Standard deviation of log values: a relative spread; None below two values."""
+    """Standard deviation of log values, that is, a relative spread. None for fewer than two values."""
     return stdev([log(value) for value in values]) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""What a results file says of each point: its time, its interval, its bound, and how it stands to ours. Pure."""
+"""The figures of each point in a results file: time, interval, bound, and its ratio to ours. Pure."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Wanted = Callable[[Point], bool]
 
 @dataclass(frozen=True)
 class Figure:
-    """One point. Times are us, geometric means of the rounds' medians, with Student's interval of 95 %.
+    """One point. Times are in us: geometric means of the rounds' medians, with Student's interval of 95 %.
 
-    to_ours   its time over ours on the same case and clock; None without both
+    to_ours   its time over ours on the same case and clock; None if one of the two is missing
     to_floor  its time over its bound; below 1 the bound does not hold for this way of running, see `below_bound`
     """
 
@@ -48,7 +48,7 @@ class Figure:
         return self.time_us / self.floor.value_us if self.time_us is not None and self.floor else None
 
     def as_fields(self) -> dict[str, Any]:
-        """For a reader of JSON or CSV; None where there is nothing."""
+        """The fields for JSON or CSV; None where there is no value."""
         return {
             "case": self.case.key,
             "contender": self.contender,
@@ -66,7 +66,7 @@ class Figure:
 
 
 def with_lora(op: Op, to_base: float) -> float:
-    """The time with LoRA, in times of the product without. Of all ops only a layer's own time has the product in it."""
+    """The time with LoRA over that of the base product. A layer's own time includes the product; other ops' do not."""
     return to_base if op == "layer" else 1 + to_base
 
 
@@ -85,7 +85,7 @@ class Standing:
 
     @property
     def best_peer(self) -> Figure | None:
-        """The fastest that is not this repository's; the product without LoRA competes with nobody."""
+        """The fastest competitor that is not of this repository. The base product without LoRA is no competitor."""
         timed = [
             item
             for name, item in self.by_name.items()
@@ -98,7 +98,7 @@ class Standing:
 
     @property
     def ratio(self) -> float | None:
-        """The best peer's time over ours: above 1 ours is faster."""
+        """The best peer's time over ours. Above 1 ours is faster."""
         return self.best_peer.to_ours if self.best_peer else None
 
     @property
@@ -124,7 +124,10 @@ SORTS: dict[str, Callable[[Standing], float]] = {
 
 
 def figures(results: Results, wanted: Wanted = lambda point: True, subject: str = OURS) -> list[Figure]:
-    """Of the wanted points, in the order of the file; ratios to the subject are kept where it is not wanted itself."""
+    """Figures of the wanted points, in the file's order.
+
+    Ratios to the subject are kept even if the subject is not wanted.
+    """
     bandwidth = {gpu: anchor_value(results, "copy_bandwidth", gpu) for gpu in {item.gpu for item in results.points}}
     ours = {(p.case, p.clock): found.value for p in results.points if p.contender == subject and (found := timed(p))}
     made = []
@@ -138,12 +141,12 @@ def figures(results: Results, wanted: Wanted = lambda point: True, subject: str 
 
 
 def timed(point: Point) -> Estimate | None:
-    """The estimate of a point that is ok; None for others."""
+    """The estimate of a point with the status ok; None for others."""
     return point_estimate(point) if point.status == "ok" else None
 
 
 def standings(of: Iterable[Figure], *, sort: str | None = None, top: int | None = None) -> list[Standing]:
-    """A standing for each case and clock, in the cases' order or the worst first."""
+    """A standing for each case and clock, in the cases' order or with the worst first."""
     rows: dict[tuple[str, Case], dict[str, Figure]] = {}
     for item in sorted(of, key=lambda item: (item.point.clock, item.case, item.point.index)):
         rows.setdefault((item.point.clock, item.case), {})[item.contender] = item
@@ -156,7 +159,7 @@ def standings(of: Iterable[Figure], *, sort: str | None = None, top: int | None 
 
 
 class Pivot(NamedTuple):
-    """Times over ours by two axes: of each pair of values the geometric mean, and the least and the largest.
+    """Times over ours by two axes: for each pair of values the geometric mean, the smallest and the largest.
 
     several: some pair has more than one case
     """
@@ -175,8 +178,8 @@ CONTENDER = "contender"  # an axis of a pivot that is none of a case: each compe
 def pivoted(of: Iterable[Standing], axes: tuple[str, str]) -> Pivot:
     """The standings that have a ratio, by the first axis down and the second across.
 
-    An axis is a field of the cases, several with + between them, or `contender`. With that each competitor's time over
-    ours is told, in the order of the file; without it the best peer's.
+    An axis is a field of the cases, several fields joined by +, or `contender`. With `contender`, each competitor's
+    time over ours is given, in the order of the file. Without it, the best peer's.
     """
     found: dict[tuple[Values, Values], list[float]] = {}
     for item in of:

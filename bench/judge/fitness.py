@@ -1,4 +1,4 @@
-"""Which files of timed points are fit to be a baseline. Pure."""
+"""Which files of timed points may become a baseline. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.model.records import Point, Results
 
 
 def baseline_faults(results: Results, gate: Gate) -> list[str]:
-    """Why a file of timed points makes no baseline: failed points, too few rounds, unstable points, throttling."""
+    """Why a file of timed points cannot be a baseline: failed points, too few rounds, unstable points, throttling."""
     failed = [(_name(point), reason) for point in results.points if (reason := _failure(point))]
     faults = [f"{names} {reason}" for names, reason in folded(failed)]
     timed = [point for point in results.points if point.status == "ok" and point.clock in TIMED]
@@ -40,7 +40,7 @@ def is_unstable(point: Point, gate: Gate) -> bool:
 
 
 def instability(point: Point, gate: Gate) -> str:
-    """How much they differ, in words."""
+    """How much the processes differ, in words."""
     limit = f"at most {gate.unstable_pct:g} % allowed"
     return f"{_name(point)} is unstable: {_spread_pct(point):.1f} % between its processes, {limit}"
 
@@ -54,7 +54,7 @@ def _name(point: Point) -> str:
 
 
 def work_faults(results: Results) -> list[str]:
-    """Counted points without compiled figures, which a baseline needs."""
+    """Faults: counted points without compiled figures, which a baseline needs."""
     return [
         f"{point.contender}, {point.case.label} has no compiled figures: {point.work.compiled_reason}"
         for point in results.points

@@ -1,4 +1,4 @@
-"""Repeats of one message as one line with a count. Pure."""
+"""Folds repeats of one message into one line with a count. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def folded(messages: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(name, message) pairs -> each message once, in the order of its first: `name`, or `name and 3 more`."""
+    """(name, message) pairs to each message once, in order of first use, with `name` or `name and 3 more`."""
     found: dict[str, list[str]] = {}
     for name, message in messages:
         found.setdefault(message, []).append(name)
@@ -19,5 +19,5 @@ def with_more(name: str, more: int) -> str:
 
 
 def times(status: str, more: int) -> str:
-    """`error x 4`: how often a verdict was given, the first one's point standing for all."""
+    """`error x 4`: how often a verdict was given. The first point stands for all."""
     return f"{status} x {more + 1}" if more else status

@@ -1,4 +1,7 @@
-"""Figures of other tools, compared and along commits. One file is one process: ratios have no interval. Pure."""
+"""Compares figures of other tools, and follows them along commits.
+
+Pure. A file is one process, so ratios have no interval.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from bench.model.history import Commit
 
 @dataclass(frozen=True)
 class ForeignRow:
-    """A benchmark in one or both of two files; ratio is the second's over the first's."""
+    """A benchmark in one or both of two files. ratio is the second's time over the first's."""
 
     name: str
     machine: str
@@ -24,14 +27,14 @@ class ForeignRow:
 
     @property
     def ratio(self) -> float | None:
-        """None where either has no time."""
+        """None if a time is missing."""
         old, new = (point.value_us if point else None for point in (self.before, self.after))
         return new / old if old and new else None
 
 
 @dataclass(frozen=True)
 class ForeignSeries:
-    """One benchmark on one machine: (commit, us) in order, and the places at which its level changed with the ratio."""
+    """One benchmark on one machine: (commit, us) in order, and where its level changed, with the ratio."""
 
     name: str
     machine: str
@@ -40,7 +43,10 @@ class ForeignSeries:
 
 
 def compare(before: ForeignResults, after: ForeignResults) -> list[ForeignRow]:
-    """Every benchmark of both files, the most slowed first; one of another machine is another benchmark."""
+    """Every benchmark of both files, the largest slowdown first.
+
+    A benchmark of another machine is another benchmark.
+    """
     old, new = ({(point.name, point.machine): point for point in one.points} for one in (before, after))
     rows = [
         ForeignRow(name, machine, old.get(key), new.get(key))
@@ -51,7 +57,7 @@ def compare(before: ForeignResults, after: ForeignResults) -> list[ForeignRow]:
 
 
 def series(entries: Sequence[ForeignEntry], settings: Settings) -> list[ForeignSeries]:
-    """The series of entries in their order; several of one commit are its geometric mean."""
+    """The series of entries, in their order. Several entries of one commit become their geometric mean."""
     values: dict[tuple[str, str], dict[Commit, list[float]]] = {}
     for entry in entries:
         for point in entry.points:

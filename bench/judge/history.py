@@ -1,4 +1,4 @@
-"""A line of history as it is shown and drawn: its series, their changes, what is missing."""
+"""A line of history as it is shown and drawn: its series, their changes, and what is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class History:
     gone: Sequence[Gone] = ()
 
     def of_commit(self) -> dict[str, list[Change]]:
-        """The changes by the commit they are put down to, in the order of the line."""
+        """The changes by the commit that they are attributed to, in the order of the line."""
         found: dict[str, list[Change]] = {}
         for change in self.changes:
             found.setdefault(change.commit.sha, []).append(change)
@@ -37,7 +37,7 @@ class History:
         return dict(sorted(found.items(), key=lambda item: shas.index(item[0]) if item[0] in shas else len(shas)))
 
     def failures(self) -> dict[str, list[str]]:
-        """Short sha -> the reasons for which points of it have no figure."""
+        """Short sha to the reasons why points of the commit have no figure."""
         found: dict[str, list[str]] = {}
         for era in self.eras:
             for series in era.series:

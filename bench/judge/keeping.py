@@ -1,4 +1,4 @@
-"""Whether a run keeps the rules of what it is judged against: a candidate does not set its own."""
+"""Checks that a candidate is judged by the rules of what it is compared with, because it must not set its own. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALLOW = "--allow-changed-rules"
 
 
 def rules_of(baseline: Results) -> Rules:
-    """The rules that a baseline was made under."""
+    """The rules under which a baseline was made."""
     return baseline.rules or rules.UNRECORDED
 
 
@@ -30,7 +30,7 @@ def left_out(points: Iterable[Point | PlannedPoint], was_wanted: Wanted, is_want
 def changes(
     now: Rules, then: Rules, clocks: Sequence[str], not_judged: int, points: Iterable[Judged] = ()
 ) -> list[str]:
-    """In what the present rules let more pass, at these points. `not_judged`: points that only the old ones judge."""
+    """How the present rules are looser at these points. `not_judged`: points that only the old rules judge."""
     found = rules.looser(now, then, clocks)
     at_points = [
         (point.case.label, change) for point in points for change in rules.looser_at(now, then, point.case, point.clock)
@@ -44,7 +44,7 @@ def changes(
 
 
 def hold(report: Report, changed: list[str], *, allowed: bool) -> Report:
-    """Record changed rules in a report: unless they are allowed, nothing of it can be trusted."""
+    """Record changed rules in a report. Unless they are allowed, nothing in the report can be trusted."""
     report.changed_rules, report.rules_allowed = changed, allowed
     if changed and not allowed:
         report.refusals.insert(0, f"{said(report)}; if that is meant: {ALLOW}")
@@ -52,7 +52,7 @@ def hold(report: Report, changed: list[str], *, allowed: bool) -> Report:
 
 
 def said(report: Report) -> str:
-    """What a report says first; empty if its rules have not changed."""
+    """The first line of a report if its rules have changed; empty if not."""
     if not report.changed_rules:
         return ""
     allowed = f" (allowed by {ALLOW})" if report.rules_allowed else ""

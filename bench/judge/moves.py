@@ -1,7 +1,7 @@
-"""Why a level moved: code, measuring method, toolchain or hardware; and which changes went away again. Pure.
+"""Why a level moved (code, measuring method, toolchain or hardware), and which changes were undone later. Pure.
 
-Within an era only the code differs, so a change there is the code's. Between two eras a commit that both measured tells
-what its cause did alone; without one the code is among the causes.
+Within an era only the code differs, so a change there is the code's. Between two eras, a commit that both measured
+shows what the other causes did. Without such a commit, the code is among the causes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from bench.model.config import History as Settings
 
 @dataclass(frozen=True)
 class Move:
-    """A level of the new era over that of the one before. Either commit is the other's, or `causes` has the code."""
+    """A level of the new era over that of the one before.
+
+    Both are of the same commit, or `causes` includes the code.
+    """
 
     series: Series
     before: Observation
@@ -29,19 +32,19 @@ class Move:
 
     @property
     def ratio(self) -> float:
-        """New over old; infinite for a count that was 0."""
+        """New over old; infinite if a count was 0 before."""
         assert self.before.value and self.after.value
         return self.after.value.value / self.before.value.value if self.before.value.value else float("inf")
 
     @property
     def worse(self) -> bool:
-        """Whether the figure moved to the worse."""
+        """Whether the figure got worse."""
         return (self.ratio < 1) == (self.series.figure in MORE_IS_BETTER)
 
 
 @dataclass(frozen=True)
 class Gone:
-    """A change whose level later came back: `back` is the change that brought it."""
+    """A change whose level later came back. `back` is the change that undid it."""
 
     change: Change
     back: Change
@@ -88,7 +91,7 @@ def _moved(move: Move, settings: Settings) -> bool:
 
 
 def standing(changes: Sequence[Change], settings: Settings) -> tuple[list[Change], list[Gone]]:
-    """The changes of one series that still hold at its end, and those that went away with what took them."""
+    """The changes of one series that still hold at its end, and those that were undone, with the change that did it."""
     kept: list[Change] = []
     gone: list[Gone] = []
     for change in changes:

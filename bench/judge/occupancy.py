@@ -19,7 +19,7 @@ SHARED_STEP, SHARED_OF_SYSTEM = 128, 1024
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU holds at once; all but `sms` for one SM."""
+    """What a GPU can hold at once. All fields except `sms` are per SM."""
 
     name: str
     sms: int
@@ -45,7 +45,7 @@ def resident_programs(gpu: Gpu, binary: CompiledFigures) -> int:
 
 
 def resident_warps(launch: WorkLaunch, binary: CompiledFigures) -> int | None:
-    """Warps of the active programs of a launch that the GPU holds at once; None for a capability without a table."""
+    """Warps of a launch's active programs that the GPU holds at once. None for a capability without a table."""
     gpu = GPUS.get(binary.capability)
     if gpu is None:
         return None
@@ -53,7 +53,10 @@ def resident_warps(launch: WorkLaunch, binary: CompiledFigures) -> int | None:
 
 
 def least_resident_warps(work: Work) -> int | None:
-    """Of the launch that fills the GPU least; None without the launches, which records have since 1.2.0."""
+    """Resident warps of the launch that fills the GPU least.
+
+    None without the launches, which records have since 1.2.0.
+    """
     found = []
     for launch in work.launches:
         if launch.compiled is None or not 0 <= launch.compiled < len(work.compiled):

@@ -1,4 +1,4 @@
-"""A gate run that was repeated to see how often it errs: the figures of one run."""
+"""The figures of a gate run that is repeated to see how often the gate errs."""
 
 from __future__ import annotations
 

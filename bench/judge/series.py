@@ -1,6 +1,6 @@
-"""Entries -> series: what one point took from commit to commit, by one instrument on one machine. Pure.
+"""Entries to series: one point's time from commit to commit, taken by one instrument on one machine. Pure.
 
-A series never crosses a change of the instrument or of the environment: those start a new one.
+A series never crosses a change of the instrument or of the environment. Such a change begins a new series.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HARDWARE = ("gpu", "capability", "sm_count", "l2_bytes", "mem_bytes", "mig")
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a level may move: of which kind, and what changed."""
+    """Why a level may move: the kind of cause, and what changed."""
 
     kind: CauseKind
     what: str
@@ -34,7 +34,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What measured, where: another value is another series."""
+    """What measured, and where. Another value begins another series."""
 
     version: str
     env_key: str
@@ -54,7 +54,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Series:
-    """Observations in the order of the line. `anchored`: drift was taken out by the anchor commit."""
+    """Observations in the order of the line. `anchored`: drift was removed with the anchor commit."""
 
     case: Case
     contender: str
@@ -71,7 +71,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Era:
-    """All series of one instrument. `causes`: what differs from the one before; none for the first."""
+    """All series of one instrument. `causes`: its differences from the era before; empty for the first."""
 
     instrument: Conditions
     environment: Environment
@@ -82,7 +82,7 @@ class Era:
 
     @property
     def begins(self) -> str | None:
-        """What it changed from the one before, in words."""
+        """What changed from the era before, in words."""
         return ", ".join(f"{cause.kind}: {cause.what}" for cause in self.causes) or None
 
 
@@ -92,7 +92,10 @@ class _Group:
 
 
 def order_of(entries: Iterable[Entry], line: Sequence[Commit] | None) -> list[Commit]:
-    """The commits of the entries in the order of `line`, others left out; without a line by time and depth."""
+    """The commits of the entries, in the order of `line`. Commits that are not in `line` are left out.
+
+    Without a line, they are ordered by time and depth.
+    """
     known = {entry.commit.sha: entry.commit for entry in entries}
     if line is not None:
         return [known[commit.sha] for commit in line if commit.sha in known]
@@ -102,7 +105,7 @@ def order_of(entries: Iterable[Entry], line: Sequence[Commit] | None) -> list[Co
 def eras(
     entries: Sequence[Entry], commits: Sequence[Commit], wanted: Callable[[Point], bool], clocks: Sequence[ClockName]
 ) -> list[Era]:
-    """The series of each instrument, the instruments in the order in which they first measured."""
+    """The series of each instrument, in the order in which the instruments first measured."""
     groups: dict[Conditions, list[Entry]] = {}
     for entry in sorted(entries, key=lambda item: item.results.run.started_utc):
         if entry.results.env is not None and any(point.clock in clocks for point in entry.results.points):
@@ -208,11 +211,12 @@ def _observation(commit: Commit, found: Sequence[tuple[Entry, Point]], figure: s
 
 
 class Drift:
-    """What the anchor commit says of the machine while a session ran.
+    """The machine's drift during a session, from the anchor commit.
 
-    Between sessions each point moves with its own mean at the anchor. Within one, all points of a clock move with the
-    median over points of the anchor, interpolated between its processes: that is the machine's, and little noise. The
-    anchor's own points are moved by the others' median: else their spread would be taken out with the drift.
+    Between sessions, each point is corrected by its own mean at the anchor. Within a session, all points of a clock are
+    corrected by the anchor's median over points, interpolated between its processes: that is the machine's drift, with
+    little noise. The anchor's own points are corrected by the median of the other points; otherwise their spread would
+    be removed with the drift.
     """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
@@ -233,7 +237,7 @@ class Drift:
             self._reference[anchor, key] = mean(of_anchor)
 
     def corrected(self, entry: Entry, point: Point) -> list[float]:
-        """Log time of each round, us, as it would have been on the machine of all sessions together."""
+        """Log time of each round in us, as it would have been on one machine without drift."""
         between = 0.0
         if entry.session in self._anchors and (entry.session, point.key) in self._means:
             anchor = self._anchors[entry.session].commit.sha

@@ -1,9 +1,10 @@
 """Whether a file of `bench serve` is slower than another: a verdict for each load, mode and figure. Pure.
 
-Two files are two runs, and a machine is not the same twice. So a figure is taken relative to the anchor's: the mode
-without LoRA (else the reference mode), in the same repeat of the same run, for nothing of this repository is in it. An
-observation is the log of that ratio for one process; so few there are of a mode that its spread is taken from all
-modes of the load together. One-sided t tests, Holm over all of them; a change must be past the floor, too.
+Two files are two runs, and a machine is not the same twice. So a figure is taken relative to the anchor's in the same
+repeat of the same run. The anchor is the mode without LoRA, or else the reference mode, because nothing of this
+repository is in it. An observation is the log of that ratio for one process. A mode has so few of them that its spread
+is estimated from all modes of the load. The tests are one-sided t tests with Holm's correction over all of them; a
+change must also exceed the floor.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ Group = tuple[Load, str]  # a load and a figure
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What decides: family-wise error rate, the least change that counts, how far the anchor may have moved.
+    """What decides: family-wise error rate, the least change that counts, and how far the anchor may move.
 
-    target_pct   a figure whose interval is wider to a side is not judged: it could not see a change of that size
+    target_pct   a figure whose interval is wider than this on one side is not judged, because a change of that size
+    could not be seen
     """
 
     alpha: float
@@ -46,12 +48,15 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 def rules_of(gate: Gate) -> Rules:
-    """What bench.toml says of timed points, which holds for engines too."""
+    """The rules of bench.toml for timed points, which also apply to engines."""
     return Rules(gate.alpha, gate.graph.floor_pct, gate.target_pct, gate.anchor_limit_pct)
 
 
 class ServedVerdict(msgspec.Struct, frozen=True):
-    """What became of a figure. Ratios are after over before, each relative to the anchor, above 1: worse; 95 %."""
+    """The verdict on a figure.
+
+    Ratios are after over before, relative to the anchor; above 1 is worse. 95 % intervals.
+    """
 
     load: Load
     mode: str
@@ -67,12 +72,12 @@ class ServedVerdict(msgspec.Struct, frozen=True):
     processes: int = 0
 
     def as_fields(self) -> dict[str, Any]:
-        """For a reader of JSON or CSV; None where there is nothing."""
+        """The fields for JSON or CSV; None where there is no value."""
         return msgspec.structs.asdict(self) | {"load": self.load.label}
 
 
 class ServedReport(msgspec.Struct):
-    """All verdicts. `refusals`: reasons for which none of them can be trusted."""
+    """All verdicts. `refusals`: reasons why none of them can be trusted."""
 
     rules: Rules
     anchor: str
@@ -81,7 +86,7 @@ class ServedReport(msgspec.Struct):
 
     @property
     def exit_code(self) -> Exit:
-        """1 if something is slower, else 3 if anything could not be judged, else 0."""
+        """1 if something is slower, else 3 if something could not be judged, else 0."""
         found = {item.status for item in self.verdicts}
         if self.refusals:
             return Exit.CANNOT_JUDGE
@@ -115,7 +120,7 @@ def judge(
     refusals: Sequence[str] = (),
     wanted: Callable[[Load, str], bool] = lambda load, mode: True,
 ) -> ServedReport:
-    """Every gated figure of the first that is wanted, in its order."""
+    """A verdict for every wanted figure of the first file, in its order."""
     old, new = _by_key(before), _by_key(after)
     modes = {*_with_value(old)} & {*_with_value(new)}
     anchor = next((mode for mode in (NONE, reference) if mode in modes), "")
@@ -195,7 +200,7 @@ def _row(
 
 
 def relative(figure: ServedFigure, anchor: ServedFigure) -> list[float]:
-    """Log of each process's figure over the anchor's of that repeat; above 0: worse."""
+    """Log of each process's figure over the anchor's in the same repeat; above 0 is worse."""
     if figure.value is None or anchor.value is None:
         return []
     both = sorted(figure.by_repeat.keys() & anchor.by_repeat.keys())

@@ -19,7 +19,7 @@ Key = tuple[Setup, Load, str, str]  # of a series: with the mode and the figure
 
 @dataclass(frozen=True)
 class Seen:
-    """A figure at a commit. change: its verdict against the entry before, `slow` or `fast`, and the ratio of both."""
+    """A figure at a commit. change: its verdict against the entry before (`slow` or `fast`) and the ratio of both."""
 
     commit: Commit
     figure: ServedFigure
@@ -29,14 +29,14 @@ class Seen:
 
 @dataclass
 class EngineHistory:
-    """Every series, and why entries that follow one another are not compared."""
+    """Every series, and the reasons why neighbouring entries are not compared."""
 
     series: dict[Key, list[Seen]] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
 
 
 def entry_of(results: ServeResults, commit: Commit) -> EngineEntry:
-    """What the store keeps of a file, which has to say on which machine it was made."""
+    """The store's entry for a file. The file must say on which machine it was made."""
     assert results.env is not None
     kept = [
         EngineFigure(
@@ -56,7 +56,7 @@ def entry_of(results: ServeResults, commit: Commit) -> EngineEntry:
 
 
 def figures_of(entry: EngineEntry) -> list[ServedFigure]:
-    """The figures of an entry, as of a file."""
+    """The figures of an entry, in the form of a file's."""
     return [
         ServedFigure(
             ServeCase(entry.setup, item.load),
@@ -72,7 +72,7 @@ def figures_of(entry: EngineEntry) -> list[ServedFigure]:
 
 
 def history(entries: Sequence[EngineEntry], rules: Rules, wanted: Callable[[Load, str], bool]) -> EngineHistory:
-    """The series of entries in their order; an entry is judged against the one before it of the same setup."""
+    """The series of entries in their order. An entry is compared with the one before it of the same setup."""
     found = EngineHistory()
     last: dict[Setup, EngineEntry] = {}
     for entry in entries:

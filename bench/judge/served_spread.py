@@ -1,4 +1,4 @@
-"""By how much processes of one load and figure differ, and the interval of a change between two files. Pure."""
+"""How much processes of one load and figure differ, and the interval of a change between two files. Pure."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from bench.judge.statistics import CONFIDENCE, EQUAL
 
 @dataclass
 class Spread:
-    """What processes of one load and figure differ by: pooled sd of a log, and its degrees of freedom."""
+    """How much processes of one load and figure differ: pooled sd of a log, and its degrees of freedom."""
 
     squares: float = 0.0
     free: int = 0
 
     def add(self, values: Sequence[float]) -> None:
-        """Another group of processes, which differ by chance alone."""
+        """Add another group of processes, which differ only by chance."""
         middle = mean(values)
         self.squares += sum((value - middle) ** 2 for value in values)
         self.free += len(values) - 1
 
     def error(self, before: int, after: int) -> float | None:
-        """The standard error of a difference of two means; None if nothing says."""
+        """The standard error of a difference of two means; None if it is unknown."""
         return sqrt(self.squares / self.free * (1 / before + 1 / after)) if self.free else None
 
 
 def interval(change: float, error: float | None, free: int) -> tuple[float, float]:
-    """The 95 % interval of a log change; infinite if nothing says how much processes differ."""
+    """The 95 % interval of a log change; infinite if the spread of processes is unknown."""
     if error is None:
         return -inf, inf
     if error < EQUAL:

@@ -1,7 +1,8 @@
-"""What a file of `bench serve` says: each figure of each mode, spreads, ratios, and whether modes answer alike. Pure.
+"""The figures in a file of `bench serve`: each figure of each mode, spreads, ratios, and whether modes agree. Pure.
 
-A figure of a process is a median, a quantile or a rate of its samples; of a mode, the geometric mean of its processes.
-A ratio is taken within a repeat, in which all modes ran one after another; of several repeats, the geometric mean.
+A figure of a process is a median, a quantile or a rate of its samples. A figure of a mode is the geometric mean of its
+processes. A ratio is taken within a repeat, in which all modes ran one after another; of several repeats, it is the
+geometric mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LEAST_FOR_P99 = 100  # samples; of fewer, the 99th percentile is the largest and
 
 @dataclass(frozen=True)
 class Kind:
-    """One figure: its unit, and how a load's samples give it; None: they do not."""
+    """One kind of figure: its unit, and how it is computed from a load's samples (None: they do not have it)."""
 
     unit: Unit
     of: Callable[[ServedLoad], float | None]
@@ -103,17 +104,17 @@ class ServedFigure:
 
     @property
     def value(self) -> float | None:
-        """None unless its status is ok."""
+        """None unless the status is ok."""
         return geometric_mean(self.by_repeat.values()) if self.by_repeat and self.status == "ok" else None
 
     @property
     def spread(self) -> float | None:
-        """Largest over smallest process, less 1; None for one process."""
+        """Largest over smallest process, minus 1; None for one process."""
         values = [*self.by_repeat.values()]
         return max(values) / min(values) - 1 if len(values) > 1 and self.status == "ok" else None
 
     def as_fields(self, reference: str) -> dict[str, Any]:
-        """For a reader of JSON or CSV; None where there is nothing."""
+        """The fields for JSON or CSV; None where there is no value."""
         return {
             "case": self.case.key,
             "contender": self.mode,
@@ -131,7 +132,7 @@ class ServedFigure:
 
 
 def figures(results: ServeResults, wanted: Callable[[Load, str], bool] = lambda load, mode: True) -> list[ServedFigure]:
-    """Every figure that some mode has, by load in the order asked, then by figure, then by mode."""
+    """Every figure that some mode has, by load in the order of the plan, then by figure, then by mode."""
     checks, modes = wrong(answer_checks(results)), engines(results.run.modes)
     found = []
     for load in loads_of(results):
@@ -162,7 +163,7 @@ def figures(results: ServeResults, wanted: Callable[[Load, str], bool] = lambda 
 
 
 def loads_of(results: ServeResults) -> list[Load]:
-    """Every load that some process was asked, but the answers."""
+    """Every load that some process ran, except the one for answers."""
     asked = [item.load for process in results.processes for item in process.loads]
     return [load for load in dict.fromkeys(asked) if load.kind != "answers"]
 
@@ -240,7 +241,7 @@ class ServedChange:
 
 @dataclass(frozen=True)
 class ServedComparison:
-    """Two files side by side. warnings: why their figures are not comparable."""
+    """Two files side by side. warnings: reasons why their figures are not comparable."""
 
     changes: list[ServedChange]
     warnings: list[str]
@@ -251,7 +252,7 @@ class ServedComparison:
 def compare(
     before: ServeResults, after: ServeResults, wanted: Callable[[Load, str], bool] = lambda load, mode: True
 ) -> ServedComparison:
-    """Every figure that both have of a case and mode, in the first one's order."""
+    """Every figure that both files have for a case and mode, in the first file's order."""
     warnings = environment_refusals(before.env, after.env)
     if before.serving != after.serving:
         warnings.append("[serving] of bench.toml differs: samples are not taken alike")
@@ -284,7 +285,7 @@ def _change(before: ServedFigure, after: ServedFigure, spread: Spread) -> Served
 
 @dataclass(frozen=True)
 class Failure:
-    """A load or a process without a figure, and why."""
+    """A load or a process without a figure, and the reason."""
 
     mode: str
     repeat: int
@@ -294,7 +295,7 @@ class Failure:
 
 
 def failures(results: ServeResults) -> list[Failure]:
-    """All of them, in the file's order."""
+    """All failures, in the file's order."""
     found = []
     for process in results.processes:
         if process.status != "ok":

@@ -1,4 +1,4 @@
-"""Where the time of each process of a file of `bench serve` went. Pure."""
+"""How long each part of each process in a file of `bench serve` took. Pure."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def flagged(observations: Array, limit_pct: float) -> Bools:
 
 @dataclass(frozen=True)
 class Tested:
-    """One row of a family: its mean log ratio, its p value, that after Holm, and whether that rejects."""
+    """One row of a family: its mean log ratio, its p value, the p value after Holm, and whether that rejects."""
 
     mean: float
     p: float
@@ -46,9 +46,9 @@ class Tested:
 
 
 def within_floor(observations: Array, floor_pct: float, confidence: float) -> Bools:
-    """(points,) whether both one-sided bounds of the mean lie within the floor: more rounds will make no change of it.
+    """(points,) whether both one-sided bounds of the mean lie within the floor.
 
-    Bounds of confidence 1 are infinite: nothing lies within them.
+    If so, more rounds will not make a change of it. Bounds of confidence 1 are infinite: nothing lies within them.
     """
     count = observations.shape[1]
     if confidence >= 1 or count < 2:
@@ -60,16 +60,16 @@ def within_floor(observations: Array, floor_pct: float, confidence: float) -> Bo
 
 
 def is_look(count: int, wave: int, total: int) -> bool:
-    """Whether points may be cleared after so many of all observations: after each wave but the last, from three on."""
+    """Whether points may be cleared at this point: after each wave except the last, from three observations on."""
     return LEAST_TO_CLEAR <= count < total and count % wave == 0
 
 
 def confirm(observations: Array, *, alpha: float, slower: bool = True, cleared: int = 0) -> list[Tested]:
-    """One-sided one-sample t test of each row against 0, Holm over all rows given and `cleared` more, whose p is 1.
+    """One-sided one-sample t test of each row against 0, with Holm over all rows and `cleared` more, whose p is 1.
 
-    The rows must be fresh observations of points that other observations chose: then the family-wise error is at
-    most alpha, whatever chose them. Points that an early look cleared stay in the family: looking can then only
-    take rejections away, never add one.
+    The rows must be fresh observations of points that other observations chose. Then the family-wise error is at most
+    alpha, whatever chose them. Points that an early look cleared stay in the family, so looking can only remove
+    rejections, never add one.
     """
     if not len(observations):
         return []
@@ -85,7 +85,7 @@ def confirm(observations: Array, *, alpha: float, slower: bool = True, cleared: 
 
 
 def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
-    """What the two tests of a confirmed point say: a change must be significant and past the floor."""
+    """The result of a confirmed point's two tests: a change must be significant and exceed the floor."""
     limit = log_limit(floor_pct)
     if slow.rejected and slow.mean > limit:
         return "slow"
@@ -95,7 +95,7 @@ def outcome(slow: Tested, fast: Tested, floor_pct: float) -> Outcome:
 
 
 def compare_unpaired(before: list[Array], after: list[Array], *, alpha: float, slower: bool = True) -> list[Tested]:
-    """One-sided Welch test of each pair of samples of log values, Holm over all pairs; sizes may differ by pair."""
+    """One-sided Welch test of each pair of samples of log values, with Holm over all pairs. Sizes may differ."""
     if not before:
         return []
     from scipy import stats
@@ -123,14 +123,17 @@ def _certain(means: Array, slower: bool) -> Array:
 
 
 def with_holm(means: Array, p: Array, alpha: float, cleared: int = 0) -> list[Tested]:
-    """Means and p values of a family, with Holm's over it and `cleared` more whose p is 1."""
+    """Means and p values of a family, with Holm's correction over it and `cleared` more, whose p is 1."""
     adjusted = holm(np.append(p, np.ones(cleared)))[: len(p)]
     columns = zip(means, p, adjusted, strict=True)
     return [Tested(float(mean), float(raw), float(both), bool(both <= alpha)) for mean, raw, both in columns]
 
 
 def holm(p: Array) -> Array:
-    """p values after Holm (1979): rejecting those up to alpha errs in the whole family with at most alpha."""
+    """p values after Holm (1979).
+
+    Rejecting those up to alpha errs in the whole family with probability at most alpha.
+    """
     order = np.argsort(p)
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -176,9 +179,9 @@ class Design:
 
 
 def detectable(sd: Array, design: Design) -> Array:
-    """The smallest log slowdown found with the design's power, for points of this sd of an observation; inf for NaN.
+    """The smallest log slowdown found with the design's power, for points of this sd of an observation. inf for NaN.
 
-    Three hurdles must be cleared, each granted a third of the misses: the screen's limit and the floor, which the
+    Three hurdles must be passed, and each is granted a third of the misses: the screen's limit and the floor, which the
     mean must exceed, and the t test, for which one true slowdown is assumed. The sd is taken as exact.
     """
     from scipy import special, stats

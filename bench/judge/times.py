@@ -1,4 +1,4 @@
-"""Records of a timed comparison -> verdicts. Pure: the same records always give the same report."""
+"""Records of a timed comparison to verdicts. Pure: the same records always give the same report."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Wanted = Callable[[Point | PlannedPoint], bool]
 
 
 def any_case(case: Case) -> bool:
-    """No case is left out."""
+    """Selects every case."""
     return True
 
 
 def wanted(clocks: Sequence[str], patterns: Sequence[str], in_cases: Callable[[Case], bool] = any_case) -> Wanted:
-    """Whether a point has one of these clocks, a contender of these patterns, and a case that is asked for."""
+    """A predicate for points with one of these clocks, a contender that matches these patterns, and a selected case."""
 
     def chosen(point: Point | PlannedPoint) -> bool:
         return (
@@ -46,7 +46,7 @@ def wanted(clocks: Sequence[str], patterns: Sequence[str], in_cases: Callable[[C
 
 
 def judge_pairs(run: PairRun) -> Report:
-    """The report of an interleaved run. Both stages' rounds are in its points; the decision uses the confirm stage."""
+    """The report of an interleaved run. Its points have the rounds of both stages; the confirm stage decides."""
     report = Report(
         use=run.use,
         before=run.a,
@@ -67,7 +67,7 @@ def judge_pairs(run: PairRun) -> Report:
 
 
 def flagged_pairs(points: Sequence[PairPoint], gate: Gate) -> list[PairPoint]:
-    """The points whose screening rounds ask for a confirmation."""
+    """The points whose screening rounds call for a confirmation."""
     return [point for point in points if point.status == "ok" and screen_flag(point, gate)]
 
 
@@ -80,7 +80,7 @@ def screen_flag(point: PairPoint, gate: Gate) -> bool:
 
 
 def is_cleared(point: PairPoint, gate: Gate) -> bool:
-    """Whether the confirming rounds end a wave and show that the rest of them will not make a change of the point."""
+    """Whether the confirming rounds end a wave and show that the remaining ones cannot make a change of the point."""
     values = observations(point.of_stage("confirm"))
     if not statistics.is_look(len(values), gate.wave, gate.confirm_processes):
         return False
@@ -192,7 +192,7 @@ def subject(code: Code, what: str) -> Subject:
 
 
 def refusals(before: Results, after: Results, gate: Gate, match: Match) -> list[str]:
-    """Every reason for which nothing of the two files can be judged against each other."""
+    """Every reason why nothing in the two files can be compared."""
     found = comparable.environment_refusals(before.env, after.env)
     found += comparable.instrument_refusals(before, after) + match.repeated
     if not match.both:
@@ -215,9 +215,10 @@ def _anchors_moved(before: Results, after: Results, gate: Gate, pairs: Sequence[
 
 
 def judge_baseline(before: Results, after: Results, gate: Gate, match: Match, fresh: Results | None = None) -> Report:
-    """The report of a result against a stored baseline, from the files alone: a slowdown is `unconfirmed`.
+    """The report of a result against a stored baseline, from the files only.
 
-    `fresh` holds new rounds of the flagged points; without it the test uses the rounds that the screen saw.
+    A slowdown is then `unconfirmed`. `fresh` holds new rounds of the flagged points. Without it, the test uses the
+    rounds that the screen saw.
     """
     report = Report(
         use="baseline",
@@ -308,7 +309,7 @@ def _baseline_of_clock(
     ]
 
     def correction(old: Point, new: Point) -> float:
-        """The log shift of the rounds that decide."""
+        """The log shift to subtract from the rounds that decide."""
         latest = renewed.get(new.key)
         again = comparable.point_shift(before, fresh, old, latest) if fresh and latest else None
         shift = again or comparable.point_shift(before, after, old, new)
@@ -362,7 +363,7 @@ def _baseline_verdict(
 
 
 def log_values(point: Point) -> statistics.Array:
-    """Independent log round values: one a process if there are three or more, else one a round."""
+    """Independent log round values: one for each process if there are three or more, otherwise one for each round."""
     processes = sorted({item.process for item in point.rounds})
     if len(processes) < 3:
         return np.log(round_values(point.rounds))
@@ -375,13 +376,13 @@ def _plain(point: Point, status: VerdictStatus, reason: str) -> Verdict:
 
 
 def selection_options(results: Results) -> list[str]:
-    """Options that plan this file's points again."""
+    """Options that plan the points of this file again."""
     chosen = results.run.selection
     return ["-p", chosen.profile, *(part for axis in chosen.axes for part in ("-a", axis))]
 
 
 def merge_pairs(report: Report, pairs: Report) -> None:
-    """Put the verdicts of an interleaved run in the place of those of the stored baseline."""
+    """Replace verdicts against the stored baseline by those of an interleaved run."""
     confirmed = {(item.case, item.contender, item.clock): item for item in pairs.verdicts}
     report.verdicts = [confirmed.get((item.case, item.contender, item.clock), item) for item in report.verdicts]
     report.refusals += pairs.refusals

@@ -1,7 +1,7 @@
-"""The same commits under two toolchains, side by side. Pure.
+"""Compares the same commits under two toolchains. Pure.
 
-A toolchain turns a kernel's source into code and calls it. A series never crosses a change of it, so a step that came
-with a new Triton is not put down to a commit; what it did to the figures is seen here, commit by commit.
+A toolchain compiles a kernel's source and launches it. A series never crosses a change of toolchain, so a step that
+came with a new Triton is not attributed to a commit. Its effect on the figures is shown here, commit by commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOOLCHAIN = ("triton", "torch", "cuda", "python", "sglang")  # of an environment
 
 @dataclass(frozen=True)
 class Beside:
-    """One figure of one commit: by the older toolchain, and by the newer."""
+    """One figure of one commit, with the older toolchain and with the newer."""
 
     case: Case
     contender: str
@@ -33,13 +33,13 @@ class Beside:
 
     @property
     def ratio(self) -> float | None:
-        """The newer's over the older's; None where the older counted nothing."""
+        """The newer's figure over the older's; None if the older's count is 0."""
         return self.new.value / self.old.value if self.old.value else None
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Two eras that differ in nothing but their toolchain, and what both measured, in the order of the line."""
+    """Two eras that differ only in their toolchain, and what both measured, in the order of the line."""
 
     before: Era
     after: Era
@@ -47,7 +47,7 @@ class Crossing:
 
     @property
     def differs(self) -> str:
-        """What of the toolchain is another one, in words."""
+        """How the toolchains differ, in words."""
         old, new = self.before.environment.identity, self.after.environment.identity
         return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in _other(self.before, self.after))
 
@@ -57,7 +57,7 @@ class Crossing:
 
 
 def crossings(eras: Sequence[Era]) -> list[Crossing]:
-    """Each two toolchains that measured a commit in common, by the same code on the same machine and layouts.
+    """Each pair of toolchains that measured a common commit, by the same code on the same machine and layouts.
 
     Raises ResultsError if there are none.
     """
@@ -68,8 +68,8 @@ def crossings(eras: Sequence[Era]) -> list[Crossing]:
             found.append(Crossing(before, after, rows))
     if not found:
         raise ResultsError(
-            "--toolchains: no commit was measured under two, by the same code on the same machine; expected "
-            "`history run` of the same commits in an environment with another Triton"
+            "--toolchains: no commit was measured with two toolchains by the same code on the same machine; expected "
+            "a `history run` of the same commits in an environment with another Triton"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Where the GPU time of each traced load of a file of `bench serve` went, with a floor beside each site. Pure."""
+"""Where the GPU time of each traced load in a file of `bench serve` went, with a floor for each site. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.model.serving import Load
 
 @dataclass(frozen=True)
 class Where:
-    """A traced load of a mode: kernel time of a forward pass by site, us; without passes, of the whole trace.
+    """A traced load of a mode: kernel time of a forward pass by site, in us. Without passes, of the whole trace.
 
     by_site    of passes of the load's own phase, where the trace tells phases apart
     floors     bytes over the bandwidth of a copy, and an empty node a launch, where the record has these
@@ -31,7 +31,7 @@ class Where:
 
     @property
     def passes(self) -> float | None:
-        """Of the load's own phase, where that is told."""
+        """Passes of the load's own phase, if the trace tells phases apart."""
         return _own_passes(self.trace) or self.trace.passes
 
     @property
@@ -44,7 +44,10 @@ class Where:
 
     @property
     def between_us(self) -> float | None:
-        """Time of a pass in which no kernel ran; below 0 where kernels ran side by side; None: passes of two phases."""
+        """Time of a pass in which no kernel ran. None if the passes are of two phases.
+
+        It is below 0 if kernels ran in parallel.
+        """
         if len(self.trace.phases) > 1:
             return None
         return self.trace.span_us / (self.trace.passes or 1) - self.total_us - self.left_out

@@ -1,4 +1,4 @@
-"""The work gate: exact counts and compiled figures against a baseline, no GPU and no noise. Pure."""
+"""The work gate: compares exact counts and compiled figures with a baseline. Needs no GPU and has no noise. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTS_ONLY = "compiled figures not compared (--counts-only): registers, spills,
 
 
 def judge_work(before: Results, after: Results, gate: Gate, match: Match, *, counts_only: bool, renew: str) -> Report:
-    """Compare every figure of every point. `renew` is the command that makes the baseline anew."""
+    """Compare every figure of every point. `renew` is the command that renews the baseline."""
     report = Report(
         use="work",
         before=subject(before.code, "baseline"),
@@ -95,7 +95,7 @@ def _not_compared(match: Match, counts_only: bool) -> list[str]:
 
 
 def figures(work: Work, counts_only: bool) -> dict[str, int]:
-    """All figures of a point, those of several kernels as one: the worst, except instructions, which add up.
+    """All figures of a point. Of several kernels the worst counts, except instructions, which are added up.
 
     resident_warps, of the launch that fills the GPU least, is absent where a record lists no launches.
     """

@@ -1,1 +1,1 @@
-"""What is known before anything runs: cases, configuration, records and their one reader, the instrument's version."""
+"""What is known before anything runs: cases, configuration, records and their reader, the instrument's version."""

@@ -1,4 +1,4 @@
-"""Accepted slowdowns of timed points: who accepted which, why and until when. A TOML file beside bench.toml."""
+"""Accepted slowdowns of timed points: who accepted which one, why and until when. A TOML file beside bench.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Words = Annotated[str, msgspec.Meta(pattern=r"\S", description="some words")]
 
 
 class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One entry: the points that `case` (as `--case`), `contender` (a name or glob pattern) and `clock` name."""
+    """One entry.
+
+    It applies to the points that `case` (as `--case`), `contender` (name or glob pattern) and `clock` select.
+    """
 
     case: str
     contender: Words
@@ -36,7 +39,7 @@ class AcceptedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(path: Path | None) -> tuple[Accepted, ...]:
-    """The entries of a file; of the default one, if there is none, no entries. Raises ConfigError."""
+    """The entries of a file. If the default file does not exist, there are none. Raises ConfigError."""
     if path is None and not DEFAULT_PATH.exists():
         return ()
     path = path or DEFAULT_PATH

@@ -44,11 +44,11 @@ MIXED_PREFILL_SHARE = 8
 class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """The op, the batch and the tables of one point.
 
-    `op` is what is run; `hidden` the width of an embedding, 0 for the ops that have none; `site` the linear layers of
-    `model` whose LoRA is run, none for the ops of embedding and lm_head. `batch_size` requests; in prefill they share
-    batch_size * seq_len tokens, lengths proportional to (i+1)^-skew. `adapters` slots hold an adapter; `mix` says how
-    requests choose among them, and `base_fraction` of the requests use none. Storage and chunk size are properties of
-    a contender.
+    `op` is what is run. `hidden` is the width of an embedding, 0 for ops that have none. `site` names the linear layers
+    of `model` whose LoRA is run; it is none for the ops of embedding and lm_head. There are `batch_size` requests. In
+    prefill they share batch_size * seq_len tokens, with lengths proportional to (i+1)^-skew. `adapters` slots hold an
+    adapter; `mix` says how requests choose among them, and `base_fraction` of the requests use none. Storage and chunk
+    size are properties of a contender.
     """
 
     phase: Phase
@@ -70,12 +70,15 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
     @property
     def of_head(self) -> bool:
-        """Whether the op is lm_head's: one row a request in every phase, for SGLang prunes a prefill's to the last."""
+        """Whether the op is lm_head's.
+
+        It has one row for each request in every phase, because SGLang prunes a prefill's rows to the last.
+        """
         return self.op == "head" or (self.op == "expand" and self.site == "none")
 
     @property
     def num_prefills(self) -> int:
-        """Requests that bring more than one token."""
+        """Requests with more than one token."""
         if self.phase == "decode":
             return 0
         if self.phase == "prefill":
@@ -89,7 +92,7 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
     @property
     def tables(self) -> TablesKey:
-        """Equal for cases whose tables are the same."""
+        """A value that is equal for cases with the same tables."""
         op: Op = "head" if self.of_head else "linear" if self.site != "none" else self.op
         slots = self.adapters + (self.base_fraction > 0)
         return op, slots, self.rank, self.vocab, self.hidden, self.dtype, self.site, self.model
@@ -98,8 +101,8 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     def key(self) -> str:
         """Canonical `name=value` list, sorted by name: the identity of the case in files and on the command line.
 
-        A lookup's leaves out op and hidden, as written before there were other ops, and all without a site leave out
-        site and model: their seeds and counts stay.
+        A lookup's key leaves out op and hidden, because it was written before there were other ops. Keys without a site
+        leave out site and model. So their seeds and counts stay the same.
         """
         left_out = {"site=none", "model=none"}
         if self.op == "lookup":
@@ -108,12 +111,12 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
     @property
     def terms(self) -> list[str]:
-        """`name=value` of every field, sorted by name: what a selection of cases may ask for."""
+        """`name=value` of every field, sorted by name. A selection of cases may name any of them."""
         return [f"{name}={value}" for name, value in sorted(msgspec.structs.asdict(self).items())]
 
     @property
     def label(self) -> str:
-        """A short name for people; not unique across all axes, the key is."""
+        """A short name for people. It is not unique over all axes; the key is."""
         shape = f"{self.batch_size}" if self.phase == "decode" else f"{self.batch_size}x{self.seq_len}"
         skew = f" skew {self.skew:g}" if self.skew else ""
         op = "" if self.op == "lookup" else f"{self.op} "
@@ -123,7 +126,10 @@ class Case(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
 
 def shuffled_by_tables(items: Iterable[T], case_of: Callable[[T], Case], rng: random.Random) -> list[T]:
-    """A random order in which items that share tables stay together: making tables takes longer than sampling."""
+    """A random order that keeps items with the same tables together.
+
+    Making tables takes longer than sampling.
+    """
     groups: dict[TablesKey, list[T]] = {}
     for item in items:
         groups.setdefault(case_of(item).tables, []).append(item)
@@ -135,5 +141,5 @@ def shuffled_by_tables(items: Iterable[T], case_of: Callable[[T], Case], rng: ra
 
 
 def point_name(case: Case, contender: str, clock: str) -> str:
-    """`contender|clock|case`: a point in NVTX ranges and logs, without the characters that are operators to ncu."""
+    """`contender|clock|case`: a point's name in NVTX ranges and logs, without characters that are operators to ncu."""
     return f"{contender}|{clock}|" + case.key.replace(",", "|")

@@ -293,7 +293,9 @@ def parse_axis_overrides(texts: Iterable[str], source: str = "--axis") -> Axes:
             raise ConfigError(f"{source} {text}: expected NAME=VALUE[,VALUE...] with NAME one of {known}")
         if name in values:
             joined = ",".join([*values[name], listed])
-            raise ConfigError(f"{source} {text}: {name} is given twice; expected its values joined: {name}={joined}")
+            raise ConfigError(
+                f"{source} {text}: {name} is given twice; expected its values in one option: {name}={joined}"
+            )
         values[name] = [part.strip() for part in listed.split(",")] if listed else []
     axes: Axes = convert(values, Axes, source, strict=False)
     return axes
@@ -336,7 +338,7 @@ def make_plan(
     points = tuple(dict.fromkeys(product))  # a value may be given twice
     if not points:
         ops = ", ".join(dict.fromkeys(case.op for case in chosen))
-        raise ConfigError(f"profile {profile_name}: {', '.join(names)}: none of these has the op {ops}")
+        raise ConfigError(f"profile {profile_name}: {', '.join(names)}: none of these contenders has the op {ops}")
     measure = msgspec.structs.replace(
         config.measure,
         rounds=profile.rounds or config.measure.rounds,
@@ -350,7 +352,7 @@ def _refuse_too_many(config: Config, profile_name: str, what: str, count: int) -
     if count > config.max_points:
         raise ConfigError(
             f"profile {profile_name}: its axes make up to {count} {what}; expected at most {config.max_points} "
-            "(max_points in bench.toml): fewer values of an axis"
+            "(max_points in bench.toml); give an axis fewer values"
         )
 
 
@@ -373,7 +375,7 @@ def _at_site(case: Case) -> Case:
         return msgspec.structs.replace(case, site="none", model="none")
     for axis, values in (("site", SITES), ("model", MODELS)):
         if getattr(case, axis) == "none":
-            raise ConfigError(f"op {case.op} has no case of {axis}=none; expected {axis} among {', '.join(values[1:])}")
+            raise ConfigError(f"op {case.op} needs {axis}, which is none; expected one of {', '.join(values[1:])}")
     return msgspec.structs.replace(case, vocab=PLAIN_VOCAB)
 
 

@@ -90,12 +90,14 @@ def read(path: Path) -> ForeignResults:
     """Read a file of one of the tools. Raises ResultsError, naming file and place, for what is not as they write it."""
     tool = tool_of(path)
     if tool is None:
-        raise ResultsError(f"{path}: is of neither {' nor '.join(TOOLS)}; expected the JSON that one of them writes")
+        raise ResultsError(
+            f"{path}: was not written by {' or '.join(TOOLS)}; expected the JSON that one of them writes"
+        )
     readers: dict[Tool, Callable[[Any], ForeignResults]] = {"nvbench": _nvbench, "pytest-benchmark": _pytest}
     try:
         found = readers[tool](msgspec.json.decode(store.read_bytes(path)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(f"{path}: not as {tool} writes it: {type(error).__name__}: {error}") from error
+        raise ResultsError(f"{path}: differs from what {tool} writes: {type(error).__name__}: {error}") from error
     for fault in twice("the benchmark", [(point.name, (point.name, point.machine)) for point in found.points]):
         raise ResultsError(f"{path}: {fault}")
     if not found.points:
@@ -135,7 +137,7 @@ def _pytest(data: dict[str, Any]) -> ForeignResults:
 
 def _us(seconds: float) -> float:
     if not SMALLEST <= seconds * SECONDS <= LARGEST:
-        raise ValueError(f"{seconds} s is no time of a benchmark")
+        raise ValueError(f"{seconds} s is not a valid time of a benchmark")
     return seconds * SECONDS
 
 

@@ -45,15 +45,15 @@ def commit_of(name: str, root: Path) -> str:
     """The full hash of the commit that a checkout knows by this name. Raises GitError."""
     expected = f"expected a revision of the repository {root.name}"
     if not name or name.startswith("-") or not name.isprintable():
-        raise GitError(f"{name!r} is no revision; {expected}")
+        raise GitError(f"{name!r} is not a revision; {expected}")
     if not is_checkout(root):
-        raise GitError(f"{name}: {root} is no git checkout of its own; {expected}")
+        raise GitError(f"{name}: {root} is not the top of a git checkout; {expected}")
     try:
         found = git("rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}", root=root)
     except GitError as error:
-        raise GitError(f"{name}: git knows no such commit here; {expected}") from error
+        raise GitError(f"{name}: this repository has no such commit; {expected}") from error
     if not HASH.fullmatch(found):  # `^HEAD` is one for git, and names everything else
-        raise GitError(f"{name}: names no single commit; {expected}")
+        raise GitError(f"{name}: does not name exactly one commit; {expected}")
     return found
 
 
@@ -112,7 +112,7 @@ def _run(*arguments: str, root: Path) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=TIMEOUT_S, env=environment)
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: what no argument can hold
-        raise GitError(f"git {arguments[0]}: {error}; expected git to be there for this") from error
+        raise GitError(f"git {arguments[0]}: {error}; expected git to be installed") from error
     if done.returncode:
         words = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
         raise GitError(f"git {arguments[0]}: {words}; expected the repository of a checkout of {root.name}")

@@ -40,16 +40,18 @@ def chosen(text: str, present: Sequence[Gpu] | None = None, *, option: str | Non
     option = option or f"--gpus {text}"
     known = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in found) or "none"
     if not found:
-        raise ConfigError(f"{option}: no NVIDIA GPU was found; expected none of this option")
+        raise ConfigError(f"{option}: no NVIDIA GPU was found; expected to run without this option")
     wanted = found if text == ALL else tuple(_by_index(option, word, found, known) for word in text.split(","))
     for gpu in wanted:
         if wanted.count(gpu) > 1:
             raise ConfigError(f"{option}: names GPU {gpu.index} twice; expected each once")
         if gpu.mig:
-            raise ConfigError(f"{option}: GPU {gpu.index} is cut into MIG instances; expected whole GPUs")
+            raise ConfigError(f"{option}: GPU {gpu.index} is split into MIG instances; expected whole GPUs")
     if len({gpu.name for gpu in wanted}) > 1:
         models = ", ".join(f"GPU {gpu.index} is {gpu.name}" for gpu in wanted)
-        raise ConfigError(f"{option}: {models}; expected GPUs of one model, for a file is of one: a run a model")
+        raise ConfigError(
+            f"{option}: {models}; expected GPUs of one model, because a file holds one model: one run for each model"
+        )
     return wanted
 
 

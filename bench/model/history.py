@@ -109,11 +109,11 @@ def of_machine(entries: Sequence[Entry], gpu: str | None, folder: Path) -> list[
     found = [name for name in known if gpu is None or gpu.lower() in (name or NO_GPU).lower()]
     names = ", ".join(sorted(name or NO_GPU for name in known))
     if not known:
-        raise ResultsError(f"{folder}: no history; make one with: python -m bench history run --commits A..B")
+        raise ResultsError(f"{folder}: holds no history; make one with: python -m bench history run --commits A..B")
     if not found:
         raise ResultsError(f"--gpu {gpu}: {folder} has {names}; expected a part of one of these names")
     if len(found) > 1:
-        raise ResultsError(f"{folder}: has results of {names}, which make no common series; expected --gpu NAME")
+        raise ResultsError(f"{folder}: has results of {names}, which cannot share a series; expected --gpu NAME")
     return [entry for entry in entries if entry.gpu == found[0]]
 
 

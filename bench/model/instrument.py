@@ -147,7 +147,9 @@ def _files(root: Path) -> Iterator[Path]:
     for name in MEASURING:
         path = root / name
         if not path.exists():
-            raise FileNotFoundError(f"{path}: is not there; MEASURING in bench/model/instrument.py is to follow")
+            raise FileNotFoundError(
+                f"{path}: does not exist; expected MEASURING in bench/model/instrument.py to name its new place"
+            )
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 

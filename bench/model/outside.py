@@ -113,7 +113,7 @@ def read_file(path: Path, class_name: str | None = None, module: str | None = No
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; expected a Python file") from error
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{path}: is no Python: {error}; expected a file as in {PAGE}") from error
+        raise ConfigError(f"{path}: is not valid Python: {error}; expected a file as in {PAGE}") from error
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     wanted = [node for node in classes.values() if class_name in (None, node.name)]
     found = [_read_class(path, content, node, classes, module) for node in wanted if "name" in _literals(node)]
@@ -192,7 +192,7 @@ def _of_entry_point(point: importlib.metadata.EntryPoint) -> Outside:
     except Exception as error:  # a package whose __init__ fails
         raise ConfigError(f"{where}: {point.module} cannot be imported: {error}; expected MODULE:CLASS") from error
     if spec is None or spec.origin is None or not point.attr:
-        raise ConfigError(f"{where}: {point.value} names no class of a module; expected MODULE:CLASS")
+        raise ConfigError(f"{where}: {point.value} does not name a class of a module; expected MODULE:CLASS")
     return read_file(Path(spec.origin), point.attr, point.module)[0]
 
 

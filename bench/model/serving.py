@@ -329,12 +329,12 @@ def _refuse_impossible(place: str, setup: Setup, load: Load, serving: Serving) -
     if load.kind == "arrivals" and load.rate_rps == 0:
         raise ConfigError(f"{place}: rate_rps is 0; expected requests a second above 0 for arrivals")
     if load.kind != "arrivals" and load.rate_rps:
-        raise ConfigError(f"{place}: rate_rps is {load.rate_rps:g}; expected none, only arrivals have a rate")
+        raise ConfigError(f"{place}: rate_rps is {load.rate_rps:g}; expected none, because only arrivals have a rate")
     together = load.kind in ("decode", "prefill") and load.mix != "one"
     if together and setup.num_slots < min(setup.adapters, load.requests):
         raise ConfigError(
             f"{place}: {setup.adapters} adapters on {setup.num_slots} slots do not run in one batch; "
-            "expected as many slots, or the kind stream or arrivals"
+            "expected at least as many slots, or the kind stream or arrivals"
         )
     longest = max(prompt_lengths(load))
     if longest + serving.long_tokens > GREATEST_PROMPT:

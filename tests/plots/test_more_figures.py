@@ -285,7 +285,7 @@ def test_files_that_do_not_belong_together_are_refused_by_name(tmp_path: Path, h
     other.write_text("[1", encoding="utf-8")
     with pytest.raises(ResultsError, match=r"other.json: not a file of this suite"):
         inputs.load([other])
-    with pytest.raises(ResultsError, match=r"has .*, graph, .*, and so has .*expected each point once"):
+    with pytest.raises(ResultsError, match=r"has .*, graph, .*, which .* has too; expected each point once"):
         inputs.together([(FULL, h100), (FULL, h100)])
     with pytest.raises(ResultsError, match="holds no point; expected a finished sweep"):
         inputs.together([(FULL, msgspec.structs.replace(h100, points=[]))])

@@ -106,7 +106,7 @@ def test_a_trace_without_any_of_the_kernels_is_a_failure():
 def test_what_is_no_trace_is_named(tmp_path, text):
     file = tmp_path / "x.trace.json"
     file.write_text(text)
-    with pytest.raises(CaptureFailed, match="no Chrome trace"):
+    with pytest.raises(CaptureFailed, match="not a Chrome trace"):
         kineto.load(file)
 
 

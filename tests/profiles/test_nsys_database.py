@@ -113,7 +113,7 @@ def test_what_is_no_database_is_named(tmp_path):
     with pytest.raises(CaptureFailed, match="does not exist"):
         nsys_database.attribute(file)
     file.write_bytes(b"no database at all" * 100)
-    with pytest.raises(CaptureFailed, match="no SQLite file"):
+    with pytest.raises(CaptureFailed, match="not an SQLite file"):
         nsys_database.attribute(file)
 
 

@@ -85,4 +85,4 @@ def test_a_wrong_point_is_a_usage_error(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         runner.main(["csgmv_embed|graph|rank=16"])
     assert end.value.code == 2
-    assert "no point" in capsys.readouterr().err
+    assert "not a point" in capsys.readouterr().err

@@ -97,5 +97,5 @@ def test_a_recipe_with_a_mistake_is_refused(tmp_path, text):
     "name", ["", "sample", "csgmv_embed|graph|rank=x", "csgmv_embed|graph|unknown=1", "a|work|rank=8"]
 )
 def test_what_is_no_point_is_refused(name):
-    with pytest.raises(ConfigError, match="no point"):
+    with pytest.raises(ConfigError, match="not a point"):
         parse_point(name)

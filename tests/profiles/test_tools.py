@@ -129,7 +129,7 @@ def test_a_machine_without_a_driver_lists_no_metrics():
 
 def test_a_variable_that_names_no_program_is_an_error(monkeypatch):
     monkeypatch.setenv("NSYS", "/nowhere/nsys")
-    with pytest.raises(ProfileError, match="NSYS=/nowhere/nsys: no such program"):
+    with pytest.raises(ProfileError, match="NSYS=/nowhere/nsys: does not exist"):
         nsys.find()
 
 

@@ -56,7 +56,7 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(bench, fake_tool, tmp_pat
     assert status == 0
     assert "nsys profile --trace=cuda,nvtx" in out and "-m profiles.runner --launches 4 --replays 3 --seed 1" in out
     assert out.count("csgmv_embed-vocab_major|graph|adapters=8|") == 1 and out.count("\n") == 1
-    assert "left out, this version lacks it: --cuda-event-trace=false" in err
+    assert "left out, because this version lacks it: --cuda-event-trace=false" in err
     assert not (tmp_path / "ran").exists() and left(tmp_path / "out") == []
 
 
@@ -214,7 +214,7 @@ def wait_for(true) -> None:
         (("nsys", "--sweep", "quick", "--recipe", "decode-step"), "expected no --recipe"),
         (("ncu", CASE, "--cache", "hot"), "--cache hot: expected one of cold, warm"),
         (("trace", CASE, *OURS), "needs an NVIDIA GPU"),
-        (("show", "x.txt"), "expected a file that ends in one of .json, .ncu-rep"),
+        (("show", "x.txt"), "expected a file with one of these endings: .json, .ncu-rep"),
         (("show", "x.ncu-rep"), "expected --cache cold or warm"),
         (("show", "/nowhere/x-cold.ncu-rep"), "does not exist"),
         (("show", "/nowhere/x.nsys-rep"), "does not exist"),
@@ -263,7 +263,7 @@ def test_counts_of_other_workloads_are_refused(bench):
     assert status == 0, "the baseline's seed is the profile's; it has other cases"
     profile, results = records.read(COUNTERS), store.read(ROOT / "bench" / "baselines" / "work-triton-3.6.json")
     results.run.seed += 1
-    with pytest.raises(ProfileError, match="the counts are of seed 2, the profile of 1"):
+    with pytest.raises(ProfileError, match="the counts have seed 2, the profile has 1"):
         workflow.add_counts(profile, results)
 
 

@@ -1,1 +1,1 @@
-"""`bench tune`: which tile is faster than the rule's, for every kernel of the library."""
+"""`bench tune`: finds tiles that are faster than the rule's, for every kernel of the library."""

@@ -1,4 +1,4 @@
-"""Tune: screen all tiles in one process, then prove the winners against the rule in fresh ones. Prints nothing."""
+"""Tuning: screens all tiles in one process, then proves the winners against the rule in fresh ones. Prints nothing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ALPHA = 0.05  # of all winners of a kernel together
 
 
 class TunedFile(msgspec.Struct):
-    """The file `csgmv_embed/tuned/<GPU>.json`: what it was made with, the grids, the rows.
+    """The file `csgmv_embed/tuned/<GPU>.json`: how it was made, the grids, the rows.
 
-    gpus: the UUIDs of those that --gpus dealt the cells to; empty where the first GPU measured all.
+    gpus: the UUIDs of the GPUs that --gpus dealt the cells to; empty if the first GPU measured all.
     """
 
     gpu: str
@@ -41,7 +41,7 @@ class TunedFile(msgspec.Struct):
 
 
 class Tuned(msgspec.Struct, frozen=True):
-    """What came of a kernel: cells screened, tiles put to the proof, rows kept."""
+    """The result for a kernel: cells screened, tiles tested, rows kept."""
 
     subject: Subject
     cells: int
@@ -52,9 +52,9 @@ class Tuned(msgspec.Struct, frozen=True):
 def tune(
     subjects: Sequence[Subject] = SUBJECTS, gpus: Sequence[Gpu] = (), *, one_at_a_time: bool = False
 ) -> Iterator[Tuned]:
-    """A kernel after the other. Raises ResultsError if a tile gives wrong results.
+    """Tune one kernel after another. Raises ResultsError if a tile gives wrong results.
 
-    gpus: those that its cells are dealt to; a cell is screened and proven on one. None: the first.
+    gpus: the GPUs that its cells are dealt to; a cell is screened and proven on one. None: the first GPU.
     """
     with ThreadPoolExecutor(1 if one_at_a_time else max(1, len(gpus))) as pool:
         for subject in subjects:
@@ -82,10 +82,10 @@ def _of_share(cells: Sequence[Cell], gpu: Gpu | None) -> tuple[list[Screened], l
 
 
 def proven(winners: Sequence[Screened], times: Sequence[Sequence[tuple[float, float]]]) -> list[TunedRow]:
-    """Rows of the winners that beat the rule in fresh processes by more than what those differ by.
+    """Rows of the winners that beat the rule in fresh processes by more than the processes differ.
 
-    times: by process, then by winner: (the tile's, the rule's). A one-sided t test of the log ratios, Holm over all
-    winners, and the bound of their mean that 95 % confidence gives must leave LEAST_GAIN_PCT.
+    times: by process, then by winner: (the tile's, the rule's). A one-sided t test of the log ratios with Holm's
+    correction over all winners must reject. The 95 % confidence bound of the mean must also leave LEAST_GAIN_PCT.
     """
     if not winners:
         return []
@@ -112,14 +112,14 @@ def _upper(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 
 
 def as_file(gpu: str, commit: str | None, command: str, found: Sequence[Tuned], on: Sequence[Gpu] = ()) -> TunedFile:
-    """What is written for a GPU model. `on`: the GPUs that its cells were dealt to."""
+    """The contents of the file for a GPU model. `on`: the GPUs that its cells were dealt to."""
     grids = [each.subject.grid()._asdict() for each in found]
     rows = [row._asdict() for each in found for row in each.rows]
     return TunedFile(gpu, commit, command, [each.uuid for each in on], VOCAB, ADAPTERS, grids, rows)
 
 
 def encode(table: TunedFile) -> bytes:
-    """The file's bytes, a line a grid and a row, so that two files diff well."""
+    """The file's bytes, with one line for each grid and row, so that two files diff well."""
     fields = msgspec.structs.asdict(table)
     lists = {name: fields.pop(name) for name in ("grids", "rows")}
     text = msgspec.json.format(msgspec.json.encode(fields), indent=1).rstrip(b"\n}")

@@ -1,4 +1,4 @@
-"""What is tuned: each kernel, the sizes at which it is measured, and the tiles worth timing there."""
+"""What is tuned: each kernel, the sizes at which it is measured, and the tiles worth timing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_REGISTERS = 1024  # elements a warp copies: 32 a thread
 
 
 class Cell(NamedTuple):
-    """A kernel at the sizes of one call: `tiles` are the rule's, and then every other one worth timing."""
+    """A kernel at the sizes of one call. `tiles` begin with the rule's; the others worth timing follow."""
 
     kernel: Kernel
     at: Sizes
@@ -45,20 +45,20 @@ class Subject(NamedTuple):
     cells: Callable[[], Iterator[Cell]]
 
     def grid(self) -> Grid:
-        """At which sizes it is measured."""
+        """The sizes at which it is measured."""
         at = [cell.at for cell in self.cells()]
         steps = tuple(tuple(sorted(set(values))) for values in zip(*at, strict=True))
         return Grid(self.kernel, ELEMENT_BYTES, self.axes, steps)
 
 
 def batch_case(tokens: int, rank: int, op: Op = "lookup", hidden: int = 0) -> Case:
-    """One token each, or the same number for every request: only the tokens matter to a tile."""
+    """A case with the same number of tokens for every request, because only the tokens matter to a tile."""
     shape = ("decode", tokens, 1) if tokens < 1024 else ("prefill", 8, tokens // 8)
     return Case(*shape, rank, adapters=ADAPTERS, vocab=VOCAB, op=op, hidden=hidden)  # type: ignore[arg-type]
 
 
 def lookup_tiles(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> list[Tile]:
-    """Powers of two: no tile mostly empty, no segment shorter than its tile, 32 elements a thread at most."""
+    """Powers of two: no tile mostly empty, no segment shorter than its tile, at most 32 elements a thread."""
     width = min(rank, tiles.MAX_BLOCK_N)
     if rows_contiguous:
         sizes = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -76,7 +76,7 @@ def lookup_tiles(plan: Plan, tokens: int, rank: int, rows_contiguous: bool) -> l
 
 
 def layer_tiles(tokens: int, rank: int) -> list[Tile]:
-    """Those that were best at some size on an H100, and their neighbours."""
+    """Tiles that were best at some size on an H100, and their neighbours."""
     few = tokens <= tiles.WORDS_MAX_TOKENS
     blocks = (16,) if few else (16, 32, 64)
     shapes = [(64, 4), (128, 4), (128, 8), (256, 4), (256, 8)]
@@ -88,7 +88,7 @@ def layer_tiles(tokens: int, rank: int) -> list[Tile]:
 
 
 def shrink_tiles(case: Case) -> list[Tile]:
-    """The parts of the long sum twice as many and half as many, wider and narrower blocks, more loads on their way."""
+    """Twice and half as many parts of the long sum, wider and narrower blocks, more loads in flight."""
     shape = sites.shape_of(case)
     rule = tiles.linear_shrink_rule(*_shrink_sizes(case), ELEMENT_BYTES)
     splits = {max(1, rule.splits // 2), rule.splits, 2 * rule.splits}
@@ -98,7 +98,7 @@ def shrink_tiles(case: Case) -> list[Tile]:
 
 
 def expand_tiles(decode: bool, rank: int, columns: int) -> list[Tile]:
-    """Blocks of columns a program, one after the other."""
+    """Different numbers of column blocks that a program takes one after the other."""
     rule = tiles.linear_expand_rule(decode, columns, rank, ELEMENT_BYTES)
     shapes = [(64, 4), (64, 8), (64, 16), (128, 1), (128, 2), (128, 4), (128, 8), (256, 1)]
     stages = (2,) if decode else (2, 3)

@@ -1,7 +1,7 @@
-"""Times of tiles, each in a process of its own: a fresh one has another memory layout, which moves a time too.
+"""Times tiles, each in its own process, because a fresh process has another memory layout, which changes a time too.
 
-Functions here run in a spawned process; what they take and return travels between the two. Compiling takes longer than
-timing, so it is done before, by many processes at once, which check each tile's results; what they compile is on disk.
+Functions here run in a spawned process, so their arguments and results must be picklable. Compiling takes longer than
+timing, so many processes do it in parallel beforehand and check each tile's results. The compiled kernels are on disk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Screened(NamedTuple):
-    """The fastest tile of a cell in one process, beside the rule's."""
+    """The fastest tile of a cell in one process, and the rule's."""
 
     cell: Cell
     best: Tile
@@ -45,7 +45,10 @@ class Screened(NamedTuple):
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any, gpu: Gpu | None = None) -> T:
-    """function(*arguments) in a process that has done nothing else; raises what it raises. gpu: all it sees."""
+    """Run function(*arguments) in a process that has done nothing else; raises what it raises.
+
+    gpu: the only one it sees.
+    """
     environment = gpu.environment if gpu else {}
     with ProcessPoolExecutor(1, get_context("spawn"), _set_environment, (environment,)) as pool:
         return pool.submit(function, *arguments).result()
@@ -56,7 +59,7 @@ def _set_environment(environment: dict[str, str]) -> None:
 
 
 def verify_all(cells: Sequence[Cell]) -> None:
-    """Compile and check every tile of every cell, side by side. Raises ResultsError if one gives wrong results."""
+    """Compile and check every tile of every cell, in parallel. Raises ResultsError if one gives wrong results."""
     lanes = min(MOST_LANES, os.cpu_count() or 1, len(cells))
     with ProcessPoolExecutor(lanes, mp_context=get_context("spawn")) as pool:
         for _ in pool.map(verify, cells):
@@ -77,7 +80,7 @@ def verify(cell: Cell) -> None:
 
 
 def screen(cells: Sequence[Cell]) -> list[Screened]:
-    """Each cell's fastest tile by one graph each."""
+    """Find each cell's fastest tile, with one graph each."""
     bench = _bench()
     found = []
     for cell in cells:
@@ -104,7 +107,7 @@ def compare(pairs: Sequence[tuple[Cell, Tile]]) -> list[tuple[float, float]]:
 
 
 def log_ratio(times: tuple[float, float]) -> float:
-    """Of a tile's time to the rule's: negative where the tile is faster."""
+    """Log of a tile's time over the rule's: negative if the tile is faster."""
     return log(times[0] / times[1])
 
 

@@ -69,7 +69,7 @@ def test_other_sources_prove_nothing(checkout: Path, version: str, name: str) ->
     if version != NEW and name in (TABLE, "bench/show.py"):
         refuse_unproven(results, None)
         return
-    with pytest.raises(GateError, match="its sources are not those of the commit"):
+    with pytest.raises(GateError, match="its sources differ from those of the commit"):
         refuse_unproven(results, None)
 
 
@@ -114,7 +114,7 @@ def outer(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [(uncommitted, "the tree has uncommitted changes"), (outer, "this is no git checkout")]
+    ("change", "said"), [(uncommitted, "the tree has uncommitted changes"), (outer, "this is not a git checkout")]
 )
 def test_a_baseline_is_made_in_a_committed_tree_of_a_checkout(
     run: Run, checkout: Path, tmp_path: Path, change: Callable[[Path], None], said: str

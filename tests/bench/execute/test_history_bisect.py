@@ -182,7 +182,7 @@ def test_without_a_gpu_or_a_line_the_command_line_says_so(tmp_path: Path, capsys
     folder = exported(tmp_path / "c", 3)
     for commits, code, words in (
         (f"{sha(0)}..{sha(2)}", 3, "no NVIDIA GPU was found"),
-        (sha(0), 2, "expected A..B: A is the last commit known to be good"),
+        (sha(0), 2, "expected A..B, where A is the last commit known to be good"),
     ):
         with pytest.raises(SystemExit) as end:
             cli.main(

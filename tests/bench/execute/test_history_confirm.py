@@ -80,4 +80,4 @@ def test_a_commit_that_cannot_be_driven_has_no_answer(run: Run, tmp_path: Path) 
 
 def test_a_history_without_a_change_has_nothing_to_confirm(run: Run, tmp_path: Path) -> None:
     done: Outcome = run("history", "confirm", *store(tmp_path, [2.0] * 8), instrument=machine({})[1])
-    assert done.code == 3 and "shows no change of level that holds" in done.err
+    assert done.code == 3 and "shows no lasting change of level" in done.err

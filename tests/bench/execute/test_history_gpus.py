@@ -67,7 +67,7 @@ def test_a_gpu_that_is_lost_ends_the_session_and_keeps_what_is_stored(
     while stored < 2:
         stored += isinstance(next(events), running.Stored)
     gone |= {("GPU-b", number) for number in range(5)}
-    with pytest.raises(ResultsError, match="GPU 1 is lost: no device GPU-b; the same command goes on"):
+    with pytest.raises(ResultsError, match="GPU 1 is lost: no device GPU-b; the same command continues"):
         list(events)
     assert len(records.read_all(tmp_path / "h")) == 2
 

@@ -72,7 +72,7 @@ def test_sglangs_kernel_cache_is_off_and_the_profile_can_turn_it_on(played: Call
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("sender.send_bytes(b'not JSON'); time.sleep(60)", r"answered what is no Answer \(.*malformed.*\): killed"),
+        ("sender.send_bytes(b'not JSON'); time.sleep(60)", r"its answer is no Answer \(.*malformed.*\): killed"),
         ("sender.send_bytes(b'[1]'); time.sleep(60)", r"no Answer \(Expected `object`, got `array`\): killed"),
         ("sender.send_bytes(b'{}'); time.sleep(60)", r"no Answer \(.*missing required field.*\): killed"),
         (r"sender.send_bytes(b'{\"type\": \"\xff\"}'); time.sleep(60)", r"no Answer \(.*(?i:utf-8).*\): killed"),
@@ -93,7 +93,7 @@ def test_an_answer_that_is_garbage_ends_the_worker(
 
 def test_a_greeting_that_is_garbage_is_a_worker_that_died(played: Callable[[str], None]) -> None:
     played(HELLO.replace(repr(GREETING), "b'1'"))
-    with pytest.raises(WorkerDied, match=r"answered what is no Hello \(Expected `object`, got `int`\): killed"):
+    with pytest.raises(WorkerDied, match=r"its answer is no Hello \(Expected `object`, got `int`\): killed"):
         Worker(START, {})
 
 

@@ -147,7 +147,7 @@ def test_versions_are_a_line_in_the_order_of_their_numbers(tmp_path: Path) -> No
     assert [(commit.short, commit.depth) for commit in source.line("..")] == [("0.5.9", 5009), ("0.5.10", 5010)]
     assert [commit.short for commit in source.line("0.5.9..")] == ["0.5.10"]
     assert source.commit("0.5.9").library == source.commit("0.5.10").library, "neither has LoRA code"
-    with pytest.raises(GateError, match="0.5.11: is none of the versions 0.5.9, 0.5.10"):
+    with pytest.raises(GateError, match="0.5.11: unknown version; expected one of 0.5.9, 0.5.10"):
         source.commit("0.5.11")
     with Libraries(source) as libraries:
         trees = [libraries.tree(commit) for commit in source.line("..")]
@@ -161,7 +161,7 @@ def test_a_range_is_what_the_patterns_find_of_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sglang_source, "ROOT", tmp_path)
     assert [commit.short for commit in Versions("0.5.10..0.5.12", ["*/*.whl"]).line("..")] == ["0.5.10", "0.5.11"]
     with pytest.raises(
-        ConfigError, match=r"no version lies there; sglang_files in bench.toml finds 0.5.9, 0.5.10, 0.5.11"
+        ConfigError, match=r"no such version was found; sglang_files in bench.toml finds 0.5.9, 0.5.10, 0.5.11"
     ):
         Versions("0.6.0..0.7.0", ["*/*.whl"])
 
@@ -194,5 +194,5 @@ def test_a_commit_of_a_checkout_says_its_version_itself_or_by_the_tag_before_it(
         assert found == ["sglang-0.5.20.dist-info", "sglang-0.5.21.dev1.dist-info"]
         with pytest.raises(CannotJudge, match="has no sglang/, so there is nothing to measure"):
             libraries.tree(commits[2])
-    with pytest.raises(ConfigError, match="--sglang-checkout .*: is no git checkout"):
+    with pytest.raises(ConfigError, match="--sglang-checkout .*: is not a git checkout"):
         Checkout(tmp_path / "python")

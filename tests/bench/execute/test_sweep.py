@@ -179,7 +179,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_leaves_a_valid_file(tmp_path
         process.kill()
         process.wait()
     said = log.read_text(encoding="utf-8")
-    assert f"interrupted; go on with: python -m bench sweep --resume {file}" in said
+    assert f"interrupted; continue with: python -m bench sweep --resume {file}" in said
     assert "Traceback" not in said
     assert 1 <= len(store.read(file).points) < MANY_POINTS
     assert list(tmp_path.glob(".*")) == []

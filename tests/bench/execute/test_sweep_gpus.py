@@ -205,7 +205,7 @@ def test_gpus_that_differ_are_refused_in_one_file(even: type[FakeWorker], tmp_pa
     even.env_key = "key"
     results = swept(plan_of(), tmp_path, around=Around(gpus=(A,)))
     even.env_key = "other"
-    with pytest.raises(ResultsError, match="this machine is not the one the file was begun on"):
+    with pytest.raises(ResultsError, match="this machine differs from the one that the file was begun on"):
         swept(plan_of(cases=range(1, 12)), tmp_path, results, BOTH)
 
 

@@ -146,7 +146,7 @@ def test_a_bad_override_says_what_is_allowed(text: str, said: tuple[str, ...]) -
 
 
 def test_an_axis_given_twice_is_an_error_that_says_how_to_join() -> None:
-    with pytest.raises(ConfigError, match="--axis rank=64,8: rank is given twice; .* joined: rank=16,64,8"):
+    with pytest.raises(ConfigError, match="--axis rank=64,8: rank is given twice; .* in one option: rank=16,64,8"):
         parse_axis_overrides(["rank=16", "skew=1", "rank=64,8"])
 
 
@@ -208,9 +208,9 @@ def test_cases_are_selected_by_value_not_by_its_spelling(selection: str, found: 
     ("selection", "said"),
     [
         ("foo=1", "NAME one of phase, batch_size"),
-        ("rank=16,foo=1", "'foo=1' is no term"),
+        ("rank=16,foo=1", "'foo=1' is not a term"),
         ("rank", "expected NAME=VALUE[,NAME=VALUE...]"),
-        ("rank=16,64", "'64' is no term; expected NAME=VALUE"),
+        ("rank=16,64", "'64' is not a term; expected NAME=VALUE"),
         ("rank=17", "no case has rank=17; expected one of 16, 64, 256"),
         ("rank=x", "no case has rank=x; expected one of 16, 64, 256"),
         ("skew=0.1", "expected one of 0.0, 1.5"),

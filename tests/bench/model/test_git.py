@@ -146,7 +146,7 @@ def test_an_archive_inside_another_repository_is_no_checkout(tmp_path: Path, mon
     code = environment.collect_code()
     assert (code.sha, code.branch, code.commit_time, code.dirty) == (None, None, None, None)
     assert code.kernel_source_sha256 == hash_library(root)
-    with pytest.raises(GitError, match="is no git checkout of its own"):
+    with pytest.raises(GitError, match="is not the top of a git checkout"):
         commit_of("HEAD", root)
 
 
@@ -286,5 +286,5 @@ def test_a_checkout_that_an_older_format_cannot_be_of_has_no_such_hash(checkout:
 def test_a_name_that_could_be_an_option_never_reaches_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(git, "_run", lambda *arguments, root: pytest.fail(f"git was asked {arguments}"))
     for name in ("--output=x", "-n1"):
-        with pytest.raises(GitError, match="is no revision"):
+        with pytest.raises(GitError, match="is not a revision"):
             commit_of(name, checkout)

@@ -27,7 +27,7 @@ def test_gpus_are_named_by_number(text: str, found: list[int]) -> None:
         ("1,1", H200, "names GPU 1 twice; expected each once"),
         ("all", [], "no NVIDIA GPU was found"),
         ("all", [H200[0], Gpu(1, "GPU-x", "NVIDIA H100")], "GPU 0 is NVIDIA H200, GPU 1 is NVIDIA H100; .* one model"),
-        ("0", [Gpu(0, "GPU-m", "NVIDIA H200", mig=True)], "GPU 0 is cut into MIG instances; expected whole GPUs"),
+        ("0", [Gpu(0, "GPU-m", "NVIDIA H200", mig=True)], "GPU 0 is split into MIG instances; expected whole GPUs"),
     ],
 )
 def test_what_no_run_can_be_on_is_refused(text: str, present: list[Gpu], said: str) -> None:

@@ -157,7 +157,7 @@ def test_other_code_moves_the_hash_and_the_guard_says_what_to_do(
 
 def test_a_part_that_is_not_followed_is_named(checkout: Path) -> None:
     (checkout / "bench/execute/measure.py").rename(checkout / "bench/taking.py")
-    with pytest.raises(FileNotFoundError, match=r"bench/execute/measure\.py: is not there; MEASURING"):
+    with pytest.raises(FileNotFoundError, match=r"bench/execute/measure\.py: does not exist; expected MEASURING"):
         code_hash(checkout)
 
 
