@@ -1,1 +1,1 @@
-"""Pictures of results files: one file a figure, one style. Reads results, never measures."""
+"""Pictures of results files: one file for each figure, one style. Reads results and never measures."""

@@ -1,6 +1,6 @@
-"""Bytes a second achieved, by the bytes that a launch must move, beside what a copy and an empty kernel achieve.
+"""Draws the bandwidth achieved, by the bytes that a launch must move, beside that of a copy and of an empty kernel.
 
-No roofline: a lookup has no arithmetic to speak of, and neither line is a bound.
+It is not a roofline: a lookup has almost no arithmetic, and neither line is a bound.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILLED = {"warm": True, "mixed": True, "cold": False}
 
 @dataclass(frozen=True)
 class Achieved:
-    """One point: least bytes of any implementation, and what it made of them. cache: the state that was achieved."""
+    """One point: the least bytes of any implementation, and the bandwidth. cache: the achieved state of the cache."""
 
     contender: str
     bytes: int
@@ -33,7 +33,7 @@ class Achieved:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """The points, the copy bandwidth (bytes/us) and the time of an empty graph node (us): lines beside them."""
+    """The points, and two lines: the copy bandwidth (bytes/us) and the time of an empty graph node (us)."""
 
     points: list[Achieved]
     copy_bytes_per_us: float | None
@@ -41,7 +41,7 @@ class Bandwidth:
 
 
 def data(results: Results) -> Bandwidth:
-    """The numbers of the figure: graph-clock points that have a time; the least bytes are equal for all contenders."""
+    """The numbers of the figure: graph-clock points with a time. The least bytes are equal for all contenders."""
     points = []
     op = shown_op(results)
     for point in results.points:
@@ -54,7 +54,7 @@ def data(results: Results) -> Bandwidth:
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     found = data(results)
     with styled():
         figure = Figure(figsize=(8.6, 5.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""The figures by name: what each needs, and the drawing of one or of all that the given files allow."""
+"""The figures by name: what each needs, and drawing one or all that the given files allow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ View = Callable[[Path], History]  # a folder of a history -> what it shows
 
 @dataclass(frozen=True)
 class Kind:
-    """One figure: its module, what it is made of, and what it shows."""
+    """One figure: its module, its input, and what it shows."""
 
     module: str
     source: str  # results, pairs, report, history, served, or traced (served, with traces)
@@ -51,7 +51,7 @@ NEEDS = {
 
 
 def drawable(inputs: Inputs, view: View) -> list[tuple[str, str, Any]]:
-    """(figure, suffix for its file, what its `draw` takes) for each figure that the files allow."""
+    """(figure, suffix for its file, argument of its `draw`) for each figure that the files allow."""
     found: list[tuple[str, str, Any]] = []
     given: dict[str, list[tuple[str, Any]]] = {
         "results": [("", together(inputs.results))] if inputs.results else [],
@@ -96,7 +96,10 @@ def _named(items: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def draw(figure: str, inputs: Inputs, view: View, path: Path) -> list[Path]:
-    """Write one figure to `path`, or all to files whose names begin with it. Raises ResultsError if there is none."""
+    """Write one figure to `path`, or all, with `path` as the prefix of their names.
+
+    Raises ResultsError if there is none.
+    """
     chosen = [item for item in drawable(inputs, view) if figure in ("all", item[0])]
     if not chosen:
         needed = "a file of the suite" if figure == "all" else NEEDS[FIGURES[figure].source]
@@ -110,6 +113,6 @@ def draw(figure: str, inputs: Inputs, view: View, path: Path) -> list[Path]:
 
 
 def draw_one(figure: str, content: Any, path: Path) -> list[Path]:
-    """Write one figure as PNG and SVG; `content` is what `drawable` gave for it."""
+    """Write one figure as PNG and SVG. `content` comes from `drawable`."""
     drawn: list[Path] = importlib.import_module(f"plots.{FIGURES[figure].module}").draw(content, path)
     return drawn

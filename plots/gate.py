@@ -27,7 +27,7 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """One verdict: ratio and interval in percent of change, None where there is none."""
+    """One verdict: ratio and interval in percent of change; None if it has none."""
 
     label: str
     status: str
@@ -66,7 +66,7 @@ def _percent(ratio: float | None) -> float | None:
 
 
 def draw(report: Report, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     bars = data(report)
     with styled():
         figure = Figure(figsize=(8.2, 1.5 + 0.19 * max(4, len(bars))), layout="constrained")

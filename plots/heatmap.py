@@ -1,4 +1,4 @@
-"""How many times faster than each peer, by batch or tokens and rank: a map a peer, a row of maps a clock."""
+"""Draws how much faster ours is than each peer, by batch or tokens and rank: one map for each peer and clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EQUAL = 1.05  # within this factor neither is faster
 
 @dataclass(frozen=True)
 class Cell:
-    """One case: the peer's time over ours, or the status of the one that has no time."""
+    """One case: the peer's time over ours, or the status of the side that has no time."""
 
     row: str
     rank: int
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Map:
-    """One peer on one clock. Rows in order, decode by batch and then prefill by tokens."""
+    """One peer on one clock. Rows are in order: decode by batch, then prefill by tokens."""
 
     peer: str
     clock: ClockName
@@ -48,7 +48,7 @@ class Map:
 
 
 def data(results: Results) -> list[Map]:
-    """The maps for which there is a point of the peer; only cases that differ in nothing but batch, tokens and rank."""
+    """The maps for which the peer has a point. Only cases that differ just in batch, tokens and rank are used."""
     maps = []
     chosen = [point for point in results.points if point.case.op == shown_op(results)]
     for clock in CLOCKS:
@@ -89,7 +89,7 @@ def _cell(case: Case, ours: Point, peer: Point) -> Cell:
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     maps = data(results)
     clocks = [clock for clock in CLOCKS if any(item.clock == clock for item in maps)]
     columns = max((sum(item.clock == clock for item in maps) for clock in clocks), default=1)
@@ -114,7 +114,10 @@ def draw(results: Results, path: Path) -> list[Path]:
 
 
 def shade(ratio: float) -> float:
-    """From -1, orange, over 0, white, to 1, purple. A peer that is faster has a hue of its own, and soon a deep one."""
+    """A colour from -1 (orange) over 0 (white) to 1 (purple).
+
+    A faster peer has a hue of its own that deepens quickly.
+    """
     if 1 / EQUAL < ratio < EQUAL:
         return 0.0
     if ratio > 1:

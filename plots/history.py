@@ -1,4 +1,4 @@
-"""Times or counts across commits: a panel a case, changes marked and named, floor and peers as reference lines."""
+"""Draws times or counts across commits: a panel for each case, marked and named changes, floor and peers as lines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GAP = 1.0  # between two eras: their values cannot be compared
 
 @dataclass(frozen=True)
 class Mark:
-    """One commit of a line: its place on the axis, its figure with interval; or None, with the status."""
+    """One commit of a line: its place on the axis, and its figure with interval, or None and the status."""
 
     x: float
     short: str
@@ -68,7 +68,7 @@ class Panel:
 
 
 def data(history: History) -> list[Panel]:
-    """The numbers of the figure: every observation of every series of its figures."""
+    """The numbers of the figure: every observation of every series."""
     places, starts = _places(history)
     shorts = {commit.sha: commit.short for commit in history.line}
     names = tuple((x, shorts[sha]) for (_, sha), x in places.items())
@@ -174,7 +174,7 @@ def _floor(eras: Sequence[Era], case: Case) -> float | None:
 
 
 def draw(history: History, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     panels = data(history)
     with styled():
         rows = -(-len(panels) // COLUMNS)

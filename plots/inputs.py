@@ -1,4 +1,4 @@
-"""Files given to a figure or a report: what each of them is, and whether they belong together."""
+"""Files given to a figure or a report: reads them and checks that they belong together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPECTED = (
 
 @dataclass
 class Inputs:
-    """What was given, each with the path it came from."""
+    """What was given, each with its path."""
 
     results: list[tuple[Path, Results]] = field(default_factory=list)
     pairs: list[tuple[Path, PairRun]] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Inputs:
 
 
 def load(paths: Sequence[Path]) -> Inputs:
-    """Read everything. Raises ResultsError for an empty list and for a file that is of none of the formats."""
+    """Read everything. Raises ResultsError for an empty list, and for a file of an unknown format."""
     if not paths:
         raise ResultsError(f"no file was given; expected {EXPECTED}")
     found = Inputs()
@@ -57,9 +57,9 @@ def load(paths: Sequence[Path]) -> Inputs:
 
 
 def together(results: Sequence[tuple[Path, Results]]) -> Results:
-    """The points of all files as one; the heading is the first's, with every commit.
+    """The points of all files as one. The heading is the first file's, with every commit.
 
-    Raises ResultsError if a point is there twice, or none is.
+    Raises ResultsError if a point occurs twice, or if there is none.
     """
     if not results:
         raise ResultsError("no results file was given; expected one made by bench sweep")

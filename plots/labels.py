@@ -1,4 +1,4 @@
-"""Names of cases for readers who have not seen the code."""
+"""Names of cases for readers who do not know the code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from bench.model.case import PLAIN_VOCAB, Case
 
 
 def case_name(case: Case, among: Iterable[Case] = ()) -> str:
-    """What is asked of a batch: `prefill 8 x 512, rank 64, skew 1`. The vocabulary if it differs among the cases."""
+    """The batch of a case: `prefill 8 x 512, rank 64, skew 1`.
+
+    The vocabulary is named if it differs among the cases.
+    """
     shape = f"{case.batch_size}" if case.phase == "decode" else f"{case.batch_size} x {case.seq_len}"
     op = "" if case.op == "lookup" else f"{case.op}, "
     site = "" if case.site == "none" else f"{case.site} of {case.model}, "

@@ -1,4 +1,4 @@
-"""The noise map of a machine: how far runs of the same code lie apart by point, and what that lets a gate see."""
+"""The noise map of a machine: how much runs of the same code differ at each point, and what a gate can then see."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEEPEST_PCT = 3.0  # the colour of this spread and above
 
 @dataclass(frozen=True)
 class Cell:
-    """One point: spread and mean of its log ratios, the smallest slowdown seen, all in percent; or its status."""
+    """One point: spread and mean of its log ratios, and the smallest visible slowdown, in percent; or its status."""
 
     case: str
     contender: str
@@ -33,7 +33,7 @@ class Cell:
 
 
 def data(run: PairRun) -> list[Cell]:
-    """A cell for each point, from the screening rounds: they were chosen by nothing."""
+    """A cell for each point, from the screening rounds, because those were not selected."""
     sees = {(v.case, v.contender): v.detectable for v in judge_pairs(run).verdicts}
     cases = {point.case for point in run.points}
     ordered = sorted(run.points, key=lambda point: (point.case, point.contender))
@@ -49,7 +49,7 @@ def _cell(point: PairPoint, label: str, sees: float | None) -> Cell:
 
 
 def draw(run: PairRun, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     cells = data(run)
     cases = list(dict.fromkeys(cell.case for cell in cells))
     contenders = list(dict.fromkeys(cell.contender for cell in cells))

@@ -1,4 +1,4 @@
-"""Every round of every point around its median: two clusters in a row are two modes that no average shows."""
+"""Draws every round of every point around its median. Two clusters in a row are two modes, which no average shows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _percent(value: float, middle: float) -> float:
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     strips = data(results)
     clocks = list(dict.fromkeys(strip.clock for strip in strips))
     columns = max((sum(strip.clock == clock for strip in strips) for clock in clocks), default=1)

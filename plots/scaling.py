@@ -1,4 +1,4 @@
-"""Time against tokens, rank, adapters and skew, or against tokens at each site, with floor and bytes over bandwidth."""
+"""Draws time against tokens, rank, adapters and skew, or tokens at each site, with floor and bytes over bandwidth."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SKEWED_TOKENS = (4000, 5000)  # cases of about as many tokens, however they are 
 
 @dataclass(frozen=True)
 class Panel:
-    """One axis: its label, the cases along it and where a case lies."""
+    """One axis: its label, the cases along it, and each case's place."""
 
     title: str
     label: str
@@ -75,7 +75,7 @@ def _usual(case: Case) -> bool:
 
 
 def longest_sequence(case: Case) -> int:
-    """Tokens of the longest request, as bench.workload.tensors shares them, which imports torch; to within one."""
+    """Tokens of the longest request, to within one. bench.workload.tensors is exact, but imports torch."""
     if case.num_prefills == 0:
         return 1
     shares = [(index + 1) ** -case.skew for index in range(case.num_prefills)]
@@ -119,7 +119,7 @@ PANELS = (
 
 
 def panels(results: Results) -> tuple[Panel, ...]:
-    """Those of the op that is shown; of one that has sites a panel for each, in the setting that most cases have."""
+    """The panels of the op that is shown. An op with sites has a panel for each, in the setting of most cases."""
     op = shown_op(results)
     cases = list(dict.fromkeys(p.case for p in results.points if p.case.op == op and p.case.site != "none"))
     if not cases:
@@ -155,12 +155,12 @@ class PanelData:
 
     @property
     def extent(self) -> int:
-        """Different places along its axis."""
+        """Number of different places along its axis."""
         return len({mark.x for item in self.series for mark in item.marks})
 
     @property
     def values_us(self) -> list[float]:
-        """The times that have to fit."""
+        """The times that have to fit into the panel."""
         floor = [self.floor_us] if self.floor_us else []
         return floor + [value for item in self.series for value in drawn(item.marks)[1]]
 
@@ -187,7 +187,7 @@ def _bytes_us(point: Point, bandwidth: float | None) -> float:
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Write the figure; returns the files. Panels along which the results do not vary are left out."""
+    """Write the figure. Returns the files. Panels along which the results do not vary are left out."""
     everything = data(results)
     panels = [panel for panel in everything if panel.extent > 1] or everything[:1]
     rows, columns = (2, 2) if len(panels) == 4 else (-(-len(panels) // 3), min(3, len(panels)))

@@ -1,4 +1,4 @@
-"""Results -> the numbers a figure draws. Pure: no drawing. Points that are not ok stay, marked, without a value."""
+"""Turns results into the numbers that a figure draws. Pure. Points that are not ok stay, marked, without a value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.model.records import Point, Results
 
 @dataclass(frozen=True)
 class Mark:
-    """One point of a series: its place on the axis and its time, None with the status if it has none."""
+    """One point of a series: its place on the axis and its time, or None and the status."""
 
     x: float
     value_us: float | None
@@ -28,7 +28,7 @@ class Series:
 
 
 def shown_op(results: Results) -> Op:
-    """The one op that a figure over cases shows: the lookup where there is one, else the first that the file has."""
+    """The one op that a figure over cases shows: the lookup if there is one, else the first in the file."""
     found = {point.case.op for point in results.points}
     return next((op for op in OPS if op in found), "lookup")
 
@@ -44,14 +44,14 @@ WORDS: dict[Op, str] = {
 
 
 def described(results: Results) -> str:
-    """The op that is shown, for who does not know its name."""
+    """The op that is shown, for readers who do not know its name."""
     return WORDS[shown_op(results)]
 
 
 def series(
     results: Results, wanted: Callable[[Case], bool], axis: Callable[[Case], float], contenders: Sequence[str]
 ) -> list[Series]:
-    """The graph-clock points of the cases that are wanted, a series a contender; skipped contenders are left out."""
+    """The graph-clock points of the wanted cases, a series for each contender. Contenders in `skipped` are left out."""
     found = []
     for name in contenders:
         points = [p for p in results.points if p.clock == "graph" and p.contender == name and wanted(p.case)]

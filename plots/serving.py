@@ -1,4 +1,4 @@
-"""What a server feels: time of a decode step and of a prefill in every mode, each engine process as a mark."""
+"""Draws what a server gains: time of a decode step and of a prefill in every mode, with a mark for each process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAR = 0.8  # of the room of a load that its bars take
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: its axis, loads in order, modes in order, and what each has."""
+    """One figure: its axis, loads and modes in order, and the values of each."""
 
     label: str
     loads: list[Load]
@@ -44,7 +44,7 @@ def data(results: ServeResults) -> list[Panel]:
 
 
 def draw(results: ServeResults, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     panels = data(results)
     widths = [max(1.5, len(panel.loads) * len(panel.modes) * 0.28) for panel in panels]
     with styled():

@@ -1,4 +1,4 @@
-"""The one style: colours told apart by colour-blind readers, in print and on dark pages; PNG and SVG."""
+"""The one style: colours for colour-blind readers, for print and for dark pages; PNG and SVG."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ LIGHTER = ("#56B4E9", "#009E73", "#F0E442", "#E69F00", "#8C564B", "#444444")
 
 
 def mode_color(mode: str) -> str:
-    """The colour of a mode; of one with options, one of some that its name chooses."""
+    """The colour of a mode. A mode with options gets a colour chosen by its name."""
     return MODES.get(mode) or LIGHTER[sum(map(ord, mode)) % len(LIGHTER)]
 
 
@@ -80,7 +80,7 @@ def styled() -> Iterator[None]:
 
 
 def plain(axis: Axis, ticks: Iterable[float] | None = None) -> None:
-    """Whole and decimal numbers on a logarithmic axis in the place of powers; at these ticks, if given."""
+    """Whole and decimal numbers on a logarithmic axis instead of powers, at these ticks if given."""
     if ticks is not None:
         axis.set_ticks(sorted(set(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -102,7 +102,7 @@ def spread_out(values: Iterable[float], share: float = 0.11) -> list[float]:
 
 
 def marked(axes: Axes, places: Sequence[tuple[float, str]], style: dict[str, Any], height: float = 0.97) -> None:
-    """A cross, by default at the top, for each (place, status) that has no value: shown, never left out."""
+    """Draw a cross, by default at the top, for each (place, status) without a value, so that it is not left out."""
     if not places:
         return
     top = [height] * len(places)
@@ -116,12 +116,12 @@ def marked(axes: Axes, places: Sequence[tuple[float, str]], style: dict[str, Any
 
 
 def heading(figure: Figure, what: str, where: str) -> None:
-    """The title: what is shown, and below it on which GPU, in which dtype, at which commit and when."""
+    """The title: what is shown, and below it the GPU, the dtype, the commit and the date."""
     figure.suptitle(f"{what}\n{where}", x=0.01, ha="left", fontsize=10)
 
 
 def legend(figure: Figure) -> None:
-    """One for all panels, below them: what each colour and marker is."""
+    """One legend for all panels, below them: what each colour and marker means."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -130,12 +130,12 @@ def legend(figure: Figure) -> None:
 
 
 def caption(figure: Figure, text: str) -> None:
-    """How to read it, small, below everything."""
+    """How to read the figure, in small print below everything."""
     figure.supxlabel(text, x=0.01, ha="left", **CAPTION)
 
 
 def provenance(results: Results | ServeResults, dtypes: Iterable[str] | None = None) -> str:
-    """GPU, dtype, commit and date of a results file in a line; its own dtypes, if a figure shows no others."""
+    """GPU, dtype, commit and date of a results file in a line. All of its dtypes, unless the figure shows others."""
     identity = results.env.identity if results.env else {}
     dirty = " + uncommitted changes" if results.code.dirty else ""
     if dtypes is None:
@@ -150,13 +150,13 @@ def provenance(results: Results | ServeResults, dtypes: Iterable[str] | None = N
 
 
 def versions(results: Results | ServeResults) -> str:
-    """Of what was measured with, in a line; empty if they are not known."""
+    """Versions of the software that was used, in a line. Empty if they are not known."""
     identity = results.env.identity if results.env else {}
     return ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write `path` as PNG and beside it as SVG, each whole or not at all; returns both paths. Raises ResultsError."""
+    """Write `path` as PNG, and as SVG beside it, each whole or not at all. Returns both paths. Raises ResultsError."""
     drawn = {}
     for name in ("png", "svg"):
         metadata = {"Date": None} if name == "svg" else None

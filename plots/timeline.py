@@ -1,4 +1,4 @@
-"""What a profiler shows of one replay: the host's call and the kernels it enqueued, a row for each contender."""
+"""Draws one replay as a profiler sees it: the host's call and the kernels it enqueued, a row for each contender."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LANE, PALE = 0.7, 0.35
 
 @dataclass(frozen=True)
 class Row:
-    """One replay of a contender; `kernels` are (name, start, duration), us after the call that launched them all."""
+    """One replay of a contender. `kernels` are (name, start, duration) in us after the call that launched them."""
 
     contender: str
     kernels: list[tuple[str, float, float]]
@@ -43,7 +43,7 @@ class Timeline:
 def data(trace: Path, selection: str | None = None) -> Timeline:
     """The last replay of each graph point of a case: the first case that fits `NAME=VALUE,...`.
 
-    Raises CaptureFailed for what is no trace, ProfileError if no point of it fits.
+    Raises CaptureFailed for a file that is not a trace, ProfileError if no point fits.
     """
     replays = _last_replays(kineto.kernels(kineto.load(trace)))
     wanted = parse_axis_overrides(selection.split(","), "--case") if selection else None
@@ -81,7 +81,10 @@ def _last_replays(found: Sequence[Kernel]) -> dict[str, list[tuple[str, float, f
 
 
 def draw(timeline: Timeline, path: Path, record: ProfileRecord | None = None) -> list[Path]:
-    """Write the figure; returns the files. record: of the trace's session, whose GPU and commit no trace names."""
+    """Write the figure.
+
+    Returns the files. record: of the trace's session, because a trace names neither GPU nor commit.
+    """
     end_us = max(_calls_end(row) for row in timeline.rows)
     with styled():
         figure = Figure(figsize=(8, 1.4 + 0.5 * len(timeline.rows)), layout="constrained")

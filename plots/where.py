@@ -1,4 +1,4 @@
-"""Where a pass of a real engine goes: kernel time by site of the model, a stack a mode."""
+"""Draws where a pass of a real engine spends its time: kernel time by site of the model, a stack for each mode."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from plots.style import caption, heading, provenance, save, styled, versions
 
 
 def data(results: ServeResults) -> list[list[Where]]:
-    """The traces of each load, a mode each."""
+    """The traces of each load, one for each mode."""
     found = where(trace.anew(results))
     return [[item for item in found if item.load == load] for load in dict.fromkeys(item.load for item in found)]
 
 
 def draw(results: ServeResults, path: Path) -> list[Path]:
-    """Write the figure; returns the files."""
+    """Write the figure. Returns the files."""
     panels = data(results)
     with styled():
         figure = Figure(figsize=(2.0 + 3.2 * len(panels), 4.4), layout="constrained")

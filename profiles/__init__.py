@@ -1,1 +1,1 @@
-"""Profiling sessions: from "this point is slow" to "here is why". Nothing here yields a timing record."""
+"""Profiling sessions, which explain why a point is slow. Nothing here yields a timing record."""

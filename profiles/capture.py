@@ -1,4 +1,4 @@
-"""Running a profiler as a child: all of its files or none, and an end that can be told."""
+"""Runs a profiler as a child process. It keeps all of its files or none, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ LAST_LINES = 12  # of a failed tool's output
 
 
 class ProfileError(ConfigError):
-    """A capture cannot begin: a tool is missing, a name is wrong. Exit status 2."""
+    """A capture cannot begin, because a tool is missing or a name is wrong. Exit status 2."""
 
 
 class CaptureFailed(Exception):
-    """A capture began and yielded nothing that can be used. Exit status 3."""
+    """A capture began and gave nothing usable. Exit status 3."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a tool ended, and all it said."""
+    """How a tool ended, and its whole output."""
 
     returncode: int
     output: str
@@ -47,9 +47,9 @@ class Finished:
 
 
 def find_tool(name: str, places: Sequence[str]) -> Path | None:
-    """The program of this name: the one that the variable NAME (in capitals) names, on the path, or in `places`, globs.
+    """The program with this name: from the variable NAME (in capitals), on the path, or in `places`, which are globs.
 
-    Of several in one place, the newest version. Raises ProfileError if the variable names no program.
+    Of several in one place, the newest version. Raises ProfileError if the variable does not name a program.
     """
     variable = name.upper()
     if told := os.environ.get(variable):
@@ -66,14 +66,14 @@ def find_tool(name: str, places: Sequence[str]) -> Path | None:
 
 
 def runner_command(target: Target) -> list[str]:
-    """The profiled program: this interpreter running the target's points."""
+    """The profiled program: this interpreter, running the target's points."""
     numbers = {"--launches": target.launches, "--replays": target.replays, "--seed": target.seed}
     options = [part for name, value in numbers.items() for part in (name, str(value))]
     return [sys.executable, "-m", RUNNER, *options, *(point.name for point in target.points)]
 
 
 def ask(command: Sequence[str]) -> str:
-    """What a tool prints, for probing it; empty if it fails or takes too long."""
+    """The output of a tool, for probing it. Empty if it fails or takes too long."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PROBE_TIMEOUT_S, stdin=subprocess.DEVNULL
@@ -114,7 +114,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM is what an interrupt is; only the main thread can say so."""
+    """Within this context, SIGTERM acts as an interrupt. Only the main thread can set that."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -132,7 +132,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def scratch(stem: Path) -> Iterator[Path]:
-    """A folder beside `stem` for a tool to write in, gone at the end. Raises ResultsError."""
+    """A folder beside `stem` for a tool to write in, deleted at the end. Raises ResultsError."""
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".profile-", dir=stem.parent)

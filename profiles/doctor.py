@@ -1,4 +1,4 @@
-"""What of profiling works on this machine: the tools, whether they see our ranges, known traps of versions."""
+"""Finds out what of profiling works here: the tools, whether they see our ranges, known traps of versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OLD_NSYS = (2022, 4, 2)  # python's nvtx 0.2.12 and later gives it domains and n
 
 
 def findings() -> Iterator[str]:
-    """One line each, the slow ones last."""
+    """One line for each finding, the slow ones last."""
     yield from _injected()
     counters = ncu.find()
     yield from _ncu(counters)
@@ -103,7 +103,7 @@ def _nsys(found: nsys.Nsys | None) -> Iterator[str]:
 
 
 def round_trip(tool: nsys.Nsys) -> str:
-    """Capture a program that opens our ranges, and count those that come back."""
+    """Capture a program that opens our ranges, and count the ranges in the capture."""
     if importlib.util.find_spec("nvtx") is None:
         return "the nvtx package is missing: there are no ranges to see"
     with tempfile.TemporaryDirectory(prefix="bench-nvtx-") as folder:

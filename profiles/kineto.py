@@ -1,8 +1,8 @@
-"""torch's profiler in this process: per-kernel device times beside the suite's own clock. Only this module knows it.
+"""torch's profiler in this process: per-kernel device times beside the suite's clock. Only this module knows it.
 
-Two passes, for CUPTI slows what it watches: every point is first timed by the suite's clock with the profiler off, then
-set up again and traced. A kernel belongs to the point in whose range the host launched it, found by the correlation
-id of the launch and never by the kernel's own time.
+It makes two passes, because CUPTI slows what it watches: every point is first timed by the suite's clock with the
+profiler off, then set up again and traced. A kernel belongs to the point in whose range the host launched it. That is
+found by the correlation id of the launch, never by the kernel's own time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORDS = {"name": "a name", "ts": "a start", "dur": "an end", "correlation": "the
 
 @dataclass(frozen=True)
 class Interval:
-    """A host range of the trace, us."""
+    """A host range of the trace, in us."""
 
     name: str
     start_us: float
@@ -50,9 +50,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of the trace, the call that launched it, and the name of that call's range, None outside all of them.
+    """A kernel of the trace, the call that launched it, and the name of that call's range (None outside all ranges).
 
-    Times are the trace's, us; `called_us` is when the call began, None if the trace has no such call.
+    Times are the trace's, in us. `called_us` is when the call began; None if the trace has no such call.
     """
 
     name: str
@@ -75,8 +75,8 @@ class _Timed:
 def trace(target: Target, settings: Measure, output: Path) -> TraceBody:
     """Time and trace the target's points on this machine's GPU, and write the Chrome trace to `output`.
 
-    A row of calls is `settings.nodes` launches whatever the target says: the clock's own. Raises NotMeasured for a
-    point that cannot be launched or is wrong, CaptureFailed if the profiler saw no kernel.
+    A row of calls is `settings.nodes` launches, as the clock makes them, whatever the target says. Raises NotMeasured
+    for a point that cannot be launched or is wrong, and CaptureFailed if the profiler saw no kernel.
     """
     import torch
 
@@ -179,7 +179,7 @@ def _flush(bench: Bench, point: PlannedPoint) -> torch.Tensor | None:
 
 
 def load(path: Path) -> list[Any]:
-    """The events of a Chrome trace that are complete, or lack what says whether they are. Raises CaptureFailed."""
+    """The complete events of a Chrome trace, and those that do not say whether they are. Raises CaptureFailed."""
     try:
         events = json.loads(path.read_bytes())["traceEvents"]
         return [event for event in events if not isinstance(event, dict) or event.get("ph", COMPLETE) == COMPLETE]
@@ -188,7 +188,7 @@ def load(path: Path) -> list[Any]:
 
 
 def intervals(events: Sequence[Any], lacking: Counter[str] | None = None) -> list[Interval]:
-    """The ranges that the program itself named, in order of their start. What is left out is counted in `lacking`."""
+    """The ranges that the program itself named, by start. What is left out is counted in `lacking`."""
     found = [
         Interval(event["name"], event["ts"], event["ts"] + event["dur"])
         for event in _usable(events, ("user_annotation",), "ranges", ("name", "ts", "dur"), _counter(lacking))
@@ -197,9 +197,10 @@ def intervals(events: Sequence[Any], lacking: Counter[str] | None = None) -> lis
 
 
 def kernels(events: Sequence[Any], lacking: Counter[str] | None = None) -> list[Kernel]:
-    """The kernels with the range of their launch. Our ranges do not nest, so the last one begun is the only one.
+    """The kernels, each with the range of its launch.
 
-    What lacks a name, a time or the number of its launch is counted in `lacking`, and left out.
+    Our ranges do not nest, so the one begun last is the only one. A kernel without name, time or launch number is left
+    out and counted in `lacking`.
     """
     counted = _counter(lacking)
     for event in events:
@@ -257,7 +258,7 @@ def _has(event: dict[str, Any], name: str) -> bool:
 
 
 def summarise(events: Sequence[Any], timed: Sequence[_Timed], floor_us: dict[str, float]) -> TraceBody:
-    """Device times of each point's kernels, a call; none for a point whose launches the profiler did not record.
+    """Device times of each point's kernels, for one call. A point whose launches were not recorded has none.
 
     Raises CaptureFailed if that is every point.
     """

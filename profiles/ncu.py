@@ -1,7 +1,7 @@
-"""ncu: finding it, the command, its metrics and its reports. The only module that knows its command line and names.
+"""ncu: the program, its command line, its metrics and its reports. The only module that knows its options and names.
 
-Counters only: ncu replays a kernel once a pass, serialised and, when cold, with flushed caches, so its times are not
-the suite's. `cold` flushes every cache before each pass, `warm` leaves what the pass before has left.
+Counters only. ncu replays a kernel once for each pass, serialised and, when cold, with flushed caches, so its times are
+not the suite's. `cold` flushes every cache before each pass; `warm` keeps what the pass before left.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ _STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.
 
 @dataclass(frozen=True)
 class Ncu:
-    """An installation: the program, its version, the options it knows, the counters of this machine's GPU.
+    """An installation: the program, its version, its options, and the counters of this machine's GPU.
 
-    `counters` is None where ncu could not say (no GPU, no driver): then all are asked for.
+    `counters` is None if ncu could not list them (no GPU, no driver); then all metrics are requested.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class Command:
 
 
 def find(chip: str | None = None) -> Ncu | None:
-    """The installation, probed; None if there is none. `chip`, gh100 for example, instead of this machine's GPU."""
+    """The installation, probed. None if there is none. `chip`, such as gh100, replaces this machine's GPU."""
     path = capture.find_tool("ncu", PLACES)
     if path is None:
         return None
@@ -105,18 +105,18 @@ def require() -> Ncu:
 
 
 def parse_version(text: str) -> str | None:
-    """`2025.3.1.0` out of what `ncu --version` prints."""
+    """`2025.3.1.0` from the output of `ncu --version`."""
     found = re.search(r"^Version\s+(\d+(?:\.\d+)+)", text, re.MULTILINE)
     return found[1] if found else None
 
 
 def parse_help(text: str) -> frozenset[str]:
-    """The long options of `ncu --help`: each at the start of a line, perhaps as `-x [ --long ]`."""
+    """The long options in `ncu --help`: each at the start of a line, perhaps as `-x [ --long ]`."""
     return frozenset(re.findall(r"^ {2}(?:-\w \[ )?(--[a-z0-9-]+)", text, re.MULTILINE))
 
 
 def parse_metrics(text: str) -> frozenset[str] | None:
-    """Base names of `ncu --query-metrics`; None if it lists none."""
+    """Base names in `ncu --query-metrics`. None if it lists none."""
     names = frozenset(re.findall(r"^([a-z0-9]+__\w+)\s", text, re.MULTILINE))
     return names or None
 
@@ -154,7 +154,7 @@ def _available(ncu: Ncu | None, metrics: Sequence[str]) -> tuple[list[str], list
 
 
 def collect(command: Command, output: Path) -> Path:
-    """Run the command; its report. Raises CaptureFailed with what to do about it."""
+    """Run the command. Returns its report. Raises CaptureFailed with a remedy."""
     done = capture.run(command.arguments)
     report = output.with_name(output.name + REPORT)
     if reason := _failure(done):
@@ -182,7 +182,7 @@ def _failure(done: Finished) -> str | None:
 
 
 def read(report: Path, cache: CacheControl) -> list[KernelCounters]:
-    """The counters of a report, by point; needs no GPU. Raises ProfileError or CaptureFailed."""
+    """The counters of a report, by point. Needs no GPU. Raises ProfileError or CaptureFailed."""
     kernels = [_counters(action, cache) for action in _actions(report)]
     if not kernels:
         version = package_version("ncu-report")
@@ -208,7 +208,7 @@ def _actions(report: Path) -> Iterator[Any]:
 
 
 def load_reader() -> Any:
-    """NVIDIA's reader. Raises ProfileError with the install line."""
+    """NVIDIA's reader of reports. Raises ProfileError with the install line."""
     try:
         return importlib.import_module("ncu_report")
     except ImportError as error:
@@ -241,5 +241,5 @@ def _stack(action: Any) -> list[str]:
 
 
 def stalls(metrics: dict[str, float]) -> dict[str, float]:
-    """Stall reason -> warps that wait for it in each cycle in which an instruction is issued."""
+    """Stall reason to the number of warps that wait for it in each cycle in which an instruction is issued."""
     return {found[1]: value for name, value in metrics.items() if (found := _STALL.fullmatch(name))}

@@ -1,7 +1,7 @@
-"""nsys: finding it, the command for the version at hand, and its files. The only module that knows its command line.
+"""nsys: the program, its command line for the installed version, and its files. The only module that knows its options.
 
-nsys shows nothing inside a CUDA graph unless told to trace nodes, and an NVTX range holds the replay, not the capture;
-`nsys_database` puts the two together again.
+nsys shows nothing inside a CUDA graph unless told to trace nodes. An NVTX range encloses the replay, not the capture;
+`nsys_database` joins the two again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ RAW, REPORT, DATABASE = ".qdstrm", ".nsys-rep", ".sqlite"
 
 @dataclass(frozen=True)
 class Flag:
-    """An option, its value, and what a version without it loses; without a `needed` one there is no capture.
+    """An option, its value, and what a version without it loses. Without a `needed` option there is no capture.
 
-    `mentions` is a value that the option's help must list for it to be of use.
+    `mentions` is a value that the option's help must list for the option to be useful.
     """
 
     name: str
@@ -60,7 +60,7 @@ CAPTURING = (
 
 @dataclass(frozen=True)
 class Nsys:
-    """An installation: the program, its version, the options it knows with their help, its importer if there is one."""
+    """An installation: the program, its version, its options with their help, and its importer if it has one."""
 
     path: Path
     version: str
@@ -70,14 +70,14 @@ class Nsys:
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, and the flags that were left out for this version, each with what that loses."""
+    """A command line, and the flags left out for this version, each with what is lost."""
 
     arguments: list[str]
     dropped: list[str]
 
 
 def find() -> Nsys | None:
-    """The installation, probed; None if there is none."""
+    """The installation, probed. None if there is none."""
     path = capture.find_tool("nsys", PLACES)
     if path is None:
         return None
@@ -93,15 +93,15 @@ def require() -> Nsys:
 
 
 def parse_version(text: str) -> str | None:
-    """`2025.3.1.0` out of what `nsys --version` prints."""
+    """`2025.3.1.0` from the output of `nsys --version`."""
     found = re.search(r"version\s+(\d+(?:\.\d+)+)", text)
     return found[1] if found else None
 
 
 def parse_help(text: str) -> dict[str, str]:
-    """Option -> its help, of `nsys profile --help`; empty if the text is no help.
+    """Option to its help text, from `nsys profile --help`. Empty if the text is not a help.
 
-    An option's line starts with it, after a tag in brackets and a short form; `--x-[a|b]=` are two.
+    An option's line starts with it, after a tag in brackets and a short form. `--x-[a|b]=` are two options.
     """
     options: dict[str, str] = {}
     names: list[str] = []
@@ -123,10 +123,10 @@ def _expanded(name: str) -> list[str]:
 def profile_command(
     nsys: Nsys | None, program: Sequence[str], output: Path, *, whole: bool = False, any_domain: bool = False
 ) -> Command:
-    """`nsys profile` of a program that opens a capture range, or of a `whole` process; of ranges of `any_domain`.
+    """`nsys profile` of a program that opens a capture range, or of a `whole` process.
 
-    Flags that the installed version lacks are left out; with no installation (a dry run) none is.
-    Raises ProfileError if it lacks one that is needed.
+    any_domain: record ranges of every NVTX domain. Flags that the installed version lacks are left out; without an
+    installation (a dry run) none is. Raises ProfileError if it lacks a needed one.
     """
     kept, dropped = [], []
     flags = [flag for flag in TRACING if not (any_domain and flag.name == ONE_DOMAIN)]
@@ -147,9 +147,9 @@ def _knows(nsys: Nsys, flag: Flag) -> bool:
 
 
 def collect(command: Command, output: Path, statuses: Sequence[int] = (0,)) -> Path:
-    """Run the command, which writes `output` with a suffix; the report, or the raw file where there is no importer.
+    """Run the command, which writes `output` with a suffix. Returns the report, or without an importer the raw file.
 
-    `statuses` are those with which the program may end. Raises CaptureFailed if it ended otherwise or nothing was
+    `statuses` are the allowed exit statuses of the program. Raises CaptureFailed for another one, or if nothing was
     captured.
     """
     done = capture.run(command.arguments)
@@ -166,7 +166,7 @@ def _why_nothing(done: Finished) -> str:
 
 
 def to_report(nsys: Nsys, raw: Path) -> Path | None:
-    """The report of a raw file, by the importer; None where there is none, or it fails."""
+    """The importer's report of a raw file. None without an importer, or if it fails."""
     if raw.suffix == REPORT:
         return raw
     if nsys.importer is None:
@@ -177,7 +177,7 @@ def to_report(nsys: Nsys, raw: Path) -> Path | None:
 
 
 def to_database(nsys: Nsys, report: Path) -> Path | None:
-    """The report as SQLite; None if this installation cannot."""
+    """The report as SQLite. None if this installation cannot make it."""
     database = report.with_suffix(DATABASE)
     options = ["--type=sqlite", "--force-overwrite=true", f"--output={database}"]
     capture.run([str(nsys.path), "export", *options, str(report)])
@@ -185,7 +185,7 @@ def to_database(nsys: Nsys, report: Path) -> Path | None:
 
 
 def how_to_open(file: Path) -> str:
-    """One line for a person."""
+    """How to open the files, in one line for a person."""
     if file.suffix == RAW:
         return (
             f"{file}: raw; this installation has no importer. Where Nsight Systems is installed whole: "

@@ -27,7 +27,7 @@ Nest = tuple[str, ...]  # a range and those around it, outermost first
 
 @dataclass
 class Attribution:
-    """The rows of a report, how much GPU work no range encloses, kernels by name, and what the file lacks."""
+    """The rows of a report, how much GPU work is in no range, kernels by name, and what the file lacks."""
 
     ranges: list[RangeTime]
     unattributed: int
@@ -45,7 +45,7 @@ class _Share:
 
 
 def count_ranges(database: Path, domain: str = DOMAIN) -> int:
-    """How many ranges of the domain the capture holds."""
+    """Number of ranges of the domain in the capture."""
     with closing(opened(database)) as tables:
         return len(tables.ranges(domain))
 
@@ -57,9 +57,9 @@ def is_of_a_server(database: Path) -> bool:
 
 
 def attribute(database: Path, domain: str | None = DOMAIN) -> Attribution:
-    """The GPU work by range; domain None: by ranges that name no domain, of which there may be none.
+    """The GPU work by range. domain None: by ranges without a domain, of which there may be none.
 
-    Raises CaptureFailed if the file is no export, or holds neither ranges nor GPU work, and says what it lacks.
+    Raises CaptureFailed, naming what is missing, if the file is not an export or holds neither ranges nor GPU work.
     """
     with closing(opened(database)) as tables:
         ranges, work = tables.ranges(domain), tables.work()
@@ -195,7 +195,7 @@ class _Captures:
                 self._original[key] = original
 
     def made(self, process: int, node: int) -> tuple[int, int] | None:
-        """(thread, moment) at which the first original of the node was made; None if that was before the capture."""
+        """(thread, moment) at which the first original of the node was made. None if that was before the capture."""
         seen = set()
         while (process, node) in self._original and node not in seen:
             seen.add(node)

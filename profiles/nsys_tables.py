@@ -1,6 +1,6 @@
-"""Rows of nsys' SQLite export, as far as they can be used. What a file lacks is counted by its name, and left out.
+"""The usable rows of nsys' SQLite export. What a file lacks is counted by name and left out.
 
-A table that is empty is not written, so one is missed only if something that is there cannot be told without it.
+nsys does not write empty tables, so a table counts as missing only if something else in the file needs it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Range:
-    """One NVTX range of a thread, ns."""
+    """One NVTX range of a thread, in ns."""
 
     thread: int
     start: int
@@ -51,7 +51,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Work:
-    """A kernel, copy or fill on the GPU, ns; `graph` is a whole graph in one row."""
+    """A kernel, copy or fill on the GPU, in ns. `graph`: a whole graph in one row."""
 
     start: int
     end: int
@@ -65,7 +65,7 @@ class Work:
 
 @dataclass
 class Tables:
-    """A file that is open. `lacking`: what was left out of what was read, by name, and how often."""
+    """An open file. `lacking`: what was left out of what was read, by name, and how often."""
 
     connection: sqlite3.Connection
     lacking: Counter[str] = field(default_factory=Counter)
@@ -79,13 +79,16 @@ class Tables:
         return {name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
     def missed(self, table: str) -> bool:
-        """Whether a table is not there although it is needed; if so that is counted."""
+        """Whether a needed table is missing. If so, that is counted."""
         gone = table not in self.names
         self.lacking[f"tables {table}"] += gone
         return gone
 
     def rows(self, table: str, needed: Sequence[str], optional: Sequence[str], what: str) -> Iterator[tuple[Any, ...]]:
-        """The needed columns, whole numbers all, then the optional ones, None where a row or the table has none."""
+        """The needed columns, all whole numbers, then the optional ones.
+
+        An optional column is None where a row or the table lacks it.
+        """
         columns = {row[1] for row in self.connection.execute(f'PRAGMA table_info("{table}")')}
         chosen = ", ".join(f'"{name}"' if name in columns else "NULL" for name in (*needed, *optional))
         for row in self.connection.execute(f'SELECT {chosen} FROM "{table}"'):
@@ -96,7 +99,7 @@ class Tables:
                 yield row
 
     def strings(self) -> dict[int, str]:
-        """The texts that rows name by number."""
+        """The texts that rows refer to by number."""
         return {key: text for key, text in self.connection.execute(f"SELECT id, value FROM {STRINGS}") if text}
 
     def event_types(self) -> dict[str, int]:
@@ -107,7 +110,7 @@ class Tables:
         return EVENT_TYPES | {name: told[name] for name in EVENT_TYPES if isinstance(told.get(name), int)}
 
     def ranges(self, domain: str | None) -> list[Range]:
-        """Push/pop and start/end ranges of a domain; None: of the default one."""
+        """Push/pop and start/end ranges of a domain; None means the default domain."""
         if NVTX not in self.names:
             return []
         types, strings = self.event_types(), self.strings()
@@ -199,7 +202,7 @@ class Tables:
 
 
 def opened(database: Path) -> Tables:
-    """Raises CaptureFailed for a file that is no export."""
+    """An open database. Raises CaptureFailed for a file that is not an export."""
     if not database.exists():
         raise CaptureFailed(f"{database}: does not exist; expected an SQLite export of nsys")
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)

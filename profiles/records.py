@@ -24,7 +24,7 @@ CacheControl = Literal["cold", "warm"]
 
 
 class ProfileSchema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = PROFILE_NAME
     version: str = PROFILE_VERSION
@@ -61,7 +61,7 @@ class KernelTime(msgspec.Struct):
 
 
 class NsysBody(msgspec.Struct, tag="nsys"):
-    """What nsys recorded; without its importer the ranges are None and the raw file is all there is.
+    """What nsys recorded. Without its importer the ranges are None, and the raw file is all there is.
 
     lacking   rows of the file that were left out, by what they lack, and tables that are not there
     """
@@ -74,7 +74,7 @@ class NsysBody(msgspec.Struct, tag="nsys"):
 
 
 class KernelCounters(msgspec.Struct):
-    """The counters of one profiled kernel of a launch; `metrics` are ncu's own names and base units."""
+    """The counters of one profiled kernel of a launch. `metrics` have ncu's own names and base units."""
 
     case: Case
     contender: str
@@ -85,7 +85,7 @@ class KernelCounters(msgspec.Struct):
 
 
 class UsefulBytes(msgspec.Struct):
-    """What a launch on index set 0 has to move: ids and distinct rows in, rows out."""
+    """Bytes that a launch on index set 0 has to move: ids and distinct rows in, rows out."""
 
     case: Case
     read_bytes: Count
@@ -101,9 +101,9 @@ class CountedWork(msgspec.Struct):
 
 
 class NcuBody(msgspec.Struct, tag="ncu"):
-    """Counters of one launch a point; `missing` are wanted metrics that this chip or version of ncu does not have.
+    """Counters of one launch of each point. `missing`: metrics that this chip or version of ncu does not have.
 
-    No kernels: the reports were kept where there was no reader, and are read when they are shown.
+    Without kernels, the reports were kept unread because the reader was missing. They are read when they are shown.
     """
 
     kernels: list[KernelCounters]
@@ -113,7 +113,7 @@ class NcuBody(msgspec.Struct, tag="ncu"):
 
 
 class TracedKernel(msgspec.Struct):
-    """One kernel of a call under the trace: its name, how many a call, the median time on the device."""
+    """One kernel of a traced call: its name, how many in a call, and its median time on the device."""
 
     kernel: str
     per_call: Positive
@@ -148,7 +148,7 @@ class TraceBody(msgspec.Struct, tag="trace"):
 
 
 class ProfileRecord(msgspec.Struct):
-    """A whole profile file. `files` are the tool's own, beside it."""
+    """A whole profile file. `files` are the tool's own, which lie beside it."""
 
     schema: ProfileSchema
     tool_version: str
@@ -175,7 +175,7 @@ def read(path: Path) -> ProfileRecord:
 
 
 def faults(profile: ProfileRecord) -> Iterator[str]:
-    """What is unsound in a profile: the tool's files lie beside it, whatever it says."""
+    """Faults of a profile: its tool's files must lie beside it, whatever it says."""
     for index, name in enumerate(profile.files):
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             yield f"files[{index}] is {name!r}; expected the name of a file beside the record"

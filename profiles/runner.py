@@ -37,7 +37,7 @@ KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"  # its key omits the rank
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse and run; a wrong argument is one line and exit status 2."""
+    """Parse and run. A wrong argument gives one line and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m profiles.runner", description=__doc__.splitlines()[0])
     parser.add_argument("points", nargs="+", metavar="POINT", help="CONTENDER|CLOCK|NAME=VALUE|...")
     for name in ("launches", "replays", "seed"):
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(target: Target, device: torch.device) -> None:
-    """Launch every point under the capture range. Raises NotMeasured for the first that cannot be."""
+    """Launch every point in the capture range. Raises NotMeasured for the first that cannot be launched or is wrong."""
     os.environ.setdefault(KERNEL_CACHE, "0")
     settings = configuration.load().measure
     bench = measure.Bench(device, msgspec.structs.replace(settings, seed=target.seed), process=0)
@@ -76,7 +76,7 @@ def run(target: Target, device: torch.device) -> None:
 
 @contextmanager
 def capture_range(device: torch.device) -> Iterator[None]:
-    """What a tool that waits for cudaProfilerStart records."""
+    """The range that a tool records if it waits for cudaProfilerStart."""
     _wait(device)
     torch.cuda.profiler.start()
     try:

@@ -1,4 +1,7 @@
-"""Profile records -> the figures that explain a time. Pure; names of ncu's counters come from ncu.py alone."""
+"""Computes the figures that explain a time from profile records.
+
+Pure. Names of ncu's counters come only from ncu.py.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Agreement:
-    """ncu beside the work clock: what a GPU did, what the interpreter counted, GPU / counted; None where one lacks."""
+    """ncu beside the work clock: GPU, interpreter, and GPU / counted. None where one is missing."""
 
     case: Case
     contender: str
@@ -74,9 +77,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class DeviceTime:
-    """A traced point: the kernels of a call, us, beside the clock's time of a call less the floor, or less the gaps.
+    """A traced point: the kernels of a call in us, beside the clock's time of a call less the floor, or less the gaps.
 
-    A floor is an empty kernel and the gap behind it; most of it may be the kernel's own time on the device. A call of
+    A floor is an empty kernel and the gap behind it. Most of it may be the kernel's own time on the device. A call of
     several kernels has as many gaps.
     """
 
@@ -111,7 +114,7 @@ class DeviceTime:
 
 
 def counters(body: NcuBody) -> list[Counters]:
-    """One row a (case, contender, clock, cache), in the order of the file."""
+    """One row for each (case, contender, clock, cache), in the order of the file."""
     groups: dict[tuple[Case, str, str, CacheControl], list[KernelCounters]] = {}
     for kernel in body.kernels:
         groups.setdefault((kernel.case, kernel.contender, kernel.clock, kernel.cache), []).append(kernel)
@@ -158,10 +161,10 @@ def _together(group: Sequence[KernelCounters], useful: UsefulBytes | None) -> Co
 
 
 def agreements(body: NcuBody) -> list[Agreement]:
-    """Programs and sectors of the cold run beside the work clock's.
+    """Programs and sectors of the cold run beside the work clock's counts.
 
-    The work clock counts Triton kernels alone, torch's fill before a peer's kernel is none: rows of several kernels
-    are compared by the last of them. It counts the launch on the buffers of a graph, so eager rows are left out.
+    The work clock counts only Triton kernels, and torch's fill before a peer's kernel is none, so rows of several
+    kernels are compared by the last one. It counts the launch on a graph's buffers, so eager rows are left out.
     """
     found = []
     cold: dict[tuple[Case, str], KernelCounters] = {

@@ -1,4 +1,4 @@
-"""What is profiled: a recipe or cases from the command line -> points, and how often each is launched."""
+"""Turns a recipe or cases of the command line into points, with how often each is launched."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """The points of one profiled process and how often each is launched; `seed` makes the workloads."""
+    """The points of one profiled process and how often each is launched. `seed` makes the workloads."""
 
     name: str
     points: tuple[PlannedPoint, ...]
@@ -51,7 +51,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe of this folder by name, or any file that ends in .toml. Raises ConfigError."""
+    """A recipe of this folder by name, or from any file that ends in .toml. Raises ConfigError."""
     path = Path(name)
     if path.suffix != ".toml":
         path = RECIPES / f"{name}.toml"
@@ -73,9 +73,8 @@ def make_target(
 ) -> Target:
     """The target of a recipe, of cases, or of a recipe's contenders on other cases.
 
-    Each of `cases` is `NAME=VALUE,...`, one value an axis, the rest from bench.toml; `contenders` are names or
-    patterns.
-    Raises ConfigError.
+    Each of `cases` is `NAME=VALUE,...` with one value for an axis; other axes come from bench.toml. `contenders` are
+    names or patterns. Raises ConfigError.
     """
     if recipe is None and not cases:
         known = ", ".join(recipe_names())
@@ -120,7 +119,7 @@ def _variant_names(family: Family) -> list[str]:
 
 
 def parse_point(name: str) -> PlannedPoint:
-    """The point that `bench.model.case.point_name` named. Raises ConfigError."""
+    """The point with a name from `bench.model.case.point_name`. Raises ConfigError."""
     contender, _, rest = name.partition("|")
     clock, _, listed = rest.partition("|")
     terms = [term.partition("=") for term in listed.split("|")]

@@ -1,4 +1,4 @@
-"""What a capture does, in order: run the tool, read what it wrote, keep both. Prints nothing."""
+"""The steps of a capture: run the tool, read what it wrote, keep both. Prints nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_EXPORT = "kept: this installation of nsys could not export it to SQLite, so n
 
 @dataclass
 class Request:
-    """A target and where its files go: `stem` with a suffix each."""
+    """A target, and where its files go: `stem` with a suffix for each."""
 
     target: Target
     stem: Path
@@ -71,7 +71,7 @@ class Request:
 
 
 def bare_profile(body: NsysBody | NcuBody, name: str, seed: int) -> ProfileRecord:
-    """A tool's own file read without its record: what else a record says is unknown."""
+    """A record made of a tool's own file only. Everything else in it is unknown."""
     return ProfileRecord(
         ProfileSchema(),
         name,
@@ -103,9 +103,9 @@ def sweep_program(profile: str, options: Sequence[str], results: Path) -> list[s
 def run_nsys(
     request: Request, program: Callable[[Path], list[str]], statuses: Sequence[int] = (0,), domain: str | None = DOMAIN
 ) -> ProfileRecord:
-    """Capture the program that `program` names for a scratch folder; `domain` None: a server, whose ranges have none.
+    """Capture the program that `program` gives for a scratch folder.
 
-    Raises ProfileError, CaptureFailed.
+    domain None: a server, whose ranges have no domain. Raises ProfileError, CaptureFailed.
     """
     tool = nsys.require()
     with capture.scratch(request.stem) as folder:
@@ -124,7 +124,7 @@ def _relative(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def read_nsys(tool: nsys.Nsys, raw: Path, domain: str | None = DOMAIN) -> tuple[NsysBody, list[Path]]:
-    """What a capture holds, as far as this installation can tell, and the files worth keeping."""
+    """The contents of a capture, as far as this installation can read it, and the files worth keeping."""
     report = nsys.to_report(tool, raw)
     if report is None:
         return NsysBody(None, remark=NO_IMPORTER), [raw]
@@ -135,7 +135,10 @@ def read_nsys(tool: nsys.Nsys, raw: Path, domain: str | None = DOMAIN) -> tuple[
 
 
 def read_database(database: Path, domain: str | None = DOMAIN) -> NsysBody:
-    """What a capture's export says; a file without ranges of the domain is one of a server. Raises CaptureFailed."""
+    """The contents of a capture's export.
+
+    A file without ranges of the domain is one of a server. Raises CaptureFailed.
+    """
     if domain is not None and not nsys_database.count_ranges(database, domain):
         domain = None if nsys_database.is_of_a_server(database) else domain
     found = nsys_database.attribute(database, domain)
@@ -143,9 +146,9 @@ def read_database(database: Path, domain: str | None = DOMAIN) -> NsysBody:
 
 
 def run_ncu(request: Request, caches: Sequence[CacheControl]) -> ProfileRecord:
-    """One run of ncu for each cache state. Raises ProfileError, CaptureFailed.
+    """Run ncu once for each cache state. Raises ProfileError, CaptureFailed.
 
-    Where its reader is missing the reports are kept unread.
+    If the reader is missing, the reports are kept unread.
     """
     readable = package_version("ncu-report") is not None
     tool = ncu.require()
@@ -174,7 +177,7 @@ def read_reports(profile: ProfileRecord, folder: Path) -> None:
 
 
 def cache_of(report: Path, told: str | None = None) -> CacheControl:
-    """How caches were controlled, told or by the report's name. Raises ProfileError."""
+    """The state of the caches, as told or from the report's name. Raises ProfileError."""
     for cache in ncu.CACHE_CONTROL:
         if told == cache or (told is None and report.stem.endswith(f"-{cache}")):
             return cache
@@ -196,7 +199,7 @@ def run_trace(request: Request, settings: Measure) -> ProfileRecord:
 
 
 def useful_bytes(points: Sequence[PlannedPoint], seed: int) -> list[UsefulBytes]:
-    """For each case, what a launch on index set 0 has to read and to write."""
+    """For each case, the bytes that a launch on index set 0 has to read and to write."""
     import torch
 
     from bench.workload import traffic
@@ -218,7 +221,7 @@ def counting_plan(config: Config, points: Sequence[tuple[Case, str]], seed: int)
 
 
 def add_counts(profile: ProfileRecord, results: Results) -> None:
-    """Put the work clock's counts beside ncu's. Raises ProfileError if the workloads are others."""
+    """Put the work clock's counts beside ncu's. Raises ProfileError if the workloads differ."""
     assert isinstance(profile.body, NcuBody)
     if results.run.seed != profile.seed:
         raise ProfileError(

@@ -94,7 +94,7 @@ def instrument_refusals(before: Results, after: Results) -> list[str]:
     if before.code.instrument != after.code.instrument:
         found.append(version_refusal(before.code, after.code))
     if before.run.seed != after.run.seed:
-        found.append(f"the seed is {after.run.seed}, the baseline's is {before.run.seed}: other workloads")
+        found.append(f"the seed is {after.run.seed}, the baseline's is {before.run.seed}: the workloads differ")
     return found
 
 
@@ -196,7 +196,7 @@ def unsound(point: Point) -> str | None:
         return None if counts["launches"] else "it launched nothing"
     for value in (block for item in point.rounds for block in item.blocks_us):
         if not (isfinite(value) and value > 0):
-            return f"{value} us is no time; expected one above 0"
+            return f"{value} us is not a valid time; expected one above 0"
     return "a round has no block" if any(not item.blocks_us for item in point.rounds) else None
 
 

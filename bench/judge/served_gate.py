@@ -126,7 +126,9 @@ def judge(
     anchor = next((mode for mode in (NONE, reference) if mode in modes), "")
     report = ServedReport(rules, anchor, [], [*refusals])
     if not anchor:
-        report.refusals.append(f"both files have to hold {NONE} or {reference}, relative to which a run is judged")
+        report.refusals.append(
+            f"both files need the mode {NONE} or {reference}, because figures are judged relative to it"
+        )
         return report
     report.refusals += _moved(old, new, anchor, rules)
     rows = []
@@ -241,7 +243,7 @@ def _status(
 ) -> tuple[VerdictStatus, str]:
     """What is decided, and why nothing is."""
     if error is None:
-        return "inconclusive", "one process a mode: nothing says by how much two of them differ"
+        return "inconclusive", "one process for each mode, so the spread between processes is unknown"
     found = statistics.outcome(slow, fast, rules.floor_pct)
     if found in ("pass", "inconclusive") and width > statistics.log_limit(rules.target_pct):
         wide = 100 * (exp(width) - 1)

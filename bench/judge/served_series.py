@@ -104,4 +104,4 @@ def _judged(before: EngineEntry, after: EngineEntry, rules: Rules) -> ServedRepo
 def _refusals(before: EngineEntry, after: EngineEntry) -> Iterator[str]:
     yield from environment_refusals(before.env, after.env)
     if before.serving != after.serving:
-        yield "[serving] of bench.toml differs: samples are not taken alike"
+        yield "[serving] of bench.toml differs, so samples were not taken in the same way"

@@ -255,7 +255,7 @@ def compare(
     """Every figure that both files have for a case and mode, in the first file's order."""
     warnings = environment_refusals(before.env, after.env)
     if before.serving != after.serving:
-        warnings.append("[serving] of bench.toml differs: samples are not taken alike")
+        warnings.append("[serving] of bench.toml differs, so samples were not taken in the same way")
     all_old, all_new = figures(before), figures(after)
     spreads = _spreads([*all_old, *all_new])  # of all modes, whatever is wanted
     old, new = (

@@ -130,7 +130,7 @@ def _pair_verdict(point: PairPoint, gate: Gate, tests: tuple[Tested, Tested] | N
         **_interval(observations(stage)),
     )
     if base.ratio is None or not isfinite(base.ratio):
-        return _but(msgspec.structs.replace(base, ratio=None), "error", "its ratio is no finite number")
+        return _but(msgspec.structs.replace(base, ratio=None), "error", "its ratio is not a finite number")
     if throttle := sorted({reason for item in point.rounds for reason in item.throttle}):
         return _but(base, "inconclusive", f"the GPU lowered its clock: {', '.join(throttle)}")
     if tests is None:
@@ -279,7 +279,7 @@ def unusable(old: Point, new: Point, gate: Gate) -> tuple[VerdictStatus, str] | 
         return "error", reason
     for name, point in (("baseline", old), ("result", new)):
         if not all(isfinite(value) and value > 0 for value in round_values(point.rounds)):
-            return "error", f"a round of the {name} has a time that is no positive number: it has no ratio"
+            return "error", f"a round of the {name} has a time that is not a positive number, so it has no ratio"
         if len(point.rounds) < 2:
             return "inconclusive", f"{len(point.rounds)} round in the {name}; a spread needs two"
     if len(old.rounds) < gate.baseline_rounds:

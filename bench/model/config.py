@@ -1,4 +1,4 @@
-"""bench.toml -> typed configuration -> planned points. Unknown keys and bad values are errors that say so."""
+"""Reads bench.toml into a typed configuration, and plans points from it. Unknown keys and bad values are errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ __all__ = ["CLOCKS", "Config", "ConfigError", "load", "make_plan", "parse_axis_o
 
 
 class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Values of each axis; an axis left out is inherited."""
+    """Values of each axis. An axis that is left out is inherited."""
 
     phase: Some[Phase] | None = None
     batch_size: Some[Positive] | None = None
@@ -88,7 +88,7 @@ class Axes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     sglang: Some[SglangVersion] | None = None
 
     def over(self, base: Axes) -> Axes:
-        """These axes, and those of `base` where this leaves one out."""
+        """These axes, completed with those of `base`."""
         mine = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         return msgspec.structs.replace(base, **mine)
 
@@ -153,7 +153,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CaseLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Other limits of the cases that `case` names, as `--case` does; what is left out stays the clock's."""
+    """Other limits for the cases that `case` selects, as `--case` does. A limit that is left out stays the clock's."""
 
     case: str
     clock: Literal["graph", "eager"]
@@ -163,7 +163,7 @@ class CaseLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the gate measures and decides; bench.toml says why. Defaults: how records without the field were made."""
+    """How the gate measures and decides; bench.toml says why. The defaults are those of records without the field."""
 
     profile: str
     work_profile: str
@@ -191,7 +191,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def rules(self) -> Rules:
-        """What of this a verdict uses, as it is recorded."""
+        """The part of this that a verdict uses, in the form in which it is recorded."""
         return msgspec.convert(msgspec.to_builtins(self), Rules)
 
     def limits(self, clock: ClockName) -> Limits:
@@ -199,7 +199,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return self.eager if clock == "eager" else self.graph
 
     def limits_at(self, case: Case, clock: ClockName) -> Limits:
-        """The limits of a point: its clock's, with what the first entry of `cases` that fits it says instead."""
+        """The limits of a point: its clock's, replaced where the first entry of `cases` that fits it says otherwise."""
         return limits_of(self.limits(clock), self.cases, case, clock)
 
 
@@ -268,9 +268,9 @@ def load(path: Path = DEFAULT_PATH) -> Config:
 
 
 def as_before(config: Config, text: str, source: str) -> Config:
-    """This configuration with the axes, profiles and rules of another version's bench.toml; what it has not, stays.
+    """This configuration with the axes, profiles and rules of another version's bench.toml, as far as it has them.
 
-    Raises ConfigError if the text is none, or names what this version of the suite does not know.
+    Raises ConfigError if the text is not a configuration, or names something unknown to this version of the suite.
     """
     raw = parse_toml(text, source)
     now = msgspec.to_builtins(config)
@@ -284,7 +284,7 @@ def as_before(config: Config, text: str, source: str) -> Config:
 
 
 def parse_axis_overrides(texts: Iterable[str], source: str = "--axis") -> Axes:
-    """`rank=16,64` -> Axes. Raises ConfigError naming the axis and what it allows."""
+    """`rank=16,64` to Axes. Raises ConfigError naming the axis and its allowed values."""
     values: dict[str, list[str]] = {}
     for text in texts:
         name, equals, listed = text.partition("=")
@@ -312,9 +312,8 @@ def make_plan(
 ) -> Plan:
     """The points of a profile after overrides and selections.
 
-    `contenders` are names or glob patterns, also of contenders that files have; each of `cases` is a list of
-    `name=value` that a case must have.
-    Raises ConfigError if the profile is unknown or a selection leaves nothing.
+    `contenders` are names or glob patterns, of contenders of files too. Each of `cases` is a list of `name=value` that
+    a case must have. Raises ConfigError if the profile is unknown or nothing is selected.
     """
     profile = config.profiles.get(profile_name)
     if profile is None:

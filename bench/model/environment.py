@@ -1,4 +1,4 @@
-"""The fingerprint of a run: what must be equal to compare, what is only worth knowing, and which code ran."""
+"""The fingerprint of a run: what must be equal for a comparison, what is only worth knowing, and which code ran."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def package_version(name: str) -> str | None:
 
 
 def suite_version() -> str:
-    """The version of this checkout, which stands in csgmv_embed/__init__.py; read there, for an import takes torch."""
+    """The version of this checkout, read from csgmv_embed/__init__.py. It is not imported, because that needs torch."""
     file = ROOT / "csgmv_embed" / "__init__.py"
     if not file.exists():  # the suite stands without the library
         return "0"
@@ -48,12 +48,12 @@ def suite_version() -> str:
 
 
 def command_line() -> list[str]:
-    """How this process was started, without the paths of the machine."""
+    """How this process was started, without paths of the machine."""
     return ["bench", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]
 
 
 def attached_profiler() -> str | None:
-    """The profiler this process runs under, nsys or ncu, by what it injects; None outside one."""
+    """The profiler under which this process runs (nsys or ncu), told by what it injects. None without one."""
     if "NSYS_PROFILING_SESSION_ID" in os.environ:
         return "nsys"
     try:
@@ -67,7 +67,8 @@ def attached_profiler() -> str | None:
 def collect_environment(device_type: str, *, sglang_varies: bool = False) -> Environment:
     """Fingerprint of this process. Imports torch, and initialises CUDA if `device_type` is cuda.
 
-    sglang_varies: its version is what is measured, so no part of the machine's identity; the variable says the same.
+    sglang_varies: the version of SGLang is what is measured, so it does not identify the machine. An environment
+    variable can say the same.
     """
     identity: dict[str, Scalar] = {name: package_version(name) for name in VERSION_PACKAGES}
     identity["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -93,7 +94,7 @@ def collect_environment(device_type: str, *, sglang_varies: bool = False) -> Env
 
 
 def with_installed_sglang(environment: Environment) -> Environment:
-    """Of a worker that has another SGLang first on its path: the environment as it is beside that."""
+    """The environment of a worker that imports another SGLang, as it would be with the installed one."""
     volatile = environment.volatile | {"sglang_lora_sha256": _peer_hash("sglang")}
     return _keyed(environment.identity | {"sglang": package_version("sglang")}, volatile)
 
@@ -150,7 +151,7 @@ def _gpu() -> tuple[dict[str, Scalar], dict[str, Scalar]]:
 
 @cache
 def nvml_device() -> tuple[Any, Any] | None:
-    """(pynvml, handle of the GPU that CUDA calls the first here), or None where there is none that can be asked."""
+    """(pynvml, handle of CUDA's first GPU), or None if there is none that can be queried."""
     nvml = gpus.library()
     if nvml is None:
         return None
@@ -160,12 +161,12 @@ def nvml_device() -> tuple[Any, Any] | None:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU can be seen here."""
+    """Whether this process can see an NVIDIA GPU."""
     return nvml_device() is not None
 
 
 def utc_now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The time in UTC in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -186,9 +187,9 @@ def _cpu_model() -> str | None:
 
 
 def collect_code() -> Code:
-    """The commit, how the tree differs from it, and hashes of the library's and the suite's sources.
+    """The commit, the tree's difference from it, and hashes of the library's and the suite's sources.
 
-    Raises ConfigError if GIT_COMMIT is no hash.
+    Raises ConfigError if GIT_COMMIT is not a hash.
     """
     sha = _commit()
     changes, dirty = None, None

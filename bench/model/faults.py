@@ -1,8 +1,7 @@
-"""What makes a record sound beyond the type of each field: how fields must fit each other. Pure.
+"""What makes a record sound beyond the type of each field: how fields must fit together. Pure.
 
-Each `..._faults` yields sentences that name a place and what was expected there; a sound record has none. The types
-that they look at hold the bounds of single fields (bench/model/fields.py), and the reader (bench/model/store.py)
-asks both.
+Each `..._faults` yields sentences that name a place and what was expected there. A sound record has none. The types
+hold the bounds of single fields (bench/model/fields.py). The reader (bench/model/store.py) checks both.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ _LARGEST_AXIS = 2**40
 
 
 def text_faults(document: Any) -> Iterator[str]:
-    """Control characters in any text of a decoded document, names of fields included: they could move a terminal's
-    cursor, begin a line of a log, or leave a folder.
+    """Control characters in any text of a decoded document, including names of fields.
+
+    They could move a terminal's cursor, begin a line of a log, or leave a folder.
     """
     waiting: list[tuple[str, Any]] = [("", document)]
     while waiting:
@@ -42,7 +42,7 @@ def text_faults(document: Any) -> Iterator[str]:
 
 
 def named_place(data: bytes, message: str) -> str:
-    """What to add to a decoder's `... - at `$.points[3].wall_s``: the point's name and the value found, if any."""
+    """An addition to a decoder's `... - at `$.points[3].wall_s``: the point's name and the value found, if any."""
     where = re.search(r"- at `\$(.*)`", message)
     try:
         document = msgspec.json.decode(data)
@@ -57,7 +57,7 @@ def named_place(data: bytes, message: str) -> str:
 
 
 def named(document: Any, place: str) -> str:
-    """A place with the name of the point that it belongs to, for people."""
+    """A place, with the name of its point for people to read."""
     point = _point_name(document, place)
     return place.removeprefix(".") + (f" ({point})" if point else "")
 
@@ -84,7 +84,7 @@ def _at(document: Any, place: str) -> Any:
 
 
 def twice(what: str, places: Iterable[tuple[str, Hashable]]) -> Iterator[str]:
-    """A fault for each place whose value an earlier one has."""
+    """A fault for each place whose value occurred before."""
     seen: dict[Hashable, str] = {}
     for place, value in places:
         if value in seen:
@@ -98,7 +98,7 @@ def name_of(case: Case, contender: str, clock: str) -> str:
 
 
 def case_faults(place: str, case: Case) -> Iterator[str]:
-    """Values that no grid can plan."""
+    """Faults of a case: values that no grid can plan."""
     for name in ("batch_size", "seq_len", "rank", "adapters", "vocab"):
         if not 1 <= getattr(case, name) <= _LARGEST_AXIS:
             yield f"{place}.case.{name} is {getattr(case, name)}; expected 1 or more"
@@ -121,7 +121,7 @@ def case_faults(place: str, case: Case) -> Iterator[str]:
 
 
 def results_faults(results: Results, place: str = "") -> Iterator[str]:
-    """Of a whole results file; `place` is where in its document it lies."""
+    """Faults of a whole results file. `place` is where it lies in its document."""
     code = results.code
     if code.short is not None and code.sha is not None and not code.sha.startswith(code.short):
         yield f"{place}code.short is {code.short}, which does not begin code.sha {code.sha}; expected its first digits"
@@ -154,7 +154,7 @@ def _gpu_faults(results: Results, place: str) -> Iterator[str]:
 
 
 def point_faults(place: str, point: Point) -> Iterator[str]:
-    """Of one point: what its status promises has to be there."""
+    """Faults of one point: everything that its status promises must be there."""
     yield from case_faults(place, point.case)
     if point.status != "ok" and not point.reason:
         yield f"{place}.reason is missing; expected why it is {point.status}"
@@ -188,7 +188,7 @@ def _round_faults(place: str, rounds: Sequence[Round]) -> Iterator[str]:
 
 
 def work_faults(place: str, work: Work) -> Iterator[str]:
-    """Of the work clock's record."""
+    """Faults of the work clock's record."""
     yield from counts_faults(f"{place}.counts", work.counts)
     if len(work.compiled) > work.counts.launches:
         yield f"{place}.compiled has {len(work.compiled)} kernels of {work.counts.launches} launches; expected no more"
@@ -216,7 +216,7 @@ def _launch_faults(place: str, work: Work) -> Iterator[str]:
 
 
 def counts_faults(place: str, counts: WorkCounts) -> Iterator[str]:
-    """Counts that no launch can have: each follows from what the figures mean."""
+    """Counts that no launch can have. Each follows from what the figures mean."""
     if counts.programs < counts.launches:
         yield f"{place}.programs is {counts.programs}, of {counts.launches} launches; expected at least one each"
     if counts.active_programs > counts.programs:

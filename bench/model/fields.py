@@ -1,6 +1,6 @@
-"""The values that a field of a record may have; a reader refuses any other.
+"""The values that a field of a record may have. A reader refuses any other.
 
-The bounds of times are far outside what a clock can give. They keep every ratio of two of them finite, and so every
+The bounds of times are far outside what a clock can measure. They keep every ratio of two times finite, and so every
 verdict a comparison of numbers.
 """
 
@@ -28,7 +28,7 @@ _IN_WORDS = {_SHA: "the hash of a commit, 7 to 64 hexadecimal digits", _UUID: "a
 
 
 def in_words(message: str) -> str:
-    """A decoder's message with words in the place of a pattern."""
+    """A decoder's message, with words in place of a pattern."""
     for pattern, words in _IN_WORDS.items():
         message = message.replace(f"`str` matching regex {pattern!r}", words)
     return message

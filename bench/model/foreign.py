@@ -32,7 +32,7 @@ SECONDS = 1e6  # us
 
 
 class ForeignSchema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = NAME
     version: str = VERSION
@@ -48,7 +48,7 @@ class ForeignPoint(msgspec.Struct):
 
 
 class ForeignResults(msgspec.Struct):
-    """One file. `sha`: the commit that it says it measured; `dirty`: with changes that no commit has."""
+    """One file. `sha`: the commit that it says it measured. `dirty`: with uncommitted changes."""
 
     tool: Tool
     points: list[ForeignPoint]
@@ -68,7 +68,7 @@ class ForeignEntry(msgspec.Struct):
 
 
 def tool_of(path: Path) -> Tool | None:
-    """The tool whose file this is, told by the keys at its top; None for any other. Raises ResultsError."""
+    """The tool that wrote this file, told by its top-level keys. None for any other file. Raises ResultsError."""
 
     class Head(msgspec.Struct):
         benchmarks: list[dict[str, Any]] | None = None
@@ -87,7 +87,7 @@ def tool_of(path: Path) -> Tool | None:
 
 
 def read(path: Path) -> ForeignResults:
-    """Read a file of one of the tools. Raises ResultsError, naming file and place, for what is not as they write it."""
+    """Read a file of one of the tools. Raises ResultsError with file and place if it is not as the tool writes it."""
     tool = tool_of(path)
     if tool is None:
         raise ResultsError(
@@ -142,13 +142,13 @@ def _us(seconds: float) -> float:
 
 
 def entry(path: Path, results: ForeignResults, commit: Commit) -> ForeignEntry:
-    """What the store keeps of a file that was read."""
+    """The store's entry for a file that was read."""
     content = hashlib.sha256(store.read_bytes(path)).hexdigest()[:16]
     return ForeignEntry(commit, results.tool, results.points, content)
 
 
 def write(folder: Path, item: ForeignEntry) -> Path:
-    """Write the entry in one step; the file. Raises ResultsError."""
+    """Write the entry in one step. Returns the file. Raises ResultsError."""
     path = folder / item.tool / f"{item.commit.short}-{item.content[:8]}{FOREIGN}"
     store.write(path, item)
     return path
@@ -162,7 +162,7 @@ def read_all(folder: Path, tool: Tool) -> list[ForeignEntry]:
 
 
 def faults(item: ForeignEntry) -> Iterator[str]:
-    """What is unsound in an entry."""
+    """Faults of an entry."""
     for index, point in enumerate(item.points):
         if (point.value_us is None) == (point.reason is None):
             yield f"points[{index}] ({point.name}): expected a value_us or a reason, one of them"

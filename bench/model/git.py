@@ -1,8 +1,8 @@
-"""The one place that runs git: which commit a name means, and how a checkout differs from a commit.
+"""The only module that runs git: which commit a name means, and how a checkout differs from a commit.
 
-Only a checkout's own repository is asked: a source archive inside another repository is no checkout of ours. What a
-user, a variable or a record calls a revision becomes a hash in `commit_of` before any other command sees it, so that
-none can be read as an option.
+Only a checkout's own repository is asked: a source archive inside another repository is not a checkout of ours.
+Revisions named by a user, a variable or a record become hashes in `commit_of` before any other command sees them, so
+that none can be read as an option.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SOURCES = (".py", ".json", ".toml")  # count as changes even where a rule of th
 
 
 class GitError(ConfigError):
-    """Git cannot do what was asked; the message has its words and what would be right."""
+    """Git cannot do what was asked. The message has git's words and what was expected."""
 
 
 def git(*arguments: str, root: Path) -> str:
-    """What git says of the repository around a folder. Raises GitError, with git's own words."""
+    """The output of git for the repository of a folder. Raises GitError with git's own words."""
     return _run(*arguments, root=root).decode(errors="replace").strip()
 
 
@@ -58,7 +58,7 @@ def commit_of(name: str, root: Path) -> str:
 
 
 def has_commit(name: str | None, root: Path) -> bool:
-    """Whether the repository of a checkout can bring the commit back."""
+    """Whether the repository of a checkout has the commit."""
     try:
         return name is not None and bool(commit_of(name, root))
     except GitError:
@@ -66,7 +66,7 @@ def has_commit(name: str | None, root: Path) -> bool:
 
 
 def archive(sha: str, paths: Sequence[str], root: Path) -> bytes:
-    """These folders of a commit as a tar file. `sha` comes from `commit_of`. Raises GitError."""
+    """These folders of a commit as a tar file. `sha` must come from `commit_of`. Raises GitError."""
     return _run("archive", "--format=tar", sha, "--", *paths, root=root)
 
 
@@ -80,9 +80,9 @@ def is_checkout(root: Path) -> bool:
 
 
 def changes_since(sha: str, paths: tuple[str, ...], root: Path) -> str | None:
-    """A hash of how these paths differ from a commit, files that git does not track included; None if they do not.
+    """A hash of how these paths differ from a commit, including untracked files. None if they do not differ.
 
-    `paths` are pathspecs, `sha` comes from `commit_of`. Raises GitError.
+    `paths` are pathspecs. `sha` must come from `commit_of`. Raises GitError.
     """
     digest = sha256(_run("diff", "--no-ext-diff", "--no-textconv", "--no-color", sha, "--", *paths, root=root))
     same = digest.digest() == sha256().digest()

@@ -1,4 +1,4 @@
-"""GPUs of this host by the number that nvidia-smi gives them: which there are, and which were asked for."""
+"""GPUs of this host by nvidia-smi's number: which there are, and which were asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """One GPU. `index` is its place among those that this process may see; `mig`: it is cut into instances."""
+    """One GPU. `index` is its place among those that this process may see. `mig`: it is split into MIG instances."""
 
     index: int
     uuid: str
@@ -24,17 +24,15 @@ class Gpu(msgspec.Struct, frozen=True):
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a process that is to see this GPU alone."""
+        """The environment variables of a process that is to see only this GPU."""
         return {VISIBLE: self.uuid}
 
 
 def chosen(text: str, present: Sequence[Gpu] | None = None, *, option: str | None = None) -> tuple[Gpu, ...]:
-    """The GPUs of `--gpus`: `all`, or numbers joined by commas. `present`: those of this host, unless given.
+    """The GPUs of `--gpus`: `all`, or numbers joined by commas. `present` defaults to those of this host.
 
-    option: what asks for them, for errors.
-
-    Raises ConfigError for a number that no GPU has, or twice, for GPUs of several models, and for one cut into
-    instances.
+    option: the option that asks for them, for error messages. Raises ConfigError for a number that no GPU has, or that
+    is given twice, for GPUs of several models, and for a GPU that is split into MIG instances.
     """
     found = visible() if present is None else tuple(present)
     option = option or f"--gpus {text}"
@@ -63,7 +61,7 @@ def _by_index(option: str, word: str, found: Sequence[Gpu], known: str) -> Gpu:
 
 
 def visible() -> tuple[Gpu, ...]:
-    """The GPUs that this process may see, in its order; none where the driver or its library is absent."""
+    """The GPUs that this process may see, in its order. Empty without the driver or its library."""
     return tuple(_described(nvml, index, handle) for index, (nvml, handle) in enumerate(handles()))
 
 
@@ -79,12 +77,15 @@ def handles() -> list[tuple[Any, Any]]:
 
 
 def first_gpu() -> tuple[Gpu, ...]:
-    """The one that CUDA calls the first in this process, if there is one."""
+    """CUDA's first GPU in this process, if there is one."""
     return visible()[:1]
 
 
 def named() -> list[str] | None:
-    """What CUDA_VISIBLE_DEVICES names, in order; None if it is not set. As CUDA reads it: up to the first of no GPU."""
+    """What CUDA_VISIBLE_DEVICES names, in order. None if it is not set.
+
+    It is read as CUDA reads it: up to the first entry that is not a GPU.
+    """
     listed = os.environ.get(VISIBLE)
     if listed is None:
         return None
@@ -97,7 +98,7 @@ def named() -> list[str] | None:
 
 
 def handle_of(nvml: Any, place: str) -> Any | None:
-    """NVML's handle of a GPU by its number or UUID; None if there is none."""
+    """NVML's handle of a GPU by number or UUID. None if there is no such GPU."""
     try:
         return nvml.nvmlDeviceGetHandleByIndex(int(place)) if place.isdigit() else nvml.nvmlDeviceGetHandleByUUID(place)
     except nvml.NVMLError:
@@ -105,7 +106,7 @@ def handle_of(nvml: Any, place: str) -> Any | None:
 
 
 def state_of(nvml: Any, handle: Any) -> tuple[int | None, list[str]]:
-    """SM clock, MHz, and the active reasons for a lowered clock, now."""
+    """SM clock in MHz now, and the active reasons for a lowered clock."""
     reasons = {
         "power_cap": nvml.nvmlClocksThrottleReasonSwPowerCap,
         "hw_slowdown": nvml.nvmlClocksThrottleReasonHwSlowdown,
@@ -130,7 +131,7 @@ def _described(nvml: Any, index: int, handle: Any) -> Gpu:
 
 
 def library() -> Any | None:
-    """NVML, ready; None where the module or the driver is absent."""
+    """NVML, initialised. None without the module or the driver."""
     try:
         import pynvml
 
@@ -141,5 +142,5 @@ def library() -> Any | None:
 
 
 def text(value: str | bytes) -> str:
-    """NVML's texts are bytes in some versions of its module."""
+    """A text from NVML, which is bytes in some versions of its module."""
     return value.decode() if isinstance(value, bytes) else value

@@ -25,7 +25,7 @@ FOREIGN = ".foreign.json"  # of other tools: bench/model/foreign.py
 
 
 class HistorySchema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = HISTORY_NAME
     version: str = HISTORY_VERSION
@@ -72,13 +72,13 @@ class Entry(msgspec.Struct):
 
 
 def path_of(folder: Path, entry: Entry) -> Path:
-    """Where an entry lies: a folder a machine, the commit and the session in the name."""
+    """Where an entry lies: in a folder for each machine, with commit and session in the file's name."""
     machine = re.sub(r"[^a-z0-9]+", "-", (entry.gpu or NO_GPU).lower()).strip("-")
     return folder / machine / f"{entry.commit.short}-{entry.session[:8]}.json"
 
 
 def write(folder: Path, entry: Entry) -> Path:
-    """Write the entry, one value a round, in one step. Raises ResultsError."""
+    """Write the entry in one step, with one value for each round. Raises ResultsError."""
     path = path_of(folder, entry)
     results = msgspec.convert(msgspec.to_builtins(entry.results), Results)
     argv = results.run.argv
@@ -94,17 +94,20 @@ def read(path: Path) -> Entry:
 
 
 def read_all(folder: Path) -> list[Entry]:
-    """Every entry below a folder, none if there is no such folder. Raises ResultsError for any file that is none."""
+    """Every entry below a folder; none if the folder does not exist.
+
+    Raises ResultsError for any file that is not an entry.
+    """
     return [read(path) for path in sorted(folder.rglob("*.json")) if not path.name.endswith((ENGINE, FOREIGN))]
 
 
 def machines(entries: Sequence[Entry]) -> list[str | None]:
-    """The GPU models of the entries, None for those without one."""
+    """The GPU models of the entries; None for entries without a GPU."""
     return list(dict.fromkeys(entry.gpu for entry in entries))
 
 
 def of_machine(entries: Sequence[Entry], gpu: str | None, folder: Path) -> list[Entry]:
-    """The entries of one GPU model: the one whose name holds `gpu`, or the only one. Raises ResultsError."""
+    """The entries of one GPU model: the one whose name contains `gpu`, or the only one. Raises ResultsError."""
     known = machines(entries)
     found = [name for name in known if gpu is None or gpu.lower() in (name or NO_GPU).lower()]
     names = ", ".join(sorted(name or NO_GPU for name in known))
@@ -118,5 +121,5 @@ def of_machine(entries: Sequence[Entry], gpu: str | None, folder: Path) -> list[
 
 
 def faults(entry: Entry) -> Iterator[str]:
-    """What is unsound in an entry of a history."""
+    """Faults of an entry of a history."""
     yield from results_faults(entry.results, "results.")

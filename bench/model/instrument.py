@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,3}")
 
 @dataclass(frozen=True)
 class Known:
-    """A state of the measuring code and its number; `why` says what it is, or why figures before it stay comparable."""
+    """A state of the measuring code and its number. `why` describes it, or says why earlier figures stay comparable."""
 
     number: int
     hash: str  # 16 hexadecimal digits
@@ -95,12 +95,15 @@ KNOWN = (
 
 
 def version_of(recorded: str) -> str:
-    """What a record's `bench_version` stands for: a number, or a hash that nobody knows. Equal ones are comparable."""
+    """The version that a record's `bench_version` means: a number, or an unknown hash.
+
+    Equal versions are comparable.
+    """
     return _numbers().get(recorded, recorded)
 
 
 def described(recorded: str) -> str:
-    """The same in words."""
+    """The version in words."""
     version = version_of(recorded)
     return f"version {version}" if _NUMBER.fullmatch(version) else f"no known version (code {version})"
 
@@ -111,7 +114,7 @@ def present() -> str:
 
 
 def unknown_code(code: str) -> str | None:
-    """What to do about measuring code that has no number; None if it has one."""
+    """What to do about measuring code without a number. None if it has one."""
     if code in _numbers():
         return None
     newest = max(known.number for known in KNOWN)
@@ -123,7 +126,7 @@ def unknown_code(code: str) -> str | None:
 
 
 def code_hash(root: Path = ROOT) -> str:
-    """Of the measuring code of a checkout: 16 hexadecimal digits. Raises FileNotFoundError for a missing part."""
+    """Hash of a checkout's measuring code: 16 hexadecimal digits. Raises FileNotFoundError for a missing part."""
     statements: list[str] = []
     imports: set[str] = set()
     for file in _files(root):

@@ -1,4 +1,4 @@
-"""One writer of a file, or of a folder, at a time."""
+"""Lets only one process at a time write a file or a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bench.model.records import ResultsError
 
 @contextmanager
 def only_writer(path: Path | None) -> Iterator[None]:
-    """Within, no other process of this suite writes `path`; None: nothing is written. Raises ResultsError at once.
+    """Within this context no other process of this suite writes `path`. None means that nothing is written.
 
-    The lock is the system's, on a file beside `path`: it goes with the process that holds it, however that ends, so a
-    killed sweep keeps nobody from going on with its file.
+    Raises ResultsError at once if another process writes it. The lock is the system's, on a file beside `path`. It ends
+    with the process that holds it, however that ends, so a killed sweep does not block continuing with its file.
     """
     if path is None:
         yield

@@ -1,8 +1,8 @@
-"""Contenders that are not of this repository: classes in files that a user names, and in installed packages.
+"""Contenders from outside this repository: classes in files that a user names, and in installed packages.
 
-A file is read here and not imported, so that the command line needs none of what it imports; a worker imports it. A
-contender is called `NAME#HASH`, by the name that its class has and the first digits of the SHA-256 of its files:
-another content is another contender. The files that were named travel to worker processes in an environment variable.
+A file is read here and not imported, so that the command line needs none of its imports; a worker imports it. A
+contender is called `NAME#HASH`: the name in its class, and the first digits of the SHA-256 of its files. Other contents
+make another contender. The named files reach worker processes in an environment variable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 class Outside(msgspec.Struct, frozen=True):
-    """One contender: `file` is where it lies on this machine, `module` how a package's own is imported."""
+    """One contender. `file` is where it lies on this machine; `module` is how a package's own is imported."""
 
     name: str
     file: str
@@ -44,7 +44,7 @@ class Outside(msgspec.Struct, frozen=True):
 
 
 class OutsideFile(msgspec.Struct, frozen=True):
-    """What a record says of one: the name of its file, without where it lay, and the hash of all its sources."""
+    """A record's description of one: the name of its file, without its folder, and the hash of all its sources."""
 
     contender: str
     file: str
@@ -52,17 +52,20 @@ class OutsideFile(msgspec.Struct, frozen=True):
 
 
 def is_outside(name: str) -> bool:
-    """Whether a contender's name is that of a file's."""
+    """Whether a contender's name is that of a contender from outside."""
     return MARK in name
 
 
 def without_hash(name: str) -> str:
-    """A contender's name without what says which content of its file it is."""
+    """A contender's name without the hash of its file."""
     return name.partition(MARK)[0]
 
 
 def register(paths: Iterable[Path]) -> None:
-    """Make the contenders of these files known here and in every process that this one starts. Raises ConfigError."""
+    """Make the contenders of these files known in this process and in every process that it starts.
+
+    Raises ConfigError.
+    """
     found = dict.fromkeys(str(path.resolve()) for path in paths)
     for path in found:
         read_file(Path(path))
@@ -70,43 +73,43 @@ def register(paths: Iterable[Path]) -> None:
 
 
 def of_files() -> dict[str, Outside]:
-    """Those of the files that were named, by name. Raises ConfigError."""
+    """The contenders of the named files, by name. Raises ConfigError."""
     listed = os.environ.get(VARIABLE, "")
     return {item.name: item for path in listed.split(os.pathsep) if path for item in read_file(Path(path))}
 
 
 @cache
 def installed() -> dict[str, Outside]:
-    """Those of installed packages, by name. Raises ConfigError for an entry point whose class is none."""
+    """The contenders of installed packages, by name. Raises ConfigError for an entry point that is not a contender."""
     found = [_of_entry_point(point) for point in importlib.metadata.entry_points(group=GROUP)]
     return {item.name: item for item in found}
 
 
 def find(name: str) -> Outside | None:
-    """The contender of this name, hash included; None if no file and no package has it."""
+    """The contender with this name, including the hash. None if no file and no package has it."""
     return of_files().get(name) or installed().get(name)
 
 
 def present(name: str) -> str:
-    """The name that a contender of a record has now: that of its file's present content, if one file has it."""
+    """The present name of a contender in a record: the one with its file's present hash, if a file has it."""
     known = {**installed(), **of_files()} if is_outside(name) else {}
     alike = [other for other in known if without_hash(other) == without_hash(name)]
     return alike[0] if name not in known and len(alike) == 1 else name
 
 
 def selectable(patterns: Sequence[str]) -> list[str]:
-    """Names to choose from: those of files, and of packages where anything is asked for by name."""
+    """Names to select from: those of files, and those of packages if anything is selected by name."""
     return [*of_files(), *(installed() if patterns else ())]
 
 
 def described(names: Iterable[str]) -> list[OutsideFile]:
-    """What a record says of those among `names` that are from outside."""
+    """A record's description of those among `names` that are from outside."""
     found = [item for name in dict.fromkeys(names) if is_outside(name) and (item := find(name))]
     return [OutsideFile(item.name, Path(item.file).name, item.sha256) for item in found]
 
 
 def read_file(path: Path, class_name: str | None = None, module: str | None = None) -> list[Outside]:
-    """The contenders of a Python file. Raises ConfigError that says what it lacks."""
+    """The contenders of a Python file. Raises ConfigError that says what is missing."""
     try:
         content = path.read_bytes()
         tree = ast.parse(content, str(path))
@@ -197,7 +200,7 @@ def _of_entry_point(point: importlib.metadata.EntryPoint) -> Outside:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """How a contender may be asked for: with the hash of its file, and without."""
+    """The ways to name a contender: with the hash of its file, and without."""
     yield name
     if is_outside(name):
         yield without_hash(name)

@@ -31,7 +31,7 @@ SideName = Literal["A", "B"]
 
 
 class PairSchema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = PAIRS_NAME
     version: str = PAIRS_VERSION
@@ -102,9 +102,9 @@ class PairRun(msgspec.Struct):
 
 
 def observations(rounds: list[PairRound]) -> list[float]:
-    """Independent log ratios of one stage: one a pair of processes if there are three or more, else one a round.
+    """Independent log ratios of one stage: one for each pair of processes if there are three or more, else each round.
 
-    Rounds of one pair of processes share what the processes do not: their mean is then the observation.
+    Rounds of one pair of processes share a part of their noise, so their mean is one observation.
     """
     by_process: dict[int, list[float]] = {}
     for item in rounds:
@@ -125,7 +125,7 @@ def read(path: Path) -> PairRun:
 
 
 def faults(run: PairRun) -> Iterator[str]:
-    """What is unsound in a record of pairs, as bench/model/faults.py says it of results."""
+    """Faults of a record of pairs, as bench/model/faults.py has them for results."""
     keys = []
     for index, point in enumerate(run.points):
         where = f"points[{index}] ({name_of(point.case, point.contender, point.clock)})"

@@ -1,4 +1,4 @@
-"""Where things lie in a checkout, and how a path is called."""
+"""Where things lie in a checkout, and how a path is printed."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def results_path(what: str) -> Path:
 
 
 def shown(path: Path) -> str:
-    """A path as a person in the checkout would write it."""
+    """A path as a person in the checkout would type it."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

@@ -37,11 +37,11 @@ Scalar = str | int | float | bool | None
 
 
 class ResultsError(Exception):
-    """A results file cannot be used; the message names the file, the place and what was expected."""
+    """A results file cannot be used. The message names the file, the place and what was expected."""
 
 
 class Schema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = SCHEMA_NAME
     version: str = SCHEMA_VERSION
@@ -68,7 +68,7 @@ class Check(msgspec.Struct):
 
 
 def worse(one: Check | None, other: Check | None) -> Check | None:
-    """The check with the larger error: of several rounds or processes."""
+    """The check with the larger error, over several rounds or processes."""
     if one is None or other is None:
         return one or other
     return other if (other.max_error or 0.0) > (one.max_error or 0.0) else one
@@ -184,7 +184,7 @@ class Point(msgspec.Struct):
 
 
 class Anchor(msgspec.Struct):
-    """Something this repository's code cannot change, measured in every process of a run."""
+    """Something that this repository's code cannot change, measured in every process of a run."""
 
     name: str
     unit: str
@@ -193,14 +193,14 @@ class Anchor(msgspec.Struct):
 
 
 class UsedGpu(msgspec.Struct):
-    """A GPU of the run's one model. A baseline and a history do not say which one of that model it was."""
+    """A GPU of the run's one model. A baseline and a history do not say which GPU of that model it was."""
 
     uuid: str | None = None
     pci_bus: str | None = None
 
 
 class Code(msgspec.Struct):
-    """What was measured."""
+    """The code that was measured."""
 
     sha: Sha | None
     short: Sha | None
@@ -214,12 +214,15 @@ class Code(msgspec.Struct):
 
     @property
     def instrument(self) -> str:
-        """The version of what made the inputs and took the times: figures of another one cannot be compared."""
+        """The version of the code that made the inputs and took the times.
+
+        Figures of two versions cannot be compared.
+        """
         return version_of(self.bench_version)
 
 
 class Environment(msgspec.Struct):
-    """identity is compared and hashed into env_key; volatile is only recorded."""
+    """`identity` is compared and hashed into env_key; `volatile` is only recorded."""
 
     identity: dict[str, Scalar]
     env_key: str
@@ -227,14 +230,14 @@ class Environment(msgspec.Struct):
 
 
 class OtherSglang(msgspec.Struct):
-    """A version of SGLang that contenders of a run name, beside the installed one of the environment."""
+    """A version of SGLang, other than the installed one, that contenders of a run name."""
 
     version: str
     lora_sha256: str  # of its LoRA code and tables
 
 
 class Selection(msgspec.Struct):
-    """What the command line chose; enough to make the plan again."""
+    """The selection on the command line. The plan can be made again from it."""
 
     profile: str
     axes: list[str] = []
@@ -246,7 +249,7 @@ class Selection(msgspec.Struct):
 
 
 class Run(msgspec.Struct):
-    """One invocation of the sweep; a resumed run keeps its id."""
+    """One invocation of the sweep. A resumed run keeps its id."""
 
     id: Uuid
     kind: Literal["sweep"]

@@ -1,4 +1,4 @@
-"""The registry of contenders: their names, ops and families, and where each is made. Imports none of them."""
+"""The registry of contenders: their names, ops and families, and the code that makes each. Imports none of them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ for _asked, _name, _recipe in (*_ours(), *_sglang(), *_vllm(), *_torch()):
 
 
 class UnknownContenderError(KeyError):
-    """No contender has this name, or not this op; the message lists those that exist."""
+    """No contender has this name, or it does not have this op. The message lists those that exist."""
 
     def __init__(self, name: str, op: Asked | None = None) -> None:
         super().__init__(name)
@@ -163,22 +163,22 @@ def names() -> tuple[str, ...]:
 
 
 def asked_of(op: Op, site: Site) -> Asked:
-    """Which recipe a case of this op and site asks for."""
+    """Which recipe a case of this op and site needs."""
     return "expand of a site" if op == "expand" and site != "none" else op
 
 
 def without_version(name: str) -> str:
-    """A contender's name without the version of SGLang behind it."""
+    """A contender's name without the version of SGLang at its end."""
     return name.partition("@")[0]
 
 
 def sglang_of(name: str) -> str | None:
-    """The version of SGLang that a contender's name asks for; None: whichever is installed, or none."""
+    """The version of SGLang in a contender's name. None means the installed one, or that it needs none."""
     return name.partition("@")[2] or None
 
 
 def recipes_of(name: str) -> dict[Asked, Recipe]:
-    """What builds the contender called `name`, by op. Raises UnknownContenderError."""
+    """The recipes of the contender called `name`, by op. Raises UnknownContenderError."""
     if outside.is_outside(name):
         return _of_outside(name)
     family = without_version(name).split("-")[0]
@@ -199,12 +199,12 @@ def _of_outside(name: str) -> dict[Asked, Recipe]:
 
 
 def fits(name: str, pattern: str) -> bool:
-    """Whether a contender is asked for by a name or glob pattern; a file's with or without its hash."""
+    """Whether a name or glob pattern selects a contender; one of a file is selected with or without its hash."""
     return any(fnmatchcase(spelling, pattern) for spelling in outside.spellings(name))
 
 
 def provides(name: str, op: Op, site: Site = "none") -> bool:
-    """Whether the contender called `name` has this op; an expand without a site is lm_head's."""
+    """Whether the contender called `name` has this op. An expand without a site is lm_head's."""
     try:
         return asked_of(op, site) in recipes_of(name)
     except UnknownContenderError:

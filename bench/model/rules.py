@@ -1,4 +1,4 @@
-"""The rules of a verdict: what of bench.toml's [gate] it used, as reports and baselines record it."""
+"""The rules of a verdict: what it used of [gate] in bench.toml, as reports and baselines record it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.model.case_terms import fits
 
 
 class ClockRules(msgspec.Struct, frozen=True):
-    """Effect limits of one clock, in percent of the time of a call; see config.Limits."""
+    """Effect limits of one clock, in percent of the time of a call. See config.Limits."""
 
     screen_pct: float
     floor_pct: float
@@ -20,7 +20,7 @@ class ClockRules(msgspec.Struct, frozen=True):
 
 
 class CaseRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Other effect limits of some cases; see config.CaseLimits."""
+    """Other effect limits for some cases. See config.CaseLimits."""
 
     case: str
     clock: ClockName
@@ -30,7 +30,7 @@ class CaseRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(Protocol):
-    """What names cases and a clock, and says some of their limits."""
+    """An entry that selects cases and a clock, and sets some of their limits."""
 
     @property
     def case(self) -> str: ...
@@ -43,7 +43,7 @@ Limits = TypeVar("Limits", bound=msgspec.Struct)
 
 
 def limits_of(limits: Limits, entries: Sequence[Entry], case: Case, clock: ClockName) -> Limits:
-    """The clock's limits, with what the first entry that fits the point says instead."""
+    """The clock's limits, replaced where the first entry that fits the point says otherwise."""
     entry = next((one for one in entries if one.clock == clock and fits(case, one.case)), None)
     if entry is None:
         return limits
@@ -120,7 +120,7 @@ def _is_looser(value: float, before: float, *, more_is_looser: bool) -> bool:
 
 
 def looser_at(now: Rules, then: Rules, case: Case, clock: ClockName) -> list[str]:
-    """Each limit by which `now` lets pass at a point what `then` would not, where one of them has limits by case."""
+    """Each limit by which `now` is looser than `then` at a point, if one of the two has limits for cases."""
     if not (now.cases or then.cases) or clock not in ("graph", "eager"):
         return []
     mine, theirs = now.limits_at(case, clock), then.limits_at(case, clock)
@@ -133,9 +133,9 @@ def looser_at(now: Rules, then: Rules, case: Case, clock: ClockName) -> list[str
 
 
 def looser(now: Rules, then: Rules, clocks: Sequence[str]) -> list[str]:
-    """Each rule of `now` that lets pass what `then` would not, of those that a verdict on these clocks uses.
+    """Each rule by which `now` is looser than `then`, of those that a verdict on these clocks uses.
 
-    Contenders and clocks are no part of it: what they leave out shows in the points (see bench.judge.keeping).
+    Contenders and clocks are not compared here: what they leave out shows in the points (see bench.judge.keeping).
     """
     found: list[str] = []
 

@@ -61,7 +61,7 @@ Nats = Annotated[float, msgspec.Meta(ge=-1e6, le=1e-3)]
 
 
 class ServeSchema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = SERVE_NAME
     version: str = SERVE_VERSION
@@ -192,7 +192,7 @@ class CrossLoad(msgspec.Struct):
 
 
 class CrossProcess(msgspec.Struct):
-    """One HTTP server in a mode, and every load that bench_serving asked it. status, reason: as of an engine."""
+    """One HTTP server in a mode, and every load that bench_serving put on it. status, reason: as for an engine."""
 
     mode: ModeName
     status: Literal["ok", "crashed", "error"]
@@ -204,7 +204,7 @@ class CrossProcess(msgspec.Struct):
 
 
 class ServeRun(msgspec.Struct):
-    """One invocation of `bench serve`; a resumed run keeps its id."""
+    """One invocation of `bench serve`. A resumed run keeps its id."""
 
     id: Uuid
     kind: Literal["serve"]
@@ -251,7 +251,7 @@ def read(path: Path) -> ServeResults:
 
 
 def faults(results: ServeResults) -> Iterator[str]:
-    """What is unsound in a record, as bench/model/faults.py says it of results."""
+    """Faults of a record, as bench/model/faults.py has them for results."""
     keys = []
     for index, process in enumerate(results.processes):
         where = f"processes[{index}] ({process.mode}, repeat {process.repeat})"

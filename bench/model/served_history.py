@@ -25,7 +25,7 @@ NAME, VERSION = "csgmv-bench-engine-history", "1.0.0"
 
 
 class EngineHistorySchema(msgspec.Struct):
-    """Which format, which version of it."""
+    """Name and version of the format."""
 
     name: str = NAME
     version: str = VERSION
@@ -45,7 +45,7 @@ class EngineFigure(msgspec.Struct):
 
 
 class EngineEntry(msgspec.Struct):
-    """What one run of `bench serve` found at one commit."""
+    """The figures of one run of `bench serve` at one commit."""
 
     commit: Commit
     session: Uuid
@@ -64,7 +64,7 @@ class EngineEntry(msgspec.Struct):
 
 
 def write(folder: Path, entry: EngineEntry) -> Path:
-    """Write the entry in one step; the file. Raises ResultsError."""
+    """Write the entry in one step. Returns the file. Raises ResultsError."""
     machine = re.sub(r"[^a-z0-9]+", "-", (entry.gpu or NO_GPU).lower()).strip("-")
     path = folder / machine / f"{entry.commit.short}-{entry.session[:8]}{ENGINE}"
     store.write(path, entry)
@@ -72,13 +72,13 @@ def write(folder: Path, entry: EngineEntry) -> Path:
 
 
 def read_all(folder: Path) -> list[EngineEntry]:
-    """Every engine's entry below a folder, in the order of their commits. Raises ResultsError."""
+    """Every engine's entry below a folder, in the order of the commits. Raises ResultsError."""
     found = [store.read_document(path, EngineEntry, NAME, VERSION, faults) for path in folder.rglob(f"*{ENGINE}")]
     return sorted(found, key=lambda entry: (entry.commit.time or "", entry.commit.depth, entry.started_utc))
 
 
 def faults(entry: EngineEntry) -> Iterator[str]:
-    """What is unsound in an entry."""
+    """Faults of an entry."""
     keys = []
     for index, item in enumerate(entry.figures):
         place = f"figures[{index}] ({item.mode}, {item.load.label}, {item.figure})"

@@ -1,4 +1,4 @@
-"""What a real engine is asked to serve, and how: modes, cases, the profiles of `bench serve`, and the plan of a run."""
+"""What a real engine serves, and how: modes, cases, the profiles of `bench serve`, and the plan of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ GREATEST_PROMPT = 2**17
 
 
 class Mode:
-    """A mode by its name: which backend serves, with or without the plugin, and what is switched."""
+    """A mode, by its name: which backend serves, with or without the plugin, and which switches are set."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class Mode:
 
     @property
     def engine(self) -> bool:
-        """Whether it is one of SGLang's, of which times are taken; the other answers prompts and no more."""
+        """Whether this is one of SGLang's engines, of which times are taken. The mode `peft` only answers prompts."""
         return self.base != PEFT
 
     @property
@@ -80,7 +80,7 @@ class Mode:
 
     @property
     def backend(self) -> str:
-        """SGLang's name of the LoRA backend."""
+        """SGLang's name for the LoRA backend."""
         return "triton" if self.base == "triton" else "csgmv"
 
     @property
@@ -90,12 +90,12 @@ class Mode:
 
     @property
     def chunk_size(self) -> int | None:
-        """None: SGLang's default."""
+        """The chunk size; None means SGLang's default."""
         return next((int(word.removeprefix("chunk")) for word in self.options if word.startswith("chunk")), None)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of the plugin, each said: what this process has in its environment is not to matter."""
+        """The plugin's environment variables. All are set, so that this process's own environment does not matter."""
         off = {word for option in self.options for word in SWITCHES.get(option, ())}
         switches = {f"CSGMV_EMBED_{word}": "0" if word in off else "1" for word in ("LINEAR", "LAYER", "LM_HEAD")}
         return {"CSGMV_EMBED_DISABLE": "0" if self.plugin else "1", **switches}
@@ -147,7 +147,7 @@ class Load(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
     @property
     def label(self) -> str:
-        """For people: what is not as usual is said."""
+        """A label for people, which names only what is unusual."""
         count = f"{self.rate_rps:g}/s" if self.kind == "arrivals" else f"{self.requests}"
         parts = [
             f"{self.kind} {count}" if self.kind in ("decode", "start") else f"{self.kind} {count}x{self.prompt_tokens}"
@@ -162,7 +162,7 @@ class Load(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
 
 def not_crossed(load: Load) -> str | None:
-    """Why SGLang's bench_serving cannot ask a load; None if it can."""
+    """Why SGLang's bench_serving cannot run a load. None if it can."""
     if load.kind not in ("decode", "stream", "arrivals"):
         return f"it has no {load.kind}"
     if load.skew:
@@ -189,7 +189,7 @@ class ServeCase(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=T
 
 
 class LoadAxes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Lists of a load's values; their product is asked."""
+    """Lists of a load's values. All combinations are run."""
 
     kind: Some[LoadKind]
     requests: Some[Whole] = (32,)
@@ -200,7 +200,7 @@ class LoadAxes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     rate_rps: Some[NotNegative] = (0.0,)
 
     def loads(self) -> Iterator[Load]:
-        """The product, the first field slowest."""
+        """All combinations; the first field varies slowest."""
         values = [getattr(self, name) for name in self.__struct_fields__]
         for chosen in itertools.product(*values):
             yield Load(*chosen)
@@ -243,7 +243,7 @@ class EngineRun(msgspec.Struct, frozen=True):
 
 
 class ServePlan(msgspec.Struct, frozen=True):
-    """What one `bench serve` does: processes in order, each of which is asked every load."""
+    """The plan of a `bench serve`: processes in order, each of which runs every load."""
 
     profile: str
     setup: Setup
@@ -276,7 +276,7 @@ def make_serve_plan(
     model: str | None = None,
     tp: int | None = None,
 ) -> ServePlan:
-    """The plan of a profile after the command line's choices. Raises ConfigError, naming what would be right."""
+    """The plan of a profile after the command line's options. Raises ConfigError naming what was expected."""
     profile = profiles.get(name)
     if profile is None:
         raise ConfigError(f"serve profile {name!r} is unknown; expected one of {', '.join(sorted(profiles)) or 'none'}")
@@ -320,7 +320,7 @@ def _interleaved(modes: Sequence[str], repeats: int) -> Iterator[EngineRun]:
 
 
 def engines(modes: Sequence[str]) -> list[str]:
-    """Those of which times are taken."""
+    """The modes of which times are taken."""
     return [mode for mode in modes if Mode(mode).engine]
 
 

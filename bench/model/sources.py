@@ -1,4 +1,4 @@
-"""Hashes of source files: which library and which suite were run, also where there is no git to say so."""
+"""Hashes of source files, which tell which library and suite ran, even without git."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ OLD_FORMATS = ("1.0.0", "1.1.0")  # of results, whose hashes are of another kind
 
 
 class SourceHashes(NamedTuple):
-    """Of the library, and of the suite."""
+    """Hashes of the library's and of the suite's sources."""
 
     library: str
     suite: str
 
 
 def library_folder() -> Path | None:
-    """The library that this process would import; None without one, which only its own contenders need."""
+    """The library that this process would import. None without one; only the library's own contenders need it."""
     try:
         found = importlib.util.find_spec(LIBRARY)
     except ModuleNotFoundError:
@@ -31,18 +31,18 @@ def library_folder() -> Path | None:
 
 
 def hash_library(root: Path) -> str:
-    """Of the library below `root`: its code and its tuned tables; where there is none, of nothing."""
+    """Hash of the library below `root`: its code and its tuned tables. Without a library, the hash of nothing."""
     folders = [root / LIBRARY] if (root / LIBRARY).is_dir() else []
     return hash_sources(*folders, root=root, suffixes=LIBRARY_SUFFIXES)
 
 
 def hash_suite(root: Path) -> str:
-    """Of all of the suite's code below `root`, and of its configuration."""
+    """Hash of all of the suite's code below `root` and of its configuration."""
     return hash_sources(root / "bench", root / "bench.toml", root=root)
 
 
 def source_hashes(root: Path, version: str) -> SourceHashes | None:
-    """Those of a checkout as results of this format have them; None if it has not the files of that format."""
+    """The hashes of a checkout as results of this format have them. None if it lacks the files of that format."""
     try:
         return _old_hashes(root) if version in OLD_FORMATS else SourceHashes(hash_library(root), hash_suite(root))
     except (OSError, SyntaxError, ValueError, IndexError, TypeError):  # the last four: a list that is none
@@ -50,7 +50,10 @@ def source_hashes(root: Path, version: str) -> SourceHashes | None:
 
 
 def hash_sources(*paths: Path, root: Path, suffixes: Sequence[str] = (".py",)) -> str:
-    """Of the paths that are files and of every file with a suffix below the others, names relative to `root`."""
+    """Hash of the paths that are files, and of every file with a suffix below the others.
+
+    Names are relative to `root`.
+    """
     digest = hashlib.sha256()
     for path in paths:
         below = [file for file in path.rglob("*") if file.suffix in suffixes and file.is_file()]

@@ -1,4 +1,4 @@
-"""The one reader of the suite's JSON files, and the one writer: what is read was checked, what is written is whole."""
+"""The one reader and the one writer of the suite's JSON files. Everything read is checked; files are written whole."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ ELSEWHERE = {
 
 
 def encode(results: msgspec.Struct) -> bytes:
-    """The file's bytes: sorted keys, 6 significant digits, a line a point. Raises ResultsError for NaN, infinity."""
+    """The file's bytes: sorted keys, 6 significant digits, one line for each point.
+
+    Raises ResultsError for NaN or infinity.
+    """
     return readable(_written(msgspec.to_builtins(results), ""))
 
 
 def readable(document: Any) -> bytes:
-    """A document as JSON whose diffs can be read. Anything that msgspec can encode."""
+    """A document as JSON with readable diffs. Takes anything that msgspec can encode."""
     return _lines(msgspec.to_builtins(document), "").encode() + b"\n"
 
 
@@ -81,7 +84,7 @@ def _written(value: Any, place: str) -> Any:
 
 
 def write(path: Path, results: msgspec.Struct) -> None:
-    """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part.
+    """Replace the file in one step: a reader, or a kill, sees the old or the new one, never a part of it.
 
     Raises ResultsError, and leaves the old file alone, if the results or the disk do not allow it.
     """
@@ -93,7 +96,7 @@ def write(path: Path, results: msgspec.Struct) -> None:
 
 
 class Growing:
-    """A results file that is written again and again: a point that did not change is not encoded again.
+    """A results file that is written repeatedly. Points that did not change are not encoded again.
 
     Encoding a thousand points takes as long as measuring some.
     """
@@ -105,7 +108,10 @@ class Growing:
         ] = {}  # by the point's id, which is its own as long as it is kept here
 
     def write(self, results: Results, changed: Point | None = None) -> None:
-        """As `write` does. changed: the one point that may differ from what was written before. Raises ResultsError."""
+        """Write like `write`.
+
+        changed: the only point that may differ from what was written before. Raises ResultsError.
+        """
         if changed is not None:
             self._lines.pop(id(changed), None)
         try:
@@ -124,7 +130,7 @@ class Growing:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace any file in one step. Raises ResultsError, the old file untouched, if the disk does not allow it."""
+    """Replace any file in one step. If the disk does not allow it, raises ResultsError and keeps the old file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +147,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def compact(results: Results) -> Results:
-    """The file as a baseline: one value a round, and nothing that only this machine's owner would want."""
+    """The file as a baseline: one value for each round, and no details that matter only to this machine's owner."""
     for point in results.points:
         point.wall_s = 0.0
         for item in point.rounds:
@@ -164,9 +170,9 @@ def read(path: Path) -> Results:
 def read_document(
     path: Path, kind: type[Document], name: str, version: str, faults: Callable[[Document], Iterable[str]]
 ) -> Document:
-    """Read a file of this or another format of the suite; each has a `schema` with a name and a version.
+    """Read a file of this or another format of the suite. Each has a `schema` with a name and a version.
 
-    `faults` tells what one field cannot: how they must fit each other. Raises ResultsError, naming file, point and
+    `faults` checks what no single field can show: how fields fit together. Raises ResultsError naming file, point and
     field.
     """
     data = read_bytes(path)
@@ -182,7 +188,7 @@ class _Head(msgspec.Struct):
 
 
 def format_of(path: Path, expected: str) -> str:
-    """The name of a file's format. Raises ResultsError, with what was expected, for a file of no format of ours."""
+    """The name of a file's format. Raises ResultsError, with what was expected, if it is not one of the suite's."""
     try:
         head = msgspec.json.decode(read_bytes(path), type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -191,7 +197,7 @@ def format_of(path: Path, expected: str) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Raises ResultsError, naming the file."""
+    """The bytes of a file. Raises ResultsError naming the file."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -206,7 +212,7 @@ def decode(
     *,
     newer: str | None = None,
 ) -> Document:
-    """The bytes of `path` as a document, all of it checked. Raises ResultsError. `newer`: its format, if not ours."""
+    """The bytes of `path` as a checked document. Raises ResultsError. `newer`: the name of its format, if not ours."""
     try:
         document = msgspec.json.decode(data, type=kind)
         plain = msgspec.json.decode(data)

@@ -1,4 +1,4 @@
-"""Text that comes from elsewhere, on its way to a reader: one line, no control characters, no command of a CI's log."""
+"""Makes text from elsewhere safe to print: one line, no control characters, no commands of a CI's log."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _COMMAND = re.compile(r"^(\s*):(?=:)|#(?=#\[)", re.MULTILINE)
 
 
 def control_character(text: str) -> str | None:
-    """The first control character of a text, None if it has none."""
+    """The first control character of a text. None if it has none."""
     found = _ANY_CONTROL.search(text)
     return found[0] if found else None
 
 
 def one_line(text: str) -> str:
-    """The text with a space for each line break or tab and a question mark for each other control character."""
+    """The text with a space for each line break or tab, and a question mark for each other control character."""
     return _ANY_CONTROL.sub(_replacement, text)
 
 
 def printable(text: str) -> str:
-    """The text with its lines and tabs, and without any other control character."""
+    """The text with its line breaks and tabs, but without other control characters."""
     return _IN_LINE_CONTROL.sub(_replacement, text)
 
 
 def for_log(text: str) -> str:
-    """Lines none of which is a command to the CI that shows them: the colons or hashes of one are pulled apart."""
+    """Lines that a CI's log cannot take for commands: the colons or hashes of a command are separated."""
     return _COMMAND.sub(lambda found: f"{found[1]}: " if found[1] is not None else "# ", text)
 
 

@@ -1,4 +1,4 @@
-"""TOML -> typed values. A wrong key, type or value is an error that names the place and what is allowed there."""
+"""Reads TOML into typed values. A wrong key, type or value is an error that names the place and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """The configuration or a command-line override is wrong; the message names the place and the remedy."""
+    """The configuration or an option is wrong. The message names the place and the remedy."""
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
@@ -43,7 +43,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def refuse_not_finite(value: Any, source: str, place: str = "") -> None:
-    """Raises ConfigError for inf and nan: TOML has them, and no bound keeps nan out."""
+    """Raises ConfigError for inf and nan, which TOML has; no bound excludes nan."""
     if isinstance(value, float) and not isfinite(value):
         raise ConfigError(f"{source}: {place} is {value}; expected a finite number")
     if isinstance(value, dict):
@@ -55,7 +55,7 @@ def refuse_not_finite(value: Any, source: str, place: str = "") -> None:
 
 
 def convert(raw: Mapping[str, Any], kind: Any, source: str, *, strict: bool = True) -> Any:
-    """msgspec conversion whose error says where and what is allowed there."""
+    """Convert with msgspec; an error says where, and what is allowed there."""
     try:
         return msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Verdicts and the report of a gate run: what is decided, why, and with which exit code. No formatting."""
+"""Verdicts and the report of a gate run: what was decided, why, and the exit status. Formats nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPORT_VERSION = "1.3.0"
 
 
 class Exit(IntEnum):
-    """Exit codes of the gate."""
+    """Exit statuses of the gate."""
 
     PASS = 0
     REGRESSION = 1
@@ -35,7 +35,7 @@ class Exit(IntEnum):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A counted figure that differs; of widths and resident warps less is worse, of everything else more."""
+    """A counted figure that differs. Of widths and resident warps less is worse; of everything else more is worse."""
 
     figure: str
     before: Count
@@ -44,10 +44,10 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What became of one point.
+    """The verdict on one point.
 
-    Ratios are B over A, 1.05 is 5 % slower; the interval is two-sided, 95 %. `confirmed`: decided on fresh rounds
-    of an interleaved pair, or on exact counts. `detectable`: the smallest slowdown found with the configured power.
+    Ratios are B over A: 1.05 is 5 % slower. The interval is two-sided, 95 %. `confirmed`: decided on fresh rounds of an
+    interleaved pair, or on exact counts. `detectable`: the smallest slowdown found with the configured power.
     """
 
     case: Case
@@ -70,7 +70,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def blocks(self) -> bool:
-        """Whether this point alone keeps the gate from passing: a ratio that is no finite number always does."""
+        """Whether this point alone keeps the gate from passing. A ratio that is not finite always does."""
         finite = self.ratio is None or (isfinite(self.ratio) and self.ratio > 0)
         return not finite or self.status in ("slow", "inconclusive", "error")
 
@@ -85,10 +85,10 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """A gate run's outcome. `refusals` are reasons for which nothing of it can be trusted.
+    """The result of a gate run. `refusals` are reasons why nothing in it can be trusted.
 
-    `rules` are those that it judged by; `changed_rules` says in what they let more pass than the rules of what it
-    judged against, which `rules_allowed` accepts.
+    `rules` are the rules that it judged by. `changed_rules` says how they are looser than the rules of what it was
+    compared with, which `rules_allowed` accepts.
     """
 
     use: Use
@@ -109,9 +109,9 @@ class Report(msgspec.Struct):
 
     @property
     def exit_code(self) -> Exit:
-        """1 if a regression is certain, else 3 if anything could not be judged, else 0. Nothing judged is 3.
+        """1 if a regression is certain, else 3 if anything could not be judged, else 0. Without any verdict it is 3.
 
-        Refused, by looser rules that nobody allowed among others: 3, whatever was found.
+        A report with refusals, for example because of looser rules that nobody allowed, is 3 whatever was found.
         """
         if self.refusals:
             return Exit.CANNOT_JUDGE
@@ -124,7 +124,7 @@ class Report(msgspec.Struct):
 
     @property
     def counted(self) -> bool:
-        """Whether it judged counts, of a baseline or of two versions of SGLang, and no times."""
+        """Whether it judged counts, of a baseline or of two versions of SGLang, instead of times."""
         return self.use == "work" or (bool(self.verdicts) and all(item.clock == "work" for item in self.verdicts))
 
     def counts(self) -> dict[str, int]:
@@ -141,14 +141,14 @@ def read(path: Path) -> Report:
 
 
 def faults(report: Report) -> Iterator[str]:
-    """What is unsound in a report."""
+    """Faults of a report."""
     for index, item in enumerate(report.verdicts):
         yield from case_faults(f"verdicts[{index}] ({item.contender}, {item.clock})", item.case)
 
 
 class GateError(Exception):
-    """The gate was asked for something it cannot do; exit code 2. The message says what would be right."""
+    """The gate was asked for something impossible; exit status 2. The message says what was expected."""
 
 
 class CannotJudge(Exception):
-    """There can be no verdict; exit code 3. The message says why."""
+    """A verdict is not possible; exit status 3. The message says why."""

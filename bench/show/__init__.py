@@ -1,1 +1,1 @@
-"""Tables, progress, exports, the page: the only place that formats."""
+"""Tables, progress, exports and the page. Only this package formats."""

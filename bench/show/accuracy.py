@@ -1,4 +1,4 @@
-"""The tables of `python -m bench accuracy`, its progress, and that of training."""
+"""The tables and the progress of `python -m bench accuracy`, and the progress of training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encode(found: AccuracyFile) -> bytes:
 
 
 def followed(events: Iterable[Event], console: Console) -> Iterator[Event]:
-    """Print what begins, as the events pass."""
+    """Print each stage that begins, and pass the events on."""
     for event in events:
         if isinstance(event, Stage):
             console.print(event.what, markup=False, highlight=False)
@@ -31,7 +31,7 @@ def followed(events: Iterable[Event], console: Console) -> Iterator[Event]:
 
 
 def trained(steps: Iterable[Step], console: Console) -> None:
-    """Consume the steps of a training: a bar on a terminal, a line now and then elsewhere."""
+    """Consume the steps of a training: a progress bar on a terminal, a line from time to time elsewhere."""
     if not console.is_terminal:
         for step in steps:
             if step.step % PLAIN_EVERY == 0 or step.step == step.steps:
@@ -46,7 +46,7 @@ def trained(steps: Iterable[Step], console: Console) -> None:
 
 
 def summary(found: AccuracyFile) -> RenderableType:
-    """Differences, texts, checks and planted faults of a run, and what they were judged by."""
+    """Differences, texts, checks and planted faults of a run, and the limits they were judged by."""
     parts: list[RenderableType] = [
         _heading(found),
         _differences(found),

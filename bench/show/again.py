@@ -1,4 +1,4 @@
-"""The commands that measure something once more, as one would type them."""
+"""The commands that measure something again, as one would type them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ DEFAULT_STORES = ("history", "history-sglang")
 
 
 def case_option(case: Case) -> str:
-    """The value of --case that chooses this case alone: a lookup's key leaves its op out."""
+    """The value of --case that selects only this case. A lookup's key leaves out its op."""
     return case.key if "op=" in case.key else f"op={case.op},{case.key}"
 
 
 def sweep(results: Results, point: Point) -> str:
-    """The sweep of this point alone, at the commit of the results."""
+    """The sweep of only this point, at the commit of the results."""
     return shlex.join([*BENCH, "sweep", *_selected(results.run.selection, point), *_sources(results.run.argv)])
 
 
 def history(entry: Entry, point: Point, store: str, commit: str) -> str:
-    """The measurement of this point at a commit, beside what the store has of it."""
+    """The command that measures this point again at a commit, in addition to what the store has."""
     line = ["--sglang", commit] if entry.commit.label else ["--commits", f"{commit}~1..{commit}"]
     folder = [] if store in DEFAULT_STORES else ["--store", store]
     chosen = _selected(entry.results.run.selection, point)

@@ -8,7 +8,7 @@ MARKS = {"skipped": "-", "wrong": "WRONG", "crashed": "CRASH", "error": "ERROR",
 
 
 def amount(value: float | None, unit: Unit) -> str:
-    """A figure with its unit: times in ms or s, memory in GiB, to three digits."""
+    """A figure with its unit, to three digits: times in ms or s, memory in GiB."""
     if value is None:
         return "-"
     if unit == "bytes":

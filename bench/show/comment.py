@@ -1,4 +1,4 @@
-"""The gate's report as a comment on a pull request: verdict, picture and what matters; the rest is folded away."""
+"""The gate's report as a comment on a pull request: verdict, picture and what matters. The rest is folded."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ QUIET = ("pass", "skipped")
 
 
 def marker(title: str) -> str:
-    """The first line of a comment, which tells it from the others of a pull request: a later run replaces it."""
+    """The first line of a comment, which tells it from others on the pull request. A later run replaces the comment."""
     return f"<!-- bench comment: {' '.join(title.replace('--', '-').split())} -->"
 
 
 def comment(report: Report, title: str, picture: str | None = None) -> str:
-    """Markdown. `picture` is the address of the figure `gate` of this report; `title` names the gate among others."""
+    """The comment as Markdown. `picture` is the address of this report's figure `gate`. `title` names the gate."""
     report = one_lined(report)
     report.verdicts = worst_first(report.verdicts)
     rows = grouped(report.verdicts)

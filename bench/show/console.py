@@ -1,4 +1,4 @@
-"""Where tables and progress are printed: nothing in a record's text can reach past the line that it is shown in."""
+"""Where tables and progress are printed. No text of a record can affect more than the line that shows it."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class _Log:
 
 
 class PlainConsole(Console):  # type: ignore[misc]  # rich is not followed
-    """Prints no control character but those that are rich's own. No markup: paths and reasons hold brackets."""
+    """Prints no control characters except rich's own. Markup is off, because paths and reasons have brackets."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, without the control characters of any text."""
+        """Render as rich does, without control characters of any text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def console(*, wide: bool = False) -> Console:
-    """Standard output: rich on a terminal, plain text elsewhere. wide: lines may be as long as they like."""
+    """Standard output: rich on a terminal, plain text elsewhere. wide: lines may have any length."""
     return _console("stdout", wide=wide)
 
 
 def progress_console() -> Console:
-    """Standard error: standard output belongs to the report."""
+    """Standard error, because standard output belongs to the report."""
     return _console("stderr")
 
 

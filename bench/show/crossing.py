@@ -17,7 +17,7 @@ from bench.show.fit import Column, Fitted
 
 
 def cross_table(results: ServeResults, of: Sequence[Crossed], *, wide: bool = False) -> RenderableType:
-    """A row a load, figure and mode, and what has no row."""
+    """One row for each load, figure and mode, and a list of what has no row."""
     theirs = [amount(item.theirs, item.unit) if item.theirs else MARKS.get(item.status, "-") for item in of]
     columns = [
         Column("load", [item.load.label for item in of]),
@@ -50,7 +50,7 @@ def cross_lines(results: ServeResults) -> Iterator[str]:
 
 
 def follow_line(event: CrossEvent) -> str:
-    """What a line of progress says."""
+    """The progress line for an event."""
     if isinstance(event, CrossStarted):
         return f"{event.mode}: starting a server for bench_serving"
     if isinstance(event, CrossDone):

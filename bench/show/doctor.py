@@ -1,4 +1,4 @@
-"""What this machine can measure, and what to install for the rest."""
+"""Finds out what this machine can measure, and what to install for the rest."""
 
 from __future__ import annotations
 

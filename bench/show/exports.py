@@ -25,7 +25,7 @@ Reproduce = Callable[[Verdict], str]
 
 
 def plain_json(report: Report) -> str:
-    """Everything, under a name and a version of its own."""
+    """The whole report as JSON, with its own format name and version."""
     content = msgspec.to_builtins(report) | {"exit_code": int(report.exit_code)}
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
@@ -35,7 +35,7 @@ def name_of(item: Verdict) -> str:
 
 
 def markdown(report: Report, summary: str, commands: Sequence[str], grouped: Sequence[tuple[Verdict, int]]) -> str:
-    """For a step summary or a comment: cut at the end, with a note, where it would be too long."""
+    """The report for a step summary or a comment. It is cut at the end, with a note, if it would be too long."""
     head = [f"**{cell(summary)}**", ""]
     head += [f"- refused: {cell(reason)}" for reason in report.refusals]
     head += [f"- {cell(note)}" for note in report.notes]
@@ -46,7 +46,7 @@ def markdown(report: Report, summary: str, commands: Sequence[str], grouped: Seq
 
 
 def within(head: str, rows: Sequence[str], tail: str, limit: int = SUMMARY_LIMIT_BYTES) -> str:
-    """As many rows as fit into `limit` bytes, the worst ones being first; the tail only whole."""
+    """As many rows as fit into `limit` bytes, the worst first, and the whole tail."""
     text, left = head, len(rows)
     note = "\n{} more points are not shown: the summary would be too long.\n"
     room = limit - len(head.encode()) - len(note.encode()) - 20
@@ -72,16 +72,17 @@ def _percent(ratio: float | None) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that stays in its table cell and is not taken for markup."""
+    """Text that stays in its table cell and is not read as markup."""
     for character in "\\|<>*_`[":
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())
 
 
 def junit(report: Report, reproduce: Reproduce) -> str:
-    """One test case a point: slow and confirmed is a failure, an error an error, anything unjudged is skipped.
+    """One test case for each point: slow and confirmed is a failure, an error is an error, not judged is skipped.
 
-    What kept the whole run from being judged is an error of a test case of its own: it must not look green.
+    The reasons why the whole run could not be judged are errors of a test case of their own, so that it does not look
+    green.
     """
     suite = ElementTree.Element("testsuite", name=f"bench gate {report.use}", timestamp=report.started_utc[:19])
     cases = [_junit_case(item, reproduce) for item in report.verdicts]
@@ -153,7 +154,7 @@ def _metric(item: Verdict) -> dict[str, float]:
 
 
 def github(report: Report, summary: str, reproduce: Reproduce) -> str:
-    """Workflow commands: one annotation a point that is not a plain pass, and one for the run."""
+    """Workflow commands: one annotation for each point that is not a plain pass, and one for the run."""
     lines = []
     for item in report.verdicts:
         level = ANNOTATIONS.get(item.status)

@@ -1,4 +1,4 @@
-"""Tables that fit: whatever the width, each row says what it is about, and no figure is ever cut."""
+"""Tables that fit. At any width each row shows what it is about, and no figure is ever cut."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Column:
 
     @property
     def width(self) -> int:
-        """What it takes unfolded."""
+        """Its width without folding."""
         return max(map(len, (self.name, *self.cells)))
 
     @property
@@ -39,7 +39,7 @@ class Column:
 
 
 class Fitted:
-    """A table of the columns that the console has room for; where even those that must stay have none, lines."""
+    """A table with the columns that the console has room for. Without room for the required ones, it prints lines."""
 
     def __init__(self, title: str, columns: Sequence[Column], *, wide: bool = False) -> None:
         self.title, self.columns, self.wide = title, columns, wide
@@ -53,7 +53,7 @@ class Fitted:
             yield from self._lines()
 
     def fitting(self, width: int) -> list[Column]:
-        """The columns that fit, in their order; none if not even those fit that must stay."""
+        """The columns that fit, in their order. None if not even the required ones fit."""
         if self.wide:
             return list(self.columns)
         kept: list[int] = []

@@ -29,7 +29,7 @@ def comparison(rows: Sequence[ForeignRow], tool: Tool) -> RenderableType:
 
 
 def comparison_rows(rows: Sequence[ForeignRow]) -> list[dict[str, object]]:
-    """The same as plain values; times in us."""
+    """The rows of the comparison as plain values, with times in us."""
     return [
         {
             "benchmark": row.name,

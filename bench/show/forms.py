@@ -1,4 +1,4 @@
-"""The table of `python -m bench forms`: what becomes of each form, by SGLang as installed and with the plugin."""
+"""The table of `python -m bench forms`: the result of each form, with SGLang as installed and with the plugin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.accuracy.forms import FormRow
 
 
 def rows(found: Sequence[FormRow]) -> list[dict[str, Any]]:
-    """One a form, in the order of the forms."""
+    """One row for each form, in the order of the forms."""
     by = {(row.form, row.path): row for row in found}
     return [
         {
@@ -26,7 +26,7 @@ def rows(found: Sequence[FormRow]) -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[FormRow]) -> RenderableType:
-    """The same for a terminal."""
+    """The rows as a table for a terminal."""
     out = Table("form", "SGLang", "with the plugin", "why", title="adapters as PEFT saves them", title_justify="left")
     for row in rows(found):
         out.add_row(*row.values())

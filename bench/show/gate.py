@@ -1,4 +1,4 @@
-"""The gate's report on a terminal: the table of what matters, one line that sums up, how to see it again."""
+"""The gate's report on a terminal: the table of what matters, a summary line, and commands to see it again."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ SAY_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Format:
-    """An output format and the file it goes to; None is standard output."""
+    """An output format and the file that it goes to. None is standard output."""
 
     name: str
     path: Path | None
 
 
 def parse_formats(texts: Sequence[str]) -> list[Format]:
-    """`markdown`, `junit=report.xml`. Raises GateError; nothing at all is the table."""
+    """Parse `markdown`, `junit=report.xml`. No formats mean the table. Raises GateError."""
     found = []
     for text in texts:
         name, equals, path = text.partition("=")
@@ -65,7 +65,7 @@ def parse_formats(texts: Sequence[str]) -> list[Format]:
 
 
 def emit(report: Report, formats: Sequence[Format]) -> None:
-    """Write the report in each of the formats, each file whole or not at all."""
+    """Write the report in each of the formats. A file is written whole or not at all."""
     report.verdicts = worst_first(report.verdicts)
     for item in formats:
         text = FORMATS[item.name](one_lined(report))
@@ -76,7 +76,7 @@ def emit(report: Report, formats: Sequence[Format]) -> None:
 
 
 def one_lined(report: Report) -> Report:
-    """The report with each text of it as one line of plain characters: reasons come from exceptions and from tools."""
+    """The report with all texts on one line of plain characters, because reasons come from exceptions and tools."""
     found: Report = _one_lined(report)
     return found
 
@@ -92,12 +92,12 @@ def _one_lined(value: Any) -> Any:
 
 
 def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """By status, and in one status by ratio, the slowest first."""
+    """Verdicts by status, and within a status by ratio, the slowest first."""
     return sorted(verdicts, key=lambda item: (ORDER.index(item.status), -(item.ratio or 0.0), item.case))
 
 
 def table_text(report: Report) -> str:
-    """The terminal's report as text; with colours only where standard output is a terminal."""
+    """The terminal's report as text. It has colours only if standard output is a terminal."""
     out = console()
     with out.capture() as captured:
         for part in _parts(report):
@@ -106,7 +106,7 @@ def table_text(report: Report) -> str:
 
 
 def shown(report: Report) -> RenderableType:
-    """The terminal's report as one thing to print."""
+    """The terminal's report as one printable."""
     report.verdicts = worst_first(report.verdicts)
     return Group(*_parts(one_lined(report)))
 
@@ -125,7 +125,7 @@ def _parts(report: Report) -> list[RenderableType]:
 
 
 def grouped(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, int]]:
-    """Verdicts in their order; those without figures that say the same are one, with how many more there are."""
+    """Verdicts in their order. Those without figures that say the same become one, with the number of others."""
     found: dict[object, tuple[Verdict, int]] = {}
     for item in verdicts:
         plain = item.ratio is None and not item.changes and item.status != "pass"
@@ -197,7 +197,7 @@ def change_text(change: Change) -> str:
 
 
 def summary(report: Report) -> str:
-    """One line: the outcome, the counts, the worst point, the time it took."""
+    """One line: the result, the counts, the worst point, the time taken."""
     counts = ", ".join(f"{count} {status}" for status, count in report.counts().items()) or "nothing judged"
     worst = next((item for item in report.verdicts if item.ratio is not None), None)
     tail = f"; worst {percent(worst.ratio)} ({worst.case.label}, {short_name(worst.contender)})" if worst else ""
@@ -214,12 +214,12 @@ def summary(report: Report) -> str:
 
 
 def commands(report: Report) -> list[str]:
-    """For each flagged point a command that shows it again; one for all that say the same."""
+    """For each flagged point a command that shows it again; one for all points with the same command."""
     return [reproduce(report, item) for item, _ in grouped(report.verdicts) if item.blocks]
 
 
 def reproduce(report: Report, item: Verdict) -> str:
-    """The same use, this point alone; a stored baseline is best checked against its commit."""
+    """The same use of the gate for this point only. A stored baseline is best checked against its commit."""
     sha = report.before.sha
     if report.use == "work":
         use = ["--clock", "work"]
@@ -278,7 +278,7 @@ def _notes(row: Row) -> list[str]:
 
 
 def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
-    """The comparison as plain values, a row a point. Ratios are B over A; the interval is of 95 %."""
+    """The comparison as plain values, one row for each point. Ratios are B over A; the interval is 95 %."""
     return [
         {
             "case": row.before.case.key,
@@ -295,7 +295,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
 
 
 def follow_pairs(events: Iterable[PairEvent]) -> None:
-    """Say now and then how far an interleaved run is."""
+    """Print from time to time how far an interleaved run is."""
     out = progress_console()
     done = total = 0
     said = time.monotonic()
@@ -339,7 +339,7 @@ def show_repeat(repeat: Repeat, report: Report) -> None:
 
 
 def show_repeats(name: str, done: Sequence[Repeat], wanted: int) -> None:
-    """Print what all runs came to."""
+    """Print the result of all runs."""
     shares = sorted({share for repeat in done for share in repeat.found}, key=float)
     for share in shares:
         tallies = [repeat.found[share] for repeat in done if share in repeat.found]

@@ -31,7 +31,7 @@ SUSPECTS = 4  # commits that a change may lie at and that are listed by name
 
 
 def follow(events: Iterable[HistoryEvent], console: Console, folder: Path) -> None:
-    """Consume a session's events, a line for each process of a commit."""
+    """Consume a session's events and print a line for each process of a commit."""
     visiting: Visiting | None = None
     begun, failed = time.monotonic(), 0
     for event in events:
@@ -63,13 +63,13 @@ def _stored(event: Stored, visiting: Visiting | None, seconds: float) -> str:
 
 
 def added(path: Path, entry: Entry, written: Path) -> str:
-    """What became of an added file."""
+    """The line about an added file."""
     points = len(entry.results.points)
     return f"{path}: {points} points of {entry.commit.short}, written to {shown(written)}"
 
 
 def tables(history: History) -> RenderableType:
-    """Everything: what was measured, the changes, what failed, a table for each point."""
+    """Everything: what was measured, the changes, the failures, and a table for each point."""
     parts: list[RenderableType] = [Text(heading(history))]
     parts += [Text("\n".join(change_lines(history)) + "\n")]
     if said := move_lines(history) + gone_lines(history):
@@ -83,7 +83,7 @@ def tables(history: History) -> RenderableType:
 
 
 def heading(history: History) -> str:
-    """Which line, on what, how much of it."""
+    """The line of commits, the machine, and how much was measured."""
     shown = {item.commit.sha for era in history.eras for series in era.series for item in series.observations}
     first, last = history.line[0].short, history.line[-1].short
     lines = [f"{len(shown)} commits of {first} to {last}, {history.clock} clock"]
@@ -97,14 +97,14 @@ def heading(history: History) -> str:
 
 
 def era_label(era: Era) -> str:
-    """One instrument on one machine, and what began it."""
+    """One instrument on one machine, and what began the era."""
     gpu = era.environment.identity.get("gpu") or "no GPU"
     begins = f"; new series: {era.begins}" if era.begins else ""
     return f"{gpu}, measuring code {era.instrument.version[:7]}, seed {era.instrument.seed}{begins}"
 
 
 def change_lines(history: History) -> list[str]:
-    """One line a commit that changed something, with its largest change, and its neighbours."""
+    """One line for each commit that changed something, with its largest change and its neighbours."""
     lines = []
     for found in history.of_commit().values():
         largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
@@ -119,7 +119,7 @@ def change_lines(history: History) -> list[str]:
 
 
 def move_lines(history: History) -> list[str]:
-    """Of each era after the first, what began it and which levels moved there."""
+    """For each era after the first, what began it and which levels moved."""
     lines = []
     for era in history.eras[1:]:
         here = [move for move in history.moves if any(move.series == series for series in era.series)]
@@ -143,7 +143,7 @@ def _moved(move: Move) -> str:
 
 
 def gone_lines(history: History) -> list[str]:
-    """Changes whose level came back, a line a pair of commits."""
+    """Changes that were undone, one line for each pair of commits."""
     counts = Counter((one.change.commit.short, one.back.commit.short) for one in history.gone)
     return [f"{count} of {begun} went away with {back} (--all lists them)" for (begun, back), count in counts.items()]
 
@@ -154,7 +154,7 @@ def failure_lines(history: History) -> list[str]:
 
 
 def size(change: Change) -> str:
-    """How large: a time with its interval, a count with both values."""
+    """The size of a change: a time with its interval, a count with both values."""
     if change.low is None or change.high is None:
         return f"{change.series.figure} {change.old:.0f} -> {change.new:.0f}"
     parts = [f"{100 * (value - 1):+.1f}" for value in (change.ratio, change.low, change.high)]
@@ -224,7 +224,7 @@ def _shortened(text: str) -> str:
 
 
 def follow_confirmation(events: Generator[ConfirmEvent, None, None]) -> bool:
-    """Consume a confirmation and show it; whether every change was tried and has an answer."""
+    """Consume a confirmation and print it. Returns whether every change was measured and has an answer."""
     from bench.show.tables import console
 
     steps, out, answered = progress_console(), console(), True
@@ -254,7 +254,7 @@ def _confirmed(event: Confirmed) -> str:
 
 
 def follow_bisection(events: Generator[BisectEvent, None, None]) -> Named:
-    """Consume a bisection and show it; its outcome."""
+    """Consume a bisection and print it. Returns its result."""
     from bench.show.tables import console
 
     steps, out = progress_console(), console()

@@ -1,4 +1,4 @@
-"""The table of `python -m bench layer`, a line as soon as a case is done."""
+"""The table of `python -m bench layer`. A line is printed as soon as a case is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.execute.layer import LayerRow
 
 
 def shown(rows: Iterable[LayerRow], console: Console) -> Iterator[LayerRow]:
-    """Print the rows as they pass: medians in us, and how many times faster a part is with the plugin on."""
+    """Print the rows as they come (medians in us, and how much faster a part is with the plugin), and pass them on."""
     said: set[str] = set()
     for row in rows:
         if row.layer not in said:

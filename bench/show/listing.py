@@ -1,4 +1,4 @@
-"""What a sweep would measure."""
+"""Lists what a sweep would measure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TELLING = ("phase", "batch_size", "rank")  # a case is known by these: each says
 
 
 def listing(plan: Plan, profiles: list[str]) -> RenderableType:
-    """Contenders, clocks, the number of points, and the cases: what is usual once, then what tells each apart."""
+    """Contenders, clocks, the number of points, and the cases: first what they share, then what tells each apart."""
     cases = list(dict.fromkeys(point.case for point in plan.points))
     contenders = list(dict.fromkeys(point.contender for point in plan.points))
     clocks = list(dict.fromkeys(point.clock for point in plan.points))

@@ -1,4 +1,4 @@
-"""Profile records as tables, and what a user does next."""
+"""Profile records as tables, and what a user can do next."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_KERNELS = 15  # rows of a table
 
 
 def shown(profile: ProfileRecord, folder: Path) -> RenderableType:
-    """The tables of a record; its files lie in `folder`."""
+    """The tables of a record whose files lie in `folder`."""
     parts: list[RenderableType] = [_heading(profile), _body(profile.body)]
     parts += [Text(f"left out, this version lacks it: {flag}") for flag in profile.dropped_flags]
     parts += [Text(_file_line(folder / name)) for name in profile.files]

@@ -1,4 +1,4 @@
-"""The sweep's progress: a live bar on a terminal, one plain line now and then elsewhere."""
+"""The progress of a sweep: a live bar on a terminal, a plain line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _failure(point: Point) -> str:
 
 
 def tuned(found: Iterable[Tuned], console: Console) -> list[Tuned]:
-    """Consume a tuning run and show what came of each kernel."""
+    """Consume a tuning run and print the result of each kernel."""
     kept = []
     for each in found:
         kernel = each.subject.kernel

@@ -1,4 +1,4 @@
-"""Rows of plain values as Markdown, CSV and JSON: what a program or a page reads, where a person reads a table."""
+"""Rows of plain values as Markdown, CSV and JSON, for programs and pages. People get tables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Rows = Sequence[dict[str, Any]]
 
 
 def markdown(rows: Rows) -> str:
-    """A table; a bar in a text stays in its cell."""
+    """A table. A bar in a text stays in its cell."""
     names = _names(rows)
     lines = [names, ["---"] * len(names), *([_text(row.get(name)) for name in names] for row in rows)]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def comma_separated(rows: Rows) -> str:
-    """CSV with a header, numbers in full, nothing where there is no value."""
+    """CSV with a header, numbers in full, and empty fields where there is no value."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _names(rows), lineterminator="\n")
     writer.writeheader()
@@ -29,7 +29,7 @@ def comma_separated(rows: Rows) -> str:
 
 
 def json_list(rows: Rows) -> str:
-    """A list of objects, one a line."""
+    """A list of objects, one on each line."""
     return "[\n" + ",\n".join(msgspec.json.encode(row).decode() for row in rows) + "\n]\n"
 
 

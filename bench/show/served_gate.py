@@ -12,7 +12,7 @@ ORDER = ("slow", "error", "inconclusive", "fast", "skipped", "pass")
 
 
 def verdicts(before: str, after: str, report: ServedReport) -> RenderableType:
-    """A row a load, mode and figure, the worst first, and what the report says of itself."""
+    """One row for each load, mode and figure, the worst first, and the report's notes."""
     rows = sorted(report.verdicts, key=lambda item: (ORDER.index(item.status), -(item.ratio or 0.0)))
     columns = [
         Column("verdict", [item.status for item in rows], style="bold"),

@@ -1,4 +1,4 @@
-"""Engines across commits as tables: one for each load and figure, a row a commit, a column a mode."""
+"""Engines across commits: one table for each load and figure, a row for each commit, a column for each mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.show.serving import setup_words
 
 
 def engine_tables(history: EngineHistory) -> RenderableType:
-    """Everything: changes first, then the tables, then what was not compared."""
+    """Everything: first the changes, then the tables, then what was not compared."""
     parts: list[RenderableType] = [Text("\n".join(_changes(history)) + "\n")]
     groups: dict[tuple[Setup, Load, str], dict[str, list[Seen]]] = {}
     for (setup, load, mode, figure), seen in history.series.items():

@@ -39,7 +39,7 @@ def shown(figure: ServedFigure | None) -> str:
 
 
 def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, wide: bool = False) -> RenderableType:
-    """Every table of a file, its heading, and what has no figure."""
+    """All tables of a file, its heading, and what has no figure."""
     found = figures(results) if of is None else of
     parts: list[RenderableType] = [heading(results), modes_table(results, found, wide=wide), Text()]
     for kind in dict.fromkeys(figure.case.load.kind for figure in found):
@@ -58,7 +58,7 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
 
 
 def heading(results: ServeResults) -> RenderableType:
-    """What ran, where, and how many processes of it are there."""
+    """What ran, where, and how many of its processes are in the file."""
     run, code, identity = results.run, results.code, results.env.identity if results.env else {}
     versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton", "sglang") if identity.get(name))
     dirty = " + uncommitted changes" if code.dirty else ""
@@ -73,7 +73,7 @@ def heading(results: ServeResults) -> RenderableType:
 
 
 def setup_words(setup: Setup) -> str:
-    """What an engine is started with."""
+    """The setup of an engine in words."""
     ranks = "+".join(map(str, setup.ranks))
     targets = {"all": "all modules", "ends": "embedding and lm_head", "attention": "q, k, v and o"}[setup.targets]
     gpus = f", {setup.tp} GPUs" if setup.tp > 1 else ""
@@ -83,7 +83,7 @@ def setup_words(setup: Setup) -> str:
 
 
 def modes_table(results: ServeResults, of: Sequence[ServedFigure], *, wide: bool = False) -> RenderableType:
-    """A row a load and main figure, a column a mode: the reference and the plugin stay at any width."""
+    """A row for each load and main figure, a column for each mode. Reference and plugin are shown at any width."""
     rows: dict[tuple[Load, str], dict[str, ServedFigure]] = {}
     for figure in of:
         if figure.name in MAIN:
@@ -100,7 +100,7 @@ def modes_table(results: ServeResults, of: Sequence[ServedFigure], *, wide: bool
 def figures_table(
     results: ServeResults, kind: str, of: Sequence[ServedFigure], *, wide: bool = False
 ) -> RenderableType:
-    """A row a load, figure and mode."""
+    """One row for each load, figure and mode."""
     reference = results.serving.reference
     labels = [figure.case.load.label.removeprefix(f"{kind} ") for figure in of]
     columns = [
@@ -125,7 +125,7 @@ def _spread(value: float | None) -> str:
 
 
 def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
-    """A row a process: what its start consists of, what its first request compiles, and how long it was measured."""
+    """One row for each process: the parts of its start, what its first request compiles, and its measuring time."""
 
     def cells(value: Callable[[Spent], float | None]) -> list[str]:
         return [_seconds(value(item)) for item in of]
@@ -154,7 +154,7 @@ def _seconds(value: float | None) -> str:
 
 
 def answers_tables(results: ServeResults, *, wide: bool = False) -> Iterator[RenderableType]:
-    """A table for each mode that others' answers are held against."""
+    """A table for each mode that other modes' answers are compared with."""
     checks = answer_checks(results)
     for reference in dict.fromkeys(check.reference for check in checks):
         chosen = [check for check in checks if check.reference == reference]
@@ -184,7 +184,7 @@ def answers_table(
 
 
 def planted_table(checks: Mapping[Site, AnswerCheck], *, wide: bool = False) -> RenderableType:
-    """Whether the bound around what is right would see a site whose adapters are lost."""
+    """Whether the bound around the right answers would show a site whose adapters are lost."""
     columns = [
         Column("without", [*checks]),
         Column("would be", ["seen" if check.status == "wrong" else "NOT SEEN" for check in checks.values()]),
@@ -199,7 +199,7 @@ def _nats(value: float | None) -> str:
 
 
 def where_table(of: Sequence[Where], *, wide: bool = False) -> RenderableType:
-    """A row a site; a column a mode and one of floors: kernel time of a pass."""
+    """Kernel time of a pass: a row for each site, a column for each mode, and one for floors."""
     sites = [site for site in SITES if any(item.by_site[site] or site in item.floors for item in of)]
     columns = [Column("site", [*sites, "all kernels", "between kernels", "passes"])]
     floors = {site: least for item in of for site, least in item.floors.items()}
@@ -236,7 +236,7 @@ def _passes(item: Where) -> str:
 
 
 def compared(before: str, after: str, found: ServedComparison) -> RenderableType:
-    """Two files, a row a figure."""
+    """Two files, with one row for each figure."""
     changes = found.changes
     columns = [
         Column("load", [change.before.case.load.label for change in changes]),
@@ -281,19 +281,17 @@ def planned(plan: ServePlan, *, where: bool, cross_check: bool = False) -> Rende
         lines.append(f"the first of each mode is then traced: {traced}")
     if cross_check:
         asked = ", ".join(load.label for load in plan.loads if not_crossed(load) is None)
-        lines.append(
-            f"then a server of each mode is asked by bench_serving: {asked or 'nothing, it has no such loads'}"
-        )
+        lines.append(f"then bench_serving puts loads on a server in each mode: {asked or 'none, it has no such loads'}")
     return Text("\n".join(lines))
 
 
 def follow(events: Iterable[Event]) -> Iterator[str]:
-    """A line for each thing that happens."""
+    """A line for each event."""
     for event in events:
         if isinstance(event, Planned):
             yield f"{event.total} engines, {event.done} of them in the file"
         elif isinstance(event, CacheReady):
-            yield f"model and adapters are there ({event.seconds:.0f} s)"
+            yield f"model and adapters are ready ({event.seconds:.0f} s)"
         elif isinstance(event, ProcessStarted):
             yield f"{event.run.mode}, repeat {event.run.repeat}: starting"
         elif isinstance(event, LoadDone):
@@ -304,7 +302,7 @@ def follow(events: Iterable[Event]) -> Iterator[str]:
         elif isinstance(event, CrossStarted | CrossLoadDone | CrossDone):
             yield follow_line(event)
         elif isinstance(event, OutOfTime):
-            yield f"the time given is over: {event.left} engines are left; go on with --resume"
+            yield f"the time limit is reached: {event.left} engines are left; continue with --resume"
 
 
 def _load_words(event: LoadDone) -> str:

@@ -1,4 +1,4 @@
-"""Result files as tables: per phase our time, each peer's, the ratio and the distance from the floor."""
+"""Results files as tables: for each phase our time, each peer's, the ratio and the distance from the floor."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ def short_name(contender: str) -> str:
 
 
 def name_of(contender: str) -> str:
-    """A contender's name in a sentence or a legend."""
+    """A contender's name for a sentence or a legend."""
     version = sglang_of(contender)
     name = without_version(contender)
     return NAMES.get(name, short_name(name)) + (f", {version}" if version else "")
 
 
 def microseconds(value: float | None) -> str:
-    """A time to three significant digits, us."""
+    """A time in us, to three significant digits."""
     if value is None:
         return "-"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bool = False) -> RenderableType:
-    """Every table of a file, its heading and the points that have no figure."""
+    """All tables of a file, its heading, and the points that have no figure."""
     of = figures(results) if shown is None else shown
     points = [item.point for item in of]
     parts: list[RenderableType] = [heading(results)]
@@ -90,7 +90,7 @@ def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bo
 
 
 def ranked(rows: Sequence[Standing], sort: str, *, wide: bool = False) -> RenderableType:
-    """The chosen cases of all kinds and clocks in one table, the worst first."""
+    """The selected cases of all kinds and clocks in one table, the worst first."""
     case, *others = _about(rows)
     columns = [case, Column("clock", [row.clock for row in rows], rank=1), *others]
     said = usual([row.case for row in rows])
@@ -98,18 +98,18 @@ def ranked(rows: Sequence[Standing], sort: str, *, wide: bool = False) -> Render
 
 
 def kind_of(case: Case) -> str:
-    """What a table holds the cases of: a phase, and the op where it is not the lookup."""
+    """What the cases of a table share: a phase, and the op if it is not the lookup."""
     return case.phase if case.op == "lookup" else f"{case.op}, {case.phase}"
 
 
 def kinds(points: Iterable[Point]) -> list[str]:
-    """The kinds of these points, lookups first, decode before prefill."""
+    """The kinds of these points: lookups first, decode before prefill."""
     cases = sorted({point.case for point in points}, key=lambda case: (OPS.index(case.op), PHASES.index(case.phase)))
     return list(dict.fromkeys(kind_of(case) for case in cases))
 
 
 def heading(results: Results) -> RenderableType:
-    """What ran, where, how many points of which status."""
+    """What ran, where, and how many points have which status."""
     run, code, identity = results.run, results.code, results.env.identity if results.env else {}
     gpu = f"{len(results.gpus)} x " * (len(results.gpus) > 1) + str(identity.get("gpu") or "no GPU")
     dirty = " + uncommitted changes" if code.dirty else ""
@@ -130,7 +130,7 @@ def heading(results: Results) -> RenderableType:
 
 
 def timed_table(rows: Sequence[Standing], clock: str, kind: str, *, wide: bool = False) -> Group:
-    """A row a case: our time, the best competitor's, the ratio, the multiple of the bound; the rest where it fits."""
+    """One row for each case: our time, the best competitor's, the ratio, the multiple of the bound; more if it fits."""
     said = usual([row.case for row in rows])
     what = f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}{said}"
     columns = [*_about(rows), Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True)]
@@ -162,7 +162,7 @@ def _about(rows: Sequence[Standing]) -> list[Column]:
 
 
 def whose(rows: Sequence[Standing]) -> str:
-    """Whose times the others are told by."""
+    """The contender that the others are compared with."""
     return "ours" if not rows or rows[0].subject == OURS else short_name(rows[0].subject)
 
 
@@ -207,7 +207,7 @@ def _floor(found: Floor | None, clock: str) -> str:
 
 
 def pivot_table(rows: Sequence[Standing], axes: tuple[str, str], *, wide: bool = False) -> RenderableType:
-    """Times over ours by two axes, of the best peer or of every competitor; geometric means of what shares a cell."""
+    """Times over ours by two axes, of the best peer or of every competitor. A cell is a geometric mean."""
     found = pivoted(rows, axes)
     what = "time" if CONTENDER in axes else "best peer's time"
     title = f"{what} over {whose(rows)}, {axes[0]} by {axes[1]}" + ("; geometric means" if found.several else "")
@@ -219,7 +219,7 @@ def pivot_table(rows: Sequence[Standing], axes: tuple[str, str], *, wide: bool =
 
 
 def pivot_words(found: Pivot, axes: tuple[str, str]) -> list[dict[str, object]]:
-    """The rows of a pivot for a page: names in full, and of what shares a cell the geometric mean with its range."""
+    """The rows of a pivot for a page: full names, and geometric mean with range in each cell."""
 
     def cell(row: object, value: object) -> str:
         if (row, value) not in found.cells:
@@ -242,7 +242,7 @@ def _named(axis: str, value: object) -> str:
 
 
 def work_table(points: Sequence[Point], *, wide: bool = False) -> RenderableType:
-    """Counts and compiled figures, a row a point."""
+    """Counts and compiled figures, one row for each point."""
     counted = [point for point in sorted(points, key=lambda item: (item.case, item.contender)) if point.work]
     works = [point.work for point in counted if point.work]
     counts = [work.counts for work in works]
@@ -270,7 +270,7 @@ def _joined(values: Iterable[int]) -> str:
 
 
 def ratios(of: Sequence[Point], subject: str = OURS) -> RenderableType:
-    """Geometric mean and range of each contender's time over the subject's, per clock, over the points both have."""
+    """Geometric mean and range of each contender's time over the subject's, for each clock, over common points."""
     lines: list[str] = []
     clocks: tuple[ClockName, ...] = ("graph", "eager", "prepare")
     for clock in clocks:
@@ -304,7 +304,7 @@ def _ratios(clock: ClockName, op: Op, points: Sequence[Point], subject: str) -> 
 
 
 def errors(points: Sequence[Point]) -> RenderableType:
-    """Of each op that rounds: each contender's largest error, and at how many points that both have ours is larger.
+    """For each op that rounds, each contender's largest error, and at how many common points ours is larger.
 
     Errors are against the float64 oracle, relative to its largest value.
     """
@@ -327,7 +327,7 @@ def _error(point: Point) -> float | None:
 
 
 def failures(points: Sequence[Point]) -> RenderableType:
-    """Each point that is not ok, with its reason; those alike in all but the case on one line."""
+    """Each point that is not ok, with its reason. Those that differ only in the case share a line."""
     groups: dict[tuple[str, str, str, str | None], list[str]] = {}
     for point in points:
         if point.status != "ok":
@@ -364,15 +364,15 @@ UNSAID = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
 
 
 def case_label(case: Case, cases: Iterable[Case]) -> str:
-    """The label, with every axis that differs among these cases of its op and is not in it."""
+    """The label, with every axis that differs among these cases of its op and is missing in the label."""
     varied = _usual([other for other in cases if other.op == case.op])
     return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])
 
 
 def row_labels(cases: Sequence[Case], among: Sequence[Case] | None = None) -> list[str]:
-    """Of rows below a title that says what is `usual` among cases, these by default: what differs from that is named.
+    """Labels of rows below a title that names what is `usual` among the cases. They name what differs from that.
 
-    So is the state of the caches, where it is not the same for all.
+    They also name the state of the caches if it is not the same for all.
     """
     among = cases if among is None else among
     values, mixed = _usual(among), len({case.cache for case in among}) > 1
@@ -384,7 +384,7 @@ def row_labels(cases: Sequence[Case], among: Sequence[Case] | None = None) -> li
 
 
 def usual(cases: Sequence[Case]) -> str:
-    """What a title says for the labels: the values of axes that some of the cases have otherwise."""
+    """What a title says for all labels: the values of axes that differ only in some of the cases."""
     said = ", ".join(f"{name}={value}" for name, value in _usual(cases).items())
     return f"; {said} where no other is named" if said else ""
 

@@ -1,4 +1,4 @@
-"""The same commits under two toolchains as text: what differs, how much in the mean, and a table for each point."""
+"""The same commits under two toolchains, as text: what differs, the mean difference, and a table for each point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRIFT = "each time has its session's drift in it: these are of two sessions"
 
 
 def tables(found: Sequence[Crossing]) -> RenderableType:
-    """Every two toolchains: a line a contender and figure, then those figures that differ, point by point."""
+    """For each two toolchains: a line for each contender and figure, then the figures that differ, point by point."""
     parts: list[RenderableType] = []
     for crossing in found:
         parts.append(Text("\n".join(_heading(crossing)) + "\n"))

@@ -1,4 +1,4 @@
-"""The exact result of each op, by bench.workload.reference: of a lookup in its dtype, of the others in float64."""
+"""The exact result of each op, from bench.workload.reference: a lookup's in its dtype, the others' in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def exact(workload: Workload, index_set: int) -> torch.Tensor:
-    """What a launch of the case's op on this index set must give; what adds in place: to what `restore` brings back."""
+    """The result that a launch of the case's op on this index set must give.
+
+    Ops that add in place are given what `restore` brings back.
+    """
     case = workload.case
     token_slots = torch.from_numpy(workload.token_slots()).to(workload.device)
     ranks = torch.from_numpy(workload.ranks).to(workload.device)

@@ -1,7 +1,7 @@
-"""The ops in plain torch, of a workload's tensors: the judge of every contender, and so of none of their code.
+"""The ops in plain torch, on a workload's tensors. They judge every contender, so they use no contender's code.
 
-The library has references of its own, with what a server needs beside (csgmv_embed/reference.py); a test holds the two
-against each other. Slots are (tokens,); ranks and scalings (slots,).
+The library has references of its own, with the additional features that a server needs (csgmv_embed/reference.py). A
+test compares the two. Slots are (tokens,); ranks and scalings (slots,).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def layer(
     ranks: torch.Tensor,
     scalings: torch.Tensor,
 ) -> torch.Tensor:
-    """embedding[id] + scaling * B @ A[:, id] in float64, (tokens, hidden): linear on rows that were looked up."""
+    """embedding[id] + scaling * B @ A[:, id] in float64, (tokens, hidden): `linear` on rows that were looked up."""
     width = a_table.shape[1]
     identity = torch.eye(width, dtype=a_table.dtype, device=a_table.device).expand(len(ranks), -1, -1)
     rows = lookup(ids, a_table, slots, ranks)

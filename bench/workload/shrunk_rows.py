@@ -1,4 +1,4 @@
-"""The two orders that shrunk rows of a site have: a slice every `rank` columns, or every rank of the row's own slot."""
+"""The two orders of a site's shrunk rows: a slice begins every `rank` columns, or every rank of the row's own slot."""
 
 from __future__ import annotations
 

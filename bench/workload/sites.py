@@ -10,7 +10,7 @@ from bench.model.case import Case, Model
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Of a model, from its config.json: q and kv are heads times the head's size; tp the ranks that share a layer."""
+    """Dimensions of a model, from its config.json. q and kv are heads times head size; tp ranks share a layer."""
 
     hidden: int
     q: int
@@ -29,7 +29,7 @@ DIMENSIONS: dict[Model, Dimensions] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A site: columns of its input, and of the output of each of the layers that are stacked there."""
+    """A site: columns of its input, and of the output of each of the layers stacked there."""
 
     features: int
     widths: tuple[int, ...]
@@ -49,7 +49,10 @@ class Shape:
 
 
 def shape_of(case: Case) -> Shape:
-    """Of a case that has a site. q, k and v, and gate and up are stacked and cut by columns; o and down by rows."""
+    """The shape for a case that has a site.
+
+    q, k and v, and gate and up, are stacked and split by columns; o and down are split by rows.
+    """
     model = DIMENSIONS[case.model]
     q, kv, intermediate = (size // model.tp for size in (model.q, model.kv, model.intermediate))
     return {
@@ -61,12 +64,12 @@ def shape_of(case: Case) -> Shape:
 
 
 def terms(case: Case) -> int:
-    """Products that an element of the result adds up."""
+    """Number of products that an element of the result adds up."""
     shape = shape_of(case)
     return {"shrink": shape.features, "expand": case.rank, "linear": shape.features + case.rank}[case.op]
 
 
 def out_features(case: Case) -> int:
-    """Columns of what the op writes: the shrunk rows of each slice, or the output of the site."""
+    """Number of columns that the op writes: the shrunk rows of each slice, or the output of the site."""
     shape = shape_of(case)
     return shape.slices * case.rank if case.op == "shrink" else shape.out_features

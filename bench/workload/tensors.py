@@ -1,4 +1,4 @@
-"""The tensors of a case, made from the case and a seed alone."""
+"""The tensors of a case, made from the case and a seed only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RELAYOUT_LIMIT_BYTES = 4 << 30  # a larger table stays where it is: two copies m
 
 
 def case_seed(case: Case, seed: int) -> int:
-    """A seed that depends on the whole case, equal in every process."""
+    """A seed that depends on the whole case, and is equal in every process."""
     digest = hashlib.sha256(f"{seed}:{case.key}".encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
@@ -124,7 +124,7 @@ class Workload:
 
     @property
     def out_features(self) -> int:
-        """Columns of what the op writes: rows of a slot's B, the rank of a lookup, the ranks of a shrink's slices."""
+        """Columns that the op writes: rows of a slot's B, a lookup's rank, or the ranks of a shrink's slices."""
         case = self.case
         if case.site != "none":
             return sites.out_features(case)
@@ -132,11 +132,14 @@ class Workload:
 
     @property
     def scalings(self) -> list[float]:
-        """Of each slot: 0.5, 0.75, 1, 1.25, repeated; exact in every dtype, and a slot's neighbour has another."""
+        """Scaling of each slot: 0.5, 0.75, 1, 1.25, repeated.
+
+        Exact in every dtype, and different from its neighbour's.
+        """
         return [0.5 + 0.25 * (slot % 4) for slot in range(self.num_slots)]
 
     def table(self, storage: Storage) -> torch.Tensor:
-        """The A table (slots, rank, vocab) of lookup and layer in this storage; equal values in both."""
+        """The A table (slots, rank, vocab) of lookup and layer, in this storage. Both storages have equal values."""
         if storage not in self.tables:
             self.tables[storage] = make_table(self.case, self.num_slots, storage, self.dtype, self.device)
         return self.tables[storage]
@@ -177,11 +180,11 @@ class Workload:
         return a_table, self._site_table("site_b", number, b_shape, rank**-0.5)
 
     def all_site_tables(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Those of every index set."""
+        """The site tables of every index set."""
         return [self.site_tables(index) for index in range(len(self.index_sets))]
 
     def site_weight(self, index_set: int) -> torch.Tensor:
-        """The weight (out_features, features) of the site itself."""
+        """The base weight (out_features, features) of the site."""
         shape = sites.shape_of(self.case)
         number = index_set % self._copies(shape.out_features * shape.features)
         return self._site_table("site_weight", number, (shape.out_features, shape.features), shape.features**-0.5)
@@ -204,11 +207,11 @@ class Workload:
         return int(self.ranks[np.unique(self.seq_slots)].sum(dtype=np.int64))
 
     def unadded(self, index_set: int) -> torch.Tensor:
-        """Another copy of what logits or base of an index set were before anything was added."""
+        """A copy of an index set's logits or base before anything was added."""
         return self._input("base" if self.case.site != "none" else "logits", index_set)
 
     def restore(self) -> None:
-        """Undo what ops that add in place have done."""
+        """Undo what ops that add in place have added."""
         for name in ADDED_TO:
             for index, added_to in enumerate(self.inputs.get(name, ())):
                 fill(added_to, _BLOCKS[name], first=SET_STEP * index)
@@ -228,7 +231,7 @@ class Workload:
         return made
 
     def relayout(self, seed: int) -> None:
-        """Move every tensor to other addresses: one memory layout is one sample of many."""
+        """Move every tensor to other addresses, because one memory layout is only one sample of many."""
         rng = np.random.default_rng(seed)
         self.index_sets = [_moved(ids, rng) for ids in self.index_sets]
         for name in list(self.tables):
@@ -242,9 +245,9 @@ class Workload:
         return np.repeat(self.seq_slots, self.seq_lens)
 
     def distinct_rows(self, ids_together: int = 1) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Distinct slot * vocab + id of the tokens of index set 0 that read anything.
+        """Distinct slot * vocab + id of those tokens of index set 0 that read anything.
 
-        Ids in one aligned group of `ids_together` count as one: those that share a sector in a rank-major table.
+        Ids in one aligned group of `ids_together` count once: they share a sector in a rank-major table.
         """
         slots = self.token_slots().astype(np.int64)
         ids = self.index_sets[0].cpu().numpy() // ids_together * ids_together
@@ -260,7 +263,7 @@ def _moved(tensor: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def fill(tensor: torch.Tensor, block: int, *, scale: float = 1.0, first: int = 0) -> None:
-    """Lay a random block end to end in a contiguous tensor, from its element `first` on, times `scale`."""
+    """Repeat a random block end to end in a contiguous tensor, from its element `first` on, times `scale`."""
     pattern = _pattern(block, tensor.device)
     pattern = torch.roll(pattern, -first).mul_(scale) if first % PATTERN_PERIOD or scale != 1.0 else pattern
     flat = tensor.view(-1)
@@ -278,7 +281,7 @@ def _pattern(block: int, device: torch.device) -> torch.Tensor:
 
 
 def make_table(case: Case, slots: int, storage: Storage, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A (slots, rank, vocab) table whose values depend on the logical index alone."""
+    """A (slots, rank, vocab) table whose values depend only on the logical index."""
     table = torch.empty(slots, case.rank, case.vocab, dtype=dtype, device=device)
     fill(table, _BLOCKS["a"])
     return table if storage == "rank_major" else table.transpose(1, 2).contiguous().transpose(1, 2)
@@ -303,7 +306,7 @@ def set_bytes(case: Case) -> int:
 
 
 def make_workload(case: Case, *, seed: int, index_sets: int, device: torch.device, reuse_bytes: int = 0) -> Workload:
-    """Lengths, slots, ids and ranks of a case; tables follow on demand."""
+    """Lengths, slots, ids and ranks of a case. Tables are made on demand."""
     rng = np.random.default_rng(case_seed(case, seed))
     seq_slots = request_slots(case, rng)
     ids = [torch.from_numpy(rng.integers(0, case.vocab, case.num_tokens)).to(device) for _ in range(index_sets)]

@@ -1,6 +1,6 @@
-"""Bytes that an op must move, from the workload alone: the floors, and the parts that contenders count with.
+"""Bytes that an op must move, from the workload only: the floors, and the terms that contenders count with.
 
-Every function counts index set 0 of a workload. Batch metadata is negligible beside what is counted here.
+Every function counts index set 0 of a workload. Batch metadata is negligible beside these bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ID_BYTES = 8
 
 
 def minimum(workload: Workload) -> int:
-    """Least traffic of any implementation: what is needed read once, the output written once.
+    """Least traffic of any implementation: every needed input is read once, and the output is written once.
 
     A layer reads ids, distinct rows of embedding and A, and B of the slots in use. A head reads the hidden states of
-    the tokens with an adapter, A and B of their slots, and reads and writes their logits; an expand the shrunk rows
-    instead of hidden states and A. So it is at a site: input, A and B of the slots in use, and the output read and
-    written; its shrink reads input and A, and writes the shrunk rows.
+    the tokens with an adapter and A and B of their slots, and reads and writes their logits. An expand reads the shrunk
+    rows instead of hidden states and A. A site is counted likewise: input, A and B of the slots in use, and the output
+    read and written. Its shrink reads input and A, and writes the shrunk rows.
     """
     case = workload.case
     element = ELEMENT_BYTES[case.dtype]
@@ -44,7 +44,10 @@ def minimum(workload: Workload) -> int:
 
 
 def written(workload: Workload) -> int:
-    """The output, once: every row of a lookup or a layer, else that of the tokens with an adapter, to their ranks."""
+    """The output, once: every row of a lookup or a layer.
+
+    Of other ops, the rows of tokens with an adapter, to their ranks.
+    """
     case = workload.case
     if case.op == "shrink":
         return shrunk_of_site(workload)
@@ -53,12 +56,12 @@ def written(workload: Workload) -> int:
 
 
 def live_tokens(workload: Workload) -> int:
-    """Tokens with an adapter."""
+    """Number of tokens with an adapter."""
     return int(np.count_nonzero(workload.ranks[workload.token_slots()]))
 
 
 def live_ranks(workload: Workload) -> int:
-    """Sum of the ranks of all tokens: elements of an intermediate result that hold anything."""
+    """Sum of the ranks of all tokens: the used elements of an intermediate result."""
     return int(workload.ranks[workload.token_slots()].sum(dtype=np.int64))
 
 

@@ -30,7 +30,7 @@ OTHER_FORWARDS = {
     "use_qalora": "is QA-LoRA, whose A reads means of its input",
     "arrow_config": "chooses among other adapters for each token (arrow_config)",
     "alora_invocation_tokens": "is activated LoRA, which begins at a token of the prompt",
-    "layer_replication": "has layers that the model has not (layer_replication)",
+    "layer_replication": "has layers that the model does not have (layer_replication)",
 }
 _LORA = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<side>[AB])"

@@ -55,8 +55,8 @@ def report(found: Status, way: str) -> Iterator[str]:
     yield f"plugin       {'on' if found.active else 'off: ' + found.reason}"
     for hook in found.hooks:
         state = "applied" if hook.applied else f"not applied: {hook.reason}"
-        state += f", SGLang does it: {hook.off}" if hook.off else ""
-        state += f", called if {hook.behind} does so" if hook.behind else ""
+        state += f", but SGLang's own function runs: {hook.off}" if hook.off else ""
+        state += f", runs only if {hook.behind} calls it" if hook.behind else ""
         yield f"{hook.name:<18} {state}"
         yield f"{'':<18} {hook.target}"
         if hook.file:

@@ -245,7 +245,7 @@ def _now(then: HookStatus) -> HookStatus:
     written = chain.described(function)
     if chain.reaches(function, ours):
         return dataclasses.replace(then, behind=written)
-    reason = f"replaced by {written}, which does not hold ours; whether it finds ours in another way cannot be told"
+    reason = f"replaced by {written}, which does not refer to ours; other ways to reach ours are not detected"
     return dataclasses.replace(then, applied=False, reason=reason, file="", behind="")
 
 

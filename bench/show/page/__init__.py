@@ -1,5 +1,5 @@
-"""One page of HTML that needs no other file and no network: charts and tables of results, verdicts and histories.
+"""One HTML page that needs no other file and no network: charts and tables of results, verdicts and histories.
 
-`content` is what it is made of; `runs`, `lines` and `gates` put that into plain values for the browser, `facts` for the
-reader; `render` fills the templates.
+`content` holds what goes on the page. `runs`, `lines` and `gates` turn it into plain values for the browser, `facts`
+into words and tables for the reader. `render` fills the templates.
 """

@@ -1,4 +1,4 @@
-"""What the page is made of, as the command line read it."""
+"""The content of the page, as the command line read it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Content:
 
     @property
     def gpus(self) -> list[str]:
-        """The GPU models that were measured on, in the order of the files."""
+        """The GPU models that were measured, in the order of the files."""
         found = [results.env.identity.get("gpu") for _, results in self.results if results.env]
         found += [served.env.identity.get("gpu") for _, served in self.served if served.env]
         found += [run.env.identity.get("gpu") for _, run in self.pairs if run.env]
@@ -34,7 +34,7 @@ class Content:
 
     @property
     def counted_only(self) -> bool:
-        """Whether nothing on the page is a time."""
+        """Whether the page has no times, only counts."""
         clocks = {point.clock for _, results in self.results for point in results.points if point.status == "ok"}
         clocks |= {verdict.clock for _, report in self.reports for verdict in report.verdicts}
         clocks |= {history.clock for _, history in self.histories}

@@ -1,4 +1,4 @@
-"""What the page says in words and small tables: who stands how, what has no figure, where all of it comes from."""
+"""Words and small tables of the page: ratios of contenders, points without figures, and the origin of everything."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VOLATILE = (
 
 
 def title(content: Content) -> str:
-    """What was measured, on what."""
+    """What was measured, and on what."""
     if content.counted_only or not content.gpus:
         return "LoRA kernels: counted work of a launch, no times"
     kernels = content.results or content.pairs or content.reports or content.histories
@@ -63,14 +63,14 @@ def subtitle(content: Content) -> str:
 
 @dataclass(frozen=True)
 class Standings:
-    """How each contender stands to ours: a column for each GPU, a row for each op, clock and contender."""
+    """Each contender's ratio to ours: a column for each GPU, a row for each op, clock and contender."""
 
     gpus: list[str]
     rows: list[list[str]]
 
 
 def standings(content: Content) -> Standings:
-    """Over the cases that both have; peers first, each at its own default before its other settings."""
+    """Ratios over the cases that both have. Peers come first, each with its default before its other settings."""
     found: dict[tuple[Op, str, str], dict[str, dict[str, list[Figure]]]] = {}
     gpus: dict[str, list[str]] = {}
     for name, results in content.results:
@@ -120,7 +120,7 @@ def _cost(times: float) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """Points without a figure that are alike in all but the case."""
+    """Points without a figure that are alike except for the case."""
 
     status: str
     what: str
@@ -147,7 +147,7 @@ def engine_statuses(content: Content) -> str:
 
 
 def failed(content: Content) -> list[Failure]:
-    """Every point without a figure, by reason; first what is more than left out."""
+    """Every point without a figure, by reason. Those that were not merely left out come first."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for name, results in content.results:
         for point in results.points:
@@ -170,7 +170,7 @@ class Told:
 
 
 def histories(content: Content) -> list[Told]:
-    """Of each history what changed where, and what could not be measured."""
+    """For each history, what changed where, and what could not be measured."""
     told = []
     for name, history in content.histories:
         lines = "\n".join([*change_lines(history), *failure_lines(history)])
@@ -183,7 +183,7 @@ Facts = list[tuple[str, dict[str, str]]]
 
 
 def environments(content: Content) -> Facts:
-    """What each file, and each stretch of a history, was measured on."""
+    """The machine and software of each file, and of each era of a history."""
     found = [(name, results.env) for name, results in content.results]
     found += [(name, served.env) for name, served in content.served]
     found += [(name, run.env) for name, run in content.pairs]
@@ -231,12 +231,12 @@ def _sampling(timed: list[Point]) -> Iterator[tuple[str, str]]:
 
 
 def hashes(content: Content) -> dict[str, str]:
-    """The files read."""
+    """The files that were read, with their hashes."""
     return {name: f"sha256 {sha256(data).hexdigest()}" for name, data in content.files}
 
 
 def clocks(content: Content) -> list[str]:
-    """The clocks of which there is anything."""
+    """The clocks that the page has figures of."""
     found = {point.clock for _, results in content.results for point in results.points}
     found |= {verdict.clock for _, report in content.reports for verdict in report.verdicts}
     found |= {history.clock for _, history in content.histories}

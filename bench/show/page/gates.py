@@ -1,4 +1,4 @@
-"""Reports of the gate as plain values for the browser: every verdict with what led to it."""
+"""Reports of the gate as plain values for the browser: every verdict, with the rounds behind it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = tuple[object, str, str, float]
 
 
 def report(name: str, found: Report, pairs: PairRun | None) -> dict[str, Any]:
-    """One report, the worst verdict first; with the rounds of both sides where there is a record of pairs."""
+    """One report, the worst verdict first. With a record of pairs, it has the rounds of both sides."""
     verdicts = worst_first(found.verdicts)
     cases = [item.case for item in verdicts]
     sampled = {_key(point.planned, point.extra_share): point for point in pairs.points} if pairs else {}

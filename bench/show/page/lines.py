@@ -1,4 +1,4 @@
-"""Histories as plain values for the browser: a chart a stretch of equal conditions, a line a case and contender."""
+"""Histories as plain values for the browser: a chart for each era, a line for each case and contender."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMIT = "COMMIT"  # in a command: the browser puts a commit there
 
 
 def line(name: str, history: History) -> list[dict[str, Any]]:
-    """One for each era: no line goes on where the measuring code or the machine is another."""
+    """One line for each era. No line continues where the measuring code or the machine changes."""
     return [_era(name, history, era) for era in history.eras]
 
 

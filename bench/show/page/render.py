@@ -1,4 +1,4 @@
-"""The templates filled: styles, scripts, the chart library and the data all stand in the page itself."""
+"""Fills the templates. Styles, scripts, the chart library and the data are all in the page itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def page(content: Content) -> str:
 
 
 def data(content: Content) -> dict[str, Any]:
-    """What the scripts draw and list."""
+    """The data that the scripts draw and list."""
     pairs = dict(content.pairs)
     made: dict[str, Any] = {
         "runs": [runs.run(name, results) for name, results in content.results],

@@ -1,4 +1,4 @@
-"""Results files as plain values for the browser: every point with its rounds and the command that measures it again."""
+"""Results files as plain values for the browser: every point, its rounds and the command that measures it again."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ TIMED = {
 
 
 def op_words(op: str) -> str:
-    """An op in words, where it has any beside its name."""
+    """An op in words, if it has any besides its name."""
     return _OPS.get(op, op)
 
 
 def kind_title(case: Case, clock: str) -> str:
-    """What a chart holds: an op, a phase and a clock in words."""
+    """The title of a chart: an op, a phase and a clock, in words."""
     return f"{op_words(case.op)}, {case.phase}: {CLOCKS[clock]}"
 
 
 def run(name: str, results: Results) -> dict[str, Any]:
-    """One file. Times are us; a round is [process, layout seed, median, least and largest block, SM MHz, throttle]."""
+    """One file.
+
+    Times are in us. A round is [process, layout seed, median, least and largest block, SM MHz, throttle].
+    """
     found = sorted(figures(results), key=lambda item: (item.case, item.point.index))
     labels = _labels([figure.point for figure in found])
     return {
@@ -120,7 +123,7 @@ def _point(results: Results, figure: Figure, label: str) -> dict[str, Any]:
 
 
 def floor_kind(figure: Figure, clock: str) -> str | None:
-    """What the bound of a point is, in words."""
+    """The kind of a point's bound, in words."""
     if figure.floor is None:
         return None
     if figure.floor.kind == "bytes":

@@ -239,4 +239,4 @@ def test_without_a_gpu_times_cannot_be_judged(run: Run) -> None:
     for use in (("--self-check",), ("--against", "HEAD")):
         done = run("gate", *use, instrument=machine)
         assert done.code == 3
-        assert "no NVIDIA GPU was found: only --clock work judges without one" in done.out
+        assert "no NVIDIA GPU was found; without one, only --clock work can judge" in done.out

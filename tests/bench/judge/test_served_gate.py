@@ -111,7 +111,7 @@ def test_one_process_a_mode_is_never_certain_and_without_an_anchor_nothing_is() 
     assert [item.status for item in report.verdicts] == ["inconclusive"] and report.exit_code is Exit.CANNOT_JUDGE
     assert report.verdicts[0].load == DECODE
     bare = made(("plugin", 0, decode(6000.0)), ("plugin", 1, decode(6000.0)))
-    assert "relative to which a run is judged" in gate(bare, bare).refusals[0]
+    assert "figures are judged relative to it" in gate(bare, bare).refusals[0]
 
 
 def test_processes_without_any_spread_are_what_they_are() -> None:

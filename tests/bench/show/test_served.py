@@ -106,11 +106,11 @@ def test_progress_is_a_line_each() -> None:
     ]  # fmt: skip
     assert [*follow(events)] == [
         "2 engines, 1 of them in the file",
-        "model and adapters are there (3 s)",
+        "model and adapters are ready (3 s)",
         "csgmv, repeat 0: starting",
         "  decode 32: void: thermal",
         "csgmv, repeat 0: error: no answer within 3 s: killed (1 s)",
-        "the time given is over: 1 engines are left; go on with --resume",
+        "the time limit is reached: 1 engines are left; continue with --resume",
     ]
 
 

@@ -188,8 +188,16 @@ def doctor_from_the_shell(folder: Path) -> Done:
     ("environment", "code", "expected"),
     [
         ({}, 0, "plugin       on"),
-        ({"CSGMV_EMBED_LAYER": "0"}, 0, "layer              applied, SGLang does it: CSGMV_EMBED_LAYER=0"),
-        ({"CSGMV_EMBED_LM_HEAD": "0"}, 0, "lm_head            applied, SGLang does it: CSGMV_EMBED_LM_HEAD=0"),
+        (
+            {"CSGMV_EMBED_LAYER": "0"},
+            0,
+            "layer              applied, but SGLang's own function runs: CSGMV_EMBED_LAYER=0",
+        ),
+        (
+            {"CSGMV_EMBED_LM_HEAD": "0"},
+            0,
+            "lm_head            applied, but SGLang's own function runs: CSGMV_EMBED_LM_HEAD=0",
+        ),
         ({"CSGMV_EMBED_DISABLE": "1"}, 1, "plugin       off: CSGMV_EMBED_DISABLE=1"),
         ({"CSGMV_EMBED_STORAGE": "x"}, 1, "plugin       off: SettingError: CSGMV_EMBED_STORAGE is 'x'"),
         ({"SGLANG_PLUGINS": "another"}, 1, "plugin       off: SGLang did not load it: SGLANG_PLUGINS='another'"),
@@ -204,9 +212,10 @@ def test_doctor(environment: dict[str, str], code: int, expected: str, fork: For
         assert (
             "layer_add          applied" in result.stdout and "csgmv_embed/sglang/hooks/embedding.py" in result.stdout
         )
-        assert result.stdout.count("SGLang does it") == {"CSGMV_EMBED_LAYER": 2, "CSGMV_EMBED_LM_HEAD": 1}.get(
-            next(iter(environment), ""), 0
-        )
+        assert result.stdout.count("SGLang's own function runs") == {
+            "CSGMV_EMBED_LAYER": 2,
+            "CSGMV_EMBED_LM_HEAD": 1,
+        }.get(next(iter(environment), ""), 0)
 
 
 def test_install_is_explicit_and_idempotent(fork: Fork) -> None:
@@ -281,7 +290,7 @@ def test_a_hook_that_another_module_replaced_is_said_to_be_out_of_the_chain(way:
         if way == "deleted":  # a method of the class above it shows then
             assert reason.startswith(("AttributeError", "replaced by BaseL")), reason
         else:
-            assert reason.startswith("replaced by <lambda> (<string>:") and "cannot be told" in reason, reason
+            assert reason.startswith("replaced by <lambda> (<string>:") and "does not refer to ours" in reason, reason
         off = "False", f"the rest runs without {name}: {reason}"
         assert (active, why) == (
             off if required == "True" else ("True", "")
@@ -294,7 +303,7 @@ def test_a_function_around_ours_is_told_from_one_in_its_place(way: str, fork: Fo
     for name, _, active, applied, behind, why, shown in replaced(fork, WRAPPERS[way], every=False):
         assert (active, applied, why) == ("True", "True", ""), name
         assert "(<string>:" in behind or behind in ("functools.partial object", "__main__.Held object"), behind
-        assert f"applied, called if {behind} does so" in shown
+        assert f"applied, runs only if {behind} calls it" in shown
 
 
 def test_the_doctor_says_what_another_plugin_put_in_place_of_ours(fork: Fork) -> None:
