@@ -62,4 +62,4 @@ def test_what_is_no_such_gate_is_2(run: Run, options: tuple[str, ...], code: int
 def test_without_a_gpu_it_is_3_and_counts_are_offered(run: Run, tmp_path: Path) -> None:
     machine = FakeGpu().instrument(open_sglang=sides, has_gpu=lambda: False)
     done = run("gate", "--against-sglang", "0.5.20", instrument=machine)
-    assert done.code == 3 and "only --clock work judges without one" in done.out + done.err
+    assert done.code == 3 and "without one, only --clock work can judge" in done.out + done.err
