@@ -48,6 +48,9 @@ def test_the_command_line_has_every_verb_and_option() -> None:
             assert all(f"`{name}" in page or f", {name}" in page for name in parameter.opts if name.startswith("--")), (
                 verb
             )
+            assert "[" not in (getattr(parameter, "help", None) or ""), (
+                "a terminal takes [word] for markup, and drops it"
+            )
         assert f"## `python -m bench {verb}`" in page
     assert str(ROOT) not in page, "a path of this machine"
 

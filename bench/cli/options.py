@@ -19,7 +19,11 @@ def _made_known(files: list[Path]) -> list[Path]:
 
 ProfileOption = Annotated[
     str | None,
-    typer.Option("--profile", "-p", help="Profile of bench.toml. Default: quick, or the default of this command."),
+    typer.Option(
+        "--profile",
+        "-p",
+        help="Profile of bench.toml. Default: quick for sweep and list; otherwise bench.toml sets it.",
+    ),
 ]
 AxisOption = Annotated[
     list[str],
@@ -45,7 +49,7 @@ ContenderFileOption = Annotated[
         "--contender-file",
         metavar="FILE",
         callback=_made_known,
-        help="Also measure the contenders in this Python file; may be repeated. See docs/how-to/add-a-contender.md.",
+        help="Also measure the contenders in this Python file; may be repeated. See add-a-contender.md in docs/how-to.",
     ),
 ]
 SglangOption = Annotated[

@@ -43,7 +43,7 @@ app = typer.Typer(no_args_is_help=True, help="Show what happens inside a point: 
 CaseArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="[CASE]...", help="A case, as NAME=VALUE,...; values not named are taken from [axes] of bench.toml."
+        metavar="[CASE]...", help="A case, as NAME=VALUE,...; values not named come from `axes` of bench.toml."
     ),
 ]
 RecipeOption = Annotated[
