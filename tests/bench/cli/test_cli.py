@@ -137,7 +137,10 @@ def test_the_hook_of_these_tests_does_see_an_import() -> None:
         (("sweep", "--resume", PUBLISHED, "-o", "x.json"), ("expected no options with it but --sglang",)),
         (("plot", "nope", PUBLISHED), ("figure 'nope' is unknown", "scaling, bandwidth")),
         (("plot", "scaling", "absent.json"), ("absent.json: cannot be read",)),
-        (("plot", "gate", PUBLISHED), ("figure gate: nothing among the given files", "bench gate -f json=FILE")),
+        (
+            ("plot", "gate", PUBLISHED),
+            ("figure gate: the given files have nothing to draw it from", "bench gate -f json=FILE"),
+        ),
         (("plot", "history", "docs"), ("not a results file of this suite",)),
         (("report", "bench.toml"), ("bench.toml: not a file of this suite", "expected a results file")),
         (("sweep", *SMOKE, "-o", PUBLISHED), (f"{PUBLISHED}: exists", f"--resume {PUBLISHED}")),

@@ -114,14 +114,14 @@ def test_two_toolchains_are_compared_on_request(call: Call, crossed: Path, store
     rows = [line.split() for line in out.splitlines() if line.lstrip().startswith("00000000")]
     assert [(row[0], row[-3:]) for row in rows] == [(f"{n:09d}", ["2.00", "1.60", "0.800"]) for n in range(4)]
     code, out = call("history", "show", "--store", stored, "--toolchains")
-    assert code == 2 and "--toolchains: no commit was measured under two" in out
+    assert code == 2 and "--toolchains: no commit was measured with two toolchains" in out
 
 
 def test_several_gpus_make_no_series(call: Call, stored: Path) -> None:
     records.write(stored, entry(20, 2.0, gpu="Other GPU"))
     code, out = call("history", "show", "--store", stored)
     assert code == 2
-    assert "has results of Fake GPU, Other GPU, which make no common series; expected --gpu NAME" in out
+    assert "has results of Fake GPU, Other GPU, which cannot share a series; expected --gpu NAME" in out
     assert call("history", "show", "--store", stored, "--gpu", "other")[0] == 0
     code, out = call("history", "show", "--store", stored, "--gpu", "B200")
     assert code == 2 and "--gpu B200" in out and "Fake GPU, Other GPU; expected a part of one of these names" in out
@@ -135,7 +135,10 @@ def test_several_gpus_make_no_series(call: Call, stored: Path) -> None:
         (["show", "--store", "{stored}", "-k", "graph", "-k", "eager"], "a series has one clock"),
         (["show", "--store", "{stored}", "-c", "nobody"], "no point of these commits has this contender and case"),
         (["show", "--store", "{stored}", "--commits", "{other}", "--exported", "{more}"], "none of the commits"),
-        (["show", "--store", "{stored}", "--commits", "zzz", "--exported", "{more}"], "zzz: not one commit of"),
+        (
+            ["show", "--store", "{stored}", "--commits", "zzz", "--exported", "{more}"],
+            "zzz: is not exactly one commit of",
+        ),
         (["show", "--store", "{stored}", "--commits", "no-such-branch"], "expected a revision of"),
         (["run", "--store", "{tmp}/h", "--commits", "HEAD..HEAD"], "names no commit; expected A..B"),
         (["run", "--store", "{tmp}/h", "--commits", "HEAD", "-k", "wrk"], "--clock wrk: expected one of"),

@@ -24,7 +24,7 @@ COUNTED = ("sweep", "-p", "smoke", "-k", "work")
             "--ray local: takes every GPU of the cluster; expected neither --gpus nor --sglang",
         ),
         (("--ray", "local", "--sglang", "0.5.16"), "--ray local: takes"),
-        (("--one-at-a-time",), "--one-at-a-time: one GPU measures at any moment as it is; expected --gpus beside it"),
+        (("--one-at-a-time",), "--one-at-a-time: only one GPU measures anyway; expected --gpus with it"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_a_file_is_begun(

@@ -145,7 +145,7 @@ def test_a_wrong_output_is_named(output: str, words: str, tmp_path: Path) -> Non
         ("class A:\n    name = 'a'\n    def setup(self): ...", "class A: has no method required_bytes; expected both"),
         ("class A:\n    name = 'A b'", "class A: name is 'A b'; expected small letters"),
         ("class A:\n    name = 'a'\n    ops = ('gather',)", "ops is .'gather',.; expected some of lookup, layer"),
-        ("class A:", "is no Python: .*; expected a file as in"),
+        ("class A:", "is not valid Python: .*; expected a file as in"),
         (
             GOOD.format(name="a").replace("def setup", 'sources = ("a.cu",)\n    def setup'),
             "sources has a.cu: No such file",
@@ -215,7 +215,7 @@ def test_a_package_offers_contenders_by_an_entry_point(tmp_path: Path, monkeypat
         )
         outside.installed.cache_clear()
         with pytest.raises(
-            ConfigError, match="entry point packed of csgmv_bench.contenders: nowhere_to_be_found names no class"
+            ConfigError, match="entry point packed of csgmv_bench.contenders: nowhere_to_be_found does not name a class"
         ):
             outside.installed()
     finally:

@@ -58,7 +58,7 @@ def test_a_contender_is_planned_where_it_has_the_op() -> None:
     found = {(point.case.op, point.contender) for point in planned(op=("lookup", "head")).points}
     assert ("lookup", "csgmv_embed-rank_major") in found and ("head", "csgmv_embed-vocab_major") in found
     assert ("head", "csgmv_embed-rank_major") not in found
-    with pytest.raises(ConfigError, match="none of these has the op head"):
+    with pytest.raises(ConfigError, match="none of these contenders has the op head"):
         config.make_plan(config.load(), "smoke", overrides=Axes(op=("head",)), contenders=["csgmv_embed-rank_major"])
 
 

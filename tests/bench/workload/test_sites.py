@@ -64,7 +64,7 @@ def test_a_plan_gives_a_site_to_the_ops_that_have_one() -> None:
 @pytest.mark.parametrize("axis", ["site", "model"])
 def test_an_op_of_sites_wants_one(axis: str) -> None:
     axes = {"op": ("linear",), "site": ("qkv",), "model": ("8b",), axis: ("none",)}
-    with pytest.raises(ConfigError, match=f"op linear has no case of {axis}=none; expected {axis} among"):
+    with pytest.raises(ConfigError, match=f"op linear needs {axis}, which is none; expected one of"):
         planned(**axes)
 
 
