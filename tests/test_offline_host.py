@@ -1,4 +1,4 @@
-"""docs/examples/offline_host.py: what it keeps of a wheel is what runs, and its parts are one archive."""
+"""docs/how-to/offline_host.py: what it keeps of a wheel is what runs, and its parts are one archive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(shutil.which("strip") is None or TRUE is None, r
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("offline_host", ROOT / "docs/examples/offline_host.py")
+    spec = importlib.util.spec_from_file_location("offline_host", ROOT / "docs/how-to/offline_host.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass looks its module up

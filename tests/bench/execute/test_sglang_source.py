@@ -71,7 +71,7 @@ def committed(repository: Path, subject: str) -> str:
 
 
 def kernels_of(version: str, into: Path) -> Path:
-    """The lookup's kernel of a version as the only thing in an SGLang; the installed version's if there is no wheel."""
+    """An SGLang with the lookup's kernel of a version and nothing else. Without its wheel: the installed kernel."""
     shutil.rmtree(into, ignore_errors=True)
     found = next((ROOT / "build" / "wheels").glob(f"sglang-{version}-*.whl"), None)
     if found is not None:
@@ -87,7 +87,7 @@ def kernels_of(version: str, into: Path) -> Path:
         spec = importlib.util.find_spec("sglang")
         if spec is None or spec.origin is None:
             pytest.skip("needs SGLang, installed or as a wheel in build/wheels: pip install 'sglang==0.5.16'")
-        version, name = "0.5.16", "sglang/kernels/ops/gemm/embedding_lora_a.py"
+        name = "sglang/kernels/ops/gemm/embedding_lora_a.py"
         text = (Path(spec.origin).parents[1] / name).read_text(encoding="utf-8")
     for file, content in ((name, text), ("sglang/srt/lora/utils.py", "class LoRABatchInfo: ...\n")):
         (into / file).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Packs today's peers and Triton for a GPU host without a network, as an archive small enough to carry.
 
-`python docs/examples/offline_host.py peers.tar.xz sglang==0.5.23 vllm==0.33.0` fetches each wheel for Linux on x86-64,
+`python docs/how-to/offline_host.py peers.tar.xz sglang==0.5.23 vllm==0.33.0` fetches each wheel for Linux on x86-64,
 leaves out what the suite does not run, and writes one archive with a folder each: sglang-0.5.23/, vllm-0.33.0/. Where
 `--part-mib` is reached it writes peers.tar.xz.00, .01, ... docs/how-to/measure-offline.md says how the host uses them.
 """
