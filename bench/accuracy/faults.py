@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +36,10 @@ def scaling_lost(plan: Plan) -> None:
 @contextmanager
 def _planned(server: Server, spoil: Callable[[Plan], None]) -> Iterator[None]:
     backend, prepare = server.backend, server.backend.prepare_lora_batch
+    parameters = inspect.signature(prepare)  # the manager of SGLang 0.5.16 names them, that of 0.5.23 does not
 
-    def spoiled(**plan: Any) -> None:
+    def spoiled(*args: Any, **kwargs: Any) -> None:
+        plan: Plan = parameters.bind(*args, **kwargs).arguments
         plan |= {name: list(plan[name]) for name in ("weight_indices", "lora_ranks", "scalings")}
         spoil(plan)
         prepare(**plan)
@@ -50,8 +53,8 @@ def _permutation_dropped(server: Server) -> Iterator[None]:
     """Segments are of grouped tokens, but the tokens are taken in their own order."""
     backend, prepare = server.backend, server.backend.prepare_lora_batch
 
-    def spoiled(**plan: Any) -> None:
-        prepare(**plan)
+    def spoiled(*args: Any, **kwargs: Any) -> None:
+        prepare(*args, **kwargs)
         for name in ("batch_info", "sgemm_batch_info"):
             permutation = getattr(getattr(backend, name, None), "permutation", None)
             if permutation is not None:
