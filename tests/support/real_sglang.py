@@ -36,7 +36,8 @@ INSTALLED = any(point.name == "csgmv_embed" for point in importlib.metadata.entr
 BACKEND_MODULE = "sglang.srt.lora.backend.chunked_backend"
 NOT_HERE = "SGLang's server classes do not load here"  # why a test is skipped
 
-OLDEST = importlib.util.find_spec("sglang") is not None and importlib.metadata.version("sglang") == "0.5.10"
+VERSION = importlib.metadata.version("sglang") if importlib.util.find_spec("sglang") is not None else None
+OLDEST = VERSION == "0.5.10"
 # SGLang 0.5.10 resolves "all" among its server's arguments; from 0.5.11 on the manager does.
 BOTH_MODULES = ("embed_tokens", "lm_head") if OLDEST else ("all",)
 VOCAB = 100  # the layers pad these rows to 128
