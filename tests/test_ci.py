@@ -75,7 +75,8 @@ def test_a_ci_fetches_the_oldest_the_newest_and_each_of_the_others_in_turn() -> 
 def test_each_environment_has_a_folder_of_its_own(target: str) -> None:
     def dry(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["make", "--dry-run", "--always-make", target, *arguments]
-        environment = {**os.environ, "ENV": "of-some-shell"}  # what a shell calls so is none of ours
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # make test ENV=...
+        environment = {**outer, "ENV": "of-some-shell"}  # what a shell calls so is none of ours
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     (installed,) = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"][
