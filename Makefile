@@ -60,7 +60,7 @@ gate: setup  ## counted work against this Triton's of bench/baselines: no GPU ne
 
 # Every picture of docs/plots from the committed results.
 PLOT := $(BIN)/python -m bench plot
-H100 := $(wildcard docs/results/h100-full*.json)
+H100 := $(sort $(wildcard docs/results/h100-full*.json))
 
 plots: setup  ## draw them again
 	$(PLOT) heatmap $(H100) docs/results/h100-eager.json -o docs/plots/h100-heatmap.png

@@ -74,7 +74,7 @@ def draw(results: Results, path: Path) -> list[Path]:
         _draw_references(axes, found)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("least bytes of a launch: what it must read, once, and its output, kB")
+        axes.set_xlabel("least bytes of a launch (its input, read once, and its output), kB")
         axes.set_ylabel("least bytes / time, GB/s")
         for axis in (axes.xaxis, axes.yaxis):
             plain(axis)
@@ -82,8 +82,9 @@ def draw(results: Results, path: Path) -> list[Path]:
         heading(figure, f"Bytes a second, in a CUDA graph: {described(results)}", provenance(results))
         caption(
             figure,
-            "A point is a case; higher is better. Neither line is a bound: rows that the L2 holds from the launch\n"
-            "before are read faster than a copy reads, and overlapped launches hide a part of an empty kernel's time.\n"
+            "Each marker is one case. Higher is better. Neither line is a bound: rows that the L2 still holds from the "
+            "launch before\nare read faster than a copy reads, and overlapped launches hide a part of an empty "
+            "kernel's time.\n"
             f"{versions(results)}",
         )
         return save(figure, path)

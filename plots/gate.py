@@ -76,16 +76,17 @@ def draw(report: Report, path: Path) -> list[Path]:
         meaning = MEANING[Exit(report.exit_code)].lower()
         sides = f"{report.before.label} (A) against {report.after.label} (B)"
         if report.before.label == report.after.label:
-            sides = f"{report.before.label} against itself"
+            planted = any(item.extra_share for item in report.verdicts)
+            sides = f"{report.before.label} against itself{', with planted slowdowns' if planted else ''}"
         gpu, dtypes = report.identity.get("gpu") or "no GPU", sorted({item.case.dtype for item in report.verdicts})
         heading(
             figure,
             f"A run of the gate: {meaning} ({counts or 'no verdict'}), commit {sides}",
             "; ".join(filter(None, (str(gpu), ", ".join(dtypes), report.started_utc[:10]))),
         )
-        refused = "".join(f"\nnot judged: {reason}" for reason in report.refusals)
-        reading = "A marker is the change of a point, its line the interval of the change"
-        caption(figure, f"{reading}\nmeasured in {report.duration_s:.0f} s{refused}")
+        refused = "".join(f"\nNot judged: {reason}" for reason in report.refusals)
+        reading = "Each marker is the change of a point. The line through it is the interval of that change."
+        caption(figure, f"{reading}\nThe run took {report.duration_s:.0f} s.{refused}")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=6, fontsize=8, columnspacing=1.2)
         return save(figure, path)
@@ -120,6 +121,8 @@ def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
     for floor in sorted({bar.floor_pct for bar in bars if bar.floor_pct is not None}):
         axes.axvline(floor, label=f"limit {floor:g} %", **REFERENCE)
     if any(bar.sees_pct is not None for bar in bars):
-        axes.plot([], [], "|", color="#999999", markersize=6, linestyle="", label="smallest slowdown it would see")
+        axes.plot(
+            [], [], "|", color="#999999", markersize=6, linestyle="", label="smallest slowdown that the gate would see"
+        )
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=7)
     axes.set_ylim(max(len(bars), 1) - 0.4, -0.6)

@@ -107,8 +107,8 @@ def draw(results: Results, path: Path) -> list[Path]:
         heading(figure, what, provenance(results, {"bfloat16"}))
         caption(
             figure,
-            "Purple: ours is faster, the darker the more. Orange and bold: the peer is faster. White: within 5 %. "
-            f"Empty: not measured\n{versions(results)}",
+            "Purple: ours is faster. The darker the cell, the larger the factor. Orange and bold: the peer is faster. "
+            f"White: the two are within 5 %. Empty: not measured.\n{versions(results)}",
         )
         return save(figure, path)
 

@@ -201,19 +201,28 @@ def _heading(history: History) -> tuple[str, str]:
     runs = sorted(entry.results.run.started_utc[:10] for each in history.eras for entry in each.entries)
     dtypes = sorted({series.case.dtype for each in history.eras for series in each.series})
     line = [commit.short for commit in history.line]
-    parts = [str(identity.get("gpu") or "no GPU"), ", ".join(dtypes), f"{line[0]} to {line[-1]}", *runs[-1:]]
-    versions = all(commit.label for commit in history.line)
-    return f"{what} across {'versions' if versions else 'commits'}, oldest first", "; ".join(parts)
+    kind = "versions" if _of_versions(history) else "commits"
+    parts = [str(identity.get("gpu") or "no GPU"), ", ".join(dtypes), f"{kind} {line[0]} to {line[-1]}", *runs[-1:]]
+    return f"{what} across {'versions of SGLang' if _of_versions(history) else kind}, oldest first", "; ".join(parts)
+
+
+def _of_versions(history: History) -> bool:
+    return all(commit.label for commit in history.line)
 
 
 def _reading(history: History) -> list[str]:
     identity = history.eras[-1].environment.identity
     versions = ", ".join(f"{name} {identity[name]}" for name in ("torch", "triton") if identity.get(name))
     if history.clock == "work":
-        how = "Exact: counted in Triton's interpreter and in compiled code (sm_90)"
+        how = "The counts are exact. They come from Triton's interpreter and from compiled code (sm_90)."
     else:
-        how = "Dots: medians of rounds with their 95 % interval, the drift of the machine taken out by an anchor commit"
-    return [f"{how}. Lower is better; a cross is a commit without a figure. {versions}"]
+        how = "Markers are medians of rounds with their 95 % interval. An anchor commit takes out the machine's drift."
+    what = "version" if _of_versions(history) else "commit"
+    changes = "A dashed line is a change, with the panel's largest change: orange is worse, blue is better. "
+    return [
+        f"{how} Lower is better. A cross is a {what} without a figure.",
+        f"{changes if history.changes else ''}{versions}",
+    ]
 
 
 def _told(panels: Sequence[Panel]) -> list[str]:
@@ -223,9 +232,9 @@ def _told(panels: Sequence[Panel]) -> list[str]:
     for x, letter in _letters(panels).items():
         change = changes[x]
         suspects = " or ".join(map(_named, change.suspects))
-        told.append(f"{letter}: {suspects}; before it {_named(change.before)}")
+        told.append(f"{letter}: {suspects}. Measured before it: {_named(change.before)}")
         if change.after is not None:
-            told[-1] += f"; after it {_named(change.after)}"
+            told[-1] += f". Measured after it: {_named(change.after)}"
     return told
 
 
@@ -292,7 +301,7 @@ def _levels(panel: Panel) -> list[str]:
     others = [f"{name_of(name)} {value:.3g}" for name, value in panel.references]
     if panel.floor_us:
         others.append(f"an empty kernel {panel.floor_us:.3g}")
-    return lines + textwrap.wrap(f"beside: {', '.join(others)} us" if others else "", TITLE_WIDTH)
+    return lines + textwrap.wrap(f"for comparison: {', '.join(others)} us" if others else "", TITLE_WIDTH)
 
 
 def _title(panel: Panel) -> str:
@@ -309,7 +318,7 @@ def _draw_changes(axes: Axes, panel: Panel, letters: dict[float, str]) -> None:
     for number, (x, found) in enumerate(sorted(by_place.items())):
         largest = max(found, key=lambda change: (change.worse, abs(change.ratio - 1)))
         color = SLOWER if largest.worse else FASTER
-        axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle="-", alpha=0.8)
+        axes.axvline(x - 0.5, color=color, linewidth=1.2, linestyle=(0, (5, 2)), alpha=0.8)
         late = panel.names and x > (panel.names[0][0] + panel.names[-1][0]) / 2  # there its name stands before the line
         axes.text(
             x - (0.6 if late else 0.4), (0.98, 0.9)[number % 2], f"{letters[x]}  {_size(largest)}",

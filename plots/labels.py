@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bench.model.case import PLAIN_VOCAB, Case
+from bench.model.serving import Load
 
 
 def case_name(case: Case, among: Iterable[Case] = ()) -> str:
@@ -35,3 +36,17 @@ def case_name(case: Case, among: Iterable[Case] = ()) -> str:
     if case.cache == "cold":
         parts.append("cold cache")
     return ", ".join(parts)
+
+
+def load_name(load: Load) -> str:
+    """A load below a bar, what is unusual on a line of its own: `prefill 8 x 512`, `skew 1`."""
+    count = f"{load.rate_rps:g}/s" if load.kind == "arrivals" else f"{load.requests}"
+    tokens = "" if load.kind in ("decode", "start") else f" x {load.prompt_tokens}"
+    lines = [f"{load.kind} {count}{tokens}"]
+    if load.skew:
+        lines.append(f"skew {load.skew:g}")
+    if load.mix != "uniform":
+        lines.append(f"adapters {load.mix}")
+    if load.base_fraction:
+        lines.append(f"{100 * load.base_fraction:g} % without LoRA")
+    return ",\n".join(lines)

@@ -64,8 +64,9 @@ def draw(run: PairRun, path: Path) -> list[Path]:
         processes = len({item.process for point in run.points for item in point.of_stage("screen")})
         caption(
             figure,
-            f"A cell: the standard deviation of log(B / A) over {processes} pairs of processes, its mean in brackets,\n"
-            "and the smallest slowdown that the gate would see in 99 % of the cases",
+            f"A and B are the same code. A cell has the standard deviation of log(B / A) over {processes} pairs of "
+            "processes,\nthe mean change in brackets, and the smallest slowdown that the gate would see with 99 % "
+            "probability.",
         )
         return save(figure, path)
 

@@ -95,11 +95,12 @@ def draw(results: Results, path: Path) -> list[Path]:
                 _draw_strip(grid[row, column], strip, labels, labelled=column == 0)
         processes = {process for strip in strips for row in strip.rows for process, _, _ in row.rounds}
         heading(figure, "Repeatability: every round of every point around its median", provenance(results))
-        marks = f"a marker for each of {len(processes)} processes" if len(processes) > 1 else "one process"
+        shapes = f"; each of the {len(processes)} processes has its own shape" if len(processes) > 1 else ""
         caption(
             figure,
-            f"large: median of a round, {marks}; small: its blocks; a row's zero is the median of its rounds; "
-            f"two clusters in a row would be two modes\n{versions(results)}",
+            f"A large marker is the median of a round{shapes}. A small line is one of its blocks.\n"
+            "Zero is the median of the rounds of a row. Two clusters in a row would be two modes. "
+            f"Scales differ between panels.\n{versions(results)}",
         )
         return save(figure, path)
 

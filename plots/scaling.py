@@ -48,8 +48,8 @@ OURS = CONTENDERS[0]
 RANK, BATCH, HIDDEN = 64, 256, 4096
 TICKS_US = tuple(step * 10**power for power in range(-1, 4) for step in (1, 2, 5))
 NOTES = (
-    "Lower is better; both axes are logarithmic. Neither reference is a bound: overlapped launches (PDL) hide a",
-    "part of their start, which the empty kernel has whole, and what lies in the L2 is read faster than a copy reads.",
+    "Lower is better. Both axes are logarithmic. Neither reference line is a bound: an overlapped launch (PDL) hides",
+    "a part of its start, which the empty kernel pays in full, and rows in the L2 are read faster than a copy reads.",
 )
 BUMP = 1.5  # a time this much above those of both neighbours along the axis is told
 SKEWED_TOKENS = (4000, 5000)  # cases of about as many tokens, however they are spread over sequences
@@ -223,7 +223,7 @@ def _bumps(found: list[PanelData]) -> list[str]:
                     told.append(f"{name_of(item.contender)} at {here.x:g} {axis}: {spelled} us")
     if not told:
         return []
-    return [f"Bumps as measured (the medians of all rounds before, at and after): {'; '.join(told)}."]
+    return [f"These bumps were measured. Medians of all rounds before, at and after each: {'; '.join(told)}."]
 
 
 def _draw_panel(axes: Axes, found: PanelData) -> None:

@@ -12,11 +12,17 @@ from bench.judge.serving import ServedFigure, figures
 from bench.model.served import ServeResults
 from bench.model.serving import Load, engines
 from bench.show.serving import setup_words
+from plots.labels import load_name
 from plots.style import caption, heading, mode_color, provenance, save, styled, versions
 
 SHOWN = {"step": "ms a decode step", "prefill": "ms a prefill", "next token": "ms to the next token, median"}
-MODE_WORDS = {"none": "none: without LoRA", "csgmv": "csgmv (default)", "plugin": "csgmv with the plugin"}
-LOADS = "a decode the number is requests, of a prefill requests x tokens; 100% base: no request has an adapter"
+MODE_WORDS = {"none": "no LoRA", "csgmv": "csgmv (default)", "plugin": "csgmv with the plugin"}
+READING = (
+    "Lower is better. A bar is the geometric mean of a mode's processes, and each dot is one process. "
+    "The first number of a load counts its requests,\nthe second the tokens of a prompt. In a stream, each client "
+    "sends its next prompt when it has its answer. Arrivals come at random times, at the given rate."
+)
+LABEL = 1.2  # inches of a load's name
 BAR = 0.8  # of the room of a load that its bars take
 
 
@@ -46,7 +52,7 @@ def data(results: ServeResults) -> list[Panel]:
 def draw(results: ServeResults, path: Path) -> list[Path]:
     """Write the figure. Returns the files."""
     panels = data(results)
-    widths = [max(1.5, len(panel.loads) * len(panel.modes) * 0.28) for panel in panels]
+    widths = [max(1.5, len(panel.loads) * max(LABEL, len(panel.modes) * 0.28)) for panel in panels]
     with styled():
         figure = Figure(figsize=(3.4 + max(5.0, sum(widths)), 4.0), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False, gridspec_kw={"width_ratios": widths})
@@ -57,8 +63,7 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         figure.legend(handles, words, loc="outside right center", fontsize=8)
         where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
         heading(figure, "A real SGLang engine, mode by mode", where)
-        said = "lower is better; a bar is the geometric mean of processes, a mark one of them"
-        caption(figure, f"{said}; of {LOADS}\n{versions(results)}")
+        caption(figure, f"{READING}\n{versions(results)}")
         return save(figure, path)
 
 
@@ -75,7 +80,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         for x, item in cells:
             if item.value is None:
                 axes.annotate(item.status, (x, 0), rotation=90, fontsize=7, ha="center", va="bottom")
-    axes.set_xticks(range(len(panel.loads)), [load.label for load in panel.loads], rotation=20, ha="right")
+    axes.set_xticks(range(len(panel.loads)), list(map(load_name, panel.loads)), fontsize=8)
     axes.set_ylabel(panel.label)
     axes.set_ylim(bottom=0)
     axes.grid(axis="x", visible=False)

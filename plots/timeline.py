@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bench.model.config import parse_axis_overrides
 from bench.show.tables import name_of
+from plots.labels import case_name
 from plots.style import caption, heading, look, save, styled
 from profiles import kineto
 from profiles.capture import ProfileError
@@ -64,7 +65,7 @@ def data(trace: Path, selection: str | None = None) -> Timeline:
         )
     case = fitting[0].case
     rows = [Row(point.contender, replays[point.name]) for point in fitting if point.case == case]
-    return Timeline(case.label, case.dtype, rows)
+    return Timeline(case_name(case), case.dtype, rows)
 
 
 def _last_replays(found: Sequence[Kernel]) -> dict[str, list[tuple[str, float, float]]]:
@@ -99,8 +100,8 @@ def draw(timeline: Timeline, path: Path, record: ProfileRecord | None = None) ->
         heading(figure, f"Kernels on the GPU in a replay of a CUDA graph: {timeline.label}", _where(timeline, record))
         caption(
             figure,
-            f"A bar is a kernel, a pale one torch's zero-fill; {WINDOW_CALLS} calls of the slowest row are shown.\n"
-            "torch's profiler makes the gaps between kernels longer than they are without it",
+            f"Each bar is a kernel. A pale bar is torch's zero-fill. The axis ends after {WINDOW_CALLS} calls of the "
+            "slowest row.\ntorch's profiler makes the gaps between kernels longer than they are without it.",
         )
         return save(figure, path)
 

@@ -12,7 +12,10 @@ from bench.judge.where import Where, where
 from bench.model.served import SITES, ServeResults, Site
 from bench.show.serving import setup_words
 from bench.show.sites import COLORS, NAMES, SHARES
+from plots.labels import load_name
 from plots.style import caption, heading, provenance, save, styled, versions
+
+SHORT = {"none": "no LoRA"}  # modes whose own name says little below a bar
 
 
 def data(results: ServeResults) -> list[list[Where]]:
@@ -29,7 +32,7 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         grid = figure.subplots(1, len(panels), squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=True):
             stacks: list[Mapping[Site, float]] = [item.by_site for item in panel]
-            names = [item.mode for item in panel]
+            names = [SHORT.get(item.mode, item.mode) for item in panel]
             if least := {site: us for item in panel for site, us in item.floors.items()}:
                 stacks.append(least)
                 names.append("floor")
@@ -40,7 +43,7 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
                     axes.bar(range(len(stacks)), heights, 0.7, bottom=bottoms, color=COLORS[site], label=NAMES[site])
                     bottoms = [below + height for below, height in zip(bottoms, heights, strict=True)]
             axes.set_xticks(range(len(stacks)), names, rotation=20, ha="right")
-            axes.set_title(panel[0].load.label, loc="left")
+            axes.set_title(load_name(panel[0].load).replace("\n", " "), loc="left")
             axes.set_ylabel(f"ms of kernels a {panel[0].per}")
             axes.grid(axis="x", visible=False)
         shown = {
@@ -48,6 +51,6 @@ def draw(results: ServeResults, path: Path) -> list[Path]:
         }
         figure.legend(list(shown.values()), list(shown), loc="outside right center", fontsize=8)
         where = f"{setup_words(results.setup)}\n{provenance(results, ['bfloat16'])}"
-        heading(figure, "Where a pass of a real SGLang engine goes", where)
+        heading(figure, "Where a pass of a real SGLang engine spends its time", where)
         caption(figure, f"{SHARES}\n{versions(results)}")
         return save(figure, path)

@@ -22,7 +22,7 @@ NAMES: dict[Site, str] = {
 }
 NAMES |= {"base": "base products", "attention": "attention", "copies": "copies", "rest": "rest"}
 SHARES = (
-    "Kernel time under the engine's profiler: compare shares; no time of a server. floor: the bytes that each "
-    "site must read and write,\nat the bandwidth of a copy, and an empty node a launch; it has none of "
-    "attention, copies and rest, and counts no arithmetic"
+    "Kernel time under the engine's profiler: compare the shares, for these are no times of a server. The floor is\n"
+    "the bytes that each site must read and write, at the bandwidth of a copy, and an empty node for each launch.\n"
+    "The floor leaves out attention, copies, rest and all arithmetic."
 )

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-WIDTH, HEIGHT = 980, 1280  # px; what lies below is cut off
+WIDTH, HEIGHT = 980, 1600  # px; what lies below is cut off
 STYLE = """
 body { font: 14px/1.5 sans-serif; margin: 24px; border: 1px solid #d0d7de; border-radius: 6px; padding: 16px }
 table { border-collapse: collapse; font-size: 12px } th, td { border: 1px solid #d0d7de; padding: 3px 8px }
-img { max-width: 100%; max-height: 460px } pre { background: #f6f8fa; padding: 8px; overflow: hidden }
+img { max-width: 100%; max-height: 1100px } pre { background: #f6f8fa; padding: 8px; overflow: hidden }
 """
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from bench.cli.history import view
 from bench.judge.history import History
+from bench.judge.times import judge_pairs
 from bench.model import history as stored
 from bench.model import pairs as records
 from bench.model import store
@@ -71,6 +72,15 @@ def test_scaling_shows_the_op_of_its_file_whole(name: str, panels: int, monkeypa
         assert times and all(low < time < high for time in times if time), "cut off"
 
 
+def test_a_run_of_one_commit_says_that_slowdowns_were_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the word its title read "regression, commit X against itself"."""
+    titles: list[str] = []
+    monkeypatch.setattr(gate, "save", lambda figure, path: titles.append(figure.get_suptitle()))
+    for record in (CHECK, DOCS / "experiments" / "h100-planted-1.json"):
+        gate.draw(judge_pairs(records.read(record)), Path("x.png"))
+    assert ["against itself, with planted slowdowns" in title for title in titles] == [False, True]
+
+
 def test_the_self_check_is_drawn_as_it_was_measured() -> None:
     run = records.read(CHECK)
     cells = noise.data(run)
@@ -109,7 +119,7 @@ def test_the_planted_commit_is_in_the_timed_history_and_its_picture() -> None:
     (told,) = history._told([panel])
     assert (
         told.startswith(f"A: {slow} ({SLOW}) or {after} ({AFTER}")
-        and f"; before it {short(BEFORE)[0]} ({BEFORE}" in told
+        and f". Measured before it: {short(BEFORE)[0]} ({BEFORE}" in told
     )
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     low, high = axes.get_ylim()
@@ -133,9 +143,11 @@ def test_a_counted_history_draws_the_count_that_moved() -> None:
 
 def test_versions_are_called_by_their_names() -> None:
     found = view(DOCS / "experiments" / "sglang-versions", None, ["work"], [], [], None)
-    assert history._heading(found)[0] == "Counted work (not times) across versions, oldest first"
+    assert history._heading(found)[0] == "Counted work (not times) across versions of SGLang, oldest first"
     told = history._told(history.data(found))
-    assert "B: SGLang 0.5.14; before it SGLang 0.5.13; after it SGLang 0.5.15" in told
+    reading = " ".join(history._reading(found))
+    assert "A cross is a version without a figure" in reading and "orange is worse, blue is better" in reading
+    assert "B: SGLang 0.5.14. Measured before it: SGLang 0.5.13. Measured after it: SGLang 0.5.15" in told
 
 
 def test_the_pairs_of_the_bisection_have_the_planted_commit_on_the_new_level_and_its_parent_on_the_old() -> None:

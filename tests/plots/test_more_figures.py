@@ -238,7 +238,7 @@ def test_the_history_draws_every_commit_and_marks_the_change(line: History) -> N
     texts = [text.get_text() for text in axes.texts]
     assert "A  +10 %" in texts
     assert history._told([panel])[0].startswith(
-        "A: 000000008 (commit 8); before it 000000007 (commit 7); after it 0000"
+        "A: 000000008 (commit 8). Measured before it: 000000007 (commit 7). Measured after it: 0000"
     )
     marks = [item.get_xdata()[0] for item in axes.get_lines() if item.get_color() == SLOWER]
     assert marks == [7.5], "between the last fast commit and the first slow one"

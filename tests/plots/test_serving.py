@@ -8,7 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from bench.model.served import ServeResults
+from bench.model.serving import Load
 from plots import serving, where
+from plots.labels import load_name
 from plots.style import mode_color
 from tests.support.served import DECODE, process, results, trace, usual
 
@@ -28,6 +30,21 @@ def test_a_bar_is_a_modes_figure_and_a_mark_a_process(monkeypatch: pytest.Monkey
     marks = [list(line.get_ydata()) for line in axes.get_lines()]
     assert marks == [[5.005, 5.05], [13.0, 13.13], [6.5, 6.6]]
     assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (Load(kind="decode", requests=32, prompt_tokens=16, base_fraction=1.0), "decode 32,\n100 % without LoRA"),
+        (Load(kind="prefill", requests=8, prompt_tokens=512, skew=1.0), "prefill 8 x 512,\nskew 1"),
+        (
+            Load(kind="arrivals", requests=64, prompt_tokens=128, rate_rps=8.0, mix="one"),
+            "arrivals 8/s x 128,\nadapters one",
+        ),
+    ],
+)
+def test_a_load_is_named_in_words_what_is_unusual_below(load: Load, name: str) -> None:
+    assert load_name(load) == name
 
 
 def test_a_mode_without_a_figure_is_said_to_have_none(monkeypatch: pytest.MonkeyPatch) -> None:

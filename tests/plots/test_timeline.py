@@ -42,7 +42,7 @@ def trace(tmp_path):
 
 def test_a_row_is_the_last_replay_of_a_contender_s_graph(trace):
     found = timeline.data(trace)
-    assert found.label == "decode 256 r64"
+    assert found.label == "decode 256, rank 64"
     assert [row.contender for row in found.rows] == [OURS, PEER]
     assert found.rows[0].kernels == [("lookup", 2.0 * k, 1.0) for k in range(6)]
     assert [(name, us) for name, _, us in found.rows[1].kernels][:2] == [("FillFunctor", 1.0), ("chunked", 10.0)]
