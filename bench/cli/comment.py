@@ -51,7 +51,7 @@ def _report(file: Path) -> Report:
 
         return judge_pairs(pairs.read(file))
     if name != REPORT_NAME:
-        raise ResultsError(f"{file}: is a {name!r}; expected {EXPECTED}")
+        raise ResultsError(f"{file}: is a {name}; expected {EXPECTED}")
     return verdict.read(file)
 
 

@@ -109,12 +109,19 @@ def show(
     results = store.read(file)
     chosen = figures(results, of_files(results.points, clock or CLOCKS, contender, case), _subject(results, subject))
     if not chosen:
-        raise ResultsError(f"{file}: no point has this case, contender and clock; expected others")
+        raise ResultsError(f"{file}: no point fits --case, -c and -k together; {_present(results)}")
     if format != "table":
         rows = _pivot_rows(chosen, axes, format) if axes else _rows(chosen, sort, top)
         sys.stdout.write(for_log(FORMATS[format](rows)))
         return
     console(wide=wide).print(_answer(results, chosen, sort, top, axes, wide))
+
+
+def _present(results: Results) -> str:
+    """What a selection can choose of."""
+    contenders = dict.fromkeys(point.contender for point in results.points)
+    clocks = dict.fromkeys(point.clock for point in results.points)
+    return f"the file has the contenders {', '.join(contenders)} and the clocks {', '.join(clocks)}"
 
 
 def _subject(results: Results, name: str | None) -> str:
@@ -206,7 +213,7 @@ def _of_another_kind(file: Path) -> Callable[[], RenderableType] | None:
         from bench.show.profiles import shown as shown_profile
 
         return lambda: shown_profile(read_profile(file), file.parent)
-    raise ResultsError(f"{file}: is a {name!r}; expected {EXPECTED}")
+    raise ResultsError(f"{file}: is a {name}; expected {EXPECTED}")
 
 
 def plot(

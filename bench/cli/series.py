@@ -148,7 +148,10 @@ def _one_clock(clocks: Sequence[str], stored: Sequence[Entry], folder: Path) -> 
         if name in known:
             return name
     if not known:
-        raise ResultsError(f"{folder}: holds no history; make one with: python -m bench history run --commits A..B")
+        raise ResultsError(
+            f"{folder}: holds no history; make one with: python -m bench history run --commits A..B "
+            "(or --sglang FIRST..LAST)"
+        )
     raise ResultsError(f"--clock {clocks[0]}: {folder} has {', '.join(sorted(known))}; expected one of them")
 
 

@@ -7,6 +7,9 @@ takes longer to import than the command line to answer.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log1p, sqrt
 from typing import Any, Literal
@@ -140,6 +143,14 @@ def holm(p: Array) -> Array:
     return np.minimum(adjusted, 1.0)
 
 
+@contextmanager
+def _nearly_equal_values() -> Iterator[None]:
+    """Silences scipy's warning that a variance of nearly equal values is inexact: beside the other it is nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        yield
+
+
 def interval(observations: Array) -> tuple[float, float, float]:
     """(mean, low, high): Student's 95 % interval, infinite for a single observation."""
     mean = float(observations.mean())
@@ -148,7 +159,8 @@ def interval(observations: Array) -> tuple[float, float, float]:
         return mean, mean - width, mean + width
     from scipy import stats
 
-    low, high = stats.ttest_1samp(observations, 0.0).confidence_interval(CONFIDENCE)
+    with _nearly_equal_values():
+        low, high = stats.ttest_1samp(observations, 0.0).confidence_interval(CONFIDENCE)
     return mean, float(low), float(high)
 
 
@@ -161,7 +173,8 @@ def welch(before: Array, after: Array) -> tuple[float, float, float, float]:
         return difference, difference, difference, float(abs(difference) <= EQUAL)
     from scipy import stats
 
-    test = stats.ttest_ind(after, before, equal_var=False)
+    with _nearly_equal_values():
+        test = stats.ttest_ind(after, before, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     return difference, float(low), float(high), float(test.pvalue)
 

@@ -112,7 +112,10 @@ def of_machine(entries: Sequence[Entry], gpu: str | None, folder: Path) -> list[
     found = [name for name in known if gpu is None or gpu.lower() in (name or NO_GPU).lower()]
     names = ", ".join(sorted(name or NO_GPU for name in known))
     if not known:
-        raise ResultsError(f"{folder}: holds no history; make one with: python -m bench history run --commits A..B")
+        raise ResultsError(
+            f"{folder}: holds no history; make one with: python -m bench history run --commits A..B "
+            "(or --sglang FIRST..LAST)"
+        )
     if not found:
         raise ResultsError(f"--gpu {gpu}: {folder} has {names}; expected a part of one of these names")
     if len(found) > 1:

@@ -189,11 +189,13 @@ class _Head(msgspec.Struct):
 
 def format_of(path: Path, expected: str) -> str:
     """The name of a file's format. Raises ResultsError, with what was expected, if it is not one of the suite's."""
+    if path.suffix == ".ncu-rep":
+        raise ResultsError(f"{path}: is a report of ncu; expected python -m bench profile show {path}")
     try:
         head = msgspec.json.decode(read_bytes(path), type=_Head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ResultsError(f"{path}: not a file of this suite: {one_line(str(error))}; expected {expected}") from error
-    return head.schema.name if head.schema is not None else head.name or "file without a format"
+    return head.schema.name if head.schema is not None else head.name or "JSON file that names no format of this suite"
 
 
 def read_bytes(path: Path) -> bytes:

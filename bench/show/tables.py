@@ -316,7 +316,9 @@ def errors(points: Sequence[Point]) -> RenderableType:
             errs = {(point.case, point.clock): error for point, error in checked if point.contender == name}
             both = errs.keys() & ours.keys()
             larger = sum(ours[key] > errs[key] for key in both)
-            beside = f"; ours errs by more at {larger} of {len(both)} points" if both and name != OURS else ""
+            competes = both and name not in (OURS, BASE)
+            beside = f"; ours errs by more at {larger} of {len(both)} points" if competes else ""
+            beside = "; it is the product without LoRA, rounded once" if name == BASE else beside
             lines.append(f"{op}: {short_name(name)} errs by {max(errs.values()):.2g} of the largest value{beside}")
     return Text("\n".join(lines) + "\n" if lines else "")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ KERNEL_PACKAGES: tuple[tuple[Version, str], ...] = (
 )
 FIRST_VERSION: Version = (0, 5, 10)  # the first with a csgmv embedding kernel
 MEASURED_VERSION: Version = (0, 5, 16)
+KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"
 
 # Decode batch size SGLang captures up to on a GPU of 60 to 160 GiB (A100-80G, H100, H200) with tp < 4:
 # server_args.py, ServerArgs._handle_gpu_memory_settings (0.5.20 and later: arg_groups/memory_hook.py).
@@ -67,7 +69,10 @@ class Peer:
             self.load_launcher()
             self._backend_module()
         except Exception as error:  # a broken install can raise anything at import; the reason is the result
-            return f"sglang {installed} does not load {self.launcher}: {type(error).__name__}: {error}; try {advice}"
+            if os.environ.get(KERNEL_CACHE) == "1" and os.environ.get("TRITON_INTERPRET") == "1":
+                return f"SGLang's kernel cache ({KERNEL_CACHE}=1) takes compiled kernels alone: needs an NVIDIA GPU"
+            why = f"sglang {installed} does not load {self.launcher}: {type(error).__name__}: {error}"
+            return why if advice.endswith(f"=={installed}'") else f"{why}; try {advice}"
         return None
 
     def load_launcher(self) -> Callable[..., torch.Tensor]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from statistics import geometric_mean
 
 import pytest
@@ -106,6 +107,19 @@ def test_a_file_of_another_kind_is_shown_by_what_shows_it(run: Run, file: object
     assert refused.code == 2 and "is not a results file; expected no option but --wide" in refused.err
 
 
+def test_a_report_of_ncu_is_told_who_shows_it_and_other_json_what_is_expected(run: Run, tmp_path: Path) -> None:
+    report = ROOT / "docs" / "experiments" / "h200-linear-cold.ncu-rep"
+    assert f"is a report of ncu; expected python -m bench profile show {report}" in run("show", report).err
+    (tmp_path / "x.json").write_text("{}", encoding="utf-8")
+    assert "x.json: is a JSON file that names no format of this suite; expected" in run("show", tmp_path / "x.json").err
+
+
+def test_the_product_without_lora_does_not_compete_in_errors(run: Run) -> None:
+    lines = run("show", ROOT / "docs" / "results" / "h100-head.json").out.splitlines()
+    (base,) = [line for line in lines if "head: base errs by" in line]
+    assert "ours" not in base and base.endswith("it is the product without LoRA, rounded once")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -116,7 +130,7 @@ def test_a_file_of_another_kind_is_shown_by_what_shows_it(run: Run, file: object
         (("--pivot", "rank,op+rank"), "--pivot rank,op+rank: expected two of phase, batch_size"),
         (("--pivot", "rank,op+contender"), "contender cannot be joined"),
         (("-k", "sundial"), "--clock sundial: expected one of"),
-        (("-c", "nobody"), "no point has this case, contender and clock"),
+        (("-c", "nobody"), "no point fits --case, -c and -k together; the file has the contenders csgmv_embed-"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_2(run: Run, options: tuple[str, ...], said: str) -> None:

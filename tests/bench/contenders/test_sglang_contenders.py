@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.contenders.ours.plugin import CsgmvEmbedPlugin
+from bench.contenders.sglang import peers
 from bench.contenders.sglang.csgmv import SglangCsgmv
 from bench.contenders.sglang.peers import DECODE_GRAPH_CAPACITY, SglangLookup, rank_major_bytes
 from bench.contenders.sglang.tokens import SglangTokens
@@ -135,6 +136,10 @@ def test_a_version_that_does_not_load_is_a_reason_and_no_exception(monkeypatch: 
     reason = SglangCsgmv().unavailable()
     assert reason is not None
     assert "does not load chunked_embedding_lora_a_forward" in reason
+    assert "pip install" not in reason, "this very version is installed"
+    for name, value in ((peers.KERNEL_CACHE, "1"), ("TRITON_INTERPRET", "1")):
+        monkeypatch.setenv(name, value)
+    assert "takes compiled kernels alone: needs an NVIDIA GPU" in (SglangCsgmv().unavailable() or "")
 
 
 def test_required_bytes_of_a_case_counted_by_hand() -> None:

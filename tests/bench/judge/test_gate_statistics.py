@@ -73,6 +73,7 @@ def test_welch_is_scipys_and_takes_sides() -> None:
     assert p == pytest.approx(stats.ttest_ind(after, before, equal_var=False).pvalue)
     assert low < difference < high
     assert welch(before, after[:1]) == (after[0] - before.mean(), -np.inf, np.inf, 1.0)
+    assert welch(before[:1].repeat(3), after)[3] < 1.0, "equal times on one side are no warning"
     assert welch(before[:1].repeat(3), before[:1].repeat(3))[3] == 1.0
 
 

@@ -57,7 +57,7 @@ def test_what_is_no_report_and_no_address_is_refused(run: Run, tmp_path: Path) -
     done = run("comment", AA)
     assert (
         done.code == 2
-        and "is a 'csgmv-bench-results'" in done.err
+        and "is a csgmv-bench-results" in done.err
         and "a record of pairs (bench gate -o FILE)" in done.err
     )
     done = run("comment", PLANTED, "--picture", "javascript:x")
