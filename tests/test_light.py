@@ -54,9 +54,16 @@ def test_what_looks_at_records_needs_no_torch(arguments: tuple[str, ...], tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_missing_says_so() -> None:
-    done = light("doctor")
+@pytest.mark.parametrize(
+    "arguments",
+    [("doctor",), ("sweep", "-p", "smoke", "-o", "FOLDER/r.json"), ("gate", "--clock", "work"),
+     ("history", "run", "--commits", "HEAD~1..HEAD", "-k", "work")],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_what_is_missing_says_so(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = light(*(argument.replace("FOLDER", str(tmp_path)) for argument in arguments))
     assert done.returncode == 2
     assert done.stderr.endswith(
         "bench: needs torch, which a light install leaves out; expected the full install: make setup\n"
     )
+    assert not [*tmp_path.iterdir()]

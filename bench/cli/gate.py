@@ -221,6 +221,8 @@ def _changed_since(chosen: Choice, sha: str, points: Sequence[PairPoint]) -> lis
 
 def _work(chosen: Choice, baseline: Path | None, result: Path | None) -> Report:
     given = store.read(result) if result else None
+    if given is None:
+        guards.require_measuring()
     before = store.read(baseline or _work_baseline(given))
     profile = chosen.config.gate.work_profile
     wanted, was_wanted = chosen.of_baseline(before, profile, work=True)

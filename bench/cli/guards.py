@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 from bench.model import gpus
@@ -11,6 +12,13 @@ from bench.model.gpus import Gpu
 from bench.model.records import Code
 from bench.model.verdict import GateError
 from bench.show.rows import FORMATS
+
+
+def require_measuring() -> None:
+    """Raises ModuleNotFoundError in a light install, before a worker would. entry.py says what to install."""
+    for name in ("torch", "triton"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def require_gpu(verb: str, instead: str = "") -> None:

@@ -92,6 +92,7 @@ def run(
     from bench.show.history import follow
     from bench.show.tables import console
 
+    guards.require_measuring()
     loaded = configuration.load(config)
     source = source_of(exported, sglang, sglang_checkout, loaded)
     loaded = judging(loaded, subject or (SGLANGS_OWN if source.varies_sglang else ()))

@@ -77,6 +77,7 @@ def sweep(
     results = store.read(resume) if resume else None  # bad input is named before anything is made
     loaded = configuration.load(config)
     plan = plan_of(loaded, results.run.selection if results else selection)
+    guards.require_measuring()
     others = installs.find(installs.wanted(point.contender for point in plan.points), sglang, loaded.sglang_files)
     counted = all(point.clock == "work" for point in plan.points)
     chosen = guards.chosen_gpus(gpus, one_at_a_time and not ray, counted=counted)
