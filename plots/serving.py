@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from bench.judge.serving import ServedFigure, figures
 from bench.model.served import ServeResults
 from bench.model.serving import Load, engines
+from bench.show.looks import mode_color
 from bench.show.serving import setup_words
 from plots.labels import load_name
-from plots.style import caption, heading, mode_color, provenance, save, styled, versions
+from plots.style import caption, heading, provenance, save, styled, versions
 
 SHOWN = {"step": "ms a decode step", "prefill": "ms a prefill", "next token": "ms to the next token, median"}
 MODE_WORDS = {"none": "no LoRA", "csgmv": "csgmv (default)", "plugin": "csgmv with the plugin"}

@@ -15,27 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.model.records import Results
-from bench.model.registry import sglang_of, without_version
 from bench.model.served import ServeResults
 from bench.model.store import write_bytes
+from bench.show import looks
 
-# Okabe and Ito's palette: distinct for the common forms of colour blindness. A contender has one colour and marker in
-# every figure.
-LOOKS: dict[str, tuple[str, str]] = {
-    "csgmv_embed-vocab_major": ("#0072B2", "o"),
-    "csgmv_embed_pdl-vocab_major": ("#56B4E9", "o"),
-    "csgmv_embed_segments-vocab_major": ("#0072B2", "v"),
-    "csgmv_embed-rank_major": ("#009E73", "s"),
-    "csgmv_embed_pdl-rank_major": ("#009E73", "D"),
-    "csgmv_embed_segments-rank_major": ("#009E73", "v"),
-    "sglang_csgmv-chunk16": ("#D55E00", "^"),
-    "sglang_csgmv-chunk128": ("#E69F00", "^"),
-    "sglang_triton": ("#CC79A7", "P"),
-    "sglang_tokens": ("#F0E442", "d"),
-    "torch_gather": ("#777777", "X"),
-    "base": ("#222222", "_"),
-}
-OTHER = ("#999999", ".")
 SLOWER, FASTER, UNSURE, QUIET = "#D55E00", "#0072B2", "#E69F00", "#777777"  # of verdicts and changes
 REFERENCE: dict[str, Any] = {"color": "#777777", "linewidth": 1.0, "linestyle": "--"}
 CAPTION = {"fontsize": 7.5, "color": "#555555"}
@@ -57,20 +40,8 @@ SETTINGS: dict[Any, Any] = {
 
 def look(contender: str) -> dict[str, Any]:
     """Line colour and marker of a contender."""
-    color, marker = LOOKS.get(without_version(contender), OTHER)
-    if sglang_of(contender) is not None:
-        marker = "*"  # another version, beside the installed one's own marker
-    return {"color": color, "marker": marker}
-
-
-# Modes of an engine: a mode has the colour of what it serves with, its options other ones of the same hue.
-MODES = {"none": "#999999", "triton": "#CC79A7", "csgmv": "#D55E00", "plugin": "#0072B2"}
-LIGHTER = ("#56B4E9", "#009E73", "#F0E442", "#E69F00", "#8C564B", "#444444")
-
-
-def mode_color(mode: str) -> str:
-    """The colour of a mode. A mode with options gets a colour chosen by its name."""
-    return MODES.get(mode) or LIGHTER[sum(map(ord, mode)) % len(LIGHTER)]
+    own = looks.look(contender)
+    return {"color": own.color, "marker": own.marker}
 
 
 @contextmanager

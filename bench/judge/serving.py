@@ -20,6 +20,7 @@ from bench.model.served import CLOCK, EngineProcess, ServedLoad, ServeResults
 from bench.model.serving import Load, ServeCase, engines, prompt_lengths
 
 Unit = Literal["us", "bytes", "tokens/s"]
+FAR_APART = 1.0  # a spread of processes from which on no mean stands for them: say one compiled, one found a cache
 LEAST_FOR_P99 = 100  # samples; of fewer, the 99th percentile is the largest and no quantile
 
 
@@ -112,6 +113,11 @@ class ServedFigure:
         """Largest over smallest process, minus 1; None for one process."""
         values = [*self.by_repeat.values()]
         return max(values) / min(values) - 1 if len(values) > 1 and self.status == "ok" else None
+
+    @property
+    def far_apart(self) -> bool:
+        """Whether its processes differ so much that their mean says nothing of either."""
+        return self.spread is not None and self.spread >= FAR_APART
 
     def as_fields(self, reference: str) -> dict[str, Any]:
         """The fields for JSON or CSV; None where there is no value."""

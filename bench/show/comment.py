@@ -7,8 +7,19 @@ from collections.abc import Sequence
 from bench.judge.folding import times
 from bench.model.verdict import Report, Verdict
 from bench.show.exports import cell, within
-from bench.show.gate import MEANING, change_text, commands, grouped, interval, one_lined, percent, summary, worst_first
-from bench.show.tables import microseconds, row_labels, short_name, usual
+from bench.show.gate import (
+    MEANING,
+    change_text,
+    commands,
+    grouped,
+    interval,
+    one_lined,
+    percent,
+    point_labels,
+    summary,
+    worst_first,
+)
+from bench.show.tables import microseconds, short_name, usual
 
 LIMIT_BYTES = 60_000  # GitHub refuses a comment of more than 65536 characters
 TIMED = ("verdict", "case", "contender", "clock", "before, us", "after, us", "change", "95 %", "reason")
@@ -46,7 +57,7 @@ def _table(report: Report, rows: Sequence[tuple[Verdict, int]], limit: int) -> s
     counted = report.counted
     names = COUNTED if counted else TIMED
     cases = [item.case for item in report.verdicts]
-    labels = row_labels([item.case for item, _ in rows], cases)
+    labels = point_labels([item for item, _ in rows], report.verdicts)
     cells = [_counted(item) if counted else _timed(item) for item, _ in rows]
     lines = [
         _row(times(item.status, more), label, short_name(item.contender), *own)

@@ -148,7 +148,7 @@ def _timed_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
     cases = [item.case for item in report.verdicts]
     columns = [
         Column("verdict", _verdicts(rows)),
-        Column("case", row_labels([item.case for item in items], cases)),
+        Column("case", point_labels(items, report.verdicts)),
         Column("contender", [short_name(item.contender) for item in items]),
         Column("clock", [item.clock for item in items], rank=2),
         Column("before", [microseconds(item.before_us) for item in items], rank=3, right=True),
@@ -168,7 +168,7 @@ def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
     changes = [", ".join(change_text(change) for change in item.changes) for item in items]
     columns = [
         Column("verdict", _verdicts(rows)),
-        Column("case", row_labels([item.case for item in items], cases)),
+        Column("case", point_labels(items, report.verdicts)),
         Column("contender", [short_name(item.contender) for item in items]),
         Column("changed figures", changes, words=True),
         Column("reason", [item.reason for item in items], words=True),
@@ -179,6 +179,17 @@ def _work_table(report: Report, rows: Sequence[tuple[Verdict, int]]) -> Fitted:
 
 def _verdicts(rows: Sequence[tuple[Verdict, int]]) -> list[Text]:
     return [Text(times(item.status, more), style=STYLES.get(item.status, "")) for item, more in rows]
+
+
+def planted(item: Verdict) -> str:
+    """`, planted 10 %` of a point that the gate's own test slowed down: a case may stand in a report at several."""
+    return f", planted {100 * item.extra_share:g} %" if item.extra_share else ""
+
+
+def point_labels(items: Sequence[Verdict], among: Sequence[Verdict]) -> list[str]:
+    """Labels of rows, see `row_labels`, with what was planted."""
+    labels = row_labels([item.case for item in items], [item.case for item in among])
+    return [label + planted(item) for item, label in zip(items, labels, strict=True)]
 
 
 def percent(ratio: float | None) -> str:
@@ -197,10 +208,14 @@ def change_text(change: Change) -> str:
 
 
 def summary(report: Report) -> str:
-    """One line: the result, the counts, the worst point, the time taken."""
-    counts = ", ".join(f"{count} {status}" for status, count in report.counts().items()) or "nothing judged"
-    worst = next((item for item in report.verdicts if item.ratio is not None), None)
-    tail = f"; worst {percent(worst.ratio)} ({worst.case.label}, {short_name(worst.contender)})" if worst else ""
+    """One line, whatever the order of the verdicts: the result, the counts, the worst point, the time taken."""
+    verdicts = worst_first(report.verdicts)
+    found = Counter(item.status for item in verdicts)
+    counts = ", ".join(f"{count} {status}" for status, count in found.items()) or "nothing judged"
+    worst = next((item for item in verdicts if item.ratio is not None), None)
+    tail = ""
+    if worst:
+        tail = f"; worst {percent(worst.ratio)} ({worst.case.label}{planted(worst)}, {short_name(worst.contender)})"
     blind = [item.detectable for item in report.verdicts if item.detectable is not None]
     if report.use == "self-check" and blind:
         tail += f"; every slowdown from {percent(max(blind))} on would be seen, from {percent(min(blind))} at best"
@@ -333,9 +348,10 @@ def show_repeat(repeat: Repeat, report: Report) -> None:
     expected = "slow" if repeat.found else "pass"
     for item in worst_first(report.verdicts):
         if item.status not in (expected, "skipped"):
-            planted = f" planted {100 * item.extra_share:g} %" if item.extra_share else ""
             name = f"{item.case.label} {item.case.cache} {short_name(item.contender)}"
-            out.print(f"  {item.status}{planted}: {name}: {percent(item.ratio)} ({interval(item)}): {item.reason}")
+            out.print(
+                f"  {item.status}{planted(item)}: {name}: {percent(item.ratio)} ({interval(item)}): {item.reason}"
+            )
 
 
 def show_repeats(name: str, done: Sequence[Repeat], wanted: int) -> None:

@@ -32,9 +32,13 @@ NAMED, NAMED_SHARE, NAME_LENGTH = 6, 0.005, 70  # kernels that no site has: so m
 
 
 def shown(figure: ServedFigure | None) -> str:
-    """A figure, or why there is none."""
+    """A figure, or why there is none. Of processes that are far apart both values, or of more the least to the most."""
     if figure is None:
         return "-"
+    if figure.far_apart:
+        values = [figure.by_repeat[repeat] for repeat in sorted(figure.by_repeat)]
+        ends = values if len(values) == 2 else [min(values), max(values)]
+        return (", " if len(values) == 2 else " to ").join(amount(value, figure.unit) for value in ends)
     return amount(figure.value, figure.unit) if figure.value is not None else MARKS.get(figure.status, "-")
 
 
@@ -110,7 +114,9 @@ def figures_table(
         Column("is", [shown(figure) for figure in of], right=True),
         Column(f"/{reference}", [_ratio(figure.to_reference) for figure in of], right=True, style="bold"),
         Column("/none", [_ratio(figure.to_none) for figure in of], rank=1, right=True),
-        Column("spread", [_spread(figure.spread) for figure in of], rank=2, right=True),
+        Column(
+            "spread", ["far apart" if figure.far_apart else _spread(figure.spread) for figure in of], rank=2, right=True
+        ),
         Column("processes", [str(len(figure.by_repeat)) for figure in of], rank=3, right=True),
     ]
     return Fitted(f"{kind}: of a time, a ratio below 1 is faster", columns, wide=wide)

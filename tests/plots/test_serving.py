@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from bench.model.served import ServeResults
 from bench.model.serving import Load
+from bench.show.looks import mode_color
 from plots import serving, where
 from plots.labels import load_name
-from plots.style import mode_color
 from tests.support.served import DECODE, process, results, trace, usual
 
 

@@ -16,7 +16,7 @@ from bench.model.serving import PEFT
 from bench.show import again
 from bench.show.amounts import MARKS, amount
 from bench.show.page.content import Content
-from bench.show.serving import setup_words, where_lines
+from bench.show.serving import setup_words, shown, where_lines
 from bench.show.sites import COLORS, NAMES
 
 Served = tuple[str, ServeResults]
@@ -73,6 +73,7 @@ def _point(figure: ServedFigure, factor: float, unit: str) -> dict[str, Any]:
         "low": min(sound, default=None) if len(sound) > 1 else None,
         "high": max(sound, default=None) if len(sound) > 1 else None,
         "spread": figure.spread,
+        "far": shown(figure) if figure.far_apart else None,
         "to_reference": figure.to_reference,
         "to_none": figure.to_none,
         "repeats": [[repeat, value] for repeat, value in values.items()],

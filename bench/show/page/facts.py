@@ -141,9 +141,13 @@ def statuses(content: Content) -> str:
 
 
 def engine_statuses(content: Content) -> str:
-    """How many figures of engines of each status."""
+    """How many figures of how many engines there are, and of each status."""
     counts = Counter(figure.status for _, served in content.served for figure in served_figures(served))
-    return ", ".join(f"{count} {status}" for status, count in counts.items()) or "no figure"
+    started = sum(len(served.processes) for _, served in content.served)
+    of = f"{counts.total()} figures of {started} engine{'s' * (started != 1)}"
+    if counts.keys() <= {"ok"}:
+        return f"{of} are ok" if counts else of
+    return f"{of}: {', '.join(f'{count} {status}' for status, count in counts.items())}"
 
 
 def failed(content: Content) -> list[Failure]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from bench.model.pairs import PairPoint, PairRound, PairRun
 from bench.model.verdict import Exit, Report, Verdict
-from bench.show.gate import MEANING, change_text, interval, percent, reproduce, summary, worst_first
+from bench.show.gate import MEANING, change_text, interval, percent, point_labels, reproduce, summary, worst_first
 from bench.show.page.runs import CLOCKS, op_words
-from bench.show.tables import row_labels, usual
+from bench.show.tables import usual
 
 Key = tuple[object, str, str, float]
 
@@ -31,7 +31,7 @@ def report(name: str, found: Report, pairs: PairRun | None) -> dict[str, Any]:
         "notes": found.notes,
         "verdicts": [
             _verdict(found, item, label, sampled.get(_key(item, item.extra_share)))
-            for item, label in zip(verdicts, row_labels(cases), strict=True)
+            for item, label in zip(verdicts, point_labels(verdicts, verdicts), strict=True)
         ],
     }
 
@@ -60,7 +60,6 @@ def _verdict(found: Report, item: Verdict, label: str, sampled: PairPoint | None
         "low": item.low,
         "detectable": item.detectable,
         "sees": percent(item.detectable),
-        "planted": item.extra_share or None,
         "counts": [change_text(change) for change in item.changes],
         "rounds": [_round(each) for each in sampled.rounds] if sampled else None,
         "again": reproduce(found, item),

@@ -10,9 +10,10 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.judge.figures import OURS
+from bench.judge.figures import BASE, OURS
 from bench.model.case import OPS
 from bench.show.crossing import cross_lines
+from bench.show.looks import DASHES, LOOKS, MARKERS, looks, mode_looks
 from bench.show.methods import METHODS
 from bench.show.page import engines, facts, gates, lines, runs
 from bench.show.page.content import Content
@@ -56,9 +57,14 @@ def data(content: Content) -> dict[str, Any]:
         "marks": MARKS,
         "below": BELOW,
         "ours": OURS,
+        "markers": MARKERS,
+        "dashes": DASHES,
+        "ink": LOOKS[BASE][0],
     }
-    named = [item["contender"] for part, key in PARTS for group in made[part] for item in group[key]]
-    made["contenders"] = {name: [name_of(name), short_name(name)] for name in dict.fromkeys(named)}
+    named = {part: [item["contender"] for group in made[part] for item in group[key]] for part, key in PARTS}
+    kernels = [name for part, of in named.items() if part != "engines" for name in of]
+    drawn = looks(kernels) | mode_looks(named["engines"])
+    made["contenders"] = {name: [name_of(name), short_name(name), look] for name, look in drawn.items()}
     return made
 
 

@@ -14,6 +14,7 @@ from bench.model import pairs, store
 from bench.model.verdict import Change, Report, Subject, Verdict
 from bench.show.comment import comment
 from bench.show.gate import table_text
+from bench.show.page import gates
 from tests.support.gate import AA, ROOT, Outcome
 
 PLANTED = ROOT / "docs" / "experiments" / "h100-planted-1.json"
@@ -40,6 +41,18 @@ def test_flagged_points_stand_in_a_table_the_worst_first_and_the_rest_is_folded(
     assert flagged.count("<td>slow</td>") == 44 and "<td>pass</td>" not in flagged
     assert flagged.index("+10.2 %") < flagged.index("+5.3 %")
     assert folded.count("<td>pass</td>") == 4 and "NVIDIA H100 80GB HBM3" in folded
+
+
+def test_page_table_and_comment_say_one_summary_and_tell_planted_points_apart() -> None:
+    found = msgspec.structs.replace(planted(), verdicts=sorted(planted().verdicts, key=lambda item: item.ratio or 0.0))
+    shown = gates.report("x.json", found, None)
+    assert "worst +10.2 % (decode 256 r256, planted 10 %, ours-vocab)" in shown["summary"]
+    assert shown["summary"] in table_text(found) and shown["summary"] in comment(found, "x")
+    labels = [item["label"] for item in shown["verdicts"]]
+    assert len(set(labels)) == len(labels) == 48
+    assert {"decode 1 r16 warm, planted 10 %", "decode 1 r16 warm, planted 5 %"} <= {*labels}
+    assert "<td>decode 1 r16 warm, planted 5 %</td>" in html(comment(found, "x"))
+    assert "decode 1 r16 warm, planted 5 % " in table_text(found)
 
 
 def test_a_comment_is_short_enough_for_github_whatever_the_report_holds() -> None:

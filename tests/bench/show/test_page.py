@@ -19,9 +19,12 @@ from bench.judge.estimate import point_estimate
 from bench.model import config, store
 from bench.model.paths import ROOT
 from bench.model.records import Results, Selection
+from bench.model.registry import without_version
+from bench.show.looks import LOOKS, MARKERS, looks, mode_looks
 from bench.show.page import facts
 from bench.show.page.content import Content
 from bench.show.page.render import data, page
+from plots import style
 
 DOCS = ROOT / "docs"
 PREPARE, FAULTS = DOCS / "results" / "h100-prepare.json", DOCS / "results" / "h200-faults.json"
@@ -203,6 +206,30 @@ def test_a_history_has_every_clock_of_its_store_with_each_commits_subject(tmp_pa
     timed = found["lines"][0]["points"]
     assert all(rounds for point in timed for rounds in point["rounds"].values())
     assert all("COMMIT~1..COMMIT" in shlex.split(point["again"]) for point in timed)
+
+
+def test_each_contender_has_its_colour_of_the_plots_and_no_two_look_alike() -> None:
+    contents_of = [contents(path)[1].results[0] for path in (DOCS / "results" / "h200-full.json", PEERS, PREPARE)]
+    shown = data(Content([], results=contents_of))["contenders"]
+    drawn = {name: look for name, (_, _, look) in shown.items()}
+    assert len(set(drawn.values())) == len(drawn) > 15
+    known = {name for name in drawn if without_version(name) in LOOKS}
+    colors = {name: style.look(name)["color"] for name in known}
+    assert colors == {name: drawn[name].color for name in known}
+    assert not set(colors.values()) & {look.color for name, look in drawn.items() if name not in known}
+
+
+def test_of_looks_that_repeat_the_marker_changes_then_the_dash() -> None:
+    names = [f"of-elsewhere-{number}" for number in range(100)]
+    found = [*looks(["base", *names]).values()]
+    assert len(set(found)) == len(found) and {look.dash for look in found} > {()}
+    modes = mode_looks(["plugin-ab", "plugin-ba"])
+    assert len({look.color for look in modes.values()}) == 1 and len({look.marker for look in modes.values()}) == 2
+
+
+def test_every_marker_has_a_shape_on_the_page() -> None:
+    script = (ROOT / "bench" / "show" / "page" / "templates" / "common.js").read_text(encoding="utf-8")
+    assert set(re.findall(r'^  "(.)": "M', script, re.MULTILINE)) == {*MARKERS}
 
 
 def test_a_verdict_has_the_rounds_of_both_sides_and_the_command_that_shows_it_again(tmp_path: Path) -> None:

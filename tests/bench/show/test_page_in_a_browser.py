@@ -43,6 +43,29 @@ const tell = async () => {
   const titles = () => all("#points .panel h3").map((title) => title.textContent);
   const sizes = () => all("#points .chart canvas").map((canvas) => [canvas.width, canvas.height]);
 
+  const drawnAs = (query) => all(`${query} svg.swatch`).map((made) => {
+    const [line, mark] = Array.from(made.children);
+    const color = line.getAttribute("stroke").toLowerCase();
+    const shape = `${mark.getAttribute("fill").toLowerCase()} ${mark.getAttribute("d")}`;
+    return [`${color} ${line.getAttribute("stroke-dasharray")}`, shape];
+  });
+  const canvas = CanvasRenderingContext2D.prototype;
+  const { fill, stroke } = canvas, { Path2D } = window;
+  const lined = new Set(), filled = new Set();
+  window.Path2D = class extends Path2D { constructor(...of) { super(...of); this.text = of[0]; } };
+  canvas.fill = function (path) { filled.add(`${this.fillStyle} ${path?.text}`); return fill.apply(this, arguments); };
+  canvas.stroke = function (...of) {
+    if (of.length) lined.add(`${this.strokeStyle} ${this.getLineDash().join(" ")}`); // an interval has no path
+    return stroke.apply(this, of);
+  };
+  await change(kind, kind.value, "change");
+  Object.assign(canvas, { fill, stroke }); window.Path2D = Path2D;
+  seen.chips = drawnAs('form[data-of="points"]');
+  seen.legend = drawnAs("#points .panel:first-child .u-legend");
+  seen.drawnLines = [...lined]; seen.drawnMarks = [...filled];
+  seen.historyChips = drawnAs('form[data-of="history"]');
+  seen.historyLegend = drawnAs("#history .u-legend");
+
   seen.kinds = Array.from(kind.options, (option) => option.text);
   seen.drawn = {};
   for (const option of Array.from(kind.options)) {
@@ -170,9 +193,21 @@ def test_a_reader_finds_what_the_files_hold(browsed: tuple[dict[int, dict[str, A
     assert not seen["wide"], "only tables scroll sideways, never the page"
     assert seen["links"] == [], "addresses of nothing"
     every_kind_is_drawn(seen)
+    lines_look_alike_wherever_they_are_named(seen)
     filters_choose(seen)
     what_lies_below_is_shown(seen)
     engines_are_drawn(seen)
+
+
+def lines_look_alike_wherever_they_are_named(seen: dict[str, Any]) -> None:
+    """As the lines and marks of a chart, its legend and the filter are drawn: the same, and no two alike."""
+    legend, chips, history = ([tuple(look) for look in seen[name]] for name in ("legend", "chips", "historyLegend"))
+    for looks in (legend, chips, history):
+        assert len(set(looks)) == len(looks) > 3
+    assert set(legend) <= set(chips)
+    assert {line for line, _ in legend} <= set(seen["drawnLines"])
+    assert {mark for _, mark in legend} <= set(seen["drawnMarks"])
+    assert history[0] in [tuple(look) for look in seen["historyChips"]]
 
 
 def every_kind_is_drawn(seen: dict[str, Any]) -> None:

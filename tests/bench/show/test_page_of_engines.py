@@ -48,6 +48,18 @@ def test_every_figure_of_every_mode_is_there_with_its_processes(tmp_path: Path) 
     assert {"LoRA of gate_up", "all kernels", "equal to the bit"} <= {*seen.cells} and "engines" in seen.ids
 
 
+def test_processes_that_are_far_apart_are_shown_themselves() -> None:
+    read = served.read(ENGINE)
+    content = Content([], served=[(ENGINE.name, read)])
+    assert "105 figures of 8 engines are ok." in page(content)
+    (first, *_), (last, *_) = (
+        [item for item in engines.run("x", read)["points"] if item["title"] == "start: first request"][at:]
+        for at in (0, -1)
+    )
+    assert (first["contender"], first["far"]) == ("none", "10.8 s, 218 ms")
+    assert last["contender"] == "plugin" and "far" not in last and 0.4 < last["spread"] < 1
+
+
 def test_bars_are_the_table_and_the_floor_is_one() -> None:
     decode_of, prefill = engines.stacks(served.read(ENGINE))
     assert [bar.name for bar in decode_of.bars] == ["none", "triton", "csgmv", "plugin", "floor"] == decode_of.heads[1:]
@@ -83,7 +95,9 @@ def test_a_mode_that_answers_wrong_has_no_value_and_what_failed_its_reason() -> 
         and by_mode["csgmv"]["unit"] == "us"
         and "spread" not in by_mode["csgmv"]
     )
-    assert engine_statuses(content) == "2 ok, 1 wrong" and title(content).startswith("SGLang engines")
+    assert engine_statuses(content) == "3 figures of 4 engines: 2 ok, 1 wrong" and title(content).startswith(
+        "SGLang engines"
+    )
     cells = Seen(text := page(content)).cells
     assert "WRONG" in cells and "+10.0 %" in cells and "out of <memory>" in cells and "out of <memory>" not in text
     assert list(by_mode) == MODES

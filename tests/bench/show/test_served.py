@@ -40,6 +40,17 @@ def test_every_mode_stands_beside_the_others() -> None:
     assert row.split()[3:] == ["5.03", "ms", "13.1", "ms", "6.55", "ms"]
 
 
+def test_processes_that_are_far_apart_have_their_values_and_no_mean() -> None:
+    def row(*times: float) -> str:
+        text = rendered(summary(results(*(process(at, "csgmv", at, decode(us)) for at, us in enumerate(times)))))
+        (found,) = [" ".join(line.split()) for line in text.splitlines() if line.startswith("32 ") and "csgmv" in line]
+        return found
+
+    assert row(100.0, 199.0).startswith("32 step csgmv 141 us") and "99.0 %" in row(100.0, 199.0)
+    assert row(500.0, 100.0).startswith("32 step csgmv 500 us, 100 us") and "far apart" in row(500.0, 100.0)
+    assert "100 us to 500 us" in row(500.0, 100.0, 120.0)
+
+
 def test_answers_traces_and_the_setup_are_told() -> None:
     text = rendered(summary(usual()))
     assert "8 adapters of ranks 16+64 on all modules, 8 slots" in text and "6 of 6 engines" in text

@@ -1,8 +1,6 @@
 "use strict";
 // One chart: lines over named places, with intervals, a legend, what a mark says and what a touch of it opens.
-const inkOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-// labels: of the places along x; lines: {name, color, dash, ys, lows, highs, rings}; tip(line, place): lines of text.
+// labels: of the places along x; lines: {name, color, marker, dash, ys, lows, highs, rings}; tip(line, place): lines of text.
 function drawChart(host, { labels, lines, unit, range, tip, pick }) {
   const places = labels.map((_, place) => place);
   labels = withoutCommonStart(labels);
@@ -14,7 +12,7 @@ function drawChart(host, { labels, lines, unit, range, tip, pick }) {
   const options = {
     width: host.clientWidth || 320,
     height: 300 + Math.min(130, longest * 5),
-    legend: { live: false, markers: { fill: (_, place) => lines[place - 1]?.color } },
+    legend: { live: false },
     scales: {
       x: { time: false, range: [-0.5, labels.length - 0.5] },
       y: { distr: logarithmic ? 3 : 1, range: logarithmic ? [range[0] / 1.2, range[1] * 1.2] : padded(range) },
@@ -33,16 +31,18 @@ function drawChart(host, { labels, lines, unit, range, tip, pick }) {
       { label: "" },
       ...lines.map((line) => ({
         label: line.name, stroke: line.color, dash: line.dash, width: 1.2, spanGaps: true,
-        points: { show: true, size: 6, fill: line.color },
+        points: { show: false, size: 6, fill: line.color },
       })),
     ],
     cursor: { drag: { x: false, y: false }, y: false },
     hooks: {
-      draw: [(plot) => { drawIntervals(plot, lines); drawRings(plot, lines); }],
+      draw: [(plot) => { drawIntervals(plot, lines); drawMarks(plot, lines); drawRings(plot, lines); }],
       setCursor: [(plot) => { near = nearest(plot, lines); showTip(plot, tooltip, near, tip); }],
     },
   };
   const plot = new uPlot(options, [places, ...lines.map((line) => line.ys)], host);
+  const legend = plot.root.querySelectorAll(".u-legend .u-series");
+  lines.forEach((line, index) => legend[index].querySelector(".u-marker").replaceWith(swatch(line)));
   plot.over.append(tooltip);
   plot.over.addEventListener("click", () => { if (near) pick(...near); });
   new ResizeObserver(() => {
@@ -94,6 +94,22 @@ function drawIntervals(plot, lines) {
     });
     plot.ctx.stroke();
     plot.ctx.restore();
+  });
+}
+
+function drawMarks(plot, lines) {
+  lines.forEach((line, index) => {
+    if (!plot.series[index + 1].show) return;
+    const shape = new Path2D(SHAPES[line.marker]), size = 3.4 * devicePixelRatio;
+    line.ys.forEach((value, place) => {
+      if (value === null || value === undefined) return;
+      plot.ctx.save();
+      plot.ctx.fillStyle = line.color;
+      plot.ctx.translate(plot.valToPos(place, "x", true), plot.valToPos(value, "y", true));
+      plot.ctx.scale(size, size);
+      plot.ctx.fill(shape);
+      plot.ctx.restore();
+    });
   });
 }
 

@@ -1,19 +1,59 @@
 "use strict";
 // What the parts of the page share: the data, elements, numbers, sorting, CSV.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-// Okabe and Ito's colours, which people with colour blindness tell apart; then again with another dash.
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"];
-const DASHES = [[], [6, 4], [2, 3]];
 const CONTENDERS = Object.keys(DATA.contenders).sort((a, b) => (b === DATA.ours) - (a === DATA.ours));
 const nameOf = (contender) => DATA.contenders[contender][0];
 const shortOf = (contender) => DATA.contenders[contender][1];
 const isCounted = (clock) => clock === "work";
 
-const styleOf = (place) => ({
-  color: COLOURS[place % COLOURS.length],
-  dash: DASHES[Math.floor(place / COLOURS.length) % DASHES.length],
-});
-const styleOfContender = (contender) => styleOf(CONTENDERS.indexOf(contender));
+const inkOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// A contender's colour, marker and dash, in every chart. What is black in print has the colour of the text.
+function styleOfContender(contender) {
+  const look = DATA.contenders[contender][2];
+  return look.color === DATA.ink ? { ...look, color: inkOf("--ink") } : look;
+}
+
+// Looks of several lines: of those that are alike all but the first get another marker, then another dash.
+function toldApart(looks) {
+  const key = ({ color, marker, dash }) => `${color} ${marker} ${dash}`, taken = new Set();
+  return looks.map((own) => {
+    const others = DATA.dashes.flatMap((dash) => DATA.markers.map((marker) => ({ ...own, marker, dash })));
+    const found = [own, ...others].find((look) => !taken.has(key(look))) ?? own;
+    taken.add(key(found));
+    return found;
+  });
+}
+
+// Markers by matplotlib's names, around 0 and 1 in size, as paths of SVG that a canvas fills too.
+const SHAPES = {
+  "o": "M-1 0A1 1 0 1 0 1 0A1 1 0 1 0 -1 0Z",
+  ".": "M-.5 0A.5 .5 0 1 0 .5 0A.5 .5 0 1 0 -.5 0Z",
+  "s": "M-.9 -.9H.9V.9H-.9Z",
+  "^": "M-1.1 .9H1.1L0 -1.1Z",
+  "v": "M-1.1 -.9H1.1L0 1.1Z",
+  "D": "M0 -1.2L1.2 0L0 1.2L-1.2 0Z",
+  "d": "M0 -1.3L.7 0L0 1.3L-.7 0Z",
+  "P": "M-.4 -1.2H.4V-.4H1.2V.4H.4V1.2H-.4V.4H-1.2V-.4H-.4Z",
+  "X": "M-1.1 -.6L-.6 -1.1L0 -.5L.6 -1.1L1.1 -.6L.5 0L1.1 .6L.6 1.1L0 .5L-.6 1.1L-1.1 .6L-.5 0Z",
+  "*": "M0 -1.4L.34 -.46L1.33 -.43L.54 .18L.82 1.13L0 .57L-.82 1.13L-.54 .18L-1.33 -.43L-.34 -.46Z",
+  "_": "M-1.2 -.35H1.2V.35H-1.2Z",
+};
+
+// A short piece of a line with its marker, for legends and filters.
+function swatch({ color, marker, dash }) {
+  const part = (tag, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+  const made = part("svg", { class: "swatch", width: 34, height: 14, "aria-hidden": "true" });
+  made.append(
+    part("path", { d: "M0 7H34", stroke: color, "stroke-width": 1.5, "stroke-dasharray": dash.join(" ") }),
+    part("path", { d: SHAPES[marker], fill: color, transform: "translate(17 7) scale(4)" }),
+  );
+  return made;
+}
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -108,11 +148,11 @@ class Filter {
     const { figures, contenders, chosen } = this.choices.of(this.kind.value);
     this.figure.replaceChildren(...figures.map(([value, text]) => element("option", { value }, text)));
     const chip = (contender) => {
-      const { color } = styleOfContender(contender);
+      const look = styleOfContender(contender);
       const box = element("input", {
         type: "checkbox", value: contender, checked: chosen.includes(contender), onchange: () => this.redraw(),
       });
-      return element("label", { class: "chip", title: contender, style: `--c: ${color}` }, box, nameOf(contender));
+      return element("label", { class: "chip", title: contender, style: `--c: ${look.color}` }, box, swatch(look), nameOf(contender));
     };
     this.form.querySelector(".chips").replaceChildren(...contenders.map(chip));
   }

@@ -64,7 +64,7 @@ function pointDetail(place, index) {
       ["verified", point.check], ["cache", point.cache], ["launches in a graph", point.nodes], ["case", point.case], ...counts,
       ["gate", links(verdictsOf(point, point.clock))],
     ]),
-    ...roundsPart(point.rounds ?? []),
+    ...roundsPart(point.rounds ?? [], point.contender),
     command(`Measure it again, at commit ${run.commit}`, point.again),
   ];
 }
@@ -72,10 +72,10 @@ function pointDetail(place, index) {
 const exact = (value) => value.toPrecision(5); // rounds differ by little
 
 // A chart and a table: the median of each round, between its fastest and its slowest block.
-function roundsPart(rounds) {
+function roundsPart(rounds, contender) {
   if (!rounds.length) return [];
   const chart = element("div", { class: "chart" });
-  const lines = [{ name: "median of a round's blocks, us", ...styleOf(0), ys: rounds.map((round) => round[2]), lows: rounds.map((round) => round[3]), highs: rounds.map((round) => round[4]) }];
+  const lines = [{ name: "median of a round's blocks, us", ...styleOfContender(contender), ys: rounds.map((round) => round[2]), lows: rounds.map((round) => round[3]), highs: rounds.map((round) => round[4]) }];
   const label = (round, place) => `process ${round[0]}, round ${place + 1}`;
   chart.draw = () => drawChart(chart, {
     labels: rounds.map(label), lines, unit: "us", range: rangeOf([lines]), pick: () => {},
@@ -100,23 +100,24 @@ function verdictDetail(place, index) {
     element("h3", {}, `${item.status}: ${nameOf(item.contender)}`), element("p", {}, `${item.op}, ${item.label}, ${item.clock_words}`),
     listed([
       ["verdict", item.reason], ["decided on", item.confirmed ? "fresh rounds or exact counts: certain" : "what was there: not confirmed"],
-      ["planted", item.planted ? `${100 * item.planted} % of extra work` : null],
       [before, item.before ? `${number(item.before)} us` : null], [after, item.after ? `${number(item.after)} us` : null],
       ["change", item.ratio ? `${item.change}, 95 % interval ${item.interval}` : null],
       ["would see", item.detectable ? `a slowdown from ${item.sees} on` : null],
       ["counts", item.counts?.join("; ")], ["case", item.case], ["report", `${report.name}, ${report.gpu}`],
       ["points", same.length ? element("span", {}, ...same.map(([, at, number]) => element("a", { href: `#point-${at}-${number}` }, DATA.runs[at].name))) : null],
     ]),
-    ...pairsPart(item.rounds ?? [], before, after),
+    ...pairsPart(item, before, after),
     command("See it again", item.again),
   ];
 }
 
-function pairsPart(rounds, before, after) {
+// Both sides are the same contender: the one before has another marker and a dash.
+function pairsPart({ rounds = [], contender }, before, after) {
   if (!rounds.length) return [];
   const chart = element("div", { class: "chart" });
   const label = (round, place) => `${round[0]} ${round[1]}.${place + 1}`;
-  const lines = [[before, 3], [after, 4]].map(([name, at], place) => ({ name, ...styleOf(place), ys: rounds.map((round) => round[at]) }));
+  const look = styleOfContender(contender), old = { ...look, marker: look.marker === "o" ? "s" : "o", dash: DATA.dashes[1] };
+  const lines = [[before, 3, old], [after, 4, look]].map(([name, at, own]) => ({ name, ...own, ys: rounds.map((round) => round[at]) }));
   chart.draw = () => drawChart(chart, {
     labels: rounds.map(label), lines, unit: "us", range: rangeOf([lines]), pick: () => {},
     tip: (line, place) => [label(rounds[place], place), `${lines[line].name}: ${number(lines[line].ys[place])} us`],
@@ -144,7 +145,7 @@ function commitDetail(place, index, at) {
       ["put down to", neighbours ? neighbours.suspects.join(", ") : null], ...figures, ["case", point.case],
       ["gate", links(verdictsOf(point, line.clock))],
     ]),
-    ...roundsPart(point.rounds[at] ?? []),
+    ...roundsPart(point.rounds[at] ?? [], point.contender),
     command("Measure it again", point.again.replaceAll("COMMIT", commit.sha.length >= 40 ? commit.sha : commit.short)),
   ];
 }

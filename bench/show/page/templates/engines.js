@@ -55,18 +55,21 @@ function enginePanel(panel, figure) {
 }
 
 const engineAddress = (panel, point) => `engine-${panel.place}-${panel.run.points.indexOf(point)}`;
-const apart = (point) => (point.spread === undefined ? "" : `${(100 * point.spread).toFixed(1)} %`);
+// Of processes that are far apart their values stand for the figure, and no mean and spread.
+const valueWords = (point) => point.far ?? `${number(point.value)} ${point.unit}`;
+const apart = (point) => (point.spread === undefined || point.far ? "" : `${(100 * point.spread).toFixed(1)} %`);
 
 function engineCell(panel, point, figure) {
   const value = point[figure] ?? null, spread = figure === "value" && value !== null && apart(point);
-  const text = value === null ? DATA.marks[point.status] ?? "-" : number(value) + (spread ? ` (${spread})` : "");
+  const known = figure === "value" && point.far ? point.far : number(value) + (spread ? ` (${spread})` : "");
+  const text = value === null ? DATA.marks[point.status] ?? "-" : known;
   return element("a", { href: `#${engineAddress(panel, point)}`, "data-value": value ?? "", title: point.reason }, text);
 }
 
 function engineTip(run, point) {
   return [
     nameOf(point.contender), point.label,
-    point.value !== undefined && `${number(point.value)} ${point.unit}${apart(point) && `, processes ${apart(point)} apart`}`,
+    point.value !== undefined && `${valueWords(point)}${apart(point) && `, processes ${apart(point)} apart`}`,
     point.to_reference !== undefined && `${point.to_reference.toFixed(3)} times ${run.reference}'s`,
     point.to_none !== undefined && `${point.to_none.toFixed(3)} times that without LoRA`,
   ];
@@ -82,7 +85,7 @@ function engineDetail(place, index) {
     listed([
       ["on", run.gpu], ["commit", `${run.commit}, ${run.date}, ${run.name}`], ["engine", run.setup],
       ["status", point.status], ["reason", point.reason],
-      ["value", point.value !== undefined ? `${number(point.value)} ${point.unit}, geometric mean of its processes` : null],
+      ["value", point.value !== undefined ? `${valueWords(point)}, ${point.far ? "its processes: far apart" : "geometric mean of its processes"}` : null],
       ["processes apart", apart(point)], [`over ${run.reference}'s`, times(point.to_reference)],
       ["over that without LoRA", times(point.to_none)], ["answers", point.answers], ["case", point.case],
     ]),

@@ -47,7 +47,8 @@ function drawHistory(filter) {
   for (const panel of panels) {
     const changing = [...panel.chosen].sort((a, b) => b.figure.changes.length - a.figure.changes.length);
     left += Math.max(0, changing.length - MOST_LINES);
-    panel.lines = changing.slice(0, MOST_LINES).map((chosen, index) => historyLine(panel.line, chosen, index, filter.figure.value === RELATIVE));
+    const shown = changing.slice(0, MOST_LINES), looks = toldApart(shown.map(({ point }) => styleOfContender(point.contender)));
+    panel.lines = shown.map((chosen, index) => historyLine(panel.line, chosen, looks[index], filter.figure.value === RELATIVE));
   }
   const range = rangeOf(panels.map((panel) => panel.lines));
   const host = document.querySelector("#history .panels");
@@ -58,7 +59,7 @@ function drawHistory(filter) {
   filter.say(left ? `${count} lines, those that change first; ${left} more fit the choice: narrow it` : `${count} lines`);
 }
 
-function historyLine(line, { point, index, figure }, place, relative) {
+function historyLine(line, { point, index, figure }, look, relative) {
   const first = figure.values.find((value) => value[1] != null)?.[1];
   const scaled = (value) => (relative && value != null ? 100 * (value / first - 1) : value ?? null);
   const column = (at) => {
@@ -67,7 +68,7 @@ function historyLine(line, { point, index, figure }, place, relative) {
     return found;
   };
   return {
-    name: `${point.label}, ${shortOf(point.contender)}`, ...styleOf(place), point, index, figure,
+    name: `${point.label}, ${shortOf(point.contender)}`, ...look, point, index, figure,
     ys: column(1), lows: column(2), highs: column(3), rings: figure.changes.map((change) => change.at),
   };
 }

@@ -29,7 +29,7 @@ function reportPart(report, place) {
   const draw = () => {
     const rows = chosenVerdicts().map(([item, index]) => [
       element("a", { href: `#verdict-${place}-${index}` }, `${item.label}, ${item.op}`),
-      shortOf(item.contender), item.clock, item.status + (item.planted ? `, planted ${100 * item.planted} %` : ""),
+      shortOf(item.contender), item.clock, item.status,
       { text: item.change, value: item.ratio ?? "" }, { text: item.interval, value: item.low ?? "" },
       { text: item.sees, value: item.detectable ?? "" }, item.reason,
     ]);
