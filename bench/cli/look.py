@@ -110,6 +110,8 @@ def show(
     chosen = figures(results, of_files(results.points, clock or CLOCKS, contender, case), _subject(results, subject))
     if not chosen:
         raise ResultsError(f"{file}: no point fits --case, -c and -k together; {_present(results)}")
+    if axes or sort or top:
+        chosen = _with_times(file, chosen, axes)
     if format != "table":
         rows = _pivot_rows(chosen, axes, format) if axes else _rows(chosen, sort, top)
         sys.stdout.write(for_log(FORMATS[format](rows)))
@@ -122,6 +124,21 @@ def _present(results: Results) -> str:
     contenders = dict.fromkeys(point.contender for point in results.points)
     clocks = dict.fromkeys(point.clock for point in results.points)
     return f"the file has the contenders {', '.join(contenders)} and the clocks {', '.join(clocks)}"
+
+
+def _with_times(file: Path, chosen: list[Figure], axes: tuple[str, str] | None) -> list[Figure]:
+    """What --sort, --top and --pivot can order: no counts. Raises ConfigError if there is nothing."""
+    timed = [item for item in chosen if item.point.clock != "work"]
+    if not timed:
+        raise ConfigError(
+            f"{file}: counts have no times, by which --sort, --top and --pivot order; expected `show {file} -k work` "
+            "for the counts, or `compare` for the counts of two files"
+        )
+    if axes is not None and not pivoted(standings(timed), axes).cells:
+        raise ConfigError(
+            f"{file}: no chosen case has a time of a peer and of ours; expected other options with --pivot"
+        )
+    return timed
 
 
 def _subject(results: Results, name: str | None) -> str:
@@ -143,13 +160,15 @@ def _answer(
     axes: tuple[str, str] | None,
     wide: bool,
 ) -> RenderableType:
+    from rich.console import Group
+
     from bench.show import tables
 
     if axes is not None:
-        return tables.pivot_table(standings(chosen), axes, wide=wide)
+        return Group(tables.heading(results), tables.pivot_table(standings(chosen), axes, wide=wide))
     if sort is not None or top is not None:
         by = sort or "ratio"
-        return tables.ranked(standings(chosen, sort=by, top=top), by, wide=wide)
+        return tables.ranked(results, standings(chosen, sort=by, top=top), by, wide=wide)
     return tables.summary(results, chosen, wide=wide)
 
 

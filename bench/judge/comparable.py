@@ -18,6 +18,7 @@ from bench.model.records import Anchor, Code, Environment, Point, Results, Scala
 
 # What must be equal. Of a version only the parts that change what is measured count: see `_part`.
 IDENTITY = ("gpu", "capability", "sm_count", "l2_bytes", "mem_bytes", "mig", "driver", "triton")
+TOOLCHAIN = ("gpu", "driver", "cuda", "torch", "triton")
 NOTED = ("torch", "cuda", "python", "sglang")
 VERSION_PARTS = {"driver": 1, "triton": 2}  # a Triton minor brings another code generator
 
@@ -52,6 +53,19 @@ def environment_notes(before: Environment | None, after: Environment | None) -> 
         return []
     pairs = {name: (before.identity.get(name), after.identity.get(name)) for name in NOTED}
     return [f"{name} is {new}, the baseline's is {old}" for name, (old, new) in pairs.items() if old != new]
+
+
+def apart(before: Environment | None, after: Environment | None) -> str | None:
+    """What besides the code differs and changes all times: the GPU, or what compiles and drives it."""
+    if before is None or after is None:
+        return None
+    pairs = {name: (before.identity.get(name), after.identity.get(name)) for name in TOOLCHAIN}
+    found = [
+        f"{name} is {old} in A, {new} in B"
+        for name, (old, new) in pairs.items()
+        if _part(name, old) != _part(name, new)
+    ]
+    return "; ".join(found) or None
 
 
 def _part(name: str, value: Scalar) -> Scalar:

@@ -28,7 +28,10 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """`warnings`: reasons for which the gate would refuse to judge."""
+    """`warnings`: reasons for which the gate would refuse to judge.
+
+    `apart`: what besides the code differs, so that changes of times are not the code's alone.
+    """
 
     before: Subject
     after: Subject
@@ -37,6 +40,7 @@ class Comparison(msgspec.Struct, frozen=True):
     rows: list[Row]
     missing: int
     new: int
+    apart: str | None = None
 
 
 def compare_files(before: Results, after: Results, match: Match) -> Comparison:
@@ -68,6 +72,7 @@ def compare_files(before: Results, after: Results, match: Match) -> Comparison:
         rows,
         len(match.missing),
         len(match.new),
+        comparable.apart(before.env, after.env) if timed else None,
     )
 
 

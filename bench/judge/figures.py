@@ -60,9 +60,16 @@ class Figure:
             "high_us": self.high_us,
             "floor_us": self.floor.value_us if self.floor else None,
             "floor": self.floor.kind if self.floor else None,
+            "floor_words": floor_words(self.floor, self.point.clock) if self.floor else None,
             "to_floor": self.to_floor,
             "to_ours": self.to_ours,
         }
+
+
+def floor_words(found: Floor, clock: str) -> str:
+    """What the bound is, in the words of tables."""
+    empty = "empty node" if clock == "graph" else "empty call"
+    return empty if found.kind == "launch" else "bytes"
 
 
 def with_lora(op: Op, to_base: float) -> float:

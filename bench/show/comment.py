@@ -19,7 +19,8 @@ from bench.show.gate import (
     summary,
     worst_first,
 )
-from bench.show.tables import microseconds, short_name, usual
+from bench.show.labels import usual
+from bench.show.tables import microseconds, short_name
 
 LIMIT_BYTES = 60_000  # GitHub refuses a comment of more than 65536 characters
 TIMED = ("verdict", "case", "contender", "clock", "before, us", "after, us", "change", "95 %", "reason")

@@ -39,10 +39,13 @@ class Column:
 
 
 class Fitted:
-    """A table with the columns that the console has room for. Without room for the required ones, it prints lines."""
+    """A table with the columns that the console has room for. Without room for the required ones, it prints lines.
 
-    def __init__(self, title: str, columns: Sequence[Column], *, wide: bool = False) -> None:
-        self.title, self.columns, self.wide = title, columns, wide
+    note    stands below the table if a shown cell has its first character, a mark
+    """
+
+    def __init__(self, title: str, columns: Sequence[Column], *, wide: bool = False, note: str = "") -> None:
+        self.title, self.columns, self.wide, self.note = title, columns, wide, note
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.title, style="italic")  # a table's own title is folded to the table's width
@@ -51,6 +54,12 @@ class Fitted:
             yield self._table(kept)
         else:
             yield from self._lines()
+        shown = kept or self._required()
+        if self.note and any(self.note[0] in str(cell) for column in shown for cell in column.cells):
+            yield Text(self.note)
+
+    def _required(self) -> list[Column]:
+        return [column for column in self.columns if column.rank == 0]
 
     def fitting(self, width: int) -> list[Column]:
         """The columns that fit, in their order. None if not even the required ones fit."""
@@ -83,13 +92,13 @@ class Fitted:
 
     def _lines(self) -> Iterator[Text]:
         """A row as a line that wraps where it must."""
-        must = [column for column in self.columns if column.rank == 0]
+        must = self._required()
         for cells in zip(*(column.cells for column in must), strict=True):
             first, *rest = zip(must, cells, strict=True)
             line = Text.assemble(first[1])
             for column, cell in rest:
                 if len(cell):
-                    line = Text.assemble(line, f", {column.name} ", cell)
+                    line = Text.assemble(line, f", {column.name}{':' * column.words} ", cell)
             yield line
 
 

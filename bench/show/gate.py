@@ -27,7 +27,8 @@ from bench.show import again, exports
 from bench.show.console import console
 from bench.show.console import progress_console as progress_console
 from bench.show.fit import Column, Fitted
-from bench.show.tables import microseconds, row_labels, short_name, usual
+from bench.show.labels import row_labels, usual
+from bench.show.tables import microseconds, short_name
 
 QUIET_ROWS = 10  # passing points that the table still shows, the slowest first
 STYLES = {"slow": "bold red", "error": "red", "inconclusive": "yellow", "fast": "green"}
@@ -275,12 +276,17 @@ def _comparison_parts(comparison: Comparison) -> list[RenderableType]:
         Column("change", [percent(row.ratio) for row in rows], right=True),
         Column("95 %", [interval(row) for row in rows], rank=1, right=True),
         Column("p", ["-" if row.p is None else f"{row.p:.2g}" for row in rows], rank=2, right=True),
-        Column("changed figures, notes", [", ".join(_notes(row)) for row in rows], words=True),
+        Column("changed figures", [", ".join(map(change_text, row.changes)) for row in rows], words=True),
+        Column("note", [row.note or "" for row in rows], words=True),
     ]
     title = f"{comparison.before.label} -> {comparison.after.label}{usual(cases)}"
     table = Fitted(title, [column for column in columns if any(column.cells)])
-    parts: list[RenderableType] = [table, Text()]
+    # Before the rows: whoever reads the largest change first should know what it is not.
+    parts: list[RenderableType] = []
+    if comparison.apart:
+        parts.append(Text(f"the changes below are not the code's alone: {comparison.apart}", style="bold red"))
     parts += [Text(f"not comparable: {reason}", style="red") for reason in comparison.warnings]
+    parts += [Text()] * bool(parts) + [table, Text()]
     parts += [Text(f"note: {note}") for note in comparison.notes]
     parts.append(
         Text(f"{len(comparison.rows)} points in both, {comparison.missing} only in A, {comparison.new} only in B")

@@ -24,7 +24,8 @@ from bench.model.paths import shown
 from bench.model.verdict import Verdict
 from bench.show.fit import Column, Fitted
 from bench.show.gate import progress_console
-from bench.show.tables import MARKS, case_label, microseconds, short_name
+from bench.show.labels import case_label
+from bench.show.tables import MARKS, microseconds, short_name
 
 SUBJECT_WIDTH = 48
 SUSPECTS = 4  # commits that a change may lie at and that are listed by name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -10,11 +10,21 @@ from rich.text import Text
 
 from bench.model.case import Case
 from bench.show.fit import Column, Fitted
-from bench.show.tables import case_label, microseconds, short_name
+from bench.show.labels import case_label
+from bench.show.tables import microseconds, short_name
 from profiles import nsys
 from profiles.ncu import READER
 from profiles.records import NcuBody, NsysBody, ProfileRecord, RangeTime, TraceBody
-from profiles.summaries import COMPARED_US, Agreement, Counters, DeviceTime, agreements, counters, device_times
+from profiles.summaries import (
+    COMPARED_US,
+    SECTOR_BYTES,
+    Agreement,
+    Counters,
+    DeviceTime,
+    agreements,
+    counters,
+    device_times,
+)
 from profiles.target import load_recipe, parse_point, recipe_names
 
 SHOWN_STALLS = 2
@@ -140,53 +150,69 @@ def _point_label(name: str) -> str:
     return f"{short_name(point.contender)} {point.clock} {point.case.label}"
 
 
+# The first of each stay at any width, because a launch is profiled for them.
 TRAFFIC = (
-    "programs",
-    "sectors/req",
-    "L2 sectors rd",
-    "wr",
+    "sect/req",
     "overfetch",
+    "L2 kB",
     "L1 hit %",
     "L2 hit %",
     "DRAM rd kB",
     "DRAM wr kB",
+    "L2 sectors rd",
+    "wr",
+    "programs",
 )
-EXECUTION = ("kernels", "DRAM %", "L2 %", "occupancy %", "issuing %", "registers", "warps waiting, an issue")
+EXECUTION = ("DRAM %", "L2 %", "occupancy %", "issuing %", "registers", "warps waiting, an issue", "kernels")
 
 
 def _counters(rows: Sequence[Counters]) -> RenderableType:
-    """What moved, and how it was executed."""
-    keys = ("case", "contender", "clock", "cache")
+    """What moved, and how it was executed. Rows of the same clock and state of the caches share a table."""
     cases = {row.case for row in rows}
-    named = [(case_label(row.case, cases), short_name(row.contender), row.clock, row.cache) for row in rows]
-    moved = [(*key, *_traffic_cells(row)) for key, row in zip(named, rows, strict=True)]
-    executed = [(*key, *_execution_cells(row)) for key, row in zip(named, rows, strict=True)]
-    return Group(
-        _table("ncu, traffic of one launch: sums over its kernels", (*keys, *TRAFFIC), moved, len(keys), 1),
-        _table("ncu, execution: of the kernel that reads most", (*keys, *EXECUTION), executed, len(keys), 1),
-    )
+    runs = list(dict.fromkeys((row.clock, row.cache) for row in rows))
+    of_runs = [
+        (f"{clock} clock, {cache} cache", [r for r in rows if (r.clock, r.cache) == (clock, cache)])
+        for clock, cache in runs
+    ]
+
+    def table(
+        title: str, names: Sequence[str], cells: Callable[[Counters], list[str]], of: Sequence[Counters], core: int
+    ) -> Fitted:
+        named = [(case_label(row.case, cases), short_name(row.contender), *cells(row)) for row in of]
+        return _table(title, ("case", "contender", *names), named, 2, core)
+
+    moved = "traffic of one launch, sums over its kernels; sect/req: sectors a request, L2 kB: read from the L2"
+    executed = "execution, of the kernel that reads most"
+    tables = [table(f"ncu, {run}: {moved}", TRAFFIC, _traffic_cells, of, 3) for run, of in of_runs]
+    tables += [table(f"ncu, {run}: {executed}", EXECUTION, _execution_cells, of, 2) for run, of in of_runs]
+    return Group(*(part for one in tables for part in (one, Text())))
 
 
 def _traffic_cells(row: Counters) -> list[str]:
+    def kilo(count: int | None, unit: int = 1) -> str:
+        return _number(None if count is None else count * unit / 1000)
+
     return [
-        _count(row.programs),
         _number(row.sectors_per_request),
-        _count(row.load_sectors),
-        _count(row.store_sectors),
         _number(row.overfetch),
+        kilo(row.load_sectors, SECTOR_BYTES),
         _number(row.l1_hit_pct),
         _number(row.l2_hit_pct),
-        *(_number(None if moved is None else moved / 1000) for moved in (row.dram_read_bytes, row.dram_write_bytes)),
+        kilo(row.dram_read_bytes),
+        kilo(row.dram_write_bytes),
+        _count(row.load_sectors),
+        _count(row.store_sectors),
+        _count(row.programs),
     ]
 
 
 def _execution_cells(row: Counters) -> list[str]:
     waits = ", ".join(f"{name} {value:.1f}" for name, value in row.stalls[:SHOWN_STALLS])
     return [
-        f"{row.kernels}",
         *(_number(share) for share in (row.dram_pct, row.l2_pct, row.occupancy_pct, row.issue_pct)),
         _count(row.registers),
         waits or "-",
+        f"{row.kernels}",
     ]
 
 

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import geometric_mean, median
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.judge.estimate import Floor, anchor_value, point_estimate, process_spread
-from bench.judge.figures import BASE, CONTENDER, OURS, Figure, Pivot, Standing, figures, pivoted, standings, with_lora
+from bench.judge.figures import (
+    BASE,
+    CONTENDER,
+    OURS,
+    Figure,
+    Pivot,
+    Standing,
+    figures,
+    floor_words,
+    pivoted,
+    standings,
+    with_lora,
+)
 from bench.model.case import OPS, PHASES, Case, ClockName, Op
 from bench.model.outside import is_outside
 from bench.model.records import Point, Results
 from bench.model.registry import sglang_of, without_version
 from bench.show.console import console as console
 from bench.show.fit import Column, Fitted
+from bench.show.labels import row_labels, usual
 
 SHORT = {"csgmv_embed": "ours", "vocab_major": "vocab", "rank_major": "rank", "sglang_": "", "torch_": ""}
 # For readers who have not seen the code.
@@ -81,7 +94,8 @@ def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bo
         for kind in kinds(points):
             found = [row for row in rows if row.clock == clock and kind_of(row.case) == kind]
             if found:
-                parts += [timed_table(found, clock, kind, wide=wide), Text()]
+                among = [point.case for point in results.points if point.clock == clock and kind_of(point.case) == kind]
+                parts += [timed_table(found, clock, kind, among, wide=wide), Text()]
     counted = [point for point in points if point.clock == "work"]
     if counted:
         parts += [work_table(counted, wide=wide), Text()]
@@ -89,12 +103,13 @@ def summary(results: Results, shown: Sequence[Figure] | None = None, *, wide: bo
     return Group(*parts)
 
 
-def ranked(rows: Sequence[Standing], sort: str, *, wide: bool = False) -> RenderableType:
-    """The selected cases of all kinds and clocks in one table, the worst first."""
-    case, *others = _about(rows)
+def ranked(results: Results, rows: Sequence[Standing], sort: str, *, wide: bool = False) -> RenderableType:
+    """The selected cases of all kinds and clocks in one table, the worst first. Labels are as among the whole file."""
+    among = [point.case for point in results.points]
+    case, *others = _about(rows, among)
     columns = [case, Column("clock", [row.clock for row in rows], rank=1), *others]
-    said = usual([row.case for row in rows])
-    return Fitted(f"{len(rows)} cases, the worst {sort} first: us{said}", columns, wide=wide)
+    title = f"{len(rows)} cases, the worst {sort} first: us{usual(among)}"
+    return Group(heading(results), Fitted(title, columns, wide=wide, note=_below_note({row.clock for row in rows})))
 
 
 def kind_of(case: Case) -> str:
@@ -129,32 +144,41 @@ def heading(results: Results) -> RenderableType:
     return Text("\n".join(lines) + "\n")
 
 
-def timed_table(rows: Sequence[Standing], clock: str, kind: str, *, wide: bool = False) -> Group:
-    """One row for each case: our time, the best competitor's, the ratio, the multiple of the bound; more if it fits."""
-    said = usual([row.case for row in rows])
+def timed_table(
+    rows: Sequence[Standing], clock: str, kind: str, among: Sequence[Case], *, wide: bool = False
+) -> RenderableType:
+    """One row for each case: our time, the best competitor's, the ratio, the multiple of the bound; more if it fits.
+
+    Labels say what distinguishes a case among those of the whole file, of which only some may be shown.
+    """
+    said = usual(among)
     what = f"{kind}, {clock} clock: us a {'batch' if clock == 'prepare' else 'call'}{said}"
-    columns = [*_about(rows), Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True)]
+    columns = [*_about(rows, among), Column("floor", [_floor(row.floor, clock) for row in rows], rank=4, right=True)]
     if any(row.cost_of_lora is not None for row in rows):
         columns.append(Column("LoRA costs", [_cost(row.cost_of_lora) for row in rows], rank=2, right=True))
     names = _columns([item.point for row in rows for item in row.by_name.values()])
     names = [name for name in names if name != rows[0].subject]
     for place, name in enumerate(names):
         columns.append(
-            Column(short_name(name), [_time(row.by_name.get(name)) for row in rows], rank=5 + place, right=True)
+            Column(short_name(name), [_marked(row.by_name.get(name)) for row in rows], rank=5 + place, right=True)
         )
-    parts: list[RenderableType] = [Fitted(what, columns, wide=wide)]
-    if any(row.ours is not None and _is_below(row.ours) for row in rows):
-        parts.append(Text(f"* below the bound: {BELOW[clock == 'eager']}"))
-    return Group(*parts)
+    return Fitted(what, columns, wide=wide, note=_below_note({clock}))
 
 
-def _about(rows: Sequence[Standing]) -> list[Column]:
+def _below_note(clocks: Collection[str]) -> str:
+    """The explanation of the mark of times below their bound."""
+    return "* below the bound: " + ", or ".join(
+        BELOW[eager] for eager in (0, 1) if eager in {c == "eager" for c in clocks}
+    )
+
+
+def _about(rows: Sequence[Standing], among: Sequence[Case]) -> list[Column]:
     """What a row of any table of times is about, and then who the best peer is."""
     peers = [row.best_peer for row in rows]
     return [
-        Column("case", row_labels([row.case for row in rows])),
+        Column("case", row_labels([row.case for row in rows], among)),
         Column(whose(rows), [_time(row.ours) for row in rows], right=True),
-        Column("peer", [_time(peer) for peer in peers], right=True),
+        Column("peer", [_marked(peer) for peer in peers], right=True),
         Column("ratio", [_multiple(row.ratio) for row in rows], right=True, style="bold"),
         Column("/floor", [_of_floor(row.ours) for row in rows], right=True),
         Column("who", [short_name(peer.contender) if peer else "-" for peer in peers], rank=1),
@@ -180,6 +204,11 @@ def _time(figure: Figure | None) -> str:
     return microseconds(figure.time_us) if figure.time_us is not None else MARKS.get(figure.point.status, "-")
 
 
+def _marked(figure: Figure | None) -> str:
+    """A time with the mark of what is below its bound, where no multiple of the bound stands beside it."""
+    return _time(figure) + ("*" if figure is not None and _is_below(figure) else "")
+
+
 def _multiple(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -202,8 +231,7 @@ def _floor(found: Floor | None, clock: str) -> str:
     """A bound with what it is."""
     if found is None:
         return "-"
-    empty = "empty node" if clock == "graph" else "empty call"
-    return f"{microseconds(found.value_us)} {empty if found.kind == 'launch' else 'bytes'}"
+    return f"{microseconds(found.value_us)} {floor_words(found, clock)}"
 
 
 def pivot_table(rows: Sequence[Standing], axes: tuple[str, str], *, wide: bool = False) -> RenderableType:
@@ -359,39 +387,3 @@ def _columns(points: Sequence[Point]) -> list[str]:
     shown = [p for p in sorted(points, key=lambda item: item.index) if p.status != "skipped"]
     names = list(dict.fromkeys(point.contender for point in shown))
     return sorted(names, key=lambda name: name != OURS)
-
-
-# Axes that a label leaves out.
-UNSAID = ("adapters", "mix", "base_fraction", "rank_mix", "vocab", "dtype")
-
-
-def case_label(case: Case, cases: Iterable[Case]) -> str:
-    """The label, with every axis that differs among these cases of its op and is missing in the label."""
-    varied = _usual([other for other in cases if other.op == case.op])
-    return " ".join([case.label, *(f"{name}={getattr(case, name)}" for name in varied)])
-
-
-def row_labels(cases: Sequence[Case], among: Sequence[Case] | None = None) -> list[str]:
-    """Labels of rows below a title that names what is `usual` among the cases. They name what differs from that.
-
-    They also name the state of the caches if it is not the same for all.
-    """
-    among = cases if among is None else among
-    values, mixed = _usual(among), len({case.cache for case in among}) > 1
-    labels = []
-    for case in cases:
-        odd = [f"{name}={getattr(case, name)}" for name, value in values.items() if getattr(case, name) != value]
-        labels.append(" ".join([case.label, *odd, *([case.cache] if mixed else [])]))
-    return labels
-
-
-def usual(cases: Sequence[Case]) -> str:
-    """What a title says for all labels: the values of axes that differ only in some of the cases."""
-    said = ", ".join(f"{name}={value}" for name, value in _usual(cases).items())
-    return f"; {said} where no other is named" if said else ""
-
-
-def _usual(cases: Sequence[Case]) -> dict[str, object]:
-    """The commonest value of each axis that differs among cases and is not in their labels."""
-    counts = {name: Counter(getattr(case, name) for case in cases) for name in UNSAID}
-    return {name: count.most_common(1)[0][0] for name, count in counts.items() if len(count) > 1}

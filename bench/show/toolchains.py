@@ -12,7 +12,8 @@ from bench.judge.series import TIME
 from bench.judge.toolchains import Beside, Crossing
 from bench.model.case import Case
 from bench.show.fit import Column, Fitted
-from bench.show.tables import case_label, microseconds, short_name
+from bench.show.labels import case_label
+from bench.show.tables import microseconds, short_name
 
 DRIFT = "each time has its session's drift in it: these are of two sessions"
 

@@ -8,8 +8,8 @@ from typing import Any
 from bench.model.pairs import PairPoint, PairRound, PairRun
 from bench.model.verdict import Exit, Report, Verdict
 from bench.show.gate import MEANING, change_text, interval, percent, point_labels, reproduce, summary, worst_first
+from bench.show.labels import usual
 from bench.show.page.runs import CLOCKS, op_words
-from bench.show.tables import usual
 
 Key = tuple[object, str, str, float]
 

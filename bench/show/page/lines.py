@@ -11,8 +11,8 @@ from bench.model.case import Case
 from bench.model.history import Commit
 from bench.show import again
 from bench.show.history import era_label, size
+from bench.show.labels import case_label
 from bench.show.page.runs import CLOCKS, op_words, rounds
-from bench.show.tables import case_label
 
 COMMIT = "COMMIT"  # in a command: the browser puts a commit there
 

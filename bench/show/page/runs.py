@@ -12,7 +12,8 @@ from bench.judge.work import figures as work_figures
 from bench.model.case import Case
 from bench.model.records import Point, Results, Round
 from bench.show import again
-from bench.show.tables import kind_of, row_labels, usual
+from bench.show.labels import row_labels, usual
+from bench.show.tables import kind_of
 
 # The clocks in words; what is chosen first comes first.
 CLOCKS = {

@@ -11,12 +11,13 @@ from statistics import geometric_mean
 
 import pytest
 
-from bench.model.paths import ROOT
+from bench.model.paths import BASELINES, ROOT
 from bench.show.tables import microseconds
 from tests.support.gate import Outcome
 
 Run = Callable[..., Outcome]
 FULL = ROOT / "docs" / "results" / "h100-full.json"
+COUNTS, OTHER_COUNTS = (BASELINES / f"work-triton-{version}.json" for version in ("3.6", "3.8"))
 EXPERIMENTS = ROOT / "docs" / "experiments"
 FIELDS = {"case", "contender", "clock", "status", "median_us", "low_us", "high_us", "floor_us"}
 
@@ -35,6 +36,40 @@ def test_json_is_a_list_of_objects_of_the_chosen_points(run: Run) -> None:
         assert item.keys() >= FIELDS and "batch_size=1," in str(item["case"]) and item["clock"] == "graph"
         assert float(str(item["low_us"])) <= float(str(item["median_us"])) <= float(str(item["high_us"]))
         assert float(str(item["to_ours"])) > 1, "ours is known although it was not chosen"
+
+
+def test_a_bound_has_the_tables_word_beside_its_kind(run: Run) -> None:
+    chosen = ("--case", "phase=decode,batch_size=1,rank=64,op=lookup", "-c", "csgmv_embed-vocab_major", "-k", "graph")
+    found, *_ = objects(run, *chosen)
+    assert (found["floor"], found["floor_words"]) == ("launch", "empty node")
+    assert " empty node" in run("show", FULL, *chosen).out
+
+
+@pytest.mark.parametrize("option", [("--pivot", "rank,batch_size"), ("--sort", "ratio"), ("--top", "1")])
+@pytest.mark.parametrize("format", ["table", "csv"])
+def test_counts_have_no_times_to_order_by(run: Run, option: tuple[str, str], format: str) -> None:
+    done = run("show", COUNTS, *option, "-f", format)
+    assert done.code == 2 and not done.out
+    assert "counts have no times" in done.err and "-k work" in done.err and "`compare`" in done.err
+
+
+def test_a_pivot_without_a_peer_is_2(run: Run) -> None:
+    done = run("show", FULL, "--pivot", "rank,batch_size", "-c", "csgmv_embed-vocab_major")
+    assert done.code == 2 and "no chosen case has a time of a peer and of ours" in done.err
+
+
+def test_compare_says_first_that_two_gpus_are_not_the_code(run: Run) -> None:
+    chosen = ("--case", "phase=prefill,rank=256,cache=warm", "-c", "csgmv_embed_segments-rank_major")
+    lines = run("compare", FULL, ROOT / "docs" / "results" / "h200-full.json", *chosen).out.splitlines()
+    assert lines[0].startswith("the changes below are not the code's alone: gpu is NVIDIA H100 80GB HBM3 in A, ")
+    head = next(place for place, line in enumerate(lines) if line.startswith("case"))
+    assert max(place for place, line in enumerate(lines) if line.startswith("not comparable")) < head
+    assert lines[head].split()[-1] == "note" and "changed figures" not in lines[head]
+
+
+def test_compare_of_one_gpu_has_nothing_to_say_first(run: Run) -> None:
+    aa = ROOT / "docs" / "results" / "h200-aa.json"
+    assert "alone" not in run("compare", aa, aa).out and "alone" not in run("compare", COUNTS, OTHER_COUNTS).out
 
 
 def test_csv_and_markdown_hold_the_same(run: Run) -> None:

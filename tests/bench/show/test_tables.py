@@ -13,7 +13,7 @@ from bench.model import store
 from bench.model.case import Case
 from bench.model.paths import ROOT
 from bench.model.records import Anchor, Code, Environment, Point, Results, Round, Run, Schema, Selection
-from bench.show.tables import microseconds, pivot_table, short_name, summary
+from bench.show.tables import microseconds, pivot_table, ranked, short_name, summary
 
 CASES = [Case("decode", 32, 1, 16), Case("prefill", 8, 512, 64)]
 
@@ -57,6 +57,7 @@ def row(output: str, label: str) -> list[str]:
     return line.removeprefix(label).split()
 
 
+ODD = {"cache": "cold", "adapters": 64}
 OURS, CSGMV = "csgmv_embed-vocab_major", "sglang_csgmv-chunk16"
 
 
@@ -86,6 +87,23 @@ def test_a_time_below_its_bound_is_marked_and_explained():
     output = text([point(CASES[0], OURS, 0.4, 0)])
     assert "0.80*" in row(output, "decode 32 r16") and "* below the bound: an overlapped launch" in output
     assert "*" not in text([point(CASES[0], OURS, 0.6, 0)])
+
+
+def test_a_contender_below_its_bound_is_marked_too_and_explained_where_it_is_shown():
+    points = [point(CASES[0], OURS, 0.6, 0), point(CASES[0], "csgmv_embed_pdl-vocab_major", 0.4, 1)]
+    output = text(points)
+    assert row(output, "decode 32 r16")[-1] == "0.40*" and "* below the bound: an overlapped launch" in output
+    assert "*" not in text(points, 60), "its column has no room"
+
+
+def test_the_worst_cases_are_told_apart_from_those_of_the_file_that_are_not_shown():
+    cases = [CASES[0], *(msgspec.structs.replace(CASES[0], **{name: value}) for name, value in ODD.items())]
+    results = made([point(case, OURS, 1.0 + index, index) for index, case in enumerate(cases)])
+    rows = standings(figures(results), sort="time", top=1)
+    for shown in (ranked(results, rows, "time"), summary(results, [rows[0].ours])):
+        output = rendered(shown, 200)
+        assert "decode 32 r16 adapters=64 warm" in output
+        assert "quick on GPU X" in output and "commit aaaaaaaaa" in output and "2026-01-01" in output
 
 
 @pytest.mark.parametrize(("op", "cost"), [("layer", "+50 %"), ("head", "+150 %")])
@@ -135,6 +153,7 @@ def test_every_figure_that_a_row_is_about_is_there_at_any_width(width: int):
         if standing.clock != "work" and standing.ours and standing.best_peer:
             said = (standing.ours.time_us, standing.best_peer.time_us)
             times = [microseconds(value) for value in said]
+            times[1] += "*" * (standing.best_peer.to_floor < 1)
             assert standing.case.label in joined
             shown = [
                 f"ours {times[0]}, peer {times[1]}, ratio {standing.ratio:.2f}, /floor {standing.ours.to_floor:.2f}"
