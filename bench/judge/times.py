@@ -153,9 +153,9 @@ def _decide(base: Verdict, tests: tuple[Tested, Tested], floor_pct: float) -> Ve
     status = statistics.outcome(slow, fast, floor_pct)
     p = fast.p_holm if status == "fast" else slow.p_holm
     reason = {
-        "slow": f"slower than the floor of {floor_pct:g} %, p = {p:.2g} (Holm)",
+        "slow": f"slower by more than the limit of {floor_pct:g} %, p = {p:.2g} (Holm)",
         "fast": f"faster, p = {p:.2g} (Holm)",
-        "inconclusive": f"past the floor of {floor_pct:g} %, but too noisy to tell: p = {p:.2g} (Holm)",
+        "inconclusive": f"past the limit of {floor_pct:g} %, but too noisy to tell: p = {p:.2g} (Holm)",
         "pass": "flagged by the screen, not confirmed",
     }[status]
     return msgspec.structs.replace(_but(base, status, reason), p=p, confirmed=status in ("slow", "fast"))

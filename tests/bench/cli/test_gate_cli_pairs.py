@@ -131,7 +131,7 @@ def test_a_measured_slowdown_whose_baseline_cannot_be_run_stays_unconfirmed(run:
     path = saved(tmp_path / "a.json", current(aa()))
     done = run("gate", "--baseline", path, "-o", tmp_path / "b.json", instrument=gpu.instrument())
     assert done.code == 3
-    assert "unconfirmed: slower than the floor of 5 %" in done.out
+    assert "unconfirmed: slower by more than the limit of 5 %" in done.out
     swept = [entry for entry in gpu.log if entry[0] == "swept"]
     assert {entry[2] for entry in swept} == {3, GATE.confirm_processes}, "flagged points get fresh processes"
 
