@@ -42,7 +42,7 @@ def test_an_accepted_slowdown_passes_and_says_who_why_and_until_when(run: Run, t
     assert judged(run, tmp_path).code == 1
     done = judged(run, tmp_path, entry())
     assert done.code == 0, done.out
-    assert f"accepted by Ada up to 5 % until {TOMORROW}: ids are checked now (slow: slower than" in done.out
+    assert f"accepted by Ada up to 5 % until {TOMORROW}: ids are checked now (slow: slower by" in done.out
 
 
 @pytest.mark.parametrize(
