@@ -108,7 +108,7 @@ def ranked(results: Results, rows: Sequence[Standing], sort: str, *, wide: bool 
     among = [point.case for point in results.points]
     case, *others = _about(rows, among)
     columns = [case, Column("clock", [row.clock for row in rows], rank=1), *others]
-    title = f"{len(rows)} cases, the worst {sort} first: us{usual(among)}"
+    title = f"{_cases(len(rows))}, the worst {sort} first: us{usual(among)}"
     return Group(heading(results), Fitted(title, columns, wide=wide, note=_below_note({row.clock for row in rows})))
 
 
@@ -322,13 +322,17 @@ def _ratios(clock: ClockName, op: Op, points: Sequence[Point], subject: str) -> 
         if name == BASE and values:
             costs = [with_lora(op, 1 / value) for value in values]
             low, high = _cost(min(costs)), _cost(max(costs))
-            yield f"{what}: LoRA costs {_cost(geometric_mean(costs))} ({low} to {high}, {len(costs)} cases)"
+            yield f"{what}: LoRA costs {_cost(geometric_mean(costs))} ({low} to {high}, {_cases(len(costs))})"
         elif name != subject and values:
             whom = "ours" if subject == OURS else f"that of {short_name(subject)}"
             yield (
                 f"{what}: {short_name(name)} takes {geometric_mean(values):.2f} times {whom} "
-                f"({min(values):.2f} to {max(values):.2f}, {len(values)} cases)"
+                f"({min(values):.2f} to {max(values):.2f}, {_cases(len(values))})"
             )
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
 
 
 def errors(points: Sequence[Point]) -> RenderableType:
@@ -365,7 +369,7 @@ def failures(points: Sequence[Point]) -> RenderableType:
     lines = []
     for (status, contender, clock, reason), labels in groups.items():
         shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
-        lines.append(f"{status}: {contender}, {clock} clock, {len(labels)} cases ({shown}): {reason}")
+        lines.append(f"{status}: {contender}, {clock} clock, {_cases(len(labels))} ({shown}): {reason}")
     return Text("\n".join(lines))
 
 

@@ -98,7 +98,7 @@ def test_the_smallest_ratio_to_the_best_peer_comes_first(run: Run) -> None:
             case, ratio = str(item["case"]), float(str(item["to_ours"]))
             best[case] = min(best.get(case, ratio), ratio)
     assert best[worst] == min(best.values())
-    assert "1 cases, the worst ratio first" in run("show", FULL, "--top", "1").out
+    assert "1 case, the worst ratio first" in run("show", FULL, "--top", "1").out
 
 
 def test_a_pivot_is_of_two_axes(run: Run) -> None:

@@ -74,7 +74,7 @@ def test_a_row_has_our_time_the_best_peers_the_ratio_and_the_multiple_of_the_bou
         "node",
     ]
     assert row(output, "decode 32 r16")[8:] == ["5.00", "6.00"]
-    assert "csgmv-chunk16 takes 4.00 times ours (4.00 to 4.00, 1 cases)" in output
+    assert "csgmv-chunk16 takes 4.00 times ours (4.00 to 4.00, 1 case)" in output
     assert "between processes the log time varies by 0.00 %" in output
 
 
@@ -112,7 +112,7 @@ def test_the_product_without_lora_competes_with_nobody(op, cost):
     case = msgspec.structs.replace(CASES[0], op=op, hidden=64)
     output = text([point(case, OURS, 3.0, 0), point(case, "base", 2.0, 1), point(case, CSGMV, 6.0, 2)])
     assert "csgmv-chunk16 takes 2.00 times ours" in output
-    assert cost in output and f"LoRA costs {cost} ({cost} to {cost}, 1 cases)" in output
+    assert cost in output and f"LoRA costs {cost} ({cost} to {cost}, 1 case)" in output
     assert "base takes" not in output and "without LoRA takes" not in output
 
 
@@ -123,8 +123,8 @@ def test_points_without_a_figure_are_marked_and_explained():
     points.append(point(CASES[0], "sglang_tokens", None, 9, status="skipped", reason="absent: pip install"))
     output = text(points)
     assert row(output, "decode 32 r16")[-3:] == ["WRONG", "CRASH", "ERROR"]
-    assert "crashed: peer1, graph clock, 1 cases (decode 32 r16): because 1" in output
-    assert "skipped: sglang_tokens, graph clock, 1 cases (decode 32 r16): absent: pip install" in output
+    assert "crashed: peer1, graph clock, 1 case (decode 32 r16): because 1" in output
+    assert "skipped: sglang_tokens, graph clock, 1 case (decode 32 r16): absent: pip install" in output
 
 
 def test_the_heading_names_gpu_commit_and_bounds():
