@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from bench.cli.main import suite
 from bench.model import store
+from bench.model.instrument import is_text
 from bench.model.sources import hash_library
 
 ROOT = Path(__file__).parents[1]
@@ -53,14 +54,6 @@ def without_words(source: str) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [statement for statement in node.body if not is_text(statement)]
     return ast.dump(tree)
-
-
-def is_text(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
 
 
 def test_other_words_are_the_same_code_and_another_number_is_not() -> None:

@@ -136,14 +136,13 @@ def server_verb(
 ) -> None:
     """Record a timeline of a running server over some requests, with NVTX ranges of the plugin's hooks."""
     from bench.engine import imports
-    from bench.engine.run import USUAL_REQUESTS
+    from bench.engine.run import usual_first
     from bench.engine.session import Session
     from bench.model.serving import make_serve_plan
 
     loaded = configuration.load(config)
     plan = make_serve_plan(loaded.serve, loaded.serving, profile, modes=[mode], kinds=[load], model=model)
-    of_kind = [item for item in plan.loads if item.kind == load]
-    asked = min(of_kind, key=lambda item: abs(item.requests - USUAL_REQUESTS))  # one alone would use one adapter
+    asked = usual_first(item for item in plan.loads if item.kind == load)[0]
     session = Session(mode, plan.setup, plan.serving, asked, str(cache.resolve()), after, requests, tokens)
     target = Target(f"server-{mode}", (), requests, 1, plan.serving.seed)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -276,7 +276,12 @@ def traced_loads(plan: ServePlan) -> tuple[Load, ...]:
     """One decode and one prefill of the plan to trace: the most usual ones, with 32 requests in flight if there are."""
     decodes = [load for load in plan.loads if load.kind == "decode" and not load.base_fraction]
     prefills = [load for load in plan.loads if load.kind == "prefill"]
-    return (*sorted(decodes, key=lambda load: abs(load.requests - USUAL_REQUESTS))[:1], *prefills[:1])
+    return (*usual_first(decodes)[:1], *prefills[:1])
+
+
+def usual_first(loads: Iterable[Load]) -> list[Load]:
+    """The loads, the one with about USUAL_REQUESTS in flight first: one request alone would use one adapter."""
+    return sorted(loads, key=lambda load: abs(load.requests - USUAL_REQUESTS))
 
 
 def _turn(run: EngineRun, ahead: Ahead, look: Callable[[], Seen]) -> Waiting | str:

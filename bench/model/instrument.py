@@ -169,12 +169,17 @@ def _imported(statement: ast.stmt) -> Iterator[str]:
             yield f"import {origin} as {alias.asname or alias.name}"
 
 
+def is_text(node: object) -> bool:
+    """Whether a statement is a docstring, or a text that stands as one."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
 def _is_silent(node: object) -> bool:
     """Whether a statement says nothing of its own: imports, docstrings, what is for type checkers alone."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return True
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    if is_text(node):
+        return True
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 GLIBC = (17, 24, 27, 28, 31, 34, 35, 38, 39)
@@ -33,7 +33,7 @@ class Recipe:
     kept: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     # Entry points whose modules were left out: Triton imports every backend that is named there.
-    entry_points_without: tuple[str, ...] = field(default=())
+    entry_points_without: tuple[str, ...] = ()
 
 
 RECIPES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench.judge.history import History
 from bench.model.pairs import PairRun
@@ -39,3 +40,25 @@ class Content:
         clocks |= {verdict.clock for _, report in self.reports for verdict in report.verdicts}
         clocks |= {history.clock for _, history in self.histories}
         return clocks == {"work"} and not self.served
+
+
+def head(name: str, results: Results | ServeResults) -> dict[str, Any]:
+    """What the browser says of a file above its figures."""
+    return {
+        "name": name,
+        "gpu": str((results.env.identity.get("gpu") if results.env else None) or "no GPU"),
+        "commit": results.code.short or "unknown",
+        "dirty": bool(results.code.dirty),
+        "date": results.run.started_utc[:10],
+    }
+
+
+def origin(results: Results | ServeResults) -> dict[str, str]:
+    """How a file was made: what files of every kind say of it."""
+    run, code = results.run, results.code
+    return {
+        "command": " ".join(run.argv),
+        "commit": (code.sha or "unknown") + (" + uncommitted changes" if code.dirty else ""),
+        "started": run.started_utc,
+        "duration": f"{run.duration_s:.0f} s",
+    }

@@ -15,7 +15,7 @@ from bench.model.served import SITES, ServeResults, Site
 from bench.model.serving import PEFT
 from bench.show import again
 from bench.show.amounts import MARKS, amount
-from bench.show.page.content import Content
+from bench.show.page.content import Content, head, origin
 from bench.show.serving import setup_words, shown, where_lines
 from bench.show.sites import COLORS, NAMES
 
@@ -35,11 +35,7 @@ def run(name: str, results: ServeResults) -> dict[str, Any]:
     checks = _told_of_answers(results)
     scales = {figure.name: _scale(found, figure.name) for figure in found}
     return {
-        "name": name,
-        "gpu": str((results.env.identity.get("gpu") if results.env else None) or "no GPU"),
-        "commit": results.code.short or "unknown",
-        "dirty": bool(results.code.dirty),
-        "date": results.run.started_utc[:10],
+        **head(name, results),
         "setup": setup_words(results.setup),
         "reference": results.serving.reference,
         "points": [
@@ -212,13 +208,9 @@ def failed(content: Content) -> list[list[str]]:
 
 def origins(results: ServeResults) -> dict[str, str]:
     """How a file was made."""
-    run, code = results.run, results.code
     return {
-        "command": " ".join(run.argv),
-        "commit": (code.sha or "unknown") + (" + uncommitted changes" if code.dirty else ""),
-        "started": run.started_utc,
-        "duration": f"{run.duration_s:.0f} s",
+        **origin(results),
         "seed": str(results.serving.seed),
-        "engines": f"{len(results.processes)} of {run.planned}",
+        "engines": f"{len(results.processes)} of {results.run.planned}",
         "each engine": f"{setup_words(results.setup)}; attention by Triton, no prefill graphs, no prefix cache",
     }

@@ -17,7 +17,7 @@ from bench.model.records import Point, Results
 from bench.show.history import change_lines, failure_lines
 from bench.show.history import heading as history_heading
 from bench.show.page import engines, runs
-from bench.show.page.content import Content
+from bench.show.page.content import Content, origin
 from bench.show.tables import name_of
 
 FIRST = 6  # cases that are named
@@ -209,14 +209,10 @@ def runs_of(content: Content) -> Facts:
 
 
 def _run(results: Results) -> Iterator[tuple[str, str]]:
-    run, code = results.run, results.code
     timed = [point for point in results.points if point.rounds]
-    yield "command", " ".join(run.argv)
-    yield "commit", (code.sha or "unknown") + (" + uncommitted changes" if code.dirty else "")
-    yield "started", run.started_utc
-    yield "duration", f"{run.duration_s:.0f} s"
-    yield "seed", str(run.seed)
-    yield "measuring code", described(code.bench_version)
+    yield from origin(results).items()
+    yield "seed", str(results.run.seed)
+    yield "measuring code", described(results.code.bench_version)
     if timed:
         yield from _sampling(timed)
     several = len({item.gpu for item in results.anchors}) > 1

@@ -13,6 +13,7 @@ from bench.model.case import Case
 from bench.model.records import Point, Results, Round
 from bench.show import again
 from bench.show.labels import row_labels, usual
+from bench.show.page.content import head
 from bench.show.tables import kind_of
 
 # The clocks in words; what is chosen first comes first.
@@ -57,11 +58,7 @@ def run(name: str, results: Results) -> dict[str, Any]:
     found = sorted(figures(results), key=lambda item: (item.case, item.point.index))
     labels = _labels([figure.point for figure in found])
     return {
-        "name": name,
-        "gpu": str((results.env.identity.get("gpu") if results.env else None) or "no GPU"),
-        "commit": results.code.short or "unknown",
-        "dirty": bool(results.code.dirty),
-        "date": results.run.started_utc[:10],
+        **head(name, results),
         "usual": _usual([figure.point for figure in found]),
         "points": [_point(results, figure, labels[figure.point.index]) for figure in found],
     }

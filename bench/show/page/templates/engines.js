@@ -20,10 +20,7 @@ function startEngines() {
 
 function drawEngines(filter) {
   const figure = filter.figure.value;
-  const panels = DATA.engines
-    .map((run, place) => ({ run, place, points: chosenPoints(run, filter) }))
-    .filter((panel) => panel.points.length)
-    .map((panel) => ({ ...panel, ...linesOf(panel.points, figure) }));
+  const panels = panelsOf(DATA.engines, filter);
   const host = document.querySelector("#engines .panels");
   host.replaceChildren(...panels.map((panel) => enginePanel(panel, figure)));
   host.querySelectorAll(".chart").forEach((chart) => chart.draw());

@@ -37,12 +37,17 @@ function chosenPoints(run, filter) {
   );
 }
 
-function drawPoints(filter) {
-  const figure = filter.figure.value;
-  const panels = DATA.runs
+// A panel for each file that has something chosen, with its lines of the chosen figure.
+function panelsOf(runs, filter) {
+  return runs
     .map((run, place) => ({ run, place, points: chosenPoints(run, filter) }))
     .filter((panel) => panel.points.length)
-    .map((panel) => ({ ...panel, ...linesOf(panel.points, figure) }));
+    .map((panel) => ({ ...panel, ...linesOf(panel.points, filter.figure.value) }));
+}
+
+function drawPoints(filter) {
+  const figure = filter.figure.value;
+  const panels = panelsOf(DATA.runs, filter);
   const range = rangeOf(panels.map((panel) => panel.lines));
   const host = document.querySelector("#points .panels");
   host.replaceChildren();
