@@ -73,6 +73,7 @@ plots: setup  ## draw them again
 	$(PLOT) history docs/experiments/planted-slow --clock graph -o docs/plots/h100-history.png
 	$(PLOT) history docs/experiments/planted-slow --clock work -o docs/plots/work-history.png
 	$(PLOT) history docs/experiments/sglang-versions --clock work -o docs/plots/sglang-versions.png
+	$(PLOT) history docs/experiments/sglang-versions --clock graph -o docs/plots/sglang-versions-h200.png
 	$(PLOT) rounds docs/results/h200-aa.json -o docs/plots/h200-rounds.png
 	for figure in scaling bandwidth; do \
 	  $(PLOT) $$figure docs/results/h200-full.json -o docs/plots/h200-$$figure.png || exit 1; \

@@ -220,7 +220,7 @@ def _reading(history: History) -> list[str]:
     what = "version" if _of_versions(history) else "commit"
     changes = "A dashed line is a change, with the panel's largest change: orange is worse, blue is better. "
     return [
-        f"{how} Lower is better. A cross is a {what} without a figure.",
+        f"{how} Lower is better. A cross is a {what} that failed; a line passes over one that was skipped.",
         f"{changes if history.changes else ''}{versions}",
     ]
 
