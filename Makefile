@@ -1,7 +1,7 @@
 # `make sweep` and `make test` are all a fresh machine needs: each sets up .venv first.
 PYTHON ?= python3
 
-# Every target takes ENV, the SGLang that brings torch and triton: `make test ENV=sglang-0.5.23`. Each has a folder of its
+# Every target takes ENV, the SGLang that brings torch and triton: `make test ENV=sglang-0.5.16`. Each has a folder of its
 # own; that of pyproject.toml, which is the default, has .venv.
 DEFAULT_ENV := $(shell sed -n 's/^sglang = \["sglang==\(.*\)"\]$$/sglang-\1/p' pyproject.toml)
 ENV := $(DEFAULT_ENV)
@@ -145,7 +145,7 @@ $(VENV)/.ready-light: pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --group light
 	touch $@
 
-# SGLang brings torch and triton in the versions it was built for, and is most of the download (9 GB on disk).
+# SGLang brings torch and triton in the versions it was built for, and is most of the download (11 GB on disk).
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -41,7 +41,7 @@ assert "csgmv_embed is not here" in contenders.unavailable(contenders.build("csg
 
 def test_without_the_library_sglang_is_measured_against_torch(tmp_path: Path) -> None:
     if package_version("sglang") is None:
-        pytest.skip("needs SGLang: pip install 'sglang==0.5.16'")
+        pytest.skip("needs SGLang: make setup")
     for name in ("bench", "plots", "profiles"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "baselines"))
     toml = (ROOT / "bench.toml").read_text(encoding="utf-8").replace("work_lanes = 2 ", "work_lanes = 1 ")

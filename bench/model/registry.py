@@ -28,6 +28,7 @@ Family = Literal[
     "torch_gather",
     "base",
 ]
+SUGGESTED_SGLANG = "0.5.23"  # where none is installed: pyproject.toml's
 INSTALLED = "installed"  # on the axis sglang; its contenders are named without a version
 # family -> the axes whose values make its variants: a contender's name is `family-option...`, the same over all ops;
 # one of another SGLang than the installed has that version behind it: `sglang_csgmv-chunk16@0.5.23`

@@ -8,13 +8,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bench.model.environment import nvml_device, package_version
+from bench.model.registry import SUGGESTED_SGLANG
 from profiles.doctor import findings
 
 # package -> (module, what it is for, how to get it)
 PARTS = {
     "torch": ("torch", "everything that runs", "pip install -e '.[bench]'"),
     "triton": ("triton", "the kernels", "pip install -e '.[bench]'"),
-    "sglang": ("sglang", "the SGLang contenders", "pip install 'sglang==0.5.16'"),
+    "sglang": ("sglang", "the SGLang contenders", f"pip install 'sglang=={SUGGESTED_SGLANG}'"),
     "nvtx": ("nvtx", "ranges for Nsight; silent without", "pip install nvtx"),
     "nvidia-ml-py": ("pynvml", "GPU clocks and fingerprint", "pip install nvidia-ml-py"),
 }

@@ -146,7 +146,7 @@ def test_versions_are_called_by_their_names() -> None:
     assert history._heading(found)[0] == "Counted work (not times) across versions of SGLang, oldest first"
     told = history._told(history.data(found))
     reading = " ".join(history._reading(found))
-    assert "A cross is a version without a figure" in reading and "orange is worse, blue is better" in reading
+    assert "A cross is a version that failed" in reading and "orange is worse, blue is better" in reading
     assert "B: SGLang 0.5.14. Measured before it: SGLang 0.5.13. Measured after it: SGLang 0.5.15" in told
 
 

@@ -24,6 +24,7 @@ from bench.contenders.base import KernelRef, Launch, LookupOp, Preparation
 from bench.contenders.sglang import harness
 from bench.contenders.sglang.harness import DEFAULT_CHUNK_SIZE as DEFAULT_CHUNK_SIZE
 from bench.model.case import ELEMENT_BYTES, Case
+from bench.model.registry import SUGGESTED_SGLANG
 from bench.workload.tensors import SECTOR_BYTES, Workload
 
 Version = tuple[int, ...]
@@ -35,7 +36,6 @@ KERNEL_PACKAGES: tuple[tuple[Version, str], ...] = (
     ((0, 5, 10), "sglang.srt.lora.triton_ops"),
 )
 FIRST_VERSION: Version = (0, 5, 10)  # the first with a csgmv embedding kernel
-MEASURED_VERSION: Version = (0, 5, 16)
 KERNEL_CACHE = "SGLANG_USE_CUSTOM_TRITON_KERNEL_CACHE"
 
 # Decode batch size SGLang captures up to on a GPU of 60 to 160 GiB (A100-80G, H100, H200) with tp < 4:
@@ -58,7 +58,7 @@ class Peer:
 
     def unavailable(self) -> str | None:
         """Why the installed SGLang cannot run this op, with the install line; None if it can. Imports SGLang."""
-        advice = f"pip install 'sglang=={_dotted(max(self.since, MEASURED_VERSION))}'"
+        advice = f"pip install 'sglang=={_dotted(max(self.since, _parsed(SUGGESTED_SGLANG)))}'"
         try:
             installed = importlib.metadata.version("sglang")
         except importlib.metadata.PackageNotFoundError:

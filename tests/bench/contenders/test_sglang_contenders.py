@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,7 +119,9 @@ def test_without_sglang_the_reason_says_what_to_install(monkeypatch: pytest.Monk
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    assert SglangCsgmv().unavailable() == "sglang is not installed: pip install 'sglang==0.5.16'"
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (named,) = project["optional-dependencies"]["sglang"]
+    assert SglangCsgmv().unavailable() == f"sglang is not installed: pip install '{named}'"
 
 
 def test_a_version_without_the_op_is_named_with_one_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def kernels_of(version: str, into: Path) -> Path:
     else:
         spec = importlib.util.find_spec("sglang")
         if spec is None or spec.origin is None:
-            pytest.skip("needs SGLang, installed or as a wheel in build/wheels: pip install 'sglang==0.5.16'")
+            pytest.skip("needs SGLang, installed or as a wheel in build/wheels: make setup")
         name = "sglang/kernels/ops/gemm/embedding_lora_a.py"
         text = (Path(spec.origin).parents[1] / name).read_text(encoding="utf-8")
     for file, content in ((name, text), ("sglang/srt/lora/utils.py", "class LoRABatchInfo: ...\n")):
