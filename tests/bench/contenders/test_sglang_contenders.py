@@ -19,6 +19,7 @@ from bench.contenders.sglang.peers import DECODE_GRAPH_CAPACITY, SglangLookup, r
 from bench.contenders.sglang.tokens import SglangTokens
 from bench.contenders.sglang.triton import SglangTriton
 from bench.model.case import Case
+from bench.model.registry import SUGGESTED_SGLANG
 from bench.workload.tensors import Workload, make_workload
 
 CASES = [
@@ -133,7 +134,7 @@ def test_a_version_without_the_op_is_named_with_one_that_has_it(monkeypatch: pyt
 
 
 def test_a_version_that_does_not_load_is_a_reason_and_no_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.5.16")
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: SUGGESTED_SGLANG)
     for name in [name for name in sys.modules if name.startswith("sglang.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sglang", None)
