@@ -232,9 +232,9 @@ def _prepare(
     slots, max_rank, _ = a_table.shape
     grid, bare = _grid(batch, tokens, hidden, tile, add=add)
     constants = LayerConstants(
-        num_rows=embedding.shape[0],
+        num_rows=0 if add else embedding.shape[0],  # then never read: the tokens, each number of which would compile
         missing_row=missing_row,
-        e_stride_row=embedding.stride(0),
+        e_stride_row=0 if add else embedding.stride(0),
         **a_table_constants(a_table, vocab_size, extra_embeddings),
         b_stride_slot=b_table.stride(0),
         b_stride_hidden=b_table.stride(1),

@@ -18,6 +18,7 @@ LAYER = "CSGMV_EMBED_LAYER"
 LM_HEAD = "CSGMV_EMBED_LM_HEAD"
 LINEAR = "CSGMV_EMBED_LINEAR"
 BASE_GRAPH = "CSGMV_EMBED_BASE_GRAPH"
+COMPILE_AHEAD = "CSGMV_EMBED_COMPILE_AHEAD"
 NVTX = "CSGMV_EMBED_NVTX"
 _VALUES = {
     DISABLE: ("0", "1"),
@@ -27,6 +28,7 @@ _VALUES = {
     LM_HEAD: ("1", "0"),
     LINEAR: ("1", "0"),
     BASE_GRAPH: ("1", "0"),
+    COMPILE_AHEAD: ("1", "0"),
     NVTX: ("", "0", "1"),  # read by ranges.py before anything is hooked; unset: where a profiler is attached
 }
 
@@ -43,6 +45,7 @@ class Settings:
     layer, lm_head, linear: the whole embedding layer, the LoRA of lm_head and that of the linear layers run on this
     library's kernels; off, SGLang's own functions do them, the embedding layer's with this library's lookup.
     base_graph: decode steps without any adapter have a captured graph of their own, without LoRA's kernels.
+    compile_ahead: kernels for prefills of every size are compiled when decode graphs were captured.
     """
 
     disabled: bool = False
@@ -52,6 +55,7 @@ class Settings:
     lm_head: bool = True
     linear: bool = True
     base_graph: bool = True
+    compile_ahead: bool = True
 
     def switched_off(self, hook: str) -> str:
         """The variable that keeps a hook from doing its work; empty if none does."""
@@ -81,4 +85,5 @@ class Settings:
             lm_head=found[LM_HEAD] == "1",
             linear=found[LINEAR] == "1",
             base_graph=found[BASE_GRAPH] == "1",
+            compile_ahead=found[COMPILE_AHEAD] == "1",
         )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import partial
 from typing import Any
 
 import torch
 
 from csgmv_embed.embedding import embedding_lora, embedding_lora_add
 from csgmv_embed.launch.checks import ID_DTYPES
+from csgmv_embed.sglang import rehearsal
 from csgmv_embed.sglang.hooks.common import (
     Original,
     added_tokens,
@@ -63,7 +65,18 @@ def _embedding(state: State, layer: Any, input_: torch.Tensor) -> torch.Tensor |
     a_table, b_table = layer.embedding_A_buffer, layer.embedding_B_buffer
     if weight is None or not alike(weight, a_table, b_table):
         return None
+    if rehearsal.noted is not None:
+        rehearsal.note(partial(_again, input_, weight, a_table, b_table), "layer", a_table.shape, input_.dtype)
     return embedding_lora(input_, weight, a_table, b_table, batch, a_table.shape[2], missing_row=MISSING_ROW)
+
+
+def _again(
+    ids: torch.Tensor, weight: torch.Tensor, a_table: torch.Tensor, b_table: torch.Tensor, info: Any, tokens: int
+) -> None:
+    batch = current_batch(info)
+    if batch is not None:
+        rows = ids.new_zeros(tokens)
+        embedding_lora(rows, weight, a_table, b_table, batch, a_table.shape[2], missing_row=MISSING_ROW)
 
 
 def _embedding_add(
@@ -82,7 +95,26 @@ def _embedding_add(
     vocab_size, extra = added_tokens(a_table, layer.vocab_size, extra)
     rows = planned_rows(batch, input_.shape[0])
     embedding_lora_add(base_output[:rows], input_[:rows], a_table, b_table, batch, vocab_size, extra)
+    if rehearsal.noted is not None:
+        again = partial(_add_again, base_output, input_, a_table, b_table, vocab_size, extra)
+        rehearsal.note(again, "layer_add", a_table.shape, base_output.stride(), input_.dtype)
     return base_output
+
+
+def _add_again(
+    out: torch.Tensor,
+    ids: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    vocab_size: int,
+    extra: torch.Tensor | None,
+    info: Any,
+    tokens: int,
+) -> None:
+    batch = current_batch(info)
+    if batch is not None:
+        rows = rehearsal.rows_like(out, tokens)
+        embedding_lora_add(rows, ids.new_zeros(tokens), a_table, b_table, batch, vocab_size, extra)
 
 
 def _are_ids(input_: torch.Tensor) -> bool:

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang import rehearsal, runtime
 from csgmv_embed.sglang.hooks.common import Original
+from csgmv_embed.sglang.planner.state import State
 
 WITHOUT_LORA = "nolora"  # SGLang's word for the variant
 RUNNER = "DecodeCudaGraphRunner"  # the runners of draft models derive from it, and want none of this
@@ -24,10 +25,16 @@ VARIANT = 3  # where capture_one_shape takes it, behind the runner: size, forwar
 
 
 def capture_all(original: Original, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    """Replaces `_capture_one_stream`: captures every batch size, in one variant or in two."""
+    """Replaces `_capture_one_stream`: captures every batch size, in one variant or in two, and rehearses prefills."""
     if _wanted(runner):
         runner.record_nolora_graph = True
-    return original(runner, *args, **kwargs)
+    state = _rehearsing(runner)
+    if state is None:
+        return original(runner, *args, **kwargs)
+    with rehearsal.listening() as launched:
+        result = original(runner, *args, **kwargs)
+    rehearsal.rehearse(state, launched, _longest_prefill(runner.model_runner.server_args))
+    return result
 
 
 def capture_one(original: Original, runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,11 +46,24 @@ def capture_one(original: Original, runner: Any, *args: Any, **kwargs: Any) -> A
         return original(runner, *args, **kwargs)
 
 
+def _rehearsing(runner: Any) -> State | None:
+    """The plugin's state of the backend whose prefills are rehearsed; None if none are."""
+    return _state_of(runner) if runtime.active is not None and runtime.active.settings.compile_ahead else None
+
+
+def _state_of(runner: Any) -> State | None:
+    manager = getattr(runner.model_runner, "lora_manager", None) if type(runner).__name__ == RUNNER else None
+    return None if manager is None else runtime.state_of(manager.lora_backend)
+
+
+def _longest_prefill(arguments: Any) -> int:
+    """Tokens of the longest prefill that SGLang runs at once."""
+    chunked = getattr(arguments, "chunked_prefill_size", None) or -1  # -1: prompts are not cut
+    return int(chunked if chunked > 0 else getattr(arguments, "max_prefill_tokens", None) or rehearsal.MOST_TOKENS)
+
+
 def _wanted(runner: Any) -> bool:
-    if not (runtime.serves("base_graph") and runtime.serves("base_capture")) or type(runner).__name__ != RUNNER:
-        return False
-    manager = getattr(runner.model_runner, "lora_manager", None)
-    if manager is None or runtime.state_of(manager.lora_backend) is None:
+    if not (runtime.serves("base_graph") and runtime.serves("base_capture")) or _state_of(runner) is None:
         return False
     arguments = runner.model_runner.server_args
     sizes = (getattr(arguments, name, 1) for name in ("dp_size", "attn_dp_size"))

@@ -8,13 +8,14 @@ cannot do everything that function does.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from csgmv_embed.batch import EmbeddingBatch
 from csgmv_embed.linear import lora_expand, lora_linear, lora_shrink
-from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang import rehearsal, runtime
 from csgmv_embed.sglang.hooks.common import Original, planned_rows
 from csgmv_embed.sglang.planner.views import LINEAR
 
@@ -75,6 +76,8 @@ def shrink(original: Original, backend: Any, x: torch.Tensor, weights: torch.Ten
     out = x.new_empty(x.shape[0], weights.shape[1])
     rows = planned_rows(batch, x.shape[0])
     lora_shrink(x[:rows], weights, batch, out=out[:rows])
+    if rehearsal.noted is not None:
+        rehearsal.note(partial(_shrink_again, x, weights), "shrink", weights.shape, weights.stride(), x.stride())
     return out
 
 
@@ -95,7 +98,20 @@ def expand(
     assert base_output is not None
     rows = planned_rows(batch, x.shape[0])
     lora_expand(x[:rows], weights, base_output[:rows], batch)
+    if rehearsal.noted is not None:
+        key = ("expand", weights.shape, weights.stride(), x.stride(), base_output.stride())
+        rehearsal.note(partial(_expand_again, x, weights, base_output), *key)
     return base_output
+
+
+def _shrink_again(x: torch.Tensor, weights: torch.Tensor, info: Any, tokens: int) -> None:
+    rows = rehearsal.rows_like(x, tokens)
+    lora_shrink(rows, weights, getattr(info, LINEAR), out=rows.new_empty(tokens, weights.shape[1]))
+
+
+def _expand_again(x: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, info: Any, tokens: int) -> None:
+    rows = rehearsal.rows_like(x, tokens)
+    lora_expand(rows, weights, rehearsal.rows_like(out, tokens), getattr(info, LINEAR))
 
 
 def _half(hook: str, backend: Any) -> EmbeddingBatch | None:
@@ -173,7 +189,24 @@ def _applied(
         return None
     rows = planned_rows(batch, x.shape[0])
     lora_linear(x[:rows], a_table, b_table, base_output[:rows], batch, starts)
+    if rehearsal.noted is not None:
+        tables = (a_table.shape, a_table.stride(), b_table.shape, b_table.stride())
+        again = partial(_again, x, a_table, b_table, base_output, starts)
+        rehearsal.note(again, "linear", *tables, starts, x.stride(), base_output.stride())
     return base_output
+
+
+def _again(
+    x: torch.Tensor,
+    a_table: torch.Tensor,
+    b_table: torch.Tensor,
+    out: torch.Tensor,
+    starts: tuple[int, ...] | None,
+    info: Any,
+    tokens: int,
+) -> None:
+    rows = rehearsal.rows_like(x, tokens)
+    lora_linear(rows, a_table, b_table, rehearsal.rows_like(out, tokens), getattr(info, LINEAR), starts)
 
 
 def _fit(x: torch.Tensor, a_table: torch.Tensor, b_table: torch.Tensor, out: torch.Tensor, slices: int) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from csgmv_embed.launch.checks import check_axes
 from csgmv_embed.lookup import embedding_lora_a
-from csgmv_embed.sglang import runtime
+from csgmv_embed.sglang import rehearsal, runtime
 from csgmv_embed.sglang.hooks.common import Original, added_tokens, planned_rows
 from csgmv_embed.sglang.planner.state import State
 from csgmv_embed.sglang.planner.views import BATCH, current_batch
@@ -56,9 +57,19 @@ def run_lookup(
         return weights.new_zeros(tokens, max_rank)
     batch = current_batch(batch_info)
     assert batch is not None
+    if rehearsal.noted is not None:
+        rehearsal.note(partial(_again, input_ids, weights, vocab_size, extra_embeddings), "lookup", weights.shape)
     rows = planned_rows(batch, tokens)
     if rows == tokens:
         return embedding_lora_a(input_ids, weights, batch, vocab_size, extra_embeddings)
     out = weights.new_zeros(tokens, max_rank)
     embedding_lora_a(input_ids[:rows], weights, batch, vocab_size, extra_embeddings, out=out[:rows])
     return out
+
+
+def _again(
+    ids: torch.Tensor, weights: torch.Tensor, vocab_size: int, extra: torch.Tensor | None, info: Any, tokens: int
+) -> None:
+    batch = current_batch(info)
+    if batch is not None:
+        embedding_lora_a(ids.new_zeros(tokens), weights, batch, vocab_size, extra)
