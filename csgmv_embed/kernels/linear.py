@@ -109,6 +109,26 @@ def _tile_at(tile, tile_words, tile_rows, num_tokens, num_slots, MAX_RANK: tl.co
     return slot.to(tl.int64), rank, scaling, rows.to(tl.int64), (rows >= 0) & (rows < num_tokens)
 
 
+@triton.jit
+def _columns(n, rank, c: tl.constexpr, GROUP: tl.constexpr):
+    """(where A's packed rows n lie in a shrunk row, which of them there are). GROUP divides the rank and max_rank.
+
+    A division hides from the compiler that neighbours stay neighbours. It would then guess along which axis threads lie
+    side by side, and Triton 3.8 guesses the tokens: 32 threads write to 32 rows.
+    """
+    column = n
+    if c.slices > 1:
+        column = (n // rank) * c.max_rank + n % rank
+        column = tl.max_contiguous(tl.multiple_of(column, GROUP), GROUP)
+    return column, (n // GROUP) * GROUP < c.slices * rank
+
+
+@triton.jit
+def _store_columns(shrunk, row, live, n, rank, values, c: tl.constexpr, GROUP: tl.constexpr):
+    column, wanted = _columns(n, rank, c, GROUP)
+    tl.store(shrunk + (row[None, :] + column[:, None]), values, mask=live[None, :] & wanted[:, None])
+
+
 @triton.jit(do_not_specialize=["num_tokens", "num_slots"])
 def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, num_slots, c: tl.constexpr):
     """Grid (blocks of A's rows * splits, tiles). c: ShrinkConstants."""
@@ -119,6 +139,7 @@ def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, nu
     SPAN: tl.constexpr = ((c.in_features + c.splits * c.block_k - 1) // (c.splits * c.block_k)) * c.block_k
     WHOLE: tl.constexpr = c.in_features == c.splits * SPAN
     SHAPE: tl.constexpr = (c.block_n, c.block_m)
+    GROUP: tl.constexpr = 4 if c.max_rank % 4 == 0 else 1
     slot, rank, _, rows, live = _tile_at(
         tl.program_id(1), tile_words, tile_rows, num_tokens, num_slots, c.max_rank, c.block_m
     )
@@ -139,11 +160,12 @@ def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, nu
             tokens = tl.load(x + (x_row[:, None] + k[None, :]), mask=x_mask, other=0.0)
             # A on the left: its rows are many, and warps share out the rows of the left factor.
             total = product(a, tl.trans(tokens), total, c.widen)
-        column = n
-        if c.slices > 1:
-            column = (n // rank) * c.max_rank + n % rank
-        place = rows[None, :] * c.shrunk_stride_token + (split * c.shrunk_stride_split + column)[:, None]
-        tl.store(shrunk + place, total.to(shrunk.dtype.element_ty), mask=live[None, :] & wanted[:, None])
+        values = total.to(shrunk.dtype.element_ty)
+        row = rows * c.shrunk_stride_token + split * c.shrunk_stride_split
+        if rank % GROUP == 0:
+            _store_columns(shrunk, row, live, n, rank, values, c, GROUP)
+        else:
+            _store_columns(shrunk, row, live, n, rank, values, c, 1)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots"])
@@ -152,19 +174,25 @@ def lora_shrink_sum_kernel(tile_words, tile_rows, parts, out, num_tokens, num_sl
     _, rank, _, rows, live = _tile_at(
         tl.program_id(1), tile_words, tile_rows, num_tokens, num_slots, c.max_rank, c.block_m
     )
-    SPLITS: tl.constexpr = c.splits
+    GROUP: tl.constexpr = 4 if c.max_rank % 4 == 0 else 1
     n = tl.program_id(0) * c.block_n + tl.arange(0, c.block_n)
     if tl.program_id(0) * c.block_n < c.slices * rank:
-        column = n
-        if c.slices > 1:
-            column = (n // rank) * c.max_rank + n % rank
-        mask = live[:, None] & (n < c.slices * rank)[None, :]
-        place = parts + (rows[:, None] * c.parts_stride_token + column[None, :])
-        total = tl.load(place, mask=mask, other=0.0)
-        for split in tl.static_range(1, SPLITS):
-            total += tl.load(place + split * c.parts_stride_split, mask=mask, other=0.0)
-        values = total.to(out.dtype.element_ty)
-        tl.store(out + (rows[:, None] * c.out_stride_token + column[None, :]), values, mask=mask)
+        if rank % GROUP == 0:
+            _sum_columns(parts, out, rows, live, n, rank, c, GROUP)
+        else:
+            _sum_columns(parts, out, rows, live, n, rank, c, 1)
+
+
+@triton.jit
+def _sum_columns(parts, out, rows, live, n, rank, c: tl.constexpr, GROUP: tl.constexpr):
+    SPLITS: tl.constexpr = c.splits
+    column, wanted = _columns(n, rank, c, GROUP)
+    mask = live[:, None] & wanted[None, :]
+    place = parts + (rows[:, None] * c.parts_stride_token + column[None, :])
+    total = tl.load(place, mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(place + split * c.parts_stride_split, mask=mask, other=0.0)
+    tl.store(out + (rows[:, None] * c.out_stride_token + column[None, :]), total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
