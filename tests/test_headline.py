@@ -20,6 +20,7 @@ RECORD = "docs/results/h200-headline.json"
 COMMAND = ["show", RECORD, "--pivot", "op+phase,contender", "--format", "markdown"]
 # The plugin and adapters are no contender of the profile; the rest says where things are and what to install.
 NOT_MEASURED = [f":!csgmv_embed/{name}" for name in ("sglang", "adapters", "__init__.py", "__main__.py", "py.typed")]
+UNTIMED = re.compile(r"Not timed again since ((?:`\S+`,?\s+)+)changed\.")
 MARKED = re.compile(r"<!-- headline: (.*?) -->\n+(.*?)\n+<!-- end -->", re.DOTALL)
 
 
@@ -73,10 +74,21 @@ def test_the_file_is_of_the_kernels_as_they_are() -> None:
     if done.returncode:
         pytest.skip(f"commit {code.short} is not in this clone, so what has changed since cannot be told")
     changed = [name for name in done.stdout.split() if code_of(name, code.sha) != code_of(name)]
-    assert changed == [], (
-        f"csgmv_embed has changed since {code.short}: measure again on an H200, "
-        f"`python -m bench sweep -p headline -o {RECORD}`, then `make headline`"
+    said = UNTIMED.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert changed == (re.findall(r"`(\S+)`", said[1]) if said else []), (
+        f"changed since {code.short}: {', '.join(changed) or 'nothing'}. Measure again on an H200, `python -m bench sweep "
+        f"-p headline -o {RECORD}`, then `make headline`; or say below README's table: {spelled(changed)}"
     )
+
+
+def spelled(changed: list[str]) -> str:
+    return f"Not timed again since {', '.join(f'`{name}`' for name in changed)} changed." if changed else "nothing"
+
+
+def test_readme_may_say_which_files_were_not_timed_again() -> None:
+    found = UNTIMED.search("text\n\n" + spelled(["a/b.py", "c.py"]).replace(" `c", "\n`c") + " More.")
+    assert found is not None and re.findall(r"`(\S+)`", found[1]) == ["a/b.py", "c.py"]
+    assert UNTIMED.search("Timed again since `a.py` changed.") is None
 
 
 def test_readme_names_the_commit_and_the_gpu() -> None:
