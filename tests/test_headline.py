@@ -76,8 +76,8 @@ def test_the_file_is_of_the_kernels_as_they_are() -> None:
     changed = [name for name in done.stdout.split() if code_of(name, code.sha) != code_of(name)]
     said = UNTIMED.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert changed == (re.findall(r"`(\S+)`", said[1]) if said else []), (
-        f"changed since {code.short}: {', '.join(changed) or 'nothing'}. Measure again on an H200, `python -m bench sweep "
-        f"-p headline -o {RECORD}`, then `make headline`; or say below README's table: {spelled(changed)}"
+        f"changed since {code.short}: {', '.join(changed) or 'nothing'}. Measure again on an H200, `python -m bench "
+        f"sweep -p headline -o {RECORD}`, then `make headline`; or say below README's table: {spelled(changed)}"
     )
 
 
