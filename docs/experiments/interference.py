@@ -64,14 +64,20 @@ def shown(values: list[float]) -> dict[str, Any]:
     }
 
 
-def beside(values: list[float], noise: list[float]) -> dict[str, Any]:
-    """The same, and whether it is more than the noise."""
+def beside(after: Values, before: Values, noisy: Values, still: Values, clock: str) -> dict[str, Any]:
+    """The same of the points that all four have, and whether it is more than the noise: noisy over still."""
+    common = after.keys() & before.keys() & noisy.keys() & still.keys()
+    values, noise = (
+        ratios({key: of[key] for key in of if key in common}, over, clock)
+        for of, over in ((after, before), (noisy, still))
+    )
     found = shown(values)
     if min(len(values), len(noise)) < LEAST_POINTS:
         return {**found, "verdict": f"fewer than {LEAST_POINTS} points"}
     larger = float(mannwhitneyu(np.abs(values), np.abs(noise), alternative="greater").pvalue)
     moved = float(mannwhitneyu(values, noise).pvalue)
     verdict = "more than the noise" if min(larger, moved) < ALPHA else "within the noise"
+    found["noise_half_within_pct"] = shown(noise)["half_within_pct"]
     return {**found, "p_larger": round(larger, 5), "p_moved": round(moved, 5), "verdict": verdict}
 
 
@@ -84,12 +90,12 @@ def report(idle: Results, busy: Results, again: Results, other: Results | None) 
     found: dict[str, Any] = {}
     for clock in dict.fromkeys(key[2] for key in still):
         noise = ratios(noisy, still, clock)
-        of_clock = {"noise": shown(noise), "busy": beside(ratios(times(busy, first), still, clock), noise)}
+        of_clock = {"noise": shown(noise), "busy": beside(times(busy, first), still, noisy, still, clock)}
         if other is not None:
             second = other.gpus[0].uuid
             alone = times(other, second)
-            of_clock["busy_second"] = beside(ratios(times(busy, second), alone, clock), noise)
-            of_clock["second_over_first"] = beside(ratios(alone, still, clock), noise)
+            of_clock["busy_second"] = beside(times(busy, second), alone, noisy, still, clock)
+            of_clock["second_over_first"] = beside(alone, still, noisy, still, clock)
         found[clock] = of_clock
     return found
 
