@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from bench.engine import peft_reference, preparation, startup
+from bench.engine import compiling, peft_reference, preparation, startup
 from bench.engine.messages import Warm, WarmJob
 from bench.engine.processes import EngineChild, EngineLost
 from bench.model.serving import EngineRun, Mode
@@ -26,7 +26,8 @@ class Waiting:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-serve-")
         self.scratch = self._folder.name
         mode = Mode(run.mode)
-        folders = {startup.FOLDER: self.scratch} | ({preparation.FOLDER: self.scratch} if mode.lora else {})
+        written = [startup.FOLDER, compiling.FOLDER, *([preparation.FOLDER] if mode.lora else [])]
+        folders = dict.fromkeys(written, self.scratch)
         own = {} if mode.engine else peft_reference.environment()
         self.child = open_child(mode.environment | folders | own)
         self._imported_us: float | None = None

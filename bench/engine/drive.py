@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bench.engine import preparation, startup
+from bench.engine import compiling, preparation, startup
 from bench.engine.floors import least_bytes
 from bench.engine.messages import Begun, Done, Loaded, Message, ServeJob, Started, Traced
 from bench.engine.requests import Request, arrivals_s, requests
@@ -74,7 +74,7 @@ def drive(job: ServeJob, opener: Opener, tell: Tell) -> None:
     started_us = (monotonic_ns() - called_ns) / 1000
     tell(Started(engine.described))
     start: Samples = {"start_us": [job.imported_us + started_us], "import_us": [job.imported_us]}
-    driver = _Driver(job, engine, start | startup.parts(Path(job.scratch), called_ns))
+    driver = _Driver(job, engine, start | startup.parts(Path(job.scratch), called_ns), called_ns)
     try:
         for load in job.loads:
             driver.measured(load, tell)
@@ -95,8 +95,8 @@ def agree(samples: Sequence[float], agreement: float) -> bool:
 class _Driver:
     """Asks one engine."""
 
-    def __init__(self, job: ServeJob, engine: Engine, start: Samples) -> None:
-        self._job, self._engine, self._started = job, engine, start
+    def __init__(self, job: ServeJob, engine: Engine, start: Samples, called_ns: int) -> None:
+        self._job, self._engine, self._started, self._called_ns = job, engine, start, called_ns
         self._serving = job.serving
         self._counted_ns = 0  # when the samples of a load began, after its warm-up
 
@@ -127,6 +127,9 @@ class _Driver:
         if problem is None and load.kind in ("decode", "prefill"):
             host = preparation.between(Path(self._job.scratch), self._counted_ns, ended)
             samples |= {"prepare_us": host} if host else {}
+        since = self._called_ns if load.kind == "start" else began
+        compiled = compiling.between(Path(self._job.scratch), since, ended) if problem is None else []
+        samples |= {"compile_us": compiled} if compiled else {}
         tell(Loaded(load, began, ended, samples, answers, problem))
 
     def traced(self, load: Load, tell: Tell) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,12 @@ from time import monotonic_ns
 from types import ModuleType
 from typing import Any
 
+from bench.engine import stamps
 from bench.engine.hooks import wrap_to_folder
 
 FOLDER = "BENCH_PREPARE_TIMES"  # the variable that names where to write
 MODULE, CLASS, METHOD = "sglang.srt.lora.lora_manager", "LoRAManager", "prepare_lora_batch"
-RECORD = struct.Struct("<qq")  # began, took: ns
+NAME = "prepare"
 
 
 def install() -> None:
@@ -40,17 +40,15 @@ def timed(method: Callable[..., Any], folder: Path) -> Callable[..., Any]:
 
     The first also records the plugin's state.
     """
-    descriptor: list[int] = []
+    times = stamps.Stamps(folder, NAME)
 
     @functools.wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         began = monotonic_ns()
         found = method(*args, **kwargs)
         took = monotonic_ns() - began
-        if not descriptor:
+        if times.add(began, took):
             _write_plugin(folder)
-            descriptor.append(os.open(folder / f"prepare-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND))
-        os.write(descriptor[0], RECORD.pack(began, took))
         return found
 
     return wrapper
@@ -66,14 +64,7 @@ def _write_plugin(folder: Path) -> None:
 
 def between(folder: Path, began_ns: int, ended_ns: int) -> list[float]:
     """Times, in us, of the calls that began between two moments."""
-    found = []
-    for file in sorted(folder.glob("prepare-*")):
-        data = file.read_bytes()
-        whole = data[: len(data) // RECORD.size * RECORD.size]
-        found += [
-            took / 1000 for began, took in RECORD.iter_unpack(whole) if began_ns <= began <= ended_ns and took > 0
-        ]
-    return found
+    return stamps.between(folder, NAME, began_ns, ended_ns)
 
 
 def plugin_problem(folder: Path, *, wanted: bool) -> str | None:

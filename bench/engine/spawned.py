@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bench.engine import preparation, startup
+from bench.engine import compiling, preparation, startup
 
 
 def ready() -> None:
@@ -14,5 +14,6 @@ def ready() -> None:
         import csgmv_embed.sglang
 
         csgmv_embed.sglang.install()
+    compiling.install()
     preparation.install()
     startup.install()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.model.served import START_PARTS, SampleName, ServeResults, StartPart
+from bench.model.serving import Load
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,27 @@ def spent(results: ServeResults) -> list[Spent]:
             )
         )
     return found
+
+
+@dataclass(frozen=True)
+class CompiledUnder:
+    """Kernels that Triton compiled in one process under one load (`start`: until its first requests were answered)."""
+
+    mode: str
+    repeat: int
+    load: Load
+    kernels: int
+    took: float  # us, of all of them; several schedulers compile side by side
+
+
+def compiled(results: ServeResults) -> list[CompiledUnder]:
+    """Every load under which something was compiled, in the file's order."""
+    return [
+        CompiledUnder(process.mode, process.repeat, item.load, len(times), sum(times))
+        for process in results.processes
+        for item in process.loads
+        if (times := item.samples.get("compile_us"))
+    ]
 
 
 def _only(samples: dict[SampleName, list[float]], name: SampleName) -> float | None:

@@ -9,6 +9,7 @@ History of the format (semver, as in bench/model/store.py)
 1.1.0  parts of a start, time under a profiler, anchors, sites of a trace by pass
 1.2.0  what SGLang's bench_serving says of a server
 1.3.0  the mode peft: what is right, and how far its own rounding takes it
+1.4.0  what Triton compiles at the start and under each load
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some, Uuid
 from bench.model.records import Anchor, Code, Environment, Scalar
 from bench.model.serving import Load, ModeName, Serving, Setup
 
-SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.3.0"
+SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.4.0"
 CLOCK = "engine"
 StartPart = Literal["import_us", "processes_us", "weights_us", "adapters_us", "pools_us", "graphs_us"]
 START_PARTS: tuple[StartPart, ...] = get_args(StartPart)
@@ -42,6 +43,7 @@ SampleName = Literal[
     "span_us",
     "tokens",
     "prepare_us",
+    "compile_us",
 ]
 Site = Literal["embedding", "qkv", "o", "gate_up", "down", "lm_head", "unplaced", "base", "attention", "copies", "rest"]
 SITES: tuple[Site, ...] = get_args(Site)
@@ -97,6 +99,8 @@ class ServedLoad(msgspec.Struct):
     gap_us         between two pieces of an answer as its client gets them; a piece is a token unless the client lags
     span_us, tokens  time of all clients, and the tokens that they got
     prepare_us     host time of SGLang's prepare_lora_batch, by step, of the scheduler of every GPU
+    compile_us     of each kernel that Triton compiled during the load, its warm-up included, in the scheduler of every
+                   GPU; of the load `start`: from the engine's call on
     """
 
     load: Load

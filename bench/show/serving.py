@@ -20,7 +20,7 @@ from bench.judge.serving import (
     failures,
     figures,
 )
-from bench.judge.spent import Spent, spent
+from bench.judge.spent import CompiledUnder, Spent, compiled, spent
 from bench.judge.where import Where, where
 from bench.model.served import SITES, START_PARTS, ServeResults, Site
 from bench.model.serving import PEFT, Load, ServePlan, Setup, engines, not_crossed
@@ -52,6 +52,8 @@ def summary(results: ServeResults, of: Sequence[ServedFigure] | None = None, *, 
     for table in answers_tables(results, wide=wide):
         parts += [table, Text()]
     parts += [times_table(spent(results), wide=wide), Text()]
+    if of_triton := compiled(results):
+        parts += [compiled_table(of_triton, wide=wide), Text()]
     traced = where(trace.anew(results))
     for load in dict.fromkeys(item.load for item in traced):
         parts += [where_table([item for item in traced if item.load == load], wide=wide), Text()]
@@ -152,6 +154,21 @@ def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
         Column("traced", cells(lambda item: item.traced), rank=1, right=True),
     ]
     title = "time of each process: its start, what the first request compiles, its figures; parts of a start beside it"
+    return Fitted(title, columns, wide=wide)
+
+
+def compiled_table(of: Sequence[CompiledUnder], *, wide: bool = False) -> RenderableType:
+    """One row for each load of each process under which Triton compiled something."""
+    columns = [
+        Column("mode", [item.mode for item in of]),
+        Column("repeat", [str(item.repeat) for item in of], rank=1, right=True),
+        Column("load", [item.load.label for item in of]),
+        Column("kernels", [str(item.kernels) for item in of], right=True),
+        Column("took", [_seconds(item.took) for item in of], right=True),
+    ]
+    title = (
+        "compiled by Triton, in no figure of a load, for its warm-up waited: a server's first such request would wait"
+    )
     return Fitted(title, columns, wide=wide)
 
 

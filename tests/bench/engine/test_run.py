@@ -119,6 +119,8 @@ def test_every_load_of_every_mode_is_in_the_file_with_its_samples(tiny: Path, tm
         assert (
             by_kind["start"]["gpu_bytes"] == [pytest.approx(2**30, rel=1e-5)] and by_kind["start"]["start_us"][0] > 1e4
         )
+        assert by_kind["start"]["compile_us"] == [2000.0] + [5000.0] * (process.mode == "csgmv")
+        assert by_kind["decode"].get("compile_us", []) == [5000.0] * (process.mode == "csgmv")
         decodes = [item for item in process.loads if item.load.kind == "decode"]
         steps = QUIET.samples * (QUIET.short_tokens + QUIET.long_tokens)
         for item in decodes:
@@ -186,7 +188,7 @@ def test_steps_that_agree_are_not_repeated(
     prepared = Prepared("model", ["a"], 1, 500, Environment({}, "k", {}), 0.0)
     job = ServeJob("none", Setup(), serving, (load,), prepared, (), "", 0.0, "")
     told: list[Message] = []
-    drive._Driver(job, Exact(), {}).measured(load, told.append)  # type: ignore[arg-type]  # what a decode needs
+    drive._Driver(job, Exact(), {}, 0).measured(load, told.append)  # type: ignore[arg-type]  # what a decode needs
     done = told[-1]
     assert isinstance(done, Loaded) and done.problem is None
     assert done.samples["step_us"] == [*steps[:taken]]

@@ -147,3 +147,12 @@ def test_the_time_of_each_process_is_told_with_the_parts_of_its_start() -> None:
         "csgmv 0 100 s 60.0 s 12.0 s 15.0 s 20.0 s 13.0 s 3.00 s 30.0 s 5.00 s",
         "none 0 1.00 s - - - - - - - -",
     ]
+    assert not any(line.startswith("compiled by Triton") for line in lines)
+
+
+def test_what_was_compiled_is_told_by_the_load_that_needed_it() -> None:
+    asked = decode(1.0)
+    asked.samples["compile_us"] = [1.5e6, 0.7e6]
+    lines = [" ".join(line.split()) for line in rendered(summary(results(process(0, "plugin", 1, asked)))).splitlines()]
+    place = lines.index("mode repeat load kernels took")
+    assert lines[place - 1].startswith("compiled by Triton") and lines[place + 2] == "plugin 1 decode 32 2 2.20 s"

@@ -1,0 +1,49 @@
+"""Times what Triton compiles in an engine's processes, which write the times to files.
+
+`install` is called in every process that an engine spawns. Triton tells its listener of every kernel that it compiles
+or finds on disk; the latter are not written down. A request that needs a new kernel waits for it, and the warm-up of a
+load would hide that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic_ns
+from types import ModuleType
+from typing import Any
+
+from bench.engine import stamps
+from bench.engine.hooks import wrap_to_folder
+
+FOLDER = "BENCH_COMPILE_TIMES"  # the variable that names where to write
+MODULE, NAME = "triton.knobs", "compile"
+
+
+def install() -> None:
+    """Time compilations in this process, if an environment variable says where to write."""
+    wrap_to_folder(FOLDER, MODULE, _wrap)
+
+
+def _wrap(folder: Path, module: ModuleType) -> None:
+    options: Any = getattr(module, "compilation", None)
+    if hasattr(options, "listener"):  # older versions of Triton have none
+        options.listener = _Listener(folder, options.listener)
+
+
+class _Listener:
+    """Writes down what is compiled, and tells the listener that was there before."""
+
+    def __init__(self, folder: Path, before: Any) -> None:
+        self._stamps, self._before = stamps.Stamps(folder, NAME), before
+
+    def __call__(self, *, times: Any, cache_hit: bool, **told: Any) -> None:
+        if not cache_hit:
+            took_ns = 1000 * times.total
+            self._stamps.add(monotonic_ns() - took_ns, took_ns)
+        if self._before is not None:
+            self._before(times=times, cache_hit=cache_hit, **told)
+
+
+def between(folder: Path, began_ns: int, ended_ns: int) -> list[float]:
+    """Times, in us, of the kernels whose compilation began between two moments."""
+    return stamps.between(folder, NAME, began_ns, ended_ns)
