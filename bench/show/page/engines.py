@@ -10,6 +10,7 @@ from bench.engine import trace
 from bench.judge.answers import AnswerCheck, answer_checks, bound_of, planted
 from bench.judge.crossing import crossed
 from bench.judge.serving import KINDS, ServedFigure, Unit, failures, figures
+from bench.judge.spent import compiled
 from bench.judge.where import Where, where
 from bench.model.served import SITES, ServeResults, Site
 from bench.model.serving import PEFT
@@ -195,6 +196,14 @@ def cross_checks(results: ServeResults) -> list[list[str]]:
          "-" if item.ratio is None else f"{100 * (item.ratio - 1):+.1f} %"]
         for item in crossed(results)
     ]  # fmt: skip
+
+
+def compilations(results: ServeResults) -> list[list[str]]:
+    """What Triton compiled: mode, repeat, load, kernels, their time."""
+    return [
+        [item.mode, str(item.repeat), item.load.label, str(item.kernels), amount(item.took, "us")]
+        for item in compiled(results)
+    ]
 
 
 def failed(content: Content) -> list[list[str]]:

@@ -78,6 +78,7 @@ def test_planted_faults_stand_below_the_answers() -> None:
 
 def test_a_mode_that_answers_wrong_has_no_value_and_what_failed_its_reason() -> None:
     right = [decode(100.0), answers(answer(), answer())]
+    right[0].samples["compile_us"] = [1.5e6, 0.7e6]
     wrong = [decode(50.0), answers(answer(5.0), answer(5.0))]
     made = results(
         process(0, "none", 0, decode(80.0)),
@@ -99,6 +100,7 @@ def test_a_mode_that_answers_wrong_has_no_value_and_what_failed_its_reason() -> 
         "SGLang engines"
     )
     cells = Seen(text := page(content)).cells
+    assert cells[(place := cells.index("2.20 s")) - 4 : place] == ["csgmv", "0", "decode 32", "2"]
     assert "WRONG" in cells and "+10.0 %" in cells and "out of <memory>" in cells and "out of <memory>" not in text
     assert list(by_mode) == MODES
 
