@@ -124,13 +124,18 @@ class _Driver:
         except Exception as error:  # whatever an engine raises is the load's result
             problem = _said(error)
         ended = monotonic_ns()
-        if problem is None and load.kind in ("decode", "prefill"):
-            host = preparation.between(Path(self._job.scratch), self._counted_ns, ended)
-            samples |= {"prepare_us": host} if host else {}
-        since = self._called_ns if load.kind == "start" else began
-        compiled = compiling.between(Path(self._job.scratch), since, ended) if problem is None else []
-        samples |= {"compile_us": compiled} if compiled else {}
+        if problem is None:
+            samples |= self._in_schedulers(load, began, ended)
         tell(Loaded(load, began, ended, samples, answers, problem))
+
+    def _in_schedulers(self, load: Load, began: int, ended: int) -> Samples:
+        """What the engine's own processes timed under a load."""
+        scratch, found = Path(self._job.scratch), Samples()
+        if load.kind in ("decode", "prefill"):
+            found["prepare_us"] = preparation.between(scratch, self._counted_ns, ended)
+        since = self._called_ns if load.kind == "start" else began
+        found["compile_us"] = compiling.between(scratch, since, ended)
+        return {name: times for name, times in found.items() if times}
 
     def traced(self, load: Load, tell: Tell) -> None:
         """Trace a load, and report where its time goes."""

@@ -157,19 +157,25 @@ def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
     return Fitted(title, columns, wide=wide)
 
 
+COMPILED = (
+    "compiled by Triton, in no figure of a load, for its warm-up waited: a server's first such request would wait"
+)
+COMPILED_HEADS = ("mode", "repeat", "load", "kernels", "took")
+
+
+def compiled_rows(of: Sequence[CompiledUnder]) -> list[list[str]]:
+    """The cells below COMPILED_HEADS of each load of each process under which Triton compiled something."""
+    return [[item.mode, str(item.repeat), item.load.label, str(item.kernels), _seconds(item.took)] for item in of]
+
+
 def compiled_table(of: Sequence[CompiledUnder], *, wide: bool = False) -> RenderableType:
-    """One row for each load of each process under which Triton compiled something."""
+    """The same as a table for a terminal."""
+    cells = map(list, zip(*compiled_rows(of), strict=True))
     columns = [
-        Column("mode", [item.mode for item in of]),
-        Column("repeat", [str(item.repeat) for item in of], rank=1, right=True),
-        Column("load", [item.load.label for item in of]),
-        Column("kernels", [str(item.kernels) for item in of], right=True),
-        Column("took", [_seconds(item.took) for item in of], right=True),
+        Column(head, column, rank=int(head == "repeat"), right=head not in ("mode", "load"))
+        for head, column in zip(COMPILED_HEADS, cells, strict=True)
     ]
-    title = (
-        "compiled by Triton, in no figure of a load, for its warm-up waited: a server's first such request would wait"
-    )
-    return Fitted(title, columns, wide=wide)
+    return Fitted(COMPILED, columns, wide=wide)
 
 
 def _seconds(value: float | None) -> str:

@@ -70,11 +70,13 @@ def rehearse(state: State, launched: Mapping[object, Again], most_tokens: int) -
     """
     if not launched:
         return
-    began, done = monotonic(), 0
+    began, done, slots = monotonic(), 0, state.backend.max_loras_per_batch
     try:
+        state.ranks.update([1] * slots)
+        state.scalings.update([1.0] * slots)
         for tokens in sizes(most_tokens):
             # Requests of few and of many slots: an embedding's programs share out the rows without adapter by segments.
-            for requests in sizes(min(tokens, state.backend.max_loras_per_batch)):
+            for requests in sizes(min(tokens, slots)):
                 info = _batch_info(state, tokens, requests)
                 for again in launched.values():
                     again(info, tokens)
@@ -90,12 +92,9 @@ def rehearse(state: State, launched: Mapping[object, Again], most_tokens: int) -
 
 
 def _batch_info(state: State, tokens: int, requests: int) -> Any:
-    """That of an eager prefill of requests of a slot each, as even as can be, whose adapters have rank 1."""
-    slots = state.backend.max_loras_per_batch
-    state.ranks.update([1] * slots)
-    state.scalings.update([1.0] * slots)
+    """That of an eager prefill of requests of a slot each, as even as can be, for the ranks that the state has."""
     even = [tokens * (i + 1) // requests - tokens * i // requests for i in range(requests)]
-    lens, seq_slots, _ = checked(even, list(range(requests)), slots)
+    lens, seq_slots, _ = checked(even, list(range(requests)), state.backend.max_loras_per_batch)
     chunk_size = state.backend._determine_chunk_size_for_tokens(tokens)
     info, _ = fill_new(state, Plan(lens, seq_slots, tokens, chunk_size), [])
     return info

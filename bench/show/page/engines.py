@@ -17,7 +17,9 @@ from bench.model.serving import PEFT
 from bench.show import again
 from bench.show.amounts import MARKS, amount
 from bench.show.page.content import Content, head, origin
-from bench.show.serving import setup_words, shown, where_lines
+from bench.show.serving import COMPILED as COMPILED
+from bench.show.serving import COMPILED_HEADS as COMPILED_HEADS
+from bench.show.serving import compiled_rows, setup_words, shown, where_lines
 from bench.show.sites import COLORS, NAMES
 
 Served = tuple[str, ServeResults]
@@ -199,11 +201,8 @@ def cross_checks(results: ServeResults) -> list[list[str]]:
 
 
 def compilations(results: ServeResults) -> list[list[str]]:
-    """What Triton compiled: mode, repeat, load, kernels, their time."""
-    return [
-        [item.mode, str(item.repeat), item.load.label, str(item.kernels), amount(item.took, "us")]
-        for item in compiled(results)
-    ]
+    """What Triton compiled, below COMPILED_HEADS."""
+    return compiled_rows(compiled(results))
 
 
 def failed(content: Content) -> list[list[str]]:
