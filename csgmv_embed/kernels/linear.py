@@ -53,6 +53,7 @@ class ShrinkConstants(NamedTuple):
     overlap: bool
     widen: bool  # for Triton's interpreter, which multiplies bfloat16 wrongly
     width: int  # of x and of A
+    group: int  # columns of a shrunk row that are written as one, where it divides the rank; it divides max_rank
     splits: int
     block_m: int
     block_n: int
@@ -93,6 +94,7 @@ class SumConstants(NamedTuple):
     out_stride_token: int
     slices: int
     max_rank: int
+    group: int  # as in ShrinkConstants
     splits: int
     block_m: int
     block_n: int
@@ -139,7 +141,6 @@ def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, nu
     SPAN: tl.constexpr = ((c.in_features + c.splits * c.block_k - 1) // (c.splits * c.block_k)) * c.block_k
     WHOLE: tl.constexpr = c.in_features == c.splits * SPAN
     SHAPE: tl.constexpr = (c.block_n, c.block_m)
-    GROUP: tl.constexpr = 4 if c.max_rank % 4 == 0 else 1
     slot, rank, _, rows, live = _tile_at(
         tl.program_id(1), tile_words, tile_rows, num_tokens, num_slots, c.max_rank, c.block_m
     )
@@ -162,8 +163,8 @@ def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, nu
             total = product(a, tl.trans(tokens), total, c.widen)
         values = total.to(shrunk.dtype.element_ty)
         row = rows * c.shrunk_stride_token + split * c.shrunk_stride_split
-        if rank % GROUP == 0:
-            _store_columns(shrunk, row, live, n, rank, values, c, GROUP)
+        if rank % c.group == 0:
+            _store_columns(shrunk, row, live, n, rank, values, c, c.group)
         else:
             _store_columns(shrunk, row, live, n, rank, values, c, 1)
 
@@ -174,11 +175,10 @@ def lora_shrink_sum_kernel(tile_words, tile_rows, parts, out, num_tokens, num_sl
     _, rank, _, rows, live = _tile_at(
         tl.program_id(1), tile_words, tile_rows, num_tokens, num_slots, c.max_rank, c.block_m
     )
-    GROUP: tl.constexpr = 4 if c.max_rank % 4 == 0 else 1
     n = tl.program_id(0) * c.block_n + tl.arange(0, c.block_n)
     if tl.program_id(0) * c.block_n < c.slices * rank:
-        if rank % GROUP == 0:
-            _sum_columns(parts, out, rows, live, n, rank, c, GROUP)
+        if rank % c.group == 0:
+            _sum_columns(parts, out, rows, live, n, rank, c, c.group)
         else:
             _sum_columns(parts, out, rows, live, n, rank, c, 1)
 

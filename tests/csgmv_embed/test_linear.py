@@ -103,6 +103,15 @@ def test_it_is_within_the_roundings_of_the_oracle(padding, starts, dtype):
     site.check(site.run())
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(("max_rank", "ranks"), [(24, (24, 0, 6, 5)), (6, (6, 0, 4, 3)), (7, (7, 0, 4, 6))])
+def test_ranks_of_every_number_of_neighbours(max_rank, ranks, splits):
+    """Four, two and one column of a shrunk row are written as one, by what divides max_rank and the rank."""
+    site = Site(max_rank=max_rank, ranks=ranks, dtype=torch.float16)
+    with forced(lora_shrink=ShrinkTile(16, 32, splits, 2, 2)):
+        site.check(site.run())
+
+
 TILES = {
     "split with a ragged end": (ShrinkTile(16, 16, 4, 2, 2), ExpandTile(32, 16, 2, 2, 2)),
     "one part": (ShrinkTile(32, 32, 1, 1, 4), ExpandTile(64, 16, 1, 1, 4)),
