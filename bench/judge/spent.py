@@ -14,7 +14,7 @@ class Spent:
 
     parts     of its start, by the sample's name
     rest      of its start, which no part tells
-    compiled  what its first request took longer than the same request again
+    waited    what its first request took longer than the same request again
     measured  loads, the first request's aside; traced: under the profiler
     """
 
@@ -23,7 +23,7 @@ class Spent:
     start: float | None
     parts: dict[StartPart, float]
     rest: float | None
-    compiled: float | None
+    waited: float | None
     measured: float
     traced: float
     whole: float

@@ -149,7 +149,7 @@ def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
             for name in names
         ),
         *([Column("rest", cells(lambda item: item.rest), rank=2, right=True)] if names else []),
-        Column("compile", cells(lambda item: item.compiled), right=True),
+        Column("compile", cells(lambda item: item.waited), right=True),
         Column("measured", cells(lambda item: item.measured), right=True),
         Column("traced", cells(lambda item: item.traced), rank=1, right=True),
     ]

@@ -69,9 +69,9 @@ class Peer:
             self.load_launcher()
             self._backend_module()
         except Exception as error:  # a broken install can raise anything at import; the reason is the result
-            if os.environ.get(KERNEL_CACHE) == "1" and os.environ.get("TRITON_INTERPRET") == "1":
-                return f"SGLang's kernel cache ({KERNEL_CACHE}=1) takes compiled kernels alone: needs an NVIDIA GPU"
             why = f"sglang {installed} does not load {self.launcher}: {type(error).__name__}: {error}"
+            if os.environ.get(KERNEL_CACHE) == "1" and os.environ.get("TRITON_INTERPRET") == "1":
+                return f"{why}; its kernel cache ({KERNEL_CACHE}=1) takes compiled kernels alone: needs an NVIDIA GPU"
             return why if advice.endswith(f"=={installed}'") else f"{why}; try {advice}"
         return None
 
