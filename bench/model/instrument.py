@@ -93,6 +93,7 @@ KNOWN = (
     Known(2, "571c84c4aaefbfc2", "all of these: GPUs dealt to, the interpreter quickened, ranges of an older nvtx"),
     Known(2, "8658731e0860ae07", "other words for why SGLang's kernels do not load; nothing that is timed or counted"),
     Known(2, "ba09145841972077", "which SGLang is suggested where none is installed"),
+    Known(2, "3213939677f136d3", "a peer that cannot be imported says why beside its kernel cache"),
 )
 
 
