@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -130,7 +129,6 @@ def _shrink_registered(
 
 
 SUM_COLUMNS = 64  # of a program that adds the parts of a shrink
-MOST_GROUPED = 4  # columns of a shrunk row written as one: 16 bytes of float32
 AXES = {"x": 2, "a_table": 3, "b_table": 3, "out": 2, "shrunk": 2}
 OUT = "Tensor b_table, Tensor(a!) out"
 registered.register("lora_linear", f"Tensor x, Tensor a_table, {OUT}", "out", lora_linear, AXES, "SymInt[] starts")
@@ -286,7 +284,6 @@ def _prepare_shrink(
         width=min(
             width(x, in_features, x.stride(0)), width(a_table, in_features, a_table.stride(0), a_table.stride(1))
         ),
-        group=math.gcd(MOST_GROUPED, stacked // slices),
         splits=tile.splits,
         block_m=batch.tile_block,
         block_n=tile.block_n,
@@ -313,7 +310,6 @@ def _prepare_sum(
         out_stride_token=out.stride(0),
         slices=slices,
         max_rank=stacked // slices,
-        group=math.gcd(MOST_GROUPED, stacked // slices),
         splits=splits,
         block_m=batch.tile_block,
         block_n=SUM_COLUMNS,

@@ -53,7 +53,6 @@ class ShrinkConstants(NamedTuple):
     overlap: bool
     widen: bool  # for Triton's interpreter, which multiplies bfloat16 wrongly
     width: int  # of x and of A
-    group: int  # columns of a shrunk row that are written as one, where it divides the rank; it divides max_rank
     splits: int
     block_m: int
     block_n: int
@@ -94,7 +93,6 @@ class SumConstants(NamedTuple):
     out_stride_token: int
     slices: int
     max_rank: int
-    group: int  # as in ShrinkConstants
     splits: int
     block_m: int
     block_n: int
@@ -112,23 +110,22 @@ def _tile_at(tile, tile_words, tile_rows, num_tokens, num_slots, MAX_RANK: tl.co
 
 
 @triton.jit
-def _columns(n, rank, c: tl.constexpr, GROUP: tl.constexpr):
-    """(where A's packed rows n lie in a shrunk row, which of them there are). GROUP divides the rank and max_rank.
+def _columns(n, rank, c: tl.constexpr):
+    """Where A's packed rows n lie in a shrunk row.
 
-    A division hides from the compiler that neighbours stay neighbours. It would then guess along which axis threads lie
-    side by side, and Triton 3.8 guesses the tokens: 32 threads write to 32 rows.
+    How these numbers come about hides from the compiler that neighbours lie side by side. It would then guess along
+    which axis threads do, and Triton 3.8 guesses the tokens, where 32 threads write to 32 rows. The hint decides that
+    and nothing else: as nothing is said of what divides the first of them, each element is accessed alone.
     """
+    SLICES: tl.constexpr = c.slices
     column = n
-    if c.slices > 1:
-        column = (n // rank) * c.max_rank + n % rank
-        column = tl.max_contiguous(tl.multiple_of(column, GROUP), GROUP)
-    return column, (n // GROUP) * GROUP < c.slices * rank
-
-
-@triton.jit
-def _store_columns(shrunk, row, live, n, rank, values, c: tl.constexpr, GROUP: tl.constexpr):
-    column, wanted = _columns(n, rank, c, GROUP)
-    tl.store(shrunk + (row[None, :] + column[:, None]), values, mask=live[None, :] & wanted[:, None])
+    if SLICES > 1:
+        piece = tl.zeros_like(n)
+        for i in tl.static_range(1, SLICES):
+            piece += (n >= i * rank).to(tl.int32)
+        column = n + piece * (c.max_rank - rank)
+        column = tl.max_contiguous(column, 2)
+    return column
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots"])
@@ -163,10 +160,8 @@ def lora_shrink_kernel(tile_words, tile_rows, x, a_table, shrunk, num_tokens, nu
             total = product(a, tl.trans(tokens), total, c.widen)
         values = total.to(shrunk.dtype.element_ty)
         row = rows * c.shrunk_stride_token + split * c.shrunk_stride_split
-        if rank % c.group == 0:
-            _store_columns(shrunk, row, live, n, rank, values, c, c.group)
-        else:
-            _store_columns(shrunk, row, live, n, rank, values, c, 1)
+        column = _columns(n, rank, c)
+        tl.store(shrunk + (row[None, :] + column[:, None]), values, mask=live[None, :] & wanted[:, None])
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots"])
@@ -175,24 +170,17 @@ def lora_shrink_sum_kernel(tile_words, tile_rows, parts, out, num_tokens, num_sl
     _, rank, _, rows, live = _tile_at(
         tl.program_id(1), tile_words, tile_rows, num_tokens, num_slots, c.max_rank, c.block_m
     )
+    SPLITS: tl.constexpr = c.splits
     n = tl.program_id(0) * c.block_n + tl.arange(0, c.block_n)
     if tl.program_id(0) * c.block_n < c.slices * rank:
-        if rank % c.group == 0:
-            _sum_columns(parts, out, rows, live, n, rank, c, c.group)
-        else:
-            _sum_columns(parts, out, rows, live, n, rank, c, 1)
-
-
-@triton.jit
-def _sum_columns(parts, out, rows, live, n, rank, c: tl.constexpr, GROUP: tl.constexpr):
-    SPLITS: tl.constexpr = c.splits
-    column, wanted = _columns(n, rank, c, GROUP)
-    mask = live[:, None] & wanted[None, :]
-    place = parts + (rows[:, None] * c.parts_stride_token + column[None, :])
-    total = tl.load(place, mask=mask, other=0.0)
-    for split in tl.static_range(1, SPLITS):
-        total += tl.load(place + split * c.parts_stride_split, mask=mask, other=0.0)
-    tl.store(out + (rows[:, None] * c.out_stride_token + column[None, :]), total.to(out.dtype.element_ty), mask=mask)
+        column = _columns(n, rank, c)
+        mask = live[:, None] & (n < c.slices * rank)[None, :]
+        place = parts + (rows[:, None] * c.parts_stride_token + column[None, :])
+        total = tl.load(place, mask=mask, other=0.0)
+        for split in tl.static_range(1, SPLITS):
+            total += tl.load(place + split * c.parts_stride_split, mask=mask, other=0.0)
+        place = out + (rows[:, None] * c.out_stride_token + column[None, :])
+        tl.store(place, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from csgmv_embed.launch import tiles
-from tests.support import packed_shifts
+from tests.support import packed_shifts, store_layouts
 from tests.support.compiled_worker import figures_from
 
 CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
@@ -66,6 +66,7 @@ def work() -> None:
         launch = partial(run, *call)
         figures[name] = {str(capability): compile_launch(launch, capability).kernels for capability in CAPABILITIES}
         figures[name]["shifts"] = packed_shifts.distances(launch)
+        figures[name]["axes"] = store_layouts.axes(launch)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 
 
@@ -83,10 +84,20 @@ def test_tiles_fit_every_gpu_and_move_wide(figures: dict[str, Any], name: str, c
     for figure in found:
         assert figure["shared_bytes"] <= MOST_SHARED_BYTES, figure
         assert figure["spill_bytes"] <= most_spilled, figure
-        assert figure["widest_load_bits"] == 128, figure
-        # Sixteen bytes, and of a sum of parts, whose values are halved, eight.
-        stored = 64 if figure["kernel"] == "lora_shrink_sum_kernel" else 128
-        assert op == "layer" or figure["widest_store_bits"] == stored, figure
+        # A shrunk row is written, and its parts are added, an element a thread.
+        assert figure["kernel"] == "lora_shrink_sum_kernel" or figure["widest_load_bits"] == 128, figure
+        assert figure["kernel"] != "lora_expand_kernel" or figure["widest_store_bits"] == 128, figure
+
+
+COLUMNS = {"lora_shrink_kernel": 0, "lora_shrink_sum_kernel": 1, "lora_expand_kernel": 1}  # axis of what they write
+
+
+@pytest.mark.parametrize("name", [name for name, ((op, *_), _) in KERNELS.items() if op != "layer"])
+def test_threads_side_by_side_write_columns_side_by_side(figures: dict[str, Any], name: str) -> None:
+    axes = figures[name]["axes"]
+    assert len(axes) == 2
+    for kernel, found in axes.items():
+        assert set(found) == {COLUMNS[kernel]}, (kernel, found)
 
 
 @pytest.mark.parametrize("name", KERNELS)
