@@ -39,8 +39,7 @@ class Attribution:
 class _Share:
     """What one range path has enqueued."""
 
-    instances: set[int] = field(default_factory=set)
-    work: list[Work] = field(default_factory=list)
+    entered: dict[tuple[int, int], list[Work]] = field(default_factory=lambda: defaultdict(list))  # by thread and start
     origins: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
@@ -109,8 +108,7 @@ def _attribute(
             unattributed += 1
             continue
         share = shares[tuple(found.name for found in stack)]
-        share.instances.add(stack[-1].start)
-        share.work.append(item)
+        share.entered[stack[-1].thread, stack[-1].start].append(item)
         if item.node is not None:
             made = captures.made(item.process, item.node)
             origin = lanes.stack(*made) if made else []
@@ -119,13 +117,15 @@ def _attribute(
 
 
 def _row(path: Nest, share: _Share) -> RangeTime:
-    busy, gap = _busy_and_gap(share.work)
-    whole = sum(item.whole_graph for item in share.work)
-    nodes = sum(item.node is not None for item in share.work)
+    work = [item for entry in share.entered.values() for item in entry]
+    busy, _ = _busy_and_gap(work)
+    gap = sum(_busy_and_gap(entry)[1] for entry in share.entered.values())  # between two entries others run
+    whole = sum(item.whole_graph for item in work)
+    nodes = sum(item.node is not None for item in work)
     return RangeTime(
         path=list(path),
-        instances=len(share.instances),
-        eager=len(share.work) - nodes - whole,
+        instances=len(share.entered),
+        eager=len(work) - nodes - whole,
         graph=nodes,
         busy_us=busy / 1000,
         gap_us=gap / 1000,

@@ -3,6 +3,7 @@
 History of the format (semver, as in bench/model/store.py)
 1.0.0  first version
 1.1.0  nsys: kernels by name; what the tool's file lacks
+1.2.0  nsys: gaps are those within each entry of a range; before, all from its first work to its last
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bench.model.faults import case_faults, counts_faults
 from bench.model.fields import Count, Duration, Positive
 from bench.model.records import Code, Environment, WorkCounts
 
-PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.1.0"
+PROFILE_NAME, PROFILE_VERSION = "csgmv-bench-profile", "1.2.0"
 CacheControl = Literal["cold", "warm"]
 
 
@@ -37,7 +38,7 @@ class RangeTime(msgspec.Struct):
     instances     how often the range was entered and enqueued anything
     eager, graph  kernels launched by themselves, and as nodes of a CUDA graph
     busy_us       time in which at least one kernel ran
-    gap_us        time between the first start and the last end in which none did
+    gap_us        time between the first start and the last end of an entry in which none did, of all entries
     origins       graph kernels by the path of the range in which their node was captured
     whole_graphs  graphs recorded as one row each, whose kernels cannot be told
     """

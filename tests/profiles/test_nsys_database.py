@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import sqlite3
+from pathlib import Path
 
 import pytest
 
 from profiles import nsys_database, workflow
 from profiles.capture import CaptureFailed
 from tests.support import nsys_schema
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
@@ -34,6 +38,41 @@ def test_busy_time_counts_an_overlap_once_and_gaps_are_the_holes(database):
     sample = rows(database)[0]["A", "sample"]
     assert sample.busy_us == pytest.approx(0.4 + 0.5 + 1.0 + 0.1)
     assert sample.gap_us == pytest.approx((7100 - 3000) / 1000 - sample.busy_us)
+
+
+def test_a_gap_is_within_an_entry_of_a_range(database):
+    """Of a range that is entered again and again, what runs between two entries is none of its gaps."""
+    before = rows(database)[0]["A", "sample"]
+    change(
+        database,
+        "INSERT INTO NVTX_EVENTS SELECT start + 100000, end + 100000, eventType, rangeId, text, globalTid, "
+        "endGlobalTid, textId, domainId FROM NVTX_EVENTS WHERE eventType != 75",
+        "INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME SELECT start + 100000, end + 100000, globalTid, correlationId + 1000, "
+        "nameId FROM CUPTI_ACTIVITY_KIND_RUNTIME",
+        "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL SELECT start + 100000, end + 100000, deviceId, streamId, "
+        "correlationId + 1000, globalPid, shortName, graphNodeId FROM CUPTI_ACTIVITY_KIND_KERNEL",
+    )
+    twice = rows(database)[0]["A", "sample"]
+    assert (twice.instances, twice.eager, twice.graph) == (2, 2 * before.eager, 2 * before.graph)
+    assert twice.gap_us == pytest.approx(2 * before.gap_us) and twice.busy_us == pytest.approx(2 * before.busy_us)
+
+
+def test_a_servers_capture_from_a_gpu(tmp_path):
+    """Of `bench profile server -m plugin-eager` on an H200, nsys 2023.4.4: eight passes of decode and one of prefill.
+
+    The model has 16 layers, and each pass one embedding layer and one lm_head.
+    """
+    database = tmp_path / "server.sqlite"
+    database.write_bytes(gzip.decompress((DATA / "h200-server.sqlite.gz").read_bytes()))
+    assert nsys_database.is_of_a_server(database)
+    found = nsys_database.attribute(database, domain=None)
+    by_name = {row.path[-1].removeprefix("csgmv_embed."): row for row in found.ranges}
+    entered = {"qkv": 144, "gate_up": 144, "row": 288, "row_forward": 288, "layer": 9, "lm_head": 9, "prepare": 2}
+    assert {name: row.instances for name, row in by_name.items()} == entered
+    assert by_name["qkv"].eager == 2 * 144, "a shrink and an expand"
+    assert all(row.gap_us < row.instances * 50 for row in found.ranges), "within an entry: no gap of a whole pass"
+    calls = {kernel.kernel: kernel.calls for kernel in found.kernels}
+    assert calls["lora_shrink_kernel"] == calls["lora_expand_kernel"] == 9 * (4 * 16 + 1)
 
 
 def test_graph_kernels_name_the_range_that_captured_them_through_copies_of_copies(database):
