@@ -2,7 +2,8 @@
 
 It imports everything once and then, for each process of the plan, forks a child that creates its own GPU context:
 fresh memory and freshly loaded kernels at a tenth of the cost of a fresh interpreter. The parent process never
-touches the GPU. Several children are opened side by side before any of them is timed.
+touches the GPU, for CUDA cannot be used in a fork of a process that has. So each child itself imports what may touch it
+while it is imported: SGLang and vLLM. Several children are opened side by side before any of them is timed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.execute.protocol import Begin, Begun, Ended, Finish, Prepare, Prepare
 from bench.model.case import Case
 from bench.model.config import PlannedPoint
 from bench.model.environment import collect_environment
+from bench.model.registry import imports_a_server
 from bench.model.sources import library_folder
 from bench.workload.tensors import Workload
 
@@ -40,7 +42,7 @@ Sample = Callable[[int], list[float]]  # blocks -> time of one call, us, by bloc
 def serve(receiver: Connection, sender: Connection) -> None:
     """Say hello, then run one measuring process after another until the runner closes the pipe."""
     start = msgspec.json.decode(receiver.recv_bytes(), type=Start)
-    contenders.load(start.contenders)
+    contenders.load(name for name in start.contenders if start.kind != "gpu" or not imports_a_server(name))
     gc.freeze()  # its objects stay: a collection before each capture need not walk them, a fork need not copy them
     sender.send_bytes(msgspec.json.encode(Hello(collect_environment("cpu"), [])))
     children = Children(start, receiver, sender)
@@ -86,6 +88,8 @@ class Children:
 
     def _open(self, process: int, rehearse: PlannedPoint | None) -> Child:
         def ready() -> Sampler:
+            if self._start.kind == "gpu":
+                contenders.load(self._start.contenders)
             sampler = Sampler(self._start, process)
             if rehearse is not None and self._start.kind == "gpu":
                 sampler.rehearse(rehearse)

@@ -178,6 +178,12 @@ def sglang_of(name: str) -> str | None:
     return name.partition("@")[2] or None
 
 
+def imports_a_server(name: str) -> bool:
+    """Whether the contender called `name` imports SGLang or vLLM, which may ask for a GPU while they are imported."""
+    family = without_version(name).split("-")[0]
+    return family.startswith("vllm") or "sglang" in FAMILIES.get(family, ())  # type: ignore[call-overload]
+
+
 def recipes_of(name: str) -> dict[Asked, Recipe]:
     """The recipes of the contender called `name`, by op. Raises UnknownContenderError."""
     if outside.is_outside(name):
