@@ -88,6 +88,7 @@ plots: setup  ## draw them again
 HEADLINE := show docs/results/h200-headline.json --pivot op+phase,contender --format markdown
 
 headline: setup  ## write it between its marks
+	mkdir -p build
 	$(BIN)/python -m bench $(HEADLINE) > build/headline.md
 	sed -i -e '/^<!-- headline: /,/^<!-- end -->/{/^<!--/!d}' -e '/^<!-- headline: /r build/headline.md' README.md
 

@@ -23,7 +23,8 @@ from bench.model.serving import Load, Mode
 
 Tell = Callable[[Message], None]
 Samples = dict[SampleName, list[float]]
-WAVES = 2  # prompts of a client of a stream
+# Prompts of a client of a stream. Clients stay in step: the first tokens of a wave come after one prefill, at once.
+WAVES = 6
 WARM_TOKENS = 4
 SETTLED_TOKENS, TRACED_TOKENS, TRACED_ANSWER = 8, 40, 256  # a decode is traced once it has settled, for so many steps
 POLL_S = 0.002

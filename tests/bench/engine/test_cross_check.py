@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bench.engine import cross_check
 from bench.engine.cross_check import CrossError, arguments_of_client, prompts_of, said_of
+from bench.engine.drive import WAVES
 from bench.engine.run import Surroundings, new_results, serve
 from bench.engine.watch import Seen
 from bench.judge.crossing import crossed
@@ -135,7 +136,7 @@ def test_bench_serving_is_asked_what_the_load_says(tmp_path: Path) -> None:
     assert decode["--random-output-len"] == str(SERVING.long_tokens) and "a0 a1 a2 a3" in decode["all"]
     assert decode["--lora-request-distribution"] == "distinct"
     stream = told(Load("stream", 8, 128, mix="one"))
-    assert stream["--num-prompts"] == "16" and stream["--lora-name"] == "a0"
+    assert stream["--num-prompts"] == str(8 * WAVES) and stream["--lora-name"] == "a0"
     assert "--lora-request-distribution" not in stream
     arrivals = Load("arrivals", 32, 16, rate_rps=5.0)
     assert told(arrivals)["--request-rate"] == "5" and "--max-concurrency" not in told(arrivals)

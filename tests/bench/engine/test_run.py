@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from bench.engine import drive, peft_reference, watch
+from bench.engine.drive import WAVES
 from bench.engine.messages import Job, Loaded, Message, Prepared, PrepareJob, ServeJob, WarmJob
 from bench.engine.processes import EngineChild
 from bench.engine.run import Event, LoadDone, OutOfTime, Planned, ProcessDone, Surroundings, new_results, serve
@@ -113,8 +114,8 @@ def test_every_load_of_every_mode_is_in_the_file_with_its_samples(tiny: Path, tm
         assert {item.status for item in process.loads} == {"ok"} and process.engine == {"fake": True}
         by_kind = {item.load.kind: item.samples for item in process.loads}
         assert len(by_kind["decode"]["step_us"]) == len(by_kind["prefill"]["prefill_us"]) == QUIET.samples
-        assert len(by_kind["stream"]["ttft_us"]) == 3 * 2 and by_kind["stream"]["tokens"] == [3 * 2 * 64]
-        assert len(by_kind["stream"]["gap_us"]) == 3 * 2 * 63
+        assert len(by_kind["stream"]["ttft_us"]) == 3 * WAVES and by_kind["stream"]["tokens"] == [3 * WAVES * 64]
+        assert len(by_kind["stream"]["gap_us"]) == 3 * WAVES * 63
         assert len(by_kind["arrivals"]["ttft_us"]) * 64 == by_kind["arrivals"]["tokens"][0]
         assert (
             by_kind["start"]["gpu_bytes"] == [pytest.approx(2**30, rel=1e-5)] and by_kind["start"]["start_us"][0] > 1e4
