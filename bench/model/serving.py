@@ -148,10 +148,12 @@ class Load(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     @property
     def label(self) -> str:
         """A label for people, which names only what is unusual."""
-        count = f"{self.rate_rps:g}/s" if self.kind == "arrivals" else f"{self.requests}"
-        parts = [
-            f"{self.kind} {count}" if self.kind in ("decode", "start") else f"{self.kind} {count}x{self.prompt_tokens}"
-        ]
+        if self.kind == "arrivals":
+            parts = [f"arrivals {self.rate_rps:g}/s x {self.prompt_tokens}"]
+        elif self.kind in ("decode", "start"):
+            parts = [f"{self.kind} {self.requests}"]
+        else:
+            parts = [f"{self.kind} {self.requests}x{self.prompt_tokens}"]
         if self.skew:
             parts.append(f"skew {self.skew:g}")
         if self.mix != "uniform":

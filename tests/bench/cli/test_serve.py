@@ -35,7 +35,7 @@ def test_without_a_gpu_the_plan_is_told_and_the_status_is_that_of_other_verbs(
         monkeypatch.setattr(module, "has_gpu", lambda: False)
     done = run("serve", "-p", "8b", "-m", "csgmv", "-m", "plugin-lookup", "-l", "decode", "--repeats", "2", "--where")
     crossed = run("serve", "-p", "cross", "--cross-check").out
-    assert "then bench_serving puts loads on a server in each mode: decode 32, stream 32x128, arrivals 8/sx128" in (
+    assert "then bench_serving puts loads on a server in each mode: decode 32, stream 32x128, arrivals 8/s x 128" in (
         crossed
     )
     assert done.code == 2 and done.err == "bench: serve: needs an NVIDIA GPU and none was found\n"
