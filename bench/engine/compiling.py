@@ -7,16 +7,23 @@ load would hide that.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from time import monotonic_ns
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.engine import stamps
 from bench.engine.hooks import wrap_to_folder
 
 FOLDER = "BENCH_COMPILE_TIMES"  # the variable that names where to write
-MODULE, NAME = "triton.knobs", "compile"
+MODULE = "triton.knobs"
+
+
+class Compilation(NamedTuple):
+    """A kernel that was compiled, by its function's name, and the time it took, in us."""
+
+    kernel: str
+    took_us: float
 
 
 def install() -> None:
@@ -34,16 +41,35 @@ class _Listener:
     """Writes down what is compiled, and tells the listener that was there before."""
 
     def __init__(self, folder: Path, before: Any) -> None:
-        self._stamps, self._before = stamps.Stamps(folder, NAME), before
+        self._log, self._before = Log(folder), before
 
-    def __call__(self, *, times: Any, cache_hit: bool, **told: Any) -> None:
+    def __call__(self, *, src: Any, times: Any, cache_hit: bool, **told: Any) -> None:
         if not cache_hit:
             took_ns = 1000 * times.total
-            self._stamps.add(monotonic_ns() - took_ns, took_ns)
+            self._log.add(monotonic_ns() - took_ns, took_ns, str(getattr(src, "name", "unknown")))
         if self._before is not None:
-            self._before(times=times, cache_hit=cache_hit, **told)
+            self._before(src=src, times=times, cache_hit=cache_hit, **told)
 
 
-def between(folder: Path, began_ns: int, ended_ns: int) -> list[float]:
-    """Times, in us, of the kernels whose compilation began between two moments."""
-    return stamps.between(folder, NAME, began_ns, ended_ns)
+class Log:
+    """A file of this process in a folder, a line a kernel: when its compilation began, its time in ns, its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, began_ns: int, took_ns: int, kernel: str) -> None:
+        """Write one compilation down."""
+        with (self._folder / f"compile-{os.getpid()}").open("a", encoding="utf-8") as file:
+            file.write(f"{began_ns} {took_ns} {kernel}\n")
+
+
+def between(folder: Path, began_ns: int, ended_ns: int) -> list[Compilation]:
+    """What all processes began to compile between two moments, file by file. A line that is cut off is none."""
+    found = []
+    for file in sorted(folder.glob("compile-*")):
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            began, _, rest = line.partition(" ")
+            took, _, kernel = rest.partition(" ")
+            if kernel.endswith("\n") and began_ns <= int(began) <= ended_ns and int(took) > 0:
+                found.append(Compilation(kernel.strip(), int(took) / 1000))
+    return found

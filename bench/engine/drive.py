@@ -125,18 +125,17 @@ class _Driver:
         except Exception as error:  # whatever an engine raises is the load's result
             problem = _said(error)
         ended = monotonic_ns()
-        if problem is None:
-            samples |= self._in_schedulers(load, began, ended)
-        tell(Loaded(load, began, ended, samples, answers, problem))
-
-    def _in_schedulers(self, load: Load, began: int, ended: int) -> Samples:
-        """What the engine's own processes timed under a load."""
-        scratch, found = Path(self._job.scratch), Samples()
-        if load.kind in ("decode", "prefill"):
-            found["prepare_us"] = preparation.between(scratch, self._counted_ns, ended)
-        since = self._called_ns if load.kind == "start" else began
-        found["compile_us"] = compiling.between(scratch, since, ended)
-        return {name: times for name, times in found.items() if times}
+        scratch, compiled = Path(self._job.scratch), list[compiling.Compilation]()
+        if problem is None:  # what the engine's own processes timed
+            if load.kind in ("decode", "prefill") and (
+                prepared := preparation.between(scratch, self._counted_ns, ended)
+            ):
+                samples["prepare_us"] = prepared
+            compiled = compiling.between(scratch, self._called_ns if load.kind == "start" else began, ended)
+            if compiled:
+                samples["compile_us"] = [item.took_us for item in compiled]
+        names = [item.kernel for item in compiled]
+        tell(Loaded(load, began, ended, samples, answers, problem, names))
 
     def traced(self, load: Load, tell: Tell) -> None:
         """Trace a load, and report where its time goes."""

@@ -18,7 +18,7 @@ from bench.model.serving import Serving
 
 Asked = TypeVar("Asked", ServedLoad, CrossLoad)
 # What a load's record takes from the message that tells of it.
-GIVEN: dict[type[Loaded | Crossed], tuple[str, ...]] = {Loaded: ("samples", "answers"), Crossed: ("said",)}
+GIVEN: dict[type[Loaded | Crossed], tuple[str, ...]] = {Loaded: ("samples", "answers", "compiled"), Crossed: ("said",)}
 
 
 class Listener(Generic[Asked]):
@@ -91,7 +91,7 @@ class Listener(Generic[Asked]):
             failed = message.problem.startswith("a request failed")
             found.status, found.reason = "void" if failed else "error", message.problem
         elif isinstance(found, ServedLoad) and (reason := _no_figure(found)):
-            found.status, found.reason, found.samples = "error", reason, {}
+            found.status, found.reason, found.samples, found.compiled = "error", reason, {}, []
         elif conditions.disturbance:
             found.status, found.reason = "void", conditions.disturbance
         return found

@@ -103,6 +103,7 @@ class Loaded(msgspec.Struct, tag=True):
     samples: dict[SampleName, list[float]] = {}
     answers: list[ServedAnswer] = []
     problem: str | None = None
+    compiled: list[str] = []
 
 
 class Started(msgspec.Struct, tag=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from bench.model.served import START_PARTS, SampleName, ServeResults, StartPart
@@ -61,16 +62,24 @@ class CompiledUnder:
     load: Load
     kernels: int
     took: float  # us, of all of them; several schedulers compile side by side
+    by_name: dict[str, int]  # how many of each name, what took longest first; empty where the record has no names
 
 
 def compiled(results: ServeResults) -> list[CompiledUnder]:
     """Every load under which something was compiled, in the file's order."""
     return [
-        CompiledUnder(process.mode, process.repeat, item.load, len(times), sum(times))
+        CompiledUnder(process.mode, process.repeat, item.load, len(times), sum(times), _by_name(item.compiled, times))
         for process in results.processes
         for item in process.loads
         if (times := item.samples.get("compile_us"))
     ]
+
+
+def _by_name(names: list[str], times: list[float]) -> dict[str, int]:
+    took, count = Counter[str](), Counter(names)
+    for name, time in zip(names, times, strict=False):
+        took[name] += time  # type: ignore[assignment]  # a Counter of times
+    return {name: count[name] for name, _ in took.most_common()}
 
 
 def _only(samples: dict[SampleName, list[float]], name: SampleName) -> float | None:

@@ -10,6 +10,7 @@ History of the format (semver, as in bench/model/store.py)
 1.2.0  what SGLang's bench_serving says of a server
 1.3.0  the mode peft: what is right, and how far its own rounding takes it
 1.4.0  what Triton compiles at the start and under each load
+1.5.0  which kernels these are
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bench.model.fields import AtLeastOne, Count, Duration, Positive, Some, Uuid
 from bench.model.records import Anchor, Code, Environment, Scalar
 from bench.model.serving import Load, ModeName, Serving, Setup
 
-SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.4.0"
+SERVE_NAME, SERVE_VERSION = "csgmv-bench-serve", "1.5.0"
 CLOCK = "engine"
 StartPart = Literal["import_us", "processes_us", "weights_us", "adapters_us", "pools_us", "graphs_us"]
 START_PARTS: tuple[StartPart, ...] = get_args(StartPart)
@@ -101,6 +102,7 @@ class ServedLoad(msgspec.Struct):
     prepare_us     host time of SGLang's prepare_lora_batch, by step, of the scheduler of every GPU
     compile_us     of each kernel that Triton compiled during the load, its warm-up included, in the scheduler of every
                    GPU; of the load `start`: from the engine's call on
+    compiled       its name, for each of compile_us; before 1.5.0: none
     """
 
     load: Load
@@ -108,6 +110,7 @@ class ServedLoad(msgspec.Struct):
     reason: str | None = None
     samples: dict[SampleName, Some[Positive]] = {}
     answers: list[ServedAnswer] = []
+    compiled: list[str] = []
     sm_mhz: list[Count] = []  # least and most seen
     throttle: list[str] = []
     duration_s: Duration = 0.0
@@ -323,6 +326,9 @@ def _load_faults(place: str, item: ServedLoad) -> Iterator[str]:
                 f"{place}.answers[{index}].logprobs has {len(answer.logprobs)} of {len(answer.tokens)} tokens; "
                 "expected one each"
             )
+    times = len(item.samples.get("compile_us", []))
+    if item.compiled and len(item.compiled) != times:
+        yield f"{place}.compiled has {len(item.compiled)} names; expected {times}, as samples.compile_us has times"
     spans, tokens = item.samples.get("span_us", []), item.samples.get("tokens", [])
     if len(spans) != len(tokens):
         yield f"{place}.samples.tokens has {len(tokens)}; expected {len(spans)}, as span_us has"

@@ -160,19 +160,31 @@ def times_table(of: Sequence[Spent], *, wide: bool = False) -> RenderableType:
 COMPILED = (
     "compiled by Triton, in no figure of a load, for its warm-up waited: a server's first such request would wait"
 )
-COMPILED_HEADS = ("mode", "repeat", "load", "kernels", "took")
+COMPILED_HEADS = ("mode", "repeat", "load", "kernels", "took", "those that took longest")
+NAMED = 3  # kernels in a row
+RANKS = {"repeat": 2, COMPILED_HEADS[-1]: 1}  # the order in which columns make room
 
 
 def compiled_rows(of: Sequence[CompiledUnder]) -> list[list[str]]:
     """The cells below COMPILED_HEADS of each load of each process under which Triton compiled something."""
-    return [[item.mode, str(item.repeat), item.load.label, str(item.kernels), _seconds(item.took)] for item in of]
+    return [
+        [
+            item.mode,
+            str(item.repeat),
+            item.load.label,
+            str(item.kernels),
+            _seconds(item.took),
+            ", ".join(f"{count} {name}" for name, count in list(item.by_name.items())[:NAMED]) or "-",
+        ]
+        for item in of
+    ]
 
 
 def compiled_table(of: Sequence[CompiledUnder], *, wide: bool = False) -> RenderableType:
     """The same as a table for a terminal."""
     cells = map(list, zip(*compiled_rows(of), strict=True))
     columns = [
-        Column(head, column, rank=int(head == "repeat"), right=head not in ("mode", "load"))
+        Column(head, column, rank=RANKS.get(head, 0), right=head in ("repeat", "kernels", "took"))
         for head, column in zip(COMPILED_HEADS, cells, strict=True)
     ]
     return Fitted(COMPILED, columns, wide=wide)

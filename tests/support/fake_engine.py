@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bench.engine import compiling, preparation, stamps, startup
+from bench.engine import compiling, preparation, startup
 from bench.engine.drive import RequestFailed
 from bench.engine.messages import ServeJob
 from bench.engine.requests import Request
@@ -67,8 +67,8 @@ class FakeEngine:
             if process.exitcode:
                 raise RuntimeError("a spawned process is not made ready")
         # A listener is told once a kernel is compiled: here after none of its time has passed.
-        self._compiled = stamps.Stamps(Path(job.scratch), compiling.NAME)
-        self._compiled.add(time.monotonic_ns(), 2_000_000)
+        self._compiled = compiling.Log(Path(job.scratch))
+        self._compiled.add(time.monotonic_ns(), 2_000_000, "attention")
         self._known: set[int] = set()
         self._prepare = preparation.timed(lambda: None, Path(job.scratch))
         self._prepare()
@@ -82,7 +82,7 @@ class FakeEngine:
                 self._go_wrong(fault)
         if self.mode.lora and len(asked) not in self._known:  # a batch of another size takes another kernel
             self._known.add(len(asked))
-            self._compiled.add(time.monotonic_ns(), 5_000_000)
+            self._compiled.add(time.monotonic_ns(), 5_000_000, "lora")
         for _ in range(tokens):
             if self.mode.lora:
                 self._prepare()

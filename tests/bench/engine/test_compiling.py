@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from bench.engine import compiling, stamps
 
@@ -28,8 +29,8 @@ for rank in map(int, sys.argv[1:]):
 """
 
 
-def compiled(cache: Path, folder: Path, *ranks: int) -> list[float]:
-    """Times of what a process of its own compiled for tables of these ranks."""
+def compiled(cache: Path, folder: Path, *ranks: int) -> list[compiling.Compilation]:
+    """What a process of its own compiled for tables of these ranks."""
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {compiling.FOLDER: str(folder), "TRITON_CACHE_DIR": str(cache), "CUDA_VISIBLE_DEVICES": ""}
@@ -42,17 +43,22 @@ def compiled(cache: Path, folder: Path, *ranks: int) -> list[float]:
 def test_what_is_compiled_is_timed_and_what_is_on_disk_is_not(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = compiled(cache, tmp_path / "first", 8, 16)
-    assert len(first) == 2 and all(1e4 < took < 1e8 for took in first)  # us
+    assert len(first) == 2 and all(1e4 < item.took_us < 1e8 for item in first)
+    assert {item.kernel for item in first} == {"embedding_lora_a_tokens_kernel"}
     assert len(compiled(cache, tmp_path / "second", 8, 16, 32)) == 1
 
 
 def test_a_listener_that_was_there_is_told_too(tmp_path: Path) -> None:
     seen = []
     before = compiling._Listener(tmp_path, lambda **told: seen.append(told))
-    before(times=type("Times", (), {"total": 1500})(), cache_hit=False, src="kernel")
-    before(times=None, cache_hit=True, src="kernel")
-    assert [told["cache_hit"] for told in seen] == [False, True] and seen[0]["src"] == "kernel"
-    assert compiling.between(tmp_path, 0, time.monotonic_ns()) == [1500.0]
+    before(times=type("Times", (), {"total": 1500})(), cache_hit=False, src=SimpleNamespace(name="kernel"))
+    before(times=None, cache_hit=True, src=SimpleNamespace(name="other"))
+    assert [told["cache_hit"] for told in seen] == [False, True] and seen[0]["src"].name == "kernel"
+    assert compiling.between(tmp_path, 0, time.monotonic_ns()) == [("kernel", 1500.0)]
+    (file,) = tmp_path.glob("compile-*")
+    with file.open("a") as cut_off:
+        cut_off.write("1 20000 ker")
+    assert len(compiling.between(tmp_path, 0, time.monotonic_ns())) == 1
 
 
 def test_calls_are_told_by_name_and_by_when_they_began(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_every_load_of_every_mode_is_in_the_file_with_its_samples(tiny: Path, tm
             by_kind["start"]["gpu_bytes"] == [pytest.approx(2**30, rel=1e-5)] and by_kind["start"]["start_us"][0] > 1e4
         )
         assert by_kind["start"]["compile_us"] == [2000.0] + [5000.0] * (process.mode == "csgmv")
+        named = {item.load.kind: item.compiled for item in process.loads}
+        assert named["start"] == ["attention"] + ["lora"] * (process.mode == "csgmv")
         assert by_kind["decode"].get("compile_us", []) == [5000.0] * (process.mode == "csgmv")
         decodes = [item for item in process.loads if item.load.kind == "decode"]
         steps = QUIET.samples * (QUIET.short_tokens + QUIET.long_tokens)

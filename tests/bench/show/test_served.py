@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from bench.engine.run import CacheReady, LoadDone, OutOfTime, Planned, ProcessDone, ProcessStarted
 from bench.judge.serving import compare
 from bench.model import config
-from bench.model.served import ServedLoad
+from bench.model.served import ServedLoad, faults
 from bench.model.serving import EngineRun, Load, make_serve_plan
 from bench.show.serving import amount, compared, follow, planned, summary
 from tests.support.served import answer, answers, decode, process, results, usual
@@ -152,7 +152,15 @@ def test_the_time_of_each_process_is_told_with_the_parts_of_its_start() -> None:
 
 def test_what_was_compiled_is_told_by_the_load_that_needed_it() -> None:
     asked = decode(1.0)
-    asked.samples["compile_us"] = [1.5e6, 0.7e6]
+    asked.samples["compile_us"], asked.compiled = [0.4e6, 1.5e6, 0.3e6], ["shrink", "attention", "shrink"]
     lines = [" ".join(line.split()) for line in rendered(summary(results(process(0, "plugin", 1, asked)))).splitlines()]
-    place = lines.index("mode repeat load kernels took")
-    assert lines[place - 1].startswith("compiled by Triton") and lines[place + 2] == "plugin 1 decode 32 2 2.20 s"
+    place = lines.index("mode repeat load kernels took those that took longest")
+    assert lines[place - 1].startswith("compiled by Triton")
+    assert lines[place + 2] == "plugin 1 decode 32 3 2.20 s 1 attention, 2 shrink"
+
+
+def test_names_are_one_a_time() -> None:
+    asked = decode(1.0)
+    asked.samples["compile_us"], asked.compiled = [0.4e6], ["shrink", "attention"]
+    said = list(faults(results(process(0, "plugin", 0, asked))))
+    assert len(said) == 1 and said[0].endswith("compiled has 2 names; expected 1, as samples.compile_us has times")
