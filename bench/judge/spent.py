@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from bench.model.served import START_PARTS, SampleName, ServeResults, StartPart
@@ -76,10 +75,10 @@ def compiled(results: ServeResults) -> list[CompiledUnder]:
 
 
 def _by_name(names: list[str], times: list[float]) -> dict[str, int]:
-    took, count = Counter[str](), Counter(names)
+    took = dict.fromkeys(names, 0.0)
     for name, time in zip(names, times, strict=False):
-        took[name] += time  # type: ignore[assignment]  # a Counter of times
-    return {name: count[name] for name, _ in took.most_common()}
+        took[name] += time
+    return {name: names.count(name) for name in sorted(took, key=lambda name: -took[name])}
 
 
 def _only(samples: dict[SampleName, list[float]], name: SampleName) -> float | None:
