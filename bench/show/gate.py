@@ -299,7 +299,12 @@ def _notes(row: Row) -> list[str]:
 
 
 def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
-    """The comparison as plain values, one row for each point. Ratios are B over A; the interval is 95 %."""
+    """The comparison as plain values, one row for each point. Ratios are B over A; the interval is 95 %.
+
+    caveats: why the changes are not the code's alone, or not comparable; the same in every row.
+    """
+    apart = [f"not the code's alone: {comparison.apart}"] if comparison.apart else []
+    caveats = "; ".join(apart + [f"not comparable: {reason}" for reason in comparison.warnings]) or None
     return [
         {
             "case": row.before.case.key,
@@ -310,6 +315,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, object]]:
             "high": row.high,
             "p": row.p,
             "notes": "; ".join(_notes(row)) or None,
+            "caveats": caveats,
         }
         for row in comparison.rows
     ]

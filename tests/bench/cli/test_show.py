@@ -62,6 +62,8 @@ def test_compare_says_first_that_two_gpus_are_not_the_code(run: Run) -> None:
     chosen = ("--case", "phase=prefill,rank=256,cache=warm", "-c", "csgmv_embed_segments-rank_major")
     lines = run("compare", FULL, ROOT / "docs" / "results" / "h200-full.json", *chosen).out.splitlines()
     assert lines[0].startswith("the changes below are not the code's alone: gpu is NVIDIA H100 80GB HBM3 in A, ")
+    rows = json.loads(run("compare", FULL, ROOT / "docs" / "results" / "h200-full.json", *chosen, "-f", "json").out)
+    assert {row["caveats"].split(",")[0] for row in rows} == {"not the code's alone: gpu is NVIDIA H100 80GB HBM3 in A"}
     head = next(place for place, line in enumerate(lines) if line.startswith("case"))
     assert max(place for place, line in enumerate(lines) if line.startswith("not comparable")) < head
     assert lines[head].split()[-1] == "note" and "changed figures" not in lines[head]
@@ -183,6 +185,7 @@ def test_wide_shows_every_contender(run: Run) -> None:
 def test_compare_has_the_formats(run: Run) -> None:
     aa = ROOT / "docs" / "results" / "h200-aa.json"
     found = json.loads(run("compare", aa, aa, "-f", "json").out)
+    assert {row["caveats"] for row in found} == {None}
     assert len(found) == 48 and all(item["ratio"] == 1.0 and item["low"] < 1 < item["high"] for item in found)
     assert run("compare", aa, aa, "-f", "csv").out.startswith("case,contender,clock,ratio,low,high,p,notes")
     assert run("compare", aa, aa, "-f", "xml").code == 2
