@@ -32,7 +32,7 @@ def test_a_child_is_ready_before_it_works_with_what_made_it_ready(tmp_path: Path
     assert state == "state" and int(pid) != os.getpid()
 
 
-@pytest.mark.parametrize(("work", "ending"), [(fails, "exit status 1"), (killed, "SIGKILL")])
+@pytest.mark.parametrize(("work", "ending"), [(fails, "exit status 1: ValueError: of no use"), (killed, "by SIGKILL")])
 def test_how_a_child_ended_is_told(work: object, ending: str) -> None:
     child = Child(lambda: None, work)  # type: ignore[arg-type]
     assert child.is_ready()
@@ -42,7 +42,7 @@ def test_how_a_child_ended_is_told(work: object, ending: str) -> None:
 def test_a_child_that_cannot_get_ready_is_known(capfd: pytest.CaptureFixture[str]) -> None:
     child = Child(lambda: fails(None), lambda state: None)
     assert not child.is_ready()
-    assert (child.finish() or "").endswith("exit status 1")
+    assert (child.finish() or "").endswith("exit status 1: ValueError: of no use")
     assert "ValueError: of no use" in capfd.readouterr().err
 
 
