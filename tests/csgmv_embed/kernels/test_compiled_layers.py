@@ -86,7 +86,10 @@ def test_tiles_fit_every_gpu_and_move_wide(figures: dict[str, Any], name: str, c
         assert figure["spill_bytes"] <= most_spilled, figure
         # A shrunk row is written, and its parts are added, an element a thread.
         assert figure["kernel"] == "lora_shrink_sum_kernel" or figure["widest_load_bits"] == 128, figure
-        assert figure["kernel"] != "lora_expand_kernel" or figure["widest_store_bits"] == 128, figure
+        if figure["kernel"] == "lora_expand_kernel":
+            assert figure["widest_store_bits"] == 128, figure
+        elif op in ("stacked", "shrink"):  # the hint on their order is no promise that two columns may be one store
+            assert figure["widest_store_bits"] <= 32, figure
 
 
 COLUMNS = {"lora_shrink_kernel": 0, "lora_shrink_sum_kernel": 1, "lora_expand_kernel": 1}  # axis of what they write
