@@ -7,16 +7,16 @@ load would hide that.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from time import monotonic_ns
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from bench.engine import stamps
 from bench.engine.hooks import wrap_to_folder
 
 FOLDER = "BENCH_COMPILE_TIMES"  # the variable that names where to write
-MODULE = "triton.knobs"
+MODULE, NAME = "triton.knobs", "compile"
 
 
 class Compilation(NamedTuple):
@@ -52,24 +52,21 @@ class _Listener:
 
 
 class Log:
-    """A file of this process in a folder, a line a kernel: when its compilation began, its time in ns, its name."""
+    """Writes compilations of this process to a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, began_ns: int, took_ns: int, kernel: str) -> None:
         """Write one compilation down."""
-        with (self._folder / f"compile-{os.getpid()}").open("a", encoding="utf-8") as file:
-            file.write(f"{began_ns} {took_ns} {kernel}\n")
+        stamps.write_named(self._folder, NAME, stamps.Named(kernel, began_ns, took_ns))
 
 
 def between(folder: Path, began_ns: int, ended_ns: int) -> list[Compilation]:
-    """What all processes began to compile between two moments, file by file. A line that is cut off is none."""
-    found = []
-    for file in sorted(folder.glob("compile-*")):
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-            began, _, rest = line.partition(" ")
-            took, _, kernel = rest.partition(" ")
-            if kernel.endswith("\n") and began_ns <= int(began) <= ended_ns and int(took) > 0:
-                found.append(Compilation(kernel.strip(), int(took) / 1000))
-    return found
+    """What all processes began to compile between two moments, process by process."""
+    return [
+        Compilation(call.method, call.took_ns / 1000)
+        for calls in stamps.named(folder, NAME)
+        for call in calls
+        if began_ns <= call.began_ns <= ended_ns and call.took_ns > 0
+    ]

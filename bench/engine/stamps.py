@@ -1,10 +1,16 @@
-"""Times of single calls that an engine's processes write to files, 16 bytes each, for the process that asks to read."""
+"""Times of single calls that an engine's processes write to files, for the process that asks to read.
+
+Calls of one kind that come with every step take 16 bytes each. The few that have a name take a line each.
+"""
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 RECORD = struct.Struct("<qq")  # began, took: ns
 
@@ -36,3 +42,29 @@ def between(folder: Path, name: str, began_ns: int, ended_ns: int) -> list[float
             took / 1000 for began, took in RECORD.iter_unpack(whole) if began_ns <= began <= ended_ns and took > 0
         ]
     return found
+
+
+class Named(msgspec.Struct):
+    """A call that has a name: a method of a start, a kernel that was compiled."""
+
+    method: str  # or the kernel
+    began_ns: int
+    took_ns: int
+
+
+def write_named(folder: Path, kind: str, call: Named) -> None:
+    """Add a line to this process's file of the kind."""
+    with (folder / f"{kind}-{os.getpid()}").open("ab") as file:
+        file.write(msgspec.json.encode(call) + b"\n")
+
+
+def named(folder: Path, kind: str) -> Iterator[list[Named]]:
+    """The named calls of a kind, process by process."""
+    for file in sorted(folder.glob(f"{kind}-*")):
+        calls = []
+        for line in file.read_bytes().splitlines():
+            try:
+                calls.append(msgspec.json.decode(line, type=Named))
+            except msgspec.DecodeError:  # a line that was cut off
+                continue
+        yield calls

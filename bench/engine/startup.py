@@ -7,20 +7,19 @@ belongs to no part is reported as the rest of the start.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic_ns
 from types import ModuleType
 from typing import Any
 
-import msgspec
-
+from bench.engine import stamps
 from bench.engine.hooks import wrap_to_folder
 from bench.model.served import SampleName
 
 FOLDER = "BENCH_START_TIMES"  # the variable that names where to write
 MODULE, CLASS = "sglang.srt.model_executor.model_runner", "ModelRunner"
+NAME = "start"
 PARTS: dict[str, SampleName] = {
     "load_model": "weights_us",
     "init_lora_manager": "adapters_us",
@@ -28,14 +27,6 @@ PARTS: dict[str, SampleName] = {
     "init_cuda_graphs": "graphs_us",
 }
 FIRST = "load_model"  # what goes before it, from the engine's call on, is spawning and imports
-
-
-class Part(msgspec.Struct):
-    """A method that has run, with its times."""
-
-    method: str
-    began_ns: int
-    took_ns: int
 
 
 def install() -> None:
@@ -58,9 +49,7 @@ def timed(method: Callable[..., Any], name: str, folder: Path) -> Callable[..., 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         began = monotonic_ns()
         found = method(*args, **kwargs)
-        part = Part(name, began, monotonic_ns() - began)
-        with (folder / f"start-{os.getpid()}").open("ab") as file:
-            file.write(msgspec.json.encode(part) + b"\n")
+        stamps.write_named(folder, NAME, stamps.Named(name, began, monotonic_ns() - began))
         return found
 
     return wrapper
@@ -69,13 +58,9 @@ def timed(method: Callable[..., Any], name: str, folder: Path) -> Callable[..., 
 def parts(folder: Path, called_ns: int) -> dict[SampleName, list[float]]:
     """The parts of a start in us, each from the process that took longest. `called_ns`: when the engine was called."""
     found: dict[SampleName, float] = {}
-    for file in sorted(folder.glob("start-*")):
+    for calls in stamps.named(folder, NAME):
         sums: dict[SampleName, float] = {}
-        for line in file.read_bytes().splitlines():
-            try:
-                part = msgspec.json.decode(line, type=Part)
-            except msgspec.DecodeError:  # a line that was cut off
-                continue
+        for part in calls:
             if part.method == FIRST:
                 sums.setdefault("processes_us", (part.began_ns - called_ns) / 1000)
             if part.method in PARTS:

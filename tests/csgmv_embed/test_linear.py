@@ -106,7 +106,7 @@ def test_it_is_within_the_roundings_of_the_oracle(padding, starts, dtype):
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize(("max_rank", "ranks"), [(24, (24, 0, 6, 5)), (6, (6, 0, 4, 3)), (7, (7, 0, 4, 6))])
 def test_ranks_of_every_number_of_neighbours(max_rank, ranks, splits):
-    """Four, two and one column of a shrunk row are written as one, by what divides max_rank and the rank."""
+    """The columns of a shrunk row lie side by side within a slice, whatever divides max_rank and the rank."""
     site = Site(max_rank=max_rank, ranks=ranks, dtype=torch.float16)
     with forced(lora_shrink=ShrinkTile(16, 32, splits, 2, 2)):
         site.check(site.run())

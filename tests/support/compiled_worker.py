@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,12 @@ def figures_from(module: str, cache: Path) -> dict[str, dict[str, Any]]:
     assert done.returncode == 0, done.stderr
     decoded: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return decoded
+
+
+def kernels_of(launch: Callable[[], object]) -> list[Any]:
+    """Each kernel of a launch once, compiled for compute capability 9.0. For the worker, which interprets nothing."""
+    from bench.clocks.work import compiled
+
+    with compiled._compile_only(90) as asked:
+        launch()
+    return list({kernel.hash: kernel for kernel, _, _ in asked}.values())

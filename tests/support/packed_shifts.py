@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from tests.support.compiled_worker import kernels_of
+
 MOST = 8  # of the index of a thread or of a rank, which have up to 11 bits
 
 
 def distances(launch: Callable[[], object]) -> list[int]:
     """Of the left shifts of vectors of 32-bit integers that are said to lose no bits, in the kernels of a launch."""
-    from bench.clocks.work import compiled
-
-    with compiled._compile_only(90) as asked:
-        launch()
-    kernels = {kernel.hash: kernel for kernel, _, _ in asked}
-    return [found for kernel in kernels.values() for found in in_llir(kernel.asm["llir"])]
+    return [found for kernel in kernels_of(launch) for found in in_llir(kernel.asm["llir"])]
 
 
 def in_llir(llir: str) -> list[int]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from tests.support.compiled_worker import kernels_of
+
 LAYOUT = re.compile(r"^(#\w+) = #ttg\.blocked<\{.*threadsPerWarp = \[([\d, ]+)\].*order = \[(\d+)", re.MULTILINE)
 STORE = re.compile(r"tt\.store .* tensor<(\d+x)+!tt\.ptr<\w+>, (#\w+)>")
 
 
 def axes(launch: Callable[[], object]) -> dict[str, list[int]]:
     """By kernel of a launch, of each store of a block of two axes: the axis, 0 or 1."""
-    from bench.clocks.work import compiled
-
-    with compiled._compile_only(90) as asked:
-        launch()
-    return {kernel.name: in_ttgir(kernel.asm["ttgir"]) for kernel, _, _ in asked}
+    return {kernel.name: in_ttgir(kernel.asm["ttgir"]) for kernel in kernels_of(launch)}
 
 
 def in_ttgir(ttgir: str) -> list[int]:
