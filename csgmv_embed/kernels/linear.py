@@ -104,6 +104,7 @@ def _tile_at(tile, tile_words, tile_rows, num_tokens, num_slots, MAX_RANK: tl.co
     word = tl.load(tile_words + 2 * tile)
     scaling = tl.load(tile_words + 2 * tile + 1).to(tl.float32, bitcast=True)
     rows = tl.load(tile_rows + tile * BLOCK_M + tl.arange(0, BLOCK_M))
+    tl.debug_barrier()  # else the compiler asks for the rows behind the exit of idle programs, which waits for the word
     slot = word >> 16
     rank = tl.where(slot < num_slots, tl.minimum(word & 0xFFFF, MAX_RANK), 0)
     return slot.to(tl.int64), rank, scaling, rows.to(tl.int64), (rows >= 0) & (rows < num_tokens)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from csgmv_embed.launch import tiles
-from tests.support import packed_shifts, store_layouts
+from tests.support import early_loads, packed_shifts, store_layouts
 from tests.support.compiled_worker import figures_from
 
 CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
@@ -67,6 +67,7 @@ def work() -> None:
         figures[name] = {str(capability): compile_launch(launch, capability).kernels for capability in CAPABILITIES}
         figures[name]["shifts"] = packed_shifts.distances(launch)
         figures[name]["axes"] = store_layouts.axes(launch)
+        figures[name]["early"] = early_loads.counts(launch)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 
 
@@ -101,6 +102,13 @@ def test_threads_side_by_side_write_columns_side_by_side(figures: dict[str, Any]
     assert len(axes) == 2
     for kernel, found in axes.items():
         assert set(found) == {COLUMNS[kernel]}, (kernel, found)
+
+
+@pytest.mark.parametrize("name", [name for name, ((op, *_), _) in KERNELS.items() if op != "layer"])
+def test_a_tile_s_rows_are_asked_for_before_its_word_has_arrived(figures: dict[str, Any], name: str) -> None:
+    early = figures[name]["early"]
+    assert len(early) == 2
+    assert all(loads > 1 for loads in early.values()), early  # the word alone decides whether a program ends
 
 
 @pytest.mark.parametrize("name", KERNELS)
