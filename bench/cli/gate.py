@@ -106,7 +106,7 @@ def gate(
     one_at_a_time: OneAtATimeOption = False,
 ) -> None:
     """Decide whether a kernel became slower. Exit status: 0 no, 1 yes, 2 wrong usage, 3 cannot tell."""
-    from bench.show.gate import emit, parse_formats
+    from bench.show.gate_formats import emit, parse_formats
 
     if baseline is not None and result is not None and any(map(served_file.says_so, (baseline, result))):
         served_file.gate(baseline, result, case, contender, clock, format, configuration.load(config).gate)

@@ -21,7 +21,7 @@ from bench.judge import times as judge
 from bench.model.config import Config
 from bench.model.history import Commit
 from bench.model.pairs import PairPoint, PairRun
-from bench.model.verdict import CannotJudge, Report, Verdict
+from bench.model.verdict import CannotJudge, Report, Use, Verdict
 
 
 class Comparing(msgspec.Struct, frozen=True):
@@ -149,7 +149,8 @@ def pair(
     """Measure both commits on these points in turns, and keep the run in `job.runs`. Raises CannotJudge."""
     sides = job.libraries.tree(before), job.libraries.tree(after)
     copies = [_unmeasured(point) for point in points]
-    run = session.pair_run(job.config, "against", sides, copies, job.seed + len(job.runs), [])
+    use: Use = "against-sglang" if job.libraries.varies_sglang else "against"
+    run = session.pair_run(job.config, use, sides, copies, job.seed + len(job.runs), [])
     if not screen:  # half of a change may lie within the floor: all of its rounds are wanted
         run.gate = msgspec.structs.replace(run.gate, clear_confidence=1.0)
     job.runs.append(run)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 import msgspec
 
-from bench.judge.folding import times
 from bench.model.case import point_name
 from bench.model.verdict import Exit, Report, Verdict
 
-# GitHub rejects a step summary above 1 MiB whole; the rest of a job's step may have written to the same file.
-SUMMARY_LIMIT_BYTES = 1_000_000
 NANOSECONDS = 1000.0  # in a us
 ANNOTATIONS = {"slow": "error", "error": "error", "inconclusive": "warning", "fast": "notice"}
 # Characters that XML 1.0 cannot hold, not even escaped.
@@ -32,50 +29,6 @@ def plain_json(report: Report) -> str:
 
 def name_of(item: Verdict) -> str:
     return point_name(item.case, item.contender, item.clock)
-
-
-def markdown(report: Report, summary: str, commands: Sequence[str], grouped: Sequence[tuple[Verdict, int]]) -> str:
-    """The report for a step summary or a comment. It is cut at the end, with a note, if it would be too long."""
-    head = [f"**{cell(summary)}**", ""]
-    head += [f"- refused: {cell(reason)}" for reason in report.refusals]
-    head += [f"- {cell(note)}" for note in report.notes]
-    head += ["", "| verdict | point | change | 95 % | reason |", "| --- | --- | ---: | ---: | --- |"]
-    rows = [_row(item, more) for item, more in grouped]
-    tail = ["", "To see a flagged point again:", "", "```sh", *commands, "```"] if commands else []
-    return within("\n".join(head) + "\n", rows, "\n".join(tail) + "\n" if tail else "")
-
-
-def within(head: str, rows: Sequence[str], tail: str, limit: int = SUMMARY_LIMIT_BYTES) -> str:
-    """As many rows as fit into `limit` bytes, the worst first, and the whole tail."""
-    text, left = head, len(rows)
-    note = "\n{} more points are not shown: the summary would be too long.\n"
-    room = limit - len(head.encode()) - len(note.encode()) - 20
-    tail = tail if len(tail.encode()) < room // 2 else ""
-    room -= len(tail.encode())
-    for row in rows:
-        size = len(row.encode()) + 1
-        if size > room:
-            break
-        text, room, left = text + row + "\n", room - size, left - 1
-    return text + (note.format(left) if left else "") + tail
-
-
-def _row(item: Verdict, more: int) -> str:
-    changes = ", ".join(f"{change.figure} {change.before} → {change.after}" for change in item.changes)
-    change = _percent(item.ratio) if item.ratio is not None else cell(changes)
-    ends = "" if item.low is None else f"{_percent(item.low)} to {_percent(item.high)}"
-    return f"| {times(item.status, more)} | {cell(name_of(item))} | {change} | {ends} | {cell(item.reason)} |"
-
-
-def _percent(ratio: float | None) -> str:
-    return "" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
-
-
-def cell(text: str) -> str:
-    """Text that stays in its table cell and is not read as markup."""
-    for character in "\\|<>*_`[":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
 
 
 def junit(report: Report, reproduce: Reproduce) -> str:

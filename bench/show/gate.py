@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,10 +17,9 @@ from bench.judge import keeping
 from bench.judge.compare import Comparison, Row
 from bench.judge.folding import times
 from bench.judge.repeats import Repeat
-from bench.model.store import write_bytes
 from bench.model.text import for_log, one_line
-from bench.model.verdict import Change, Exit, GateError, Report, Verdict
-from bench.show import again, exports
+from bench.model.verdict import Change, Exit, Report, Verdict
+from bench.show import again
 from bench.show.console import console
 from bench.show.console import progress_console as progress_console
 from bench.show.fit import Column, Fitted
@@ -40,40 +36,6 @@ MEANING = {
     Exit.CANNOT_JUDGE: "CANNOT JUDGE",
 }
 SAY_EVERY_S = 10.0
-
-
-@dataclass(frozen=True)
-class Format:
-    """An output format and the file that it goes to. None is standard output."""
-
-    name: str
-    path: Path | None
-
-
-def parse_formats(texts: Sequence[str]) -> list[Format]:
-    """Parse `markdown`, `junit=report.xml`. No formats mean the table. Raises GateError."""
-    found = []
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if name not in FORMATS or (equals and not path):
-            raise GateError(f"--format {text}: expected NAME or NAME=FILE with NAME one of {', '.join(FORMATS)}")
-        found.append(Format(name, Path(path) if path else None))
-    if sum(item.path is None for item in found) > 1:
-        raise GateError("--format: only one format can go to standard output; expected NAME=FILE for the others")
-    if all(item.path is not None for item in found):
-        found.append(Format("table", None))
-    return found
-
-
-def emit(report: Report, formats: Sequence[Format]) -> None:
-    """Write the report in each of the formats. A file is written whole or not at all."""
-    report.verdicts = worst_first(report.verdicts)
-    for item in formats:
-        text = FORMATS[item.name](one_lined(report))
-        if item.path is not None:
-            write_bytes(item.path, text.encode())
-        else:
-            sys.stdout.write(text if item.name == "github" else for_log(text))
 
 
 def one_lined(report: Report) -> Report:
@@ -235,8 +197,13 @@ def commands(report: Report) -> list[str]:
 
 
 def reproduce(report: Report, item: Verdict) -> str:
-    """The same use of the gate for this point only. A stored baseline is best checked against its commit."""
+    """The same comparison of this point only. A stored baseline is best checked against its commit."""
     sha = report.before.sha
+    choice = ["-c", item.contender, "--case", again.case_option(item.case)]
+    if report.use == "against-sglang" and sha is not None and sha.startswith(report.before.label):
+        line = f"{sha}..{report.after.sha}"  # commits of a checkout, which the gate does not take
+        history = ["history", "bisect", "--sglang-checkout", "CHECKOUT", "--commits", line]
+        return shlex.join([*again.BENCH, *history, *report.selection, *choice])
     if report.use == "work":
         use = ["--clock", "work"]
     elif report.use == "against-sglang":
@@ -245,18 +212,7 @@ def reproduce(report: Report, item: Verdict) -> str:
         use = ["--self-check", "--clock", item.clock]
     else:
         use = ["--against", sha, "--clock", item.clock]
-    choice = ["-c", item.contender, "--case", again.case_option(item.case)]
     return shlex.join([*again.BENCH, "gate", *use, *report.selection, *choice])
-
-
-FORMATS: dict[str, Callable[[Report], str]] = {
-    "table": table_text,
-    "markdown": lambda report: exports.markdown(report, summary(report), commands(report), grouped(report.verdicts)),
-    "json": exports.plain_json,
-    "junit": lambda report: exports.junit(report, lambda item: reproduce(report, item)),
-    "bencher": exports.bencher,
-    "github": lambda report: exports.github(report, summary(report), lambda item: reproduce(report, item)),
-}
 
 
 def show_comparison(comparison: Comparison) -> None:

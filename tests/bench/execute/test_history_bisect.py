@@ -113,6 +113,16 @@ def test_a_commit_between_takes_all_of_its_rounds_also_where_it_has_the_old_leve
     assert {len({item.process for item in run.points[0].rounds}) for run in between} == {6}
 
 
+@pytest.mark.parametrize(("sglangs", "use"), [(True, "against-sglang"), (False, "against")])
+def test_a_record_of_pairs_says_whose_commits_they_are(tmp_path: Path, sglangs: bool, use: str) -> None:
+    """What shows such a record names the command that measures it again."""
+    made, libraries = job(tmp_path, FakeGpu(slower_from(1)), 2)
+    libraries.varies_sglang = sglangs
+    with libraries:
+        list(bisect(made))
+    assert {run.use for run in made.runs} == {use}
+
+
 def test_a_gain_is_named_too(tmp_path: Path) -> None:
     named, _ = ended(tmp_path, FakeGpu(slower_from(4, -0.08)))
     assert named.suspects == (commit(4),) and named.proof is not None and named.proof.status == "fast"

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from bench.model.verdict import Report, Subject, Verdict
-from bench.show import exports, gate
+from bench.show import exports, gate, gate_formats, markdown
 from tests.support.gate import AA, OURS, Outcome, aa, jittered, ours, saved, scaled, work_results
 
 Run = Callable[..., Outcome]
@@ -180,7 +180,8 @@ def test_markdown_tables_keep_their_columns(report: Callable[[str], str]) -> Non
     lines = report("markdown").splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 16
-    assert {len(cells(row)) for row in rows} == {5}
+    assert {len(cells(row)) for row in rows} == {9}
+    assert not any("adapters=" in row for row in rows), "a case is named by what tells it from the others"
     assert "slow" in rows[2] and "error" in rows[3] and "fast" in rows[4]
     assert any("\\<b\\>" in row for row in rows)
     fence = lines.index("```sh")
@@ -189,7 +190,7 @@ def test_markdown_tables_keep_their_columns(report: Callable[[str], str]) -> Non
 
 def test_markdown_stays_within_githubs_limit_and_says_what_is_missing() -> None:
     made = judged(*[verdict("slow", confirmed=True, reason=f"{number} {'x' * 2000}") for number in range(1000)])
-    text = exports.markdown(made, "summary", gate.commands(made), gate.grouped(made.verdicts))
+    text = markdown.markdown(made)
     assert len(text.encode()) <= 1 << 20
     (left,) = re.findall(r"(\d+) more points are not shown", text)
     assert int(left) + text.count("| slow |") == 1000
@@ -198,7 +199,7 @@ def test_markdown_stays_within_githubs_limit_and_says_what_is_missing() -> None:
 
 def test_formats_go_to_files_and_the_table_to_the_terminal(tmp_path: Path, run: Run) -> None:
     after = saved(tmp_path / "after.json", jittered(aa()))
-    files = {name: tmp_path / "new" / f"{name}.out" for name in gate.FORMATS if name != "table"}
+    files = {name: tmp_path / "new" / f"{name}.out" for name in gate_formats.FORMATS if name != "table"}
     options = [part for name, path in files.items() for part in ("-f", f"{name}={path}")]
     done = run("gate", "--baseline", AA, after, *options)
     assert done.code == 0
@@ -215,6 +216,23 @@ def test_a_format_that_cannot_be_written_is_2(tmp_path: Path, run: Run) -> None:
     assert "cannot be written" in done.err
 
 
+def test_versions_and_commits_of_sglang_are_compared_again_as_they_were() -> None:
+    def again(before: Subject, after: Subject) -> str:
+        made = judged(verdict("slow", confirmed=True))
+        made.use, made.before, made.after = "against-sglang", before, after
+        (command,) = gate.commands(made)
+        return command
+
+    def side(label: str, sha: str) -> Subject:
+        return Subject(label, sha, False, "")
+
+    versions = again(side("0.5.17", "3" * 40), side("0.5.20", "4" * 40))
+    assert " gate --against-sglang 0.5.17 --sglang 0.5.20 --clock graph " in versions
+    old, new = "3" * 40, "4" * 40
+    commits = again(side(old[:9], old), side(new[:9], new))
+    assert f" history bisect --sglang-checkout CHECKOUT --commits {old}..{new} -c " in commits
+
+
 def test_the_summary_is_one_line_and_names_the_worst_point(report: Callable[[str], str]) -> None:
     last = report("table").splitlines()[-1]
     assert last.startswith("gate baseline: CANNOT JUDGE (1 slow, 1 error, 1 fast, 13 pass; worst +")
@@ -223,7 +241,7 @@ def test_the_summary_is_one_line_and_names_the_worst_point(report: Callable[[str
 HOSTILE = "x\n::error::a\r\n##[error]b\x1b[31m\x1b]0;t\x07\u2028::stop-commands::c\x00\x85]]>&<\ud800\uffff"
 
 
-@pytest.mark.parametrize("name", sorted(gate.FORMATS))
+@pytest.mark.parametrize("name", sorted(gate_formats.FORMATS))
 def test_no_text_reaches_past_its_line(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     here = Subject(HOSTILE, None, False, HOSTILE)
     case = ours(aa())[0].case
@@ -233,7 +251,7 @@ def test_no_text_reaches_past_its_line(name: str, capsys: pytest.CaptureFixture[
     ]
     made = Report("against", here, here, {"gpu": HOSTILE}, verdicts, [HOSTILE], [HOSTILE], [HOSTILE])
     file = tmp_path / "report"
-    gate.emit(made, [gate.Format(name, None), gate.Format(name, file)])
+    gate_formats.emit(made, [gate_formats.Format(name, None), gate_formats.Format(name, file)])
     for text in (capsys.readouterr().out, file.read_text(encoding="utf-8")):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text)
         commands = [line for line in text.split("\n") if line.strip().startswith("::")]

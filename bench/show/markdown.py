@@ -1,4 +1,4 @@
-"""The gate's report as a comment on a pull request: verdict, picture and what matters. The rest is folded."""
+"""The gate's report as Markdown: whole, or as a comment on a pull request that folds points which ask for nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from bench.judge.folding import times
 from bench.model.verdict import Report, Verdict
-from bench.show.exports import cell, within
 from bench.show.gate import (
     MEANING,
     change_text,
@@ -22,6 +21,8 @@ from bench.show.gate import (
 from bench.show.labels import usual
 from bench.show.tables import microseconds, short_name
 
+# GitHub rejects a step summary above 1 MiB whole; the rest of a job's step may have written to the same file.
+SUMMARY_LIMIT_BYTES = 1_000_000
 LIMIT_BYTES = 60_000  # GitHub refuses a comment of more than 65536 characters
 TIMED = ("verdict", "case", "contender", "clock", "before, us", "after, us", "change", "95 %", "reason")
 COUNTED = ("verdict", "case", "contender", "changed figures", "reason")
@@ -44,11 +45,22 @@ def comment(report: Report, title: str, picture: str | None = None) -> str:
     head = [marker(title), f"### {cell(title)}: {MEANING[report.exit_code]}", "", cell(summary(report)), ""]
     if picture:
         head += [f"![change of each point, with its interval and the limit]({picture})", ""]
-    head += [f"- refused: {cell(reason)}" for reason in report.refusals]
-    head += [f"- {cell(note)}" for note in report.notes]
+    head += _said(report)
     tail = _again(report) + f"\n{cell(_sides(report))}\n"
     text = "\n".join(head) + "\n\n" + _table(report, loud, LIMIT_BYTES // 2)
     return text + _folded(report, quiet, LIMIT_BYTES - len((text + tail).encode())) + tail
+
+
+def markdown(report: Report) -> str:
+    """The report with all of its points, for a step summary. It is cut, with a note, if it would be too long."""
+    head = "\n".join([f"**{cell(summary(report))}**", "", *_said(report)]) + "\n\n"
+    tail = _again(report)
+    room = SUMMARY_LIMIT_BYTES - len((head + tail).encode())
+    return head + _table(report, grouped(report.verdicts), room) + tail
+
+
+def _said(report: Report) -> list[str]:
+    return [f"- refused: {cell(reason)}" for reason in report.refusals] + [f"- {cell(note)}" for note in report.notes]
 
 
 def _table(report: Report, rows: Sequence[tuple[Verdict, int]], limit: int) -> str:
@@ -103,3 +115,25 @@ def _again(report: Report) -> str:
 def _sides(report: Report) -> str:
     machine = report.identity.get("gpu") or ("counted, no GPU" if report.counted else "no GPU")
     return f"{report.after.label} against {report.before.label}; {machine}; {report.started_utc[:10]}"
+
+
+def within(head: str, rows: Sequence[str], tail: str, limit: int) -> str:
+    """As many rows as fit into `limit` bytes, the worst first, and the whole tail."""
+    text, left = head, len(rows)
+    note = "\n{} more points are not shown: the summary would be too long.\n"
+    room = limit - len(head.encode()) - len(note.encode()) - 20
+    tail = tail if len(tail.encode()) < room // 2 else ""
+    room -= len(tail.encode())
+    for row in rows:
+        size = len(row.encode()) + 1
+        if size > room:
+            break
+        text, room, left = text + row + "\n", room - size, left - 1
+    return text + (note.format(left) if left else "") + tail
+
+
+def cell(text: str) -> str:
+    """Text that stays in its table cell and is not read as markup."""
+    for character in "\\|<>*_`[":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
