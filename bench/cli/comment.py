@@ -33,7 +33,7 @@ def comment(
     ] = None,
 ) -> None:
     """Write a gate's report as a Markdown comment: verdict, picture, flagged points. Passed points are folded."""
-    from bench.show.markdown import comment as written
+    from bench.show.gate_markdown import comment as written
 
     if picture is not None and not ADDRESS.fullmatch(picture):
         raise ConfigError(f"--picture {picture}: expected an address, http://... or https://..., without spaces")

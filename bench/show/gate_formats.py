@@ -12,7 +12,7 @@ from bench.model.text import for_log
 from bench.model.verdict import GateError, Report
 from bench.show import exports
 from bench.show.gate import one_lined, reproduce, summary, table_text, worst_first
-from bench.show.markdown import markdown
+from bench.show.gate_markdown import markdown
 
 FORMATS: dict[str, Callable[[Report], str]] = {
     "table": table_text,

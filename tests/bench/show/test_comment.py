@@ -13,7 +13,7 @@ from bench.judge.times import judge_pairs
 from bench.model import pairs, store
 from bench.model.verdict import Change, Report, Subject, Verdict
 from bench.show.gate import table_text
-from bench.show.markdown import comment
+from bench.show.gate_markdown import comment
 from bench.show.page import gates
 from tests.support.gate import AA, ROOT, Outcome
 
