@@ -74,13 +74,14 @@ def rehearse(state: State, launched: Mapping[object, Again], most_tokens: int) -
     try:
         state.ranks.update([1] * slots)
         state.scalings.update([1.0] * slots)
-        for tokens in sizes(most_tokens):
-            # Requests of few and of many slots: an embedding's programs share out the rows without adapter by segments.
-            for requests in sizes(min(tokens, slots)):
-                info = _batch_info(state, tokens, requests)
-                for again in launched.values():
-                    again(info, tokens)
-            done = tokens
+        with state.with_all_layers():  # no slot holds an adapter when a server starts
+            for tokens in sizes(most_tokens):
+                # Of few and of many slots: an embedding's programs share out the rows without adapter by segments.
+                for requests in sizes(min(tokens, slots)):
+                    info = _batch_info(state, tokens, requests)
+                    for again in launched.values():
+                        again(info, tokens)
+                done = tokens
     except torch.OutOfMemoryError:
         logger.warning("csgmv-embed: no memory to compile ahead for prefills of more than %d tokens", done)
     except Exception:  # a server starts without, too: then requests wait for what they need

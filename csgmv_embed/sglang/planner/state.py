@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,6 +76,17 @@ class State:
         self.slot_has_embedding[slot], self.slot_has_head[slot] = has_embedding, has_head
         self._words_known = None
         self.words_version += 1  # word_by_slot does not where the embedding layer is not targeted
+
+    @contextmanager
+    def with_all_layers(self) -> Iterator[None]:
+        """Within, every slot with a rank has LoRA on every layer, whatever was said of them."""
+        told = self.slot_has_embedding, self.slot_has_head
+        self.slot_has_embedding = self.slot_has_head = self._words_known = None
+        try:
+            yield
+        finally:
+            self.slot_has_embedding, self.slot_has_head = told
+            self._words_known = None
 
     def head_ranks(self) -> Int64Array:
         """The rank of each slot on lm_head, 0 where its adapter has no LoRA there."""

@@ -56,15 +56,24 @@ class Server:
         self.embedding.set_lora_info(None, a_table, self.empty(SLOTS, WIDTH, MAX_RANK))
         self.stacked = self.empty(SLOTS, 2 * MAX_RANK, WIDTH), self.empty(SLOTS, 2 * WIDTH, MAX_RANK)
         self.single = self.empty(SLOTS, MAX_RANK, WIDTH), self.empty(SLOTS, WIDTH, MAX_RANK)
+        state = runtime.state_of(self.backend)
+        assert state is not None
+        self.state = state
+        self.state.set_slot(0, has_embedding=False, has_head=False)  # as a pool does that holds no adapter yet
+
+    def load(self) -> None:
+        """Every slot gets an adapter."""
+        for slot in range(SLOTS):
+            self.state.set_slot(slot, has_embedding=True, has_head=True)
 
     @staticmethod
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=torch.bfloat16)
 
-    def forward(self, mode: str, lens: list[int], slots: list[int]) -> None:
+    def forward(self, mode: str, lens: list[int], slots: list[int], *, graph: bool = False) -> None:
         """One pass: what the layers of a model ask of LoRA, whole and in halves."""
         rows = sum(lens)
-        self.backend.prepare_lora_batch(support.forward_batch(mode, lens), slots, RANKS, SCALINGS, False)
+        self.backend.prepare_lora_batch(support.forward_batch(mode, lens), slots, RANKS, SCALINGS, graph)
         self.embedding(torch.zeros(rows, dtype=torch.int64))
         self.backend.run_lora_a_embedding(
             torch.zeros(rows, dtype=torch.int64), self.embedding.embedding_A_buffer, VOCAB
@@ -88,8 +97,10 @@ class Server:
 
         def every_size(_: Any) -> str:
             for size in (1, 8, 256):
-                self.forward("DECODE", [1] * size, [slot % SLOTS for slot in range(size)])
+                self.forward("DECODE", [1] * size, [slot % SLOTS for slot in range(size)], graph=True)
             return "captured"
+
+        getattr(self.backend, self.state.release.decode_graph)(256, 1)
 
         assert graphs.capture_all(every_size, runner) == "captured"
 
@@ -116,6 +127,7 @@ def test_no_prefill_compiles_anything_more(most: int, chunk: int, on: Any, launc
     server.capture(chunked_prefill_size=most)
     compiled = set(launched)
     server_without = Server(chunk)
+    server_without.load()
     for lens, slots in prefills(most):
         server_without.forward("EXTEND", lens, slots)
         assert launched <= compiled, f"{sum(lens)} tokens of {len(lens)} requests"
@@ -126,6 +138,7 @@ def test_without_it_prefills_of_other_sizes_compile(on: Any, launched: Binaries)
     server = Server(16)
     server.capture(chunked_prefill_size=8192)
     compiled = set(launched)
+    server.load()
     for lens, slots in prefills(8192):
         server.forward("EXTEND", lens, slots)
     assert len(launched - compiled) >= 8, "the sizes of this test make no difference"
