@@ -149,7 +149,7 @@ def pair(
     """Measure both commits on these points in turns, and keep the run in `job.runs`. Raises CannotJudge."""
     sides = job.libraries.tree(before), job.libraries.tree(after)
     copies = [_unmeasured(point) for point in points]
-    use: Use = "against-sglang" if job.libraries.varies_sglang else "against"
+    use: Use = "against-sglang" if sides[0].sglang else "against"
     run = session.pair_run(job.config, use, sides, copies, job.seed + len(job.runs), [])
     if not screen:  # half of a change may lie within the floor: all of its rounds are wanted
         run.gate = msgspec.structs.replace(run.gate, clear_confidence=1.0)

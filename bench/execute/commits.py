@@ -175,7 +175,6 @@ class Libraries:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.varies_sglang = source.varies_sglang
         self._stack = ExitStack()
         self._trees: dict[str, Tree] = {}
         self._folder = Path()

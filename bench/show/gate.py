@@ -198,21 +198,23 @@ def commands(report: Report) -> list[str]:
 
 def reproduce(report: Report, item: Verdict) -> str:
     """The same comparison of this point only. A stored baseline is best checked against its commit."""
-    sha = report.before.sha
     choice = ["-c", item.contender, "--case", again.case_option(item.case)]
-    if report.use == "against-sglang" and sha is not None and sha.startswith(report.before.label):
-        line = f"{sha}..{report.after.sha}"  # commits of a checkout, which the gate does not take
-        history = ["history", "bisect", "--sglang-checkout", "CHECKOUT", "--commits", line]
-        return shlex.join([*again.BENCH, *history, *report.selection, *choice])
+    return shlex.join([*again.BENCH, *_compared(report, item.clock), *report.selection, *choice])
+
+
+def _compared(report: Report, clock: str) -> list[str]:
+    """The verb that makes this comparison, with its options."""
+    before, after = report.before, report.after
     if report.use == "work":
-        use = ["--clock", "work"]
-    elif report.use == "against-sglang":
-        use = ["--against-sglang", report.before.label, "--sglang", report.after.label, "--clock", item.clock]
-    elif report.use == "self-check" or sha is None:
-        use = ["--self-check", "--clock", item.clock]
-    else:
-        use = ["--against", sha, "--clock", item.clock]
-    return shlex.join([*again.BENCH, "gate", *use, *report.selection, *choice])
+        return ["gate", "--clock", "work"]
+    if report.use == "against-sglang":
+        if before.sha and before.sha.startswith(before.label):  # commits of a checkout, which the gate does not take
+            line = f"{before.sha}..{after.sha}"
+            return ["history", "bisect", "--sglang-checkout", "CHECKOUT", "--commits", line]
+        return ["gate", "--against-sglang", before.label, "--sglang", after.label, "--clock", clock]
+    if report.use == "self-check" or before.sha is None:
+        return ["gate", "--self-check", "--clock", clock]
+    return ["gate", "--against", before.sha, "--clock", clock]
 
 
 def show_comparison(comparison: Comparison) -> None:

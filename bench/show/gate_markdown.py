@@ -46,7 +46,7 @@ def comment(report: Report, title: str, picture: str | None = None) -> str:
     if picture:
         head += [f"![change of each point, with its interval and the limit]({picture})", ""]
     head += _said(report)
-    tail = _again(report) + f"\n{cell(_sides(report))}\n"
+    tail = _again(report, LIMIT_BYTES) + f"\n{cell(_sides(report))}\n"
     text = "\n".join(head) + "\n\n" + _table(report, loud, LIMIT_BYTES // 2)
     return text + _folded(report, quiet, LIMIT_BYTES - len((text + tail).encode())) + tail
 
@@ -54,7 +54,7 @@ def comment(report: Report, title: str, picture: str | None = None) -> str:
 def markdown(report: Report) -> str:
     """The report with all of its points, for a step summary. It is cut, with a note, if it would be too long."""
     head = "\n".join([f"**{cell(summary(report))}**", "", *_said(report)]) + "\n\n"
-    tail = _again(report)
+    tail = _again(report, SUMMARY_LIMIT_BYTES)
     room = SUMMARY_LIMIT_BYTES - len((head + tail).encode())
     return head + _table(report, grouped(report.verdicts), room) + tail
 
@@ -104,10 +104,10 @@ def _folded(report: Report, rows: Sequence[tuple[Verdict, int]], limit: int) -> 
     return opening + _table(report, rows, limit - len(opening) - len(closing)) + closing
 
 
-def _again(report: Report) -> str:
-    """The commands that show flagged points again, if they are few enough to read."""
+def _again(report: Report, limit: int) -> str:
+    """The commands that show flagged points again, if they leave room for the points within `limit` bytes."""
     lines = "\n".join(dict.fromkeys(commands(report)))
-    if not lines or len(lines.encode()) > LIMIT_BYTES // 4:
+    if not lines or len(lines.encode()) > limit // 4:
         return ""
     return f"\n<details><summary>To see a flagged point again</summary>\n\n```sh\n{lines}\n```\n\n</details>\n"
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-
-from tests.support.compiled_worker import kernels_of
+from collections.abc import Sequence
+from typing import Any
 
 MOST = 8  # of the index of a thread or of a rank, which have up to 11 bits
 
 
-def distances(launch: Callable[[], object]) -> list[int]:
-    """Of the left shifts of vectors of 32-bit integers that are said to lose no bits, in the kernels of a launch."""
-    return [found for kernel in kernels_of(launch) for found in in_llir(kernel.asm["llir"])]
+def distances(kernels: Sequence[Any]) -> list[int]:
+    """Of the left shifts of vectors of 32-bit integers that are said to lose no bits."""
+    return [found for kernel in kernels for found in in_llir(kernel.asm["llir"])]
 
 
 def in_llir(llir: str) -> list[int]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-
-from tests.support.compiled_worker import kernels_of
+from collections.abc import Sequence
+from typing import Any
 
 LAYOUT = re.compile(r"^(#\w+) = #ttg\.blocked<\{.*threadsPerWarp = \[([\d, ]+)\].*order = \[(\d+)", re.MULTILINE)
 STORE = re.compile(r"tt\.store .* tensor<(\d+x)+!tt\.ptr<\w+>, (#\w+)>")
 
 
-def axes(launch: Callable[[], object]) -> dict[str, list[int]]:
-    """By kernel of a launch, of each store of a block of two axes: the axis, 0 or 1."""
-    return {kernel.name: in_ttgir(kernel.asm["ttgir"]) for kernel in kernels_of(launch)}
+def axes(kernels: Sequence[Any]) -> dict[str, list[int]]:
+    """By kernel, of each store of a block of two axes: the axis, 0 or 1."""
+    return {kernel.name: in_ttgir(kernel.asm["ttgir"]) for kernel in kernels}
 
 
 def in_ttgir(ttgir: str) -> list[int]:

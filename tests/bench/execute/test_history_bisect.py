@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp
 from pathlib import Path
 
@@ -114,10 +114,13 @@ def test_a_commit_between_takes_all_of_its_rounds_also_where_it_has_the_old_leve
 
 
 @pytest.mark.parametrize(("sglangs", "use"), [(True, "against-sglang"), (False, "against")])
-def test_a_record_of_pairs_says_whose_commits_they_are(tmp_path: Path, sglangs: bool, use: str) -> None:
+def test_a_record_of_pairs_says_whose_commits_they_are(
+    tmp_path: Path, sglangs: bool, use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What shows such a record names the command that measures it again."""
     made, libraries = job(tmp_path, FakeGpu(slower_from(1)), 2)
-    libraries.varies_sglang = sglangs
+    tree = libraries.tree
+    monkeypatch.setattr(libraries, "tree", lambda commit: replace(tree(commit), sglang=tmp_path if sglangs else None))
     with libraries:
         list(bisect(made))
     assert {run.use for run in made.runs} == {use}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -52,13 +51,13 @@ def test_every_figure_of_every_mode_is_there_with_its_processes(tmp_path: Path) 
 def test_processes_that_are_far_apart_are_shown_themselves() -> None:
     read = served.read(ENGINE)
     content = Content([], served=[(ENGINE.name, read)])
-    assert re.search(r"\b1\d\d figures of 8 engines are ok\.", page(content))
+    assert "109 figures of 8 engines are ok." in page(content)
     (first, *_), (last, *_) = (
         [item for item in engines.run("x", read)["points"] if item["title"] == "start: first request"][at:]
         for at in (0, -1)
     )
-    assert first["contender"] == "none" and re.fullmatch(r"[\d.]+ s, \d+ ms", first["far"]), "the first one compiled"
-    assert last["contender"] == "plugin" and "far" not in last and 0 < last["spread"] < 1
+    assert (first["contender"], first["far"]) == ("none", "10.1 s, 214 ms"), "the first one compiled"
+    assert last["contender"] == "plugin" and "far" not in last and 0.2 < last["spread"] < 0.3
 
 
 def test_bars_are_the_table_and_the_floor_is_one() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support import packed_shifts
-from tests.support.compiled_worker import figures_from
+from tests.support.compiled_worker import figures_from, kernels_of
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)  # A100; A10, RTX 30; L4, L40, RTX 40; H100, H200; B200; RTX 50
 MAX_REGISTERS = 64  # 1024 threads of a multiprocessor stay resident
@@ -46,7 +46,7 @@ def work() -> None:
 
         launch = partial(embedding_lora_a, ids, table, batch, 64, extra, pdl=options.get("pdl", False))
         figures[name] = {str(capability): compile_launch(launch, capability).kernels for capability in CAPABILITIES}
-        figures[name]["shifts"] = packed_shifts.distances(launch)
+        figures[name]["shifts"] = packed_shifts.distances(kernels_of(launch))
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 
 

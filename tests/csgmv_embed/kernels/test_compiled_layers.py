@@ -12,7 +12,7 @@ import torch
 
 from csgmv_embed.launch import tiles
 from tests.support import early_loads, packed_shifts, store_layouts
-from tests.support.compiled_worker import figures_from
+from tests.support.compiled_worker import figures_from, kernels_of
 
 CAPABILITIES = (89, 90)  # the least shared memory that a GPU of today has; H100
 MOST_SHARED_BYTES = 99 << 10  # of a program, on compute capabilities 8.6 and 8.9
@@ -38,6 +38,7 @@ KERNELS: dict[str, tuple[tuple[str, int, int], int]] = {
     "stacked sites' shrink alone": (("shrink", 32, 64), 0),
     "lm_head of rank 64": (("head", 512, 64), 0),
 }
+OF_TILES = [name for name, ((op, *_), _) in KERNELS.items() if op != "layer"]  # two kernels that walk the batch's tiles
 
 
 def run(op: str, tokens: int, rank: int) -> object:
@@ -65,9 +66,10 @@ def work() -> None:
     for name, (call, _) in KERNELS.items():
         launch = partial(run, *call)
         figures[name] = {str(capability): compile_launch(launch, capability).kernels for capability in CAPABILITIES}
-        figures[name]["shifts"] = packed_shifts.distances(launch)
-        figures[name]["axes"] = store_layouts.axes(launch)
-        figures[name]["early"] = early_loads.counts(launch)
+        kernels = kernels_of(launch)
+        figures[name]["shifts"] = packed_shifts.distances(kernels)
+        figures[name]["axes"] = store_layouts.axes(kernels)
+        figures[name]["early"] = early_loads.counts(kernels)
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 
 
@@ -96,7 +98,7 @@ def test_tiles_fit_every_gpu_and_move_wide(figures: dict[str, Any], name: str, c
 COLUMNS = {"lora_shrink_kernel": 0, "lora_shrink_sum_kernel": 1, "lora_expand_kernel": 1}  # axis of what they write
 
 
-@pytest.mark.parametrize("name", [name for name, ((op, *_), _) in KERNELS.items() if op != "layer"])
+@pytest.mark.parametrize("name", OF_TILES)
 def test_threads_side_by_side_write_columns_side_by_side(figures: dict[str, Any], name: str) -> None:
     axes = figures[name]["axes"]
     assert len(axes) == 2
@@ -104,7 +106,7 @@ def test_threads_side_by_side_write_columns_side_by_side(figures: dict[str, Any]
         assert set(found) == {COLUMNS[kernel]}, (kernel, found)
 
 
-@pytest.mark.parametrize("name", [name for name, ((op, *_), _) in KERNELS.items() if op != "layer"])
+@pytest.mark.parametrize("name", OF_TILES)
 def test_a_tile_s_rows_are_asked_for_before_its_word_has_arrived(figures: dict[str, Any], name: str) -> None:
     early = figures[name]["early"]
     assert len(early) == 2

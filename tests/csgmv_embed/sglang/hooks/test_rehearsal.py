@@ -101,7 +101,6 @@ class Server:
             return "captured"
 
         getattr(self.backend, self.state.release.decode_graph)(256, 1)
-
         assert graphs.capture_all(every_size, runner) == "captured"
 
 
@@ -157,8 +156,7 @@ def test_the_backends_batch_stays_and_is_planned_anew(on: Any, launched: Binarie
     server = Server(16)
     server.capture(chunked_prefill_size=1024)
     before = server.backend.batch_info
-    state = runtime.state_of(server.backend)
-    assert state is not None and before.bs == 256 and state.last_step is None
+    assert before.bs == 256 and server.state.last_step is None
     server.forward("DECODE", [1] * 256, [slot % SLOTS for slot in range(256)])
     assert server.backend.batch_info.lora_ranks.tolist() == RANKS
 
